@@ -1,0 +1,20 @@
+"""Query and document heads for a frozen Sentence Transformers encoder."""
+
+from st_asym.losses import IsotropyLoss
+from st_asym.model import asymmetric_model, freeze_encoder
+from st_asym.monitoring import TrainingMonitor, watch
+from st_asym.projection import AsymmetricProjection
+from st_asym.routing import check_router_mapping, router_mapping
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "AsymmetricProjection",
+    "IsotropyLoss",
+    "TrainingMonitor",
+    "asymmetric_model",
+    "check_router_mapping",
+    "freeze_encoder",
+    "router_mapping",
+    "watch",
+]

@@ -1,0 +1,5 @@
+"""Losses for the stock trainer, in the conventions of the library's own."""
+
+from st_asym.losses.isotropy import IsotropyLoss
+
+__all__ = ["IsotropyLoss"]

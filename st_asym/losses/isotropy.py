@@ -1,0 +1,190 @@
+"""A loss of the library plus a term that keeps directions evenly spread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+import torch.distributed
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.util import all_gather_with_grad, get_world_size
+from torch import Tensor, nn
+
+from st_asym import isotropy
+
+_CITATIONS = {
+    "covariance": """
+@misc{zhang2017learningspreadoutlocalfeature,
+    title={Learning Spread-out Local Feature Descriptors},
+    author={Xu Zhang and Felix X. Yu and Sanjiv Kumar and Shih-Fu Chang},
+    year={2017},
+    eprint={1708.06320},
+    archivePrefix={arXiv},
+    primaryClass={cs.CV}
+}
+""",
+    "sigreg": """
+@misc{balestriero2025lejepa,
+    title={LeJEPA: Provable and Scalable Self-Supervised Learning Without the Heuristics},
+    author={Randall Balestriero and Yann LeCun},
+    year={2025},
+    eprint={2511.08544},
+    archivePrefix={arXiv},
+    primaryClass={cs.LG}
+}
+""",
+    "uniformity": """
+@misc{wang2020understanding,
+    title={Understanding Contrastive Representation Learning through Alignment and Uniformity on the Hypersphere},
+    author={Tongzhou Wang and Phillip Isola},
+    year={2020},
+    eprint={2005.10242},
+    archivePrefix={arXiv},
+    primaryClass={cs.LG}
+}
+""",
+}
+
+
+class IsotropyLoss(nn.Module):
+    """Add an isotropy term to another loss, embedding each column once for both.
+
+    Every column is measured by itself, on unit-length vectors in float32, and the term is the mean over columns. Under
+    several processes it is computed over the vectors of all of them, and equals what one process would compute for the
+    whole batch, gradients included; every process must then hold equally many rows.
+
+    Args:
+        model: The model to train.
+        loss: The loss to add to, any with a ``compute_loss_from_embeddings`` method. ``MultipleNegativesRankingLoss``
+            if None.
+        weight: Factor of the isotropy term.
+        kind: ``"covariance"``, ``"sigreg"`` or ``"uniformity"``: the function of that name in :mod:`st_asym.isotropy`,
+            which gives its formula, floor and source.
+        slices: Random directions that ``sigreg`` projects on, drawn anew for every batch from torch's generator.
+        knots: Points of the integral of ``sigreg``.
+
+    Raises:
+        TypeError: ``loss`` cannot be computed from embeddings.
+        ValueError: Unknown ``kind``, a negative or non-finite ``weight``, no slices, or fewer than two knots.
+
+    Inputs:
+        +---------------------------+----------------------------+
+        | Inputs                    | Labels                     |
+        +===========================+============================+
+        | those of the wrapped loss | those of the wrapped loss  |
+        +---------------------------+----------------------------+
+
+    Example:
+        >>> from sentence_transformers import SentenceTransformer
+        >>> from sentence_transformers.sentence_transformer.modules import BoW
+        >>> from st_asym import IsotropyLoss, asymmetric_model
+        >>> model = asymmetric_model(SentenceTransformer(modules=[BoW(["frozen", "encoder", "head"])]))
+        >>> loss = IsotropyLoss(model, weight=0.3)
+        >>> queries = {**model.preprocess(["head", "encoder"]), "task": "query"}
+        >>> documents = {**model.preprocess(["frozen head", "frozen encoder"]), "task": "document"}
+        >>> sorted(loss([queries, documents]))
+        ['contrastive', 'isotropy']
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        loss: nn.Module | None = None,
+        *,
+        weight: float = 1.0,
+        kind: Literal["covariance", "sigreg", "uniformity"] = "covariance",
+        slices: int = 256,
+        knots: int = 17,
+    ) -> None:
+        super().__init__()
+        loss = MultipleNegativesRankingLoss(model) if loss is None else loss
+        if not callable(getattr(loss, "compute_loss_from_embeddings", None)):
+            raise TypeError(
+                f"IsotropyLoss embeds each column once and hands the vectors on, but {type(loss).__name__} has no "
+                "compute_loss_from_embeddings(embeddings, labels). MultipleNegativesRankingLoss, CoSENTLoss and "
+                "MarginMSELoss have; the Cached... losses need not, as large batches fit when the encoder is frozen."
+            )
+        if kind not in _CITATIONS:
+            raise ValueError(f"kind must be one of {', '.join(map(repr, _CITATIONS))}, got {kind!r}.")
+        if not 0.0 <= weight < float("inf"):
+            raise ValueError(f"weight must be a finite number of at least 0, got {weight}.")
+        if slices < 1 or knots < 2:
+            raise ValueError(f"sigreg needs at least 1 slice and 2 knots, got slices={slices} and knots={knots}.")
+        self.model = model
+        self.loss: Any = loss
+        self.weight = weight
+        self.kind = kind
+        self.slices = slices
+        self.knots = knots
+
+    def forward(
+        self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Embed each column once and return the parts of the loss, which the trainer sums and logs one by one.
+
+        Args:
+            sentence_features: One dict of model inputs per column.
+            labels: What the wrapped loss expects.
+
+        Returns:
+            The wrapped loss under its own names, or as ``contrastive`` (under its class name if it is not contrastive)
+            where it has none; and ``isotropy``, weighted.
+        """
+        embeddings = [self.model(features)["sentence_embedding"] for features in sentence_features]
+        return self.compute_loss_from_embeddings(embeddings, labels)
+
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> dict[str, Tensor]:
+        """The same parts from vectors that were computed before.
+
+        Args:
+            embeddings: One tensor of shape ``(batch, dimension)`` per column.
+            labels: What the wrapped loss expects.
+
+        Returns:
+            The parts, as :meth:`forward` returns them.
+        """
+        value = self.loss.compute_loss_from_embeddings(embeddings, labels)
+        parts = dict(value) if isinstance(value, dict) else {self._name_of_loss(): value}
+        term = self.weight * self._isotropy(embeddings)
+        parts["isotropy"] = parts["isotropy"] + term if "isotropy" in parts else term
+        return parts
+
+    def _name_of_loss(self) -> str:
+        return "contrastive" if isinstance(self.loss, MultipleNegativesRankingLoss) else type(self.loss).__name__
+
+    def _isotropy(self, embeddings: list[Tensor]) -> Tensor:
+        distributed = get_world_size() > 1
+        with torch.autocast(device_type=embeddings[0].device.type, enabled=False):
+            columns = [all_gather_with_grad(column) if distributed else column for column in embeddings]
+            if self.kind == "sigreg":
+                directions = self._directions(columns[0])
+                terms = [isotropy.sigreg(column, directions, knots=self.knots) for column in columns]
+            else:
+                measure = isotropy.covariance if self.kind == "covariance" else isotropy.uniformity
+                terms = [measure(column) for column in columns]
+        return torch.stack(terms).mean()
+
+    def _directions(self, vectors: Tensor) -> Tensor:
+        """Fresh directions of shape ``(dimension, slices)``, the same on every process.
+
+        They come from torch's CPU generator, whose state the trainer saves with each checkpoint, so that a resumed run
+        draws what the uninterrupted one would have drawn.
+        """
+        directions = torch.randn(vectors.shape[1], self.slices).to(vectors.device)
+        if get_world_size() > 1:
+            torch.distributed.broadcast(directions, src=0)
+        return directions
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The settings, as the trainer writes them into the model card."""
+        config: dict[str, Any] = {"loss": type(self.loss).__name__, "weight": self.weight, "kind": self.kind}
+        if self.kind == "sigreg":
+            config |= {"slices": self.slices, "knots": self.knots}
+        return config
+
+    @property
+    def citation(self) -> str:
+        """BibTeX of the paper that the isotropy term is from."""
+        return _CITATIONS[self.kind]

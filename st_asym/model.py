@@ -1,0 +1,183 @@
+"""A frozen encoder with heads behind it, as a plain SentenceTransformer."""
+
+from __future__ import annotations
+
+import json
+import logging
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Normalize, Router
+from sentence_transformers.util import load_file_path
+from torch import nn
+from typing_extensions import Unpack
+
+from st_asym.projection import AsymmetricProjection, ProjectionOptions
+
+logger = logging.getLogger(__name__)
+
+_FROZEN: WeakSet[nn.Module] = WeakSet()
+
+
+def asymmetric_model(
+    encoder: SentenceTransformer | str | PathLike[str], **projection: Unpack[ProjectionOptions]
+) -> SentenceTransformer:
+    """Put query and document heads behind a frozen encoder.
+
+    The result is a plain ``SentenceTransformer`` of stock modules, ``[*encoder, Router, Normalize]``, with cosine
+    similarity and the encoder's own prompts, ``max_seq_length``, dtype and device. Before training it gives the
+    encoder's vectors, normalised. An encoder with a ``truncate_dim`` gets heads that start as that truncation.
+
+    The modules are shared with ``encoder``, not copied, and are frozen by :func:`freeze_encoder`.
+
+    Args:
+        encoder: A ``SentenceTransformer``, or the Hub id or path of one.
+        **projection: ``out_features``, ``hidden_features``, ``activation``, ``init``, ``query``, ``document`` and
+            ``shared`` of :func:`st_asym.AsymmetricProjection`.
+
+    Returns:
+        The model, with the heads as its only trainable parameters.
+
+    Raises:
+        TypeError: ``encoder`` is a sparse, multi-vector or cross encoder.
+        ValueError: ``encoder`` already has a ``Router``, or does not say how many dimensions its vectors have, or the
+            projection is impossible (see :func:`st_asym.AsymmetricProjection`).
+
+    Example:
+        >>> from sentence_transformers import SentenceTransformer
+        >>> from sentence_transformers.sentence_transformer.modules import BoW
+        >>> encoder = SentenceTransformer(modules=[BoW(["frozen", "encoder", "head"])])
+        >>> model = asymmetric_model(encoder)
+        >>> [type(module).__name__ for module in model]
+        ['BoW', 'Router', 'Normalize']
+        >>> model.encode_query("frozen head").shape
+        (3,)
+    """
+    if not isinstance(encoder, SentenceTransformer):
+        encoder = _load_encoder(encoder)
+    if any(isinstance(module, Router) for module in encoder.modules()):
+        raise ValueError(
+            "The encoder already has a Router, so its queries and documents take different ways before the heads. Pass "
+            "the encoder inside it; to train existing heads further, use st_asym.freeze_encoder(model)."
+        )
+    with encoder.truncate_embeddings(None):
+        in_features = encoder.get_embedding_dimension()
+    if in_features is None:
+        raise ValueError(
+            f"The encoder does not say how many dimensions its vectors have: none of its modules "
+            f"({', '.join(type(module).__name__ for module in encoder)}) has get_embedding_dimension()."
+        )
+    options: ProjectionOptions = {"out_features": encoder.get_embedding_dimension()}
+    options.update(projection)
+    router = AsymmetricProjection(in_features, **options)
+
+    _warn_about_encoder(encoder)
+    names = [name for name, _ in encoder.named_children()]
+    model = SentenceTransformer(
+        modules=[*encoder.children(), router, Normalize()],
+        device=encoder.device,  # type: ignore[arg-type]  # annotated as str, handed to Module.to
+        prompts={name: prompt or "" for name, prompt in encoder.prompts.items()},
+        default_prompt_name=encoder.default_prompt_name,
+        trust_remote_code=encoder.trust_remote_code,
+        backend=encoder.get_backend(),
+        similarity_fn_name="cosine",
+    )
+    if encoder.module_kwargs:
+        model.module_kwargs = {str(names.index(name)): value for name, value in encoder.module_kwargs.items()}
+    return freeze_encoder(model)
+
+
+def freeze_encoder(model: SentenceTransformer) -> SentenceTransformer:
+    """Freeze every module before the heads, in place.
+
+    Their parameters take no gradients, and they stay in evaluation mode while the heads train, so that dropout does not
+    change the encoder's vectors. :func:`asymmetric_model` does this; a model loaded from disk needs it before its heads
+    are trained further.
+
+    Args:
+        model: A ``SentenceTransformer`` with a ``Router`` among its modules.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: ``model`` has no ``Router``, or nothing before it.
+
+    Example:
+        >>> from sentence_transformers import SentenceTransformer
+        >>> model = freeze_encoder(SentenceTransformer("path/to/a/saved/model"))  # doctest: +SKIP
+    """
+    modules = list(model.children())
+    heads = next((index for index, module in enumerate(modules) if isinstance(module, Router)), 0)
+    if heads == 0:
+        raise ValueError(
+            "freeze_encoder needs a model with heads behind an encoder, [encoder..., Router, Normalize]; this one is "
+            f"[{', '.join(type(module).__name__ for module in modules)}]."
+        )
+    for module in modules[:heads]:
+        module.requires_grad_(False)
+        module.eval()
+        if module not in _FROZEN:
+            module.register_forward_pre_hook(_stay_in_evaluation_mode)
+            _FROZEN.add(module)
+    return model
+
+
+def _stay_in_evaluation_mode(module: nn.Module, _args: Any) -> None:
+    """Undo what ``model.train()`` did to a frozen module, so that it runs without dropout."""
+    if module.training:
+        module.eval()
+
+
+def _load_encoder(encoder: str | PathLike[str]) -> SentenceTransformer:
+    if not isinstance(encoder, str | PathLike):
+        raise TypeError(
+            f"The encoder must be a SentenceTransformer, a Hub id or a path, not a {type(encoder).__name__}: heads are "
+            "trained on one dense vector per text."
+        )
+    name = fspath(encoder)
+    model = SentenceTransformer(name)
+    saved_as = _saved_model_type(name, model)
+    if saved_as != "SentenceTransformer":
+        raise TypeError(
+            f"{name} holds a {saved_as}, which the library converts to a mean-pooled encoder that was never trained: "
+            "heads need an encoder of one dense vector per text. Name a SentenceTransformer."
+        )
+    return model
+
+
+def _saved_model_type(name: str, model: SentenceTransformer) -> str:
+    """What ``name`` was saved as: the library loads sparse, multi-vector and cross encoders too, with a warning."""
+    settings = load_file_path(name, "config_sentence_transformers.json")
+    if settings is not None:
+        return str(json.loads(Path(settings).read_text(encoding="utf-8")).get("model_type", "SentenceTransformer"))
+    classifier = any("ForSequenceClassification" in name for name in getattr(model.config, "architectures", None) or [])
+    return "CrossEncoder" if classifier and load_file_path(name, "modules.json") is None else "SentenceTransformer"
+
+
+def _warn_about_encoder(encoder: SentenceTransformer) -> None:
+    """Say what of the encoder's behaviour the model cannot keep."""
+    foreign = [type(m).__name__ for m in encoder if not type(m).__module__.startswith("sentence_transformers.")]
+    if foreign:
+        logger.warning(
+            "The encoder has modules that are not part of sentence-transformers (%s). The saved model needs them, and "
+            "trust_remote_code=True, wherever it is loaded.",
+            ", ".join(foreign),
+        )
+    if encoder.similarity_fn_name != "cosine" and not isinstance(list(encoder.children())[-1], Normalize):
+        logger.warning(
+            "The encoder compares vectors of any length by %s; the model with heads compares directions, by cosine, "
+            "and ranks differently even before training.",
+            encoder.similarity_fn_name,
+        )
+    if encoder.dtype in (torch.bfloat16, torch.float16):
+        logger.warning(
+            "The heads are in %s like the encoder. An optimizer step below 1/%d of a weight is rounded away in that "
+            "precision: load the encoder in float32 to train, and convert the trained model.",
+            str(encoder.dtype).removeprefix("torch."),
+            round(2 / torch.finfo(encoder.dtype).eps),
+        )

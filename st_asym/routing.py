@@ -1,0 +1,133 @@
+"""Which column of a data set is a query and which a document, for the trainer's ``router_mapping``."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict, IterableDataset
+
+logger = logging.getLogger(__name__)
+
+_QUERY_NAMES = frozenset({"anchor", "query", "question"})
+_DOCUMENT_NAMES = frozenset(
+    {"answer", "chunk", "context", "corpus", "doc", "document", "negative", "passage", "positive", "response", "text"}
+)
+# What the library's data collators do not treat as text.
+_NOT_TEXT = frozenset({"label", "labels", "score", "scores", "dataset_name"})
+_ROUTES = ("query", "document")
+
+
+def router_mapping(
+    dataset: Dataset | DatasetDict | IterableDataset | Mapping[str, Any], *, query: str | Iterable[str] | None = None
+) -> dict[str, Any]:
+    """Make the ``router_mapping`` for ``SentenceTransformerTrainingArguments`` from the columns of a data set.
+
+    Columns are told by name (``query``, ``question`` and ``anchor``, with or without a number, are queries). Where none
+    of the names is known, the first column is the query, as the library's losses expect. What was decided is logged.
+
+    Args:
+        dataset: A data set with column names, or a dict of them by name, as the trainer takes them.
+        query: The column or columns that hold queries, where the names do not tell.
+
+    Returns:
+        ``{column: "query" or "document"}``; for a dict of data sets, one such mapping per data set.
+
+    Raises:
+        ValueError: No column is a query, or ``query`` names a column that does not exist.
+
+    Example:
+        >>> from datasets import Dataset
+        >>> router_mapping(Dataset.from_dict({"question": ["a"], "positive": ["b"], "negative_1": ["c"]}))
+        {'question': 'query', 'positive': 'document', 'negative_1': 'document'}
+    """
+    if isinstance(dataset, Mapping):
+        return {name: router_mapping(part, query=query) for name, part in dataset.items()}
+    columns = _text_columns(dataset)
+    queries = _named_queries(columns, query) if query is not None else _guessed_queries(columns)
+    mapping = {column: "query" if column in queries else "document" for column in columns}
+    logger.info("Columns: %s.", ", ".join(f"{column} is a {route}" for column, route in mapping.items()))
+    return mapping
+
+
+def check_router_mapping(
+    mapping: Mapping[str, Any], dataset: Dataset | DatasetDict | IterableDataset | Mapping[str, Any]
+) -> None:
+    """Refuse a mapping that would send a column of the data set down the wrong way.
+
+    :func:`st_asym.watch` calls it for the training and evaluation data of a trainer.
+
+    Args:
+        mapping: The ``router_mapping`` of the training arguments.
+        dataset: A data set, or a dict of them by name.
+
+    Raises:
+        ValueError: A column is not in the mapping, or mapped to something other than ``query`` and ``document``. The
+            message names the column, and the misspelt key that was probably meant for it.
+
+    Example:
+        >>> from datasets import Dataset
+        >>> check_router_mapping({"qeury": "query", "positive": "document"},
+        ...                      Dataset.from_dict({"query": ["a"], "positive": ["b"]}))
+        Traceback (most recent call last):
+            ...
+        ValueError: router_mapping has no route for column 'query' (a misspelt 'qeury'?). ...
+    """
+    if isinstance(dataset, Mapping):
+        for name, part in dataset.items():
+            nested = any(isinstance(value, Mapping) for value in mapping.values())
+            check_router_mapping(mapping.get(name, {}) if nested else mapping, part)
+        return
+    columns = _text_columns(dataset)
+    strangers = [key for key in mapping if key not in columns]
+    for column in columns:
+        if column not in mapping:
+            close = difflib.get_close_matches(column, strangers, n=1)
+            hint = f" (a misspelt {close[0]!r}?)" if close else ""
+            raise ValueError(
+                f"router_mapping has no route for column {column!r}{hint}. Without one it would train the document "
+                f"head, silently. The columns are {columns}; st_asym.router_mapping(dataset) names them all."
+            )
+        if mapping[column] not in _ROUTES:
+            raise ValueError(
+                f"router_mapping sends column {column!r} to {mapping[column]!r}: it must be one of {_ROUTES}."
+            )
+    if "query" not in {mapping[column] for column in columns}:
+        logger.warning("router_mapping sends every column of %s to the document head: no queries are trained.", columns)
+
+
+def _text_columns(dataset: Any) -> list[str]:
+    names = getattr(dataset, "column_names", None)
+    if names is None:
+        raise ValueError(
+            f"A {type(dataset).__name__} without column names cannot be mapped: give a datasets.Dataset, or an "
+            "IterableDataset with features."
+        )
+    return [name for name in names if name not in _NOT_TEXT]
+
+
+def _named_queries(columns: list[str], query: str | Iterable[str]) -> set[str]:
+    queries = {query} if isinstance(query, str) else set(query)
+    if missing := sorted(queries.difference(columns)):
+        raise ValueError(f"query={missing[0]!r} is not a column of the data set: it has {columns}.")
+    return queries
+
+
+def _guessed_queries(columns: list[str]) -> set[str]:
+    queries = {column for column in columns if _stem(column) in _QUERY_NAMES}
+    if queries:
+        return queries
+    if not columns or _stem(columns[0]) in _DOCUMENT_NAMES:
+        raise ValueError(
+            f"None of the columns {columns} looks like a query: name it, router_mapping(dataset, query=...)."
+        )
+    logger.warning("Taking the first column, %r, for the query and the rest of %s for documents.", columns[0], columns)
+    return {columns[0]}
+
+
+def _stem(column: str) -> str:
+    """``Negative_12`` -> ``negative``."""
+    return column.lower().rstrip("0123456789").rstrip("_-")
