@@ -100,7 +100,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="a BEIR folder or zip, or a JSONL of query and positive")
     parser.add_argument("--encoder", help="a Hub id or path; the packaged all-MiniLM-L6-v2 if not given")
     parser.add_argument("--pairs", type=int, default=4_000, help="how many docstrings to use (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=10, help="(default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=20, help="(default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=256, help="(default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=3e-4, help="(default: %(default)s)")
     parser.add_argument("--isotropy-weight", type=float, default=0.3, help="(default: %(default)s)")

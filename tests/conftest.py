@@ -1,0 +1,101 @@
+"""Encoders for the tests: tiny random ones for shapes and plumbing, the real one where the claim is about real text."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+from packaged_encoder import packaged_encoder
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Normalize, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from transformers import BertConfig, BertModel, BertTokenizer
+
+WORDS = ["answers", "big", "document", "encoder", "frozen", "head", "learns", "query", "red", "small", "text", "vector"]
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved BERT of two layers and 16 dimensions with random weights and dropout."""
+    folder = tmp_path_factory.mktemp("tiny_bert")
+    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
+    tokenizer = BertTokenizer(vocab=vocabulary)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        initializer_range=0.5,
+    )
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def make_encoder(tiny_bert: Path) -> Callable[..., SentenceTransformer]:
+    """Build a tiny encoder that ends in ``pooling``, ``normalize`` or ``dense``."""
+
+    def make(ending: str = "normalize", **options: object) -> SentenceTransformer:
+        transformer = Transformer(str(tiny_bert), max_seq_length=32)
+        modules = [transformer, Pooling(transformer.get_embedding_dimension(), "mean")]
+        if ending == "normalize":
+            modules.append(Normalize())
+        if ending == "dense":
+            torch.manual_seed(1)
+            modules.append(Dense(16, 12))
+        return SentenceTransformer(modules=modules, device="cpu", **options)
+
+    return make
+
+
+@pytest.fixture
+def tiny_encoder(make_encoder: Callable[..., SentenceTransformer]) -> SentenceTransformer:
+    return make_encoder()
+
+
+@pytest.fixture(scope="session")
+def real_encoder_path() -> str:
+    try:
+        return packaged_encoder()
+    except ModuleNotFoundError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def real_encoder(real_encoder_path: str) -> SentenceTransformer:
+    return SentenceTransformer(real_encoder_path, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"the shared collections are not at {SHARED_DATA}")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def run_without_st_asym() -> Callable[..., str]:
+    """Run code in a fresh process that cannot import st_asym, and return what it prints."""
+
+    def run(code: str, *arguments: str) -> str:
+        blocked = f"import sys; sys.modules['st_asym'] = None\n{code}"
+        process = subprocess.run(
+            [sys.executable, "-c", blocked, *arguments], capture_output=True, text=True, timeout=300, check=False
+        )
+        assert process.returncode == 0, process.stderr
+        return process.stdout
+
+    return run
