@@ -53,7 +53,7 @@ def summarise(scores: dict[str, list[Scores]]) -> list[dict[str, Any]]:
         }
         if name != first:
             difference = np.mean([run.ndcg_at_10 for run in runs], axis=0) - untouched
-            interval = bootstrap((difference,), np.mean, rng=0).confidence_interval
+            interval = bootstrap((difference,), np.mean, method="percentile", rng=0).confidence_interval
             row |= {"difference": float(difference.mean()), "95 %": [float(interval.low), float(interval.high)]}
         rows.append(row)
     return rows

@@ -1,0 +1,41 @@
+"""The examples in docstrings run, and README's Python runs as it stands."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import st_asym
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+MODULES = [st_asym.__name__, *(info.name for info in pkgutil.walk_packages(st_asym.__path__, "st_asym."))]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings(name: str) -> None:
+    module = importlib.import_module(name)
+    names = {"asymmetric_model": st_asym.asymmetric_model}
+    failures, _ = doctest.testmod(module, extraglobs=names, optionflags=doctest.ELLIPSIS)
+    assert failures == 0
+
+
+def test_every_public_name_has_an_example() -> None:
+    for name in st_asym.__all__:
+        item = getattr(st_asym, name)
+        documented: ModuleType | type = item
+        assert documented.__doc__, name
+        assert ">>>" in documented.__doc__ or "Use :func:`" in documented.__doc__, name
+
+
+def test_the_python_of_the_readme(real_encoder_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks
+    monkeypatch.chdir(tmp_path)
+    code = "\n".join(blocks).replace("sentence-transformers/all-MiniLM-L6-v2", real_encoder_path)
+    exec(compile(code, str(README), "exec"), {"__name__": "__main__"})  # noqa: S102 - our own page
