@@ -185,7 +185,8 @@ class EmbeddingCache:
             if rows:
                 raise CacheError(
                     f"{self.store.directory} lost the vector of {texts[rows[0]]!r:.80} right after it was written: "
-                    "another process removed it, or the disk is failing."
+                    "another process removed it, or the file is damaged. In that case delete data.mdb there: the "
+                    "vectors are encoded anew."
                 )
         return np.empty((0, 0), dtype=np.float32) if vectors is None else vectors
 

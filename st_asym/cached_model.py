@@ -89,7 +89,7 @@ class CachedSentenceTransformer(SentenceTransformer):
                 input = module(input, **self._accepted(name, module, kwargs))  # noqa: A001
         return input
 
-    def encode(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def encode(self, *args: Any, **kwargs: Any) -> Any:
         """Encode as the model does; token embeddings are not cached, and come from the whole model."""
         if kwargs.get("output_value", "sentence_embedding") != "sentence_embedding":
             return self.stock_model().encode(*args, **kwargs)

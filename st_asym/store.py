@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import shutil
+import struct
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -30,8 +33,10 @@ _FORMAT = 1
 _FORMAT_KEY = b"format"
 _GROUP_PREFIX = b"group:"
 _CHECKSUM_BYTES = 4
-_FIRST_MAP = 1 << 30
+_FIRST_MAP = 1 << 24
+_PAGE_SIZES = (4096, 8192, 16384, 32768, 65536)
 _READERS = 1024
+_INTEGER_KEYS = 8
 
 
 class CacheError(RuntimeError):
@@ -59,9 +64,10 @@ class VectorStore:
     from survives the end of the process at any moment, and power cuts as far as the disk keeps what it has confirmed.
 
     Args:
-        directory: Where ``data.mdb`` lies, made if missing. Not on a network file system.
+        directory: Where ``data.mdb`` lies, made if missing. Not on a network file system. The file has a hole at its
+            end, so it takes less space than its length says.
         dtype: How vectors are stored; None for what the directory has, ``"float32"`` in a new one.
-        max_bytes: Size that the file must not exceed, None for no limit.
+        max_bytes: Space that the file must not exceed, None for no limit.
 
     Raises:
         CacheError: The file is damaged, of another format, or not one of this library's; or it must be made in a
@@ -105,7 +111,8 @@ class VectorStore:
         """
         if not len(keys):
             return
-        stored = vectors.astype(self.dtype)
+        with np.errstate(over="ignore"):
+            stored = vectors.astype(self.dtype)
         if (np.isinf(stored) & np.isfinite(vectors)).any():
             raise ValueError("A vector has values beyond 65,504, the largest float16: store float32.")
         # Neighbours in key order share pages.
@@ -271,7 +278,9 @@ class _Environment:
                     # LMDB may refuse to go on with a handle that failed to write.
                     self._handle.close()
                     self._open()
-                    reason = "the disk is full" if isinstance(error, lmdb.DiskError) else str(error)
+                    # It calls a write that stopped half way an input/output error.
+                    full = shutil.disk_usage(self.directory).free < 1 << 16
+                    reason = "the disk is full" if full or isinstance(error, lmdb.DiskError) else str(error)
                     raise CacheError(
                         f"{self.directory} could not be {'written' if write else 'read'}: {reason}. Everything that "
                         "was committed before is intact."
@@ -292,7 +301,7 @@ class _Environment:
         try:
             self._handle = lmdb.open(
                 str(self.directory),
-                map_size=max(_FIRST_MAP, 1 << size.bit_length()),
+                map_size=max(_FIRST_MAP, _whole_pages(size)),
                 readonly=self.read_only,
                 # Without its lock file a store can only be read while nobody writes, as is so on read-only media.
                 lock=not self.read_only or os.access(self.directory / "lock.mdb", os.W_OK),
@@ -307,21 +316,34 @@ class _Environment:
         self._pid = os.getpid()
         # Processes that were killed while reading would keep old pages from being used again.
         self._handle.reader_check()
-        self._mend_length(path)
+        self._check_head(path)
+        self._fill_map()
 
-    def _mend_length(self, path: Path) -> None:
-        """Make a file that was cut short whole again with zeros, which no checksum accepts.
-
-        Reading beyond the end of a mapped file would end the process.
-        """
-        needed = self.used_bytes()
-        if path.stat().st_size >= needed:
+    def _check_head(self, path: Path) -> None:
+        """Refuse a file whose first pages would send LMDB out of it, and mend one that was cut short."""
+        needed, size = self.used_bytes(), path.stat().st_size
+        sound = self._handle.stat()["psize"] in _PAGE_SIZES and needed <= self._handle.info()["map_size"]
+        if not sound or not _has_plain_databases(path, self._handle.stat()["psize"]):
+            self._handle.close()
+            raise self._damaged("its first pages make no sense")
+        if size >= needed:
             return
         if self.read_only:
             self._handle.close()
             raise self._damaged("its file ends too early")
         logger.warning("%s was cut short. What is lost will be encoded anew.", path)
         os.truncate(path, needed)
+
+    def _fill_map(self) -> None:
+        """Let the file reach to the end of the map, as a hole that takes no space.
+
+        A damaged page may lead anywhere in the map. Beyond the end of the file that would be the end of the process; in
+        the hole there are zeros, which LMDB and the checksums refuse.
+        """
+        path, size = self.directory / "data.mdb", self._handle.info()["map_size"]
+        if not self.read_only and path.stat().st_size < size:
+            with contextlib.suppress(OSError):
+                os.truncate(path, size)
 
     def _grow(self, max_bytes: int | None, error: lmdb.Error) -> None:
         """Make room in the address space for a file twice as long."""
@@ -332,6 +354,7 @@ class _Environment:
                 "room with EmbeddingCache.remove(model). Everything that was committed before is intact."
             ) from error
         self._handle.set_mapsize(2 * size if max_bytes is None else min(2 * size, _whole_pages(max_bytes)))
+        self._fill_map()
 
     def _damaged(self, reason: object) -> CacheError:
         return CacheError(
@@ -350,6 +373,23 @@ def _environment(directory: Path) -> _Environment:
         if environment is None:
             environment = _ENVIRONMENTS[directory] = _Environment(directory)
         return environment
+
+
+def _has_plain_databases(path: Path, page_size: int) -> bool:
+    """Whether both heads of an LMDB file say that it has the two kinds of tree that a store has.
+
+    Another kind would end the process. This is the layout of LMDB's data format 1, 64 bits: page header of 16 bytes,
+    magic number, version, two addresses, and two trees of 48 bytes that begin with their page size and flags.
+    """
+    with path.open("rb") as file:
+        for start in (0, page_size):
+            file.seek(start)
+            head = file.read(96)
+            if len(head) == 96 and struct.unpack_from("<I", head, 20)[0] & 0xFFFF == 1:
+                free, main = struct.unpack_from("<H", head, 44)[0], struct.unpack_from("<H", head, 92)[0]
+                if free & ~_INTEGER_KEYS or main:
+                    return False
+    return True
 
 
 def _whole_pages(size: int) -> int:
