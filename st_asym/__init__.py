@@ -2,7 +2,7 @@
 
 from st_asym.cache import EmbeddingCache
 from st_asym.cached_model import CachedSentenceTransformer
-from st_asym.fingerprint import fingerprint
+from st_asym.fingerprint import encoder_fingerprint
 from st_asym.keys import record_keys
 from st_asym.losses import IsotropyLoss
 from st_asym.model import asymmetric_model, freeze_encoder
@@ -22,7 +22,7 @@ __all__ = [
     "TrainingMonitor",
     "asymmetric_model",
     "check_router_mapping",
-    "fingerprint",
+    "encoder_fingerprint",
     "freeze_encoder",
     "record_keys",
     "router_mapping",

@@ -12,7 +12,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from st_asym.filling import Precision, encode_into
-from st_asym.fingerprint import fingerprint, listens_to_task
+from st_asym.fingerprint import encoder_fingerprint, listens_to_task
 from st_asym.keys import group_of, record_keys
 from st_asym.parquet import read_parquet, write_parquet
 from st_asym.store import CacheError, Floats, StoredType, VectorStore
@@ -26,7 +26,7 @@ _PORTION = 4096
 class EmbeddingCache:
     """Vectors of texts on disk, for any number of encoders side by side.
 
-    A vector is found under a digest of the encoder (see :func:`st_asym.fingerprint`), the prompt, the text, the
+    A vector is found under a digest of the encoder (see :func:`st_asym.encoder_fingerprint`), the prompt, the text, the
     precision it was asked for, and whatever else was passed to the encoder with it: what changes a vector changes its
     place. Vectors are those of the encoder alone, before any heads.
 
@@ -196,7 +196,7 @@ class EmbeddingCache:
         Returns:
             How many were deleted. The file keeps its size; the space is used again.
         """
-        return self.store.remove(group_of(fingerprint(model)))
+        return self.store.remove(group_of(encoder_fingerprint(model)))
 
     def stats(self) -> dict[str, Any]:
         """What the cache holds.
@@ -224,7 +224,7 @@ class EmbeddingCache:
         Raises:
             ValueError: The cache has no vectors of this encoder.
         """
-        group = group_of(fingerprint(model))
+        group = group_of(encoder_fingerprint(model))
         facts = self.store.groups().get(group)
         if facts is None:
             raise ValueError(f"{self.store.directory} has no vectors of this encoder: EmbeddingCache.fill makes them.")
@@ -271,7 +271,7 @@ class EmbeddingCache:
         options: dict[str, Any],
     ) -> list[bytes]:
         task = task if task is not None and listens_to_task(model) else None
-        return record_keys(fingerprint(model), texts, prompt=prompt, task=task, precision=precision, **options)
+        return record_keys(encoder_fingerprint(model), texts, prompt=prompt, task=task, precision=precision, **options)
 
     def _look_up(self, keys: Sequence[bytes]) -> tuple[Floats | None, list[int]]:
         """The vectors (n, d), if there are any, and the rows that are missing."""

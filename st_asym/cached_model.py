@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from st_asym.cache import EmbeddingCache
 from st_asym.filling import Precision
-from st_asym.fingerprint import encoder_modules, fingerprint
+from st_asym.fingerprint import encoder_fingerprint, encoder_modules
 
 
 class CachedSentenceTransformer(SentenceTransformer):
@@ -52,7 +52,7 @@ class CachedSentenceTransformer(SentenceTransformer):
         _share(model, self)
         self.cache = cache
         self.cache_precision: Precision = precision
-        self.encoder_fingerprint = fingerprint(self)
+        self.encoder_fingerprint = encoder_fingerprint(self)
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
         """Look up the encoder's vectors, encoding what is missing.
@@ -121,7 +121,7 @@ class CachedSentenceTransformer(SentenceTransformer):
     def _check_encoder(self) -> None:
         if self.training:
             _check_frozen(self)
-        if fingerprint(self) != self.encoder_fingerprint:
+        if encoder_fingerprint(self) != self.encoder_fingerprint:
             raise ValueError(
                 "The encoder has changed since CachedSentenceTransformer(model, cache) was made: its weights, its "
                 "tokenizer or a setting such as max_seq_length. Make a new one from the changed model; its texts are "

@@ -45,7 +45,7 @@ def encoder_modules(model: SentenceTransformer) -> OrderedDict[str, nn.Module]:
     return modules
 
 
-def fingerprint(model: SentenceTransformer) -> str:
+def encoder_fingerprint(model: SentenceTransformer) -> str:
     """Digest what shapes an encoder's vectors: 64 hexadecimal digits.
 
     It covers the weights with their dtype, the tokenizer, and class and configuration of every module up to the heads
@@ -66,7 +66,7 @@ def fingerprint(model: SentenceTransformer) -> str:
     Example:
         >>> from sentence_transformers import SentenceTransformer
         >>> from sentence_transformers.sentence_transformer.modules import BoW
-        >>> fingerprint(SentenceTransformer(modules=[BoW(["a", "b"])]))[:8]
+        >>> encoder_fingerprint(SentenceTransformer(modules=[BoW(["a", "b"])]))[:8]
         '5cf7e1a9'
     """
     remembered = _REMEMBERED.get(model)

@@ -22,7 +22,7 @@ def record_keys(
     """The keys of texts in a cache: the same on every machine, for vectors that are computed elsewhere.
 
     Args:
-        encoder: What :func:`st_asym.fingerprint` gives.
+        encoder: What :func:`st_asym.encoder_fingerprint` gives.
         texts: Strings.
         prompt: As the text was encoded with; ``""`` and None are the same.
         task: Only for encoders that treat queries and documents differently before the heads; otherwise None.

@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import random
+import signal
 import tempfile
 import time
 from itertools import count
@@ -23,7 +24,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from st_asym import EmbeddingCache, filling, fingerprint, record_keys
+from st_asym import EmbeddingCache, encoder_fingerprint, filling, record_keys
 
 WORDS = [f"w{number}" for number in range(500)]
 # Texts that are reported as committed at a time, and texts per commit.
@@ -65,7 +66,7 @@ def check(directory: Path, model: SentenceTransformer, committed: int) -> dict[s
     cache = EmbeddingCache(directory)
     texts = [text(number) for number in range(committed + REPORTED)]
     expected = model.encode(texts)
-    found = cache.store.get(record_keys(fingerprint(model), texts))
+    found = cache.store.get(record_keys(encoder_fingerprint(model), texts))
     present = np.setdiff1d(np.arange(len(texts)), found.missing)
     wrong = 0
     if found.vectors is not None:
@@ -98,7 +99,9 @@ def run(kills: int, directory: Path, seed: int = 0) -> dict[str, int]:
         time.sleep(chance.uniform(0.0, 0.06))
         child.kill()
         child.join()
-        totals["kills"] += child.exitcode == -9
+        if child.exitcode != -signal.SIGKILL:
+            raise RuntimeError(f"The process ended by itself, with exit code {child.exitcode}: nothing was killed.")
+        totals["kills"] += 1
         committed = reported(journal)
         for name, number in check(directory / "cache", model, committed).items():
             totals[name] += number
