@@ -107,7 +107,7 @@ def measure(kind: Callable[[Path], Any], folder: Path, n: int, dimension: int, r
             del store
     result = {
         "writes_per_second": n / writing,
-        "bytes": float(sum(file.stat().st_size for file in folder.iterdir())),
+        "bytes": float(sum(file.stat().st_blocks * 512 for file in folder.iterdir())),
         "open_seconds": statistics.median(opening),
     }
     for size in (64, 1024):
