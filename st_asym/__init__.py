@@ -2,6 +2,7 @@
 
 from st_asym.cache import EmbeddingCache
 from st_asym.cached_model import CachedSentenceTransformer
+from st_asym.environment import CacheError
 from st_asym.fingerprint import encoder_fingerprint
 from st_asym.keys import record_keys
 from st_asym.losses import IsotropyLoss
@@ -9,7 +10,6 @@ from st_asym.model import asymmetric_model, freeze_encoder
 from st_asym.monitoring import TrainingMonitor, watch
 from st_asym.projection import AsymmetricProjection
 from st_asym.routing import check_router_mapping, router_mapping
-from st_asym.store import CacheError
 
 __version__ = "0.1.0.dev0"
 

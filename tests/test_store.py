@@ -4,7 +4,9 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +19,8 @@ from cache_helpers import python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from st_asym.store import _FORMAT_KEY, GROUP_BYTES, CacheError, Floats, VectorStore, _pack_json
+from st_asym.environment import CacheError
+from st_asym.store import _FORMAT_KEY, GROUP_BYTES, Floats, VectorStore, _pack_json
 
 GROUP = b"g" * GROUP_BYTES
 
@@ -166,7 +169,7 @@ def test_is_a_dictionary_on_disk(tmp_path_factory: pytest.TempPathFactory, steps
 
 
 def test_grows_beyond_its_first_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("st_asym.store._FIRST_MAP", 1 << 17)
+    monkeypatch.setattr("st_asym.environment._FIRST_MAP", 1 << 17)
     store = VectorStore(tmp_path)
     for start in range(0, 4000, 500):
         put(store, range(start, start + 500))
@@ -174,7 +177,7 @@ def test_grows_beyond_its_first_map(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_sees_what_another_process_added_beyond_its_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("st_asym.store._FIRST_MAP", 1 << 17)
+    monkeypatch.setattr("st_asym.environment._FIRST_MAP", 1 << 17)
     store = VectorStore(tmp_path)
     put(store, range(10))
     context = multiprocessing.get_context("fork")
@@ -185,6 +188,24 @@ def test_sees_what_another_process_added_beyond_its_map(tmp_path: Path, monkeypa
     assert wrong(store, range(5000)) == ([], [])
     put(store, range(5000, 5010))
     assert len(store) == 5010
+
+
+def test_two_writers_that_both_grow_it_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Making the file longer must not cut off what the other has added meanwhile."""
+    monkeypatch.setattr("st_asym.environment._FIRST_MAP", 1 << 16)
+    store = VectorStore(tmp_path)
+
+    def write(first: int) -> None:
+        for start in range(first, first + 4000, 200):
+            put(store, range(start, start + 200))
+
+    children = [multiprocessing.get_context("fork").Process(target=write, args=(n,)) for n in (0, 4000)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0, 0]
+    assert wrong(store, range(8000)) == ([], [])
 
 
 def test_goes_on_after_a_fork_in_both_processes(tmp_path: Path) -> None:
@@ -236,38 +257,40 @@ def test_threads_share_it(tmp_path: Path) -> None:
     assert len(store) == 500
 
 
-def test_reads_a_directory_that_it_may_not_write(tmp_path: Path) -> None:
-    put(VectorStore(tmp_path / "store"), range(10))
+def test_reads_a_directory_that_it_may_not_write() -> None:
+    # pytest keeps its own folders from other users.
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    put(VectorStore(folder / "store"), range(10))
     for lock in (True, False):
         if not lock:
-            (tmp_path / "store" / "lock.mdb").unlink()
-        for path in (tmp_path / "store").iterdir():
+            (folder / "store" / "lock.mdb").unlink()
+        for path in (folder / "store").iterdir():
             path.chmod(0o444)
-        (tmp_path / "store").chmod(0o555)
-        for parent in [tmp_path, *tmp_path.parents][:4]:
-            parent.chmod(parent.stat().st_mode | 0o055)
+        (folder / "store").chmod(0o555)
         ran = python(
             f"""
             from st_asym.store import CacheError, VectorStore
             import numpy as np
-            store = VectorStore({str(tmp_path / "store")!r})
+            store = VectorStore({str(folder / "store")!r})
             print(store.read_only, len(store), store.get([{key(3)!r}]).missing)
             try:
                 store.put([{key(3)!r}], np.zeros((1, 48), np.float32), "test")
             except CacheError as error:
                 print(error)
             try:
-                VectorStore({str(tmp_path / "store" / "new")!r})
+                VectorStore({str(folder / "store" / "new")!r})
             except CacheError as error:
                 print(error)
             """,
             nobody=True,
         )
-        (tmp_path / "store").chmod(0o755)
+        (folder / "store").chmod(0o755)
         lines = ran.stdout.splitlines()
         assert lines[:1] == ["True 10 []"], ran.stderr
         assert "cannot be written to" in lines[1]
         assert "cannot be made" in lines[2]
+    shutil.rmtree(folder)
 
 
 def test_refuses_to_pass_its_limit_and_keeps_what_it_has(tmp_path: Path) -> None:
