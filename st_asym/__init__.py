@@ -1,5 +1,10 @@
 """Query and document heads for a frozen Sentence Transformers encoder."""
 
+from st_asym.cache import EmbeddingCache
+from st_asym.cached_model import CachedSentenceTransformer
+from st_asym.environment import CacheError
+from st_asym.fingerprint import encoder_fingerprint
+from st_asym.keys import record_keys
 from st_asym.losses import IsotropyLoss
 from st_asym.model import asymmetric_model, freeze_encoder
 from st_asym.monitoring import TrainingMonitor, watch
@@ -10,11 +15,16 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "AsymmetricProjection",
+    "CacheError",
+    "CachedSentenceTransformer",
+    "EmbeddingCache",
     "IsotropyLoss",
     "TrainingMonitor",
     "asymmetric_model",
     "check_router_mapping",
+    "encoder_fingerprint",
     "freeze_encoder",
+    "record_keys",
     "router_mapping",
     "watch",
 ]

@@ -1,0 +1,296 @@
+"""Text to vector, on disk, for any number of encoders: each runs once per distinct text."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+
+from st_asym.environment import CacheError
+from st_asym.filling import Precision, encode_into
+from st_asym.fingerprint import encoder_fingerprint, listens_to_task
+from st_asym.keys import group_of, record_keys
+from st_asym.parquet import read_parquet, write_parquet
+from st_asym.store import Floats, StoredType, VectorStore
+
+logger = logging.getLogger(__name__)
+
+# Texts that are looked up at a time.
+_PORTION = 4096
+
+
+class EmbeddingCache:
+    """Vectors of texts on disk, for any number of encoders side by side.
+
+    A vector is found under a digest of the encoder (see :func:`st_asym.encoder_fingerprint`), the prompt, the text, the
+    precision it was asked for, and whatever else was passed to the encoder with it: what changes a vector changes its
+    place. Vectors are those of the encoder alone, before any heads.
+
+    Any number of processes may read and write; writers take turns. What was committed survives a kill at any moment. A
+    record that the disk has damaged is encoded anew, with a warning. A directory without write permission can be read.
+
+    Args:
+        directory: Where the vectors lie, made if missing. Not on a network file system.
+        dtype: ``"float32"`` or ``"float16"`` (half the size, values rounded to three digits); None for what the
+            directory has, ``"float32"`` in a new one.
+        max_bytes: Size that the file must not exceed, None for no limit.
+
+    Raises:
+        CacheError: The directory holds something else, another format, or a damaged file, or cannot be made.
+        ValueError: ``dtype`` differs from what the directory has, or ``max_bytes`` is too small to hold anything.
+
+    Example:
+        >>> from sentence_transformers import SentenceTransformer
+        >>> cache = EmbeddingCache("vectors")  # doctest: +SKIP
+        >>> encoder = SentenceTransformer("all-MiniLM-L6-v2")  # doctest: +SKIP
+        >>> cache.fill(encoder, ["a text", "another", "a text"])  # doctest: +SKIP
+        2
+        >>> cache.get(encoder, ["another", "a text"]).shape  # doctest: +SKIP
+        (2, 384)
+    """
+
+    def __init__(
+        self, directory: str | os.PathLike[str], *, dtype: StoredType | None = None, max_bytes: int | None = None
+    ) -> None:
+        self.store = VectorStore(directory, dtype=dtype, max_bytes=max_bytes)
+
+    def fill(
+        self,
+        model: SentenceTransformer,
+        texts: Iterable[str],
+        *,
+        prompt: str | None = None,
+        task: str | None = None,
+        precision: Precision = "fp32",
+        batch_tokens: int | None = None,
+        devices: Sequence[str] | None = None,
+        show_progress_bar: bool | None = None,
+        **options: Any,
+    ) -> int:
+        """Encode the distinct texts that are missing, longest first, committed about once a second.
+
+        Killed at any moment, the next call goes on from the last commit.
+
+        Args:
+            model: The encoder, or a model with heads behind it, which are left out.
+            texts: Strings, repeated or not.
+            prompt: Put before each text. None is no prompt, also for a model with a default prompt; what
+                ``encode_query`` uses is ``model.prompts["query"]``.
+            task: ``"query"`` or ``"document"``, which matters only to the few encoders that treat them differently
+                before the heads.
+            precision: ``"bf16"`` runs the encoder in bfloat16 where the processor has it, and otherwise as
+                ``"fp32"``. The two are kept apart.
+            batch_tokens: Tokens per batch, padding included; None for a good value for the device.
+            devices: Several devices, such as ``["cuda:0", "cuda:1"]`` or ``["cpu", "cpu"]``, for the library's
+                multi-process pool; None for the device of the model.
+            show_progress_bar: None shows it where the logger of this module is at ``INFO``.
+            **options: Passed on to the encoder, such as ``processing_kwargs``, and part of what is looked up.
+
+        Returns:
+            How many texts were encoded.
+
+        Raises:
+            TypeError: A text is not a string. The message names its row.
+            ValueError: The encoder cannot encode a text. The message names its row.
+            CacheError: The directory is read-only, damaged, or full, or the disk is.
+        """
+        texts = list(texts)
+        keys = self._keys(model, texts, prompt, task, precision, options)
+        missing: dict[bytes, int] = {}
+        for start in range(0, len(keys), _PORTION):
+            for row in self._look_up(keys[start : start + _PORTION])[1]:
+                missing.setdefault(keys[start + row], start + row)
+        if show_progress_bar is None:
+            show_progress_bar = logger.isEnabledFor(logging.INFO)
+        if missing:
+            self._check_may_encode(len(missing))
+            encode_into(
+                self.store,
+                model,
+                texts,
+                missing,
+                dict(options, prompt=prompt or None, task=task),
+                precision=precision,
+                batch_tokens=batch_tokens,
+                devices=devices,
+                show_progress_bar=show_progress_bar,
+            )
+        return len(missing)
+
+    def get(
+        self,
+        model: SentenceTransformer,
+        texts: Sequence[str],
+        *,
+        prompt: str | None = None,
+        task: str | None = None,
+        precision: Precision = "fp32",
+        **options: Any,
+    ) -> Floats:
+        """Look vectors up, without encoding.
+
+        Args:
+            model: As for :meth:`fill`, like all that follows.
+            texts: A sequence of strings.
+            prompt: What they were filled with.
+            task: What they were filled with.
+            precision: What they were filled with.
+            **options: What they were filled with.
+
+        Returns:
+            A float32 array of shape (n, d), in the order of the texts; (0, 0) for no texts.
+
+        Raises:
+            KeyError: A text is missing, or its record damaged. The message names the first such row.
+            TypeError: A text is not a string.
+            CacheError: The file is damaged.
+        """
+        vectors, missing = self._look_up(self._keys(model, texts, prompt, task, precision, options))
+        if missing:
+            raise KeyError(
+                f"{len(missing)} of {len(texts)} texts are not in the cache, the first in row {missing[0]}: "
+                f"{texts[missing[0]]!r:.80}. EmbeddingCache.fill(model, texts) with the same prompt, task and "
+                "precision puts them there."
+            )
+        return np.empty((0, 0), dtype=np.float32) if vectors is None else vectors
+
+    def embed(
+        self,
+        model: SentenceTransformer,
+        texts: Sequence[str],
+        *,
+        prompt: str | None = None,
+        task: str | None = None,
+        precision: Precision = "fp32",
+        **options: Any,
+    ) -> Floats:
+        """Look vectors up, encoding what is missing: :meth:`fill`, then :meth:`get`, at the cost of one look-up.
+
+        Raises:
+            RuntimeError: A text is missing in a worker process of a data loader, where the encoder must not run.
+            TypeError, ValueError, CacheError: As :meth:`fill`.
+        """
+        keys = self._keys(model, texts, prompt, task, precision, options)
+        vectors, rows = self._look_up(keys)
+        if rows:
+            self._check_may_encode(len(rows))
+            missing = {keys[row]: row for row in reversed(rows)}
+            options.update(prompt=prompt or None, task=task)
+            encode_into(self.store, model, texts, missing, options, precision=precision)
+            vectors, rows = self._look_up(keys)
+            if rows:
+                raise CacheError(
+                    f"{self.store.directory} lost the vector of {texts[rows[0]]!r:.80} right after it was written: "
+                    "another process removed it, or the file is damaged. In that case delete data.mdb there: the "
+                    "vectors are encoded anew."
+                )
+        return np.empty((0, 0), dtype=np.float32) if vectors is None else vectors
+
+    def remove(self, model: SentenceTransformer) -> int:
+        """Delete all vectors of one encoder, whatever their prompts and precision.
+
+        Returns:
+            How many were deleted. The file keeps its size; the space is used again.
+        """
+        return self.store.remove(group_of(encoder_fingerprint(model)))
+
+    def stats(self) -> dict[str, Any]:
+        """What the cache holds.
+
+        Returns:
+            ``{"directory", "dtype", "bytes", "max_bytes", "vectors", "encoders": [{"fingerprint", "name",
+            "dimension", "vectors"}]}``, with the first 24 digits of each fingerprint.
+        """
+        encoders = [{"fingerprint": group.hex(), **facts} for group, facts in self.store.groups().items()]
+        return {
+            "directory": str(self.store.directory),
+            "dtype": str(self.store.dtype),
+            "bytes": self.store.size(),
+            "max_bytes": self.store.max_bytes,
+            "vectors": sum(encoder["vectors"] for encoder in encoders),
+            "encoders": encoders,
+        }
+
+    def export_parquet(self, path: str | os.PathLike[str], model: SentenceTransformer) -> int:
+        """Write all vectors of one encoder to a Parquet file with the columns ``key`` and ``vector``.
+
+        Returns:
+            How many were written; damaged ones are left out.
+
+        Raises:
+            ValueError: The cache has no vectors of this encoder.
+        """
+        group = group_of(encoder_fingerprint(model))
+        facts = self.store.groups().get(group)
+        if facts is None:
+            raise ValueError(f"{self.store.directory} has no vectors of this encoder: EmbeddingCache.fill makes them.")
+        return write_parquet(self.store, group, facts, path)
+
+    def import_parquet(self, path: str | os.PathLike[str]) -> int:
+        """Read vectors from a Parquet file, or a folder of them, with the columns ``key`` and ``vector``.
+
+        The keys are those of :func:`record_keys`. Vectors with the same keys are replaced.
+
+        Returns:
+            How many were read.
+
+        Raises:
+            ValueError: A column is missing, a key has another size, or a vector is not finite or of another dimension
+                than its neighbours.
+            CacheError: As :meth:`fill`.
+        """
+        return read_parquet(self.store, path)
+
+    def __len__(self) -> int:
+        """The number of vectors of all encoders."""
+        return len(self.store)
+
+    def __repr__(self) -> str:
+        """How to open it again."""
+        return f"EmbeddingCache({str(self.store.directory)!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process opens the directory itself."""
+        return {"directory": self.store.directory, "max_bytes": self.store.max_bytes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Open it again."""
+        self.__init__(**state)  # type: ignore[misc]
+
+    def _keys(
+        self,
+        model: SentenceTransformer,
+        texts: Sequence[str],
+        prompt: str | None,
+        task: str | None,
+        precision: str,
+        options: dict[str, Any],
+    ) -> list[bytes]:
+        task = task if task is not None and listens_to_task(model) else None
+        return record_keys(encoder_fingerprint(model), texts, prompt=prompt, task=task, precision=precision, **options)
+
+    def _look_up(self, keys: Sequence[bytes]) -> tuple[Floats | None, list[int]]:
+        """The vectors (n, d), if there are any, and the rows that are missing."""
+        found = self.store.get(keys)
+        if found.damaged:
+            logger.warning(
+                "%d of %d vectors in %s do not fit their checksums: they are left out, and encoded anew when needed.",
+                len(found.damaged),
+                len(keys),
+                self.store.directory,
+            )
+        return found.vectors, found.missing
+
+    def _check_may_encode(self, count: int) -> None:
+        if self.store.read_only:
+            raise CacheError(f"{count} texts are missing in {self.store.directory}, which cannot be written to.")
+        if torch.utils.data.get_worker_info() is not None:
+            raise RuntimeError(
+                f"{count} texts are not in the cache, and the encoder does not run in the workers of a data loader: "
+                "call EmbeddingCache.fill(model, texts) before training, or use dataloader_num_workers=0."
+            )

@@ -1,0 +1,162 @@
+"""A model whose frozen encoder is answered from a cache, for everything that takes a SentenceTransformer."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Router, Transformer
+from torch import Tensor, nn
+
+from st_asym.cache import EmbeddingCache
+from st_asym.filling import Precision
+from st_asym.fingerprint import encoder_fingerprint, encoder_modules
+
+
+class CachedSentenceTransformer(SentenceTransformer):
+    """The same model, its frozen encoder answered from a cache.
+
+    Texts are looked up where the model would tokenize them, and encoded where they are missing; ``forward`` begins at
+    the heads. The stock trainer, its evaluators and data sets, ``encode``, ``encode_query``, ``encode_document`` and
+    ``mteb.evaluate`` take it in place of the model and get the model's vectors. What it saves, checkpoints included,
+    is the stock model. The encoder is answered as in evaluation, without dropout.
+
+    The modules are shared with ``model``: training one trains the other. A model without heads is all encoder, and
+    gives back what the cache holds.
+
+    Args:
+        model: A ``SentenceTransformer`` with a frozen encoder, as of :func:`st_asym.asymmetric_model` or
+            :func:`st_asym.freeze_encoder`.
+        cache: Where its encoder's vectors are, or will be.
+        precision: As for :meth:`st_asym.EmbeddingCache.fill`: which vectors to look up, and how to encode others.
+
+    Raises:
+        TypeError: ``model`` is not a ``SentenceTransformer``.
+        ValueError: The encoder has trainable parameters, or nothing comes before the heads. Later, when a text is
+            looked up: the encoder's weights or settings have changed.
+
+    Example:
+        >>> from st_asym import EmbeddingCache, asymmetric_model
+        >>> model = asymmetric_model("all-MiniLM-L6-v2")  # doctest: +SKIP
+        >>> cached = CachedSentenceTransformer(model, EmbeddingCache("vectors"))  # doctest: +SKIP
+        >>> trainer = SentenceTransformerTrainer(cached, args, train_dataset, loss=loss)  # doctest: +SKIP
+    """
+
+    def __init__(self, model: SentenceTransformer, cache: EmbeddingCache, *, precision: Precision = "fp32") -> None:
+        if not isinstance(model, SentenceTransformer):
+            raise TypeError(f"The model must be a SentenceTransformer, not a {type(model).__name__}.")
+        _check_frozen(model)
+        _share(model, self)
+        self.cache = cache
+        self.cache_precision: Precision = precision
+        self.encoder_fingerprint = encoder_fingerprint(self)
+
+    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
+        """Look up the encoder's vectors, encoding what is missing.
+
+        Args:
+            inputs: Strings.
+            prompt: Put before each text.
+            **kwargs: ``task``, and what else the encoder takes.
+
+        Returns:
+            ``sentence_embedding``, a tensor of shape (n, d) in the CPU's memory in the dtype of the heads, and what
+            the stock method gives that is not the encoder's own.
+
+        Raises:
+            TypeError: An input is not a string. The message names its row.
+            ValueError: The encoder has become trainable, or has changed.
+        """
+        if not inputs:
+            return {}
+        self._check_encoder()
+        vectors = self.cache.embed(self, inputs, prompt=prompt, precision=self.cache_precision, **kwargs)
+        features: dict[str, Any] = {"sentence_embedding": torch.from_numpy(vectors).to(self._vector_dtype())}
+        if isinstance(self[0], Transformer):
+            features["modality"] = "text"
+        return features
+
+    def forward(self, input: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:  # noqa: A002 - the library's name
+        """Run the heads on looked-up vectors, or the whole model on other features."""
+        if "input_ids" in input or "sentence_embedding" not in input:
+            return super().forward(input, **kwargs)
+        encoder = encoder_modules(self)
+        for name, module in self.named_children():
+            if name not in encoder:
+                input = module(input, **self._accepted(name, module, kwargs))  # noqa: A001
+        return input
+
+    def encode(self, *args: Any, **kwargs: Any) -> Any:
+        """Encode as the model does; token embeddings are not cached, and come from the whole model."""
+        if kwargs.get("output_value", "sentence_embedding") != "sentence_embedding":
+            return self.stock_model().encode(*args, **kwargs)
+        return super().encode(*args, **kwargs)
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Save the stock model."""
+        self.stock_model().save(*args, **kwargs)
+
+    def stock_model(self) -> SentenceTransformer:
+        """The same model without the cache, sharing modules."""
+        model = SentenceTransformer.__new__(SentenceTransformer)
+        _share(self, model)
+        for name in ("cache", "cache_precision", "encoder_fingerprint"):
+            del model.__dict__[name]
+        return model
+
+    @classmethod
+    def _load_with_module_classes(
+        cls, model_name_or_path: str, module_classes: Mapping[str, type[nn.Module]], **kwargs: Any
+    ) -> Any:
+        """What the trainer reads the weights of a checkpoint with, to resume or to end with the best."""
+        return SentenceTransformer._load_with_module_classes(model_name_or_path, module_classes, **kwargs)
+
+    def _push_to_hub_usage_tip(self, repo_id: str) -> str:
+        """Name the class that the uploaded model loads with."""
+        return self.stock_model()._push_to_hub_usage_tip(repo_id)
+
+    def _check_encoder(self) -> None:
+        if self.training:
+            _check_frozen(self)
+        if encoder_fingerprint(self) != self.encoder_fingerprint:
+            raise ValueError(
+                "The encoder has changed since CachedSentenceTransformer(model, cache) was made: its weights, its "
+                "tokenizer or a setting such as max_seq_length. Make a new one from the changed model; its texts are "
+                "encoded anew."
+            )
+
+    def _vector_dtype(self) -> torch.dtype:
+        """What the encoder would hand to the heads."""
+        encoder = encoder_modules(self)
+        heads = [p for name, module in self.named_children() if name not in encoder for p in module.parameters()]
+        return next((p.dtype for p in heads if p.is_floating_point()), self.dtype or torch.float32)
+
+    def _accepted(self, name: str, module: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The keyword arguments that the stock ``forward`` passes to a module."""
+        if isinstance(module, Router):
+            return kwargs
+        names = {*(self.module_kwargs or {}).get(name, ()), *getattr(module, "forward_kwargs", ())}
+        return {key: value for key, value in kwargs.items() if key in names}
+
+
+def _share(source: SentenceTransformer, target: SentenceTransformer) -> None:
+    """Make ``target`` the same model, with its own lists of modules and hooks but the same modules in them.
+
+    The constructor would cast the heads to the encoder's dtype, and forget the model card.
+    """
+    for name, value in vars(source).items():
+        target.__dict__[name] = value.copy() if isinstance(value, dict | OrderedDict | list) else value
+
+
+def _check_frozen(model: SentenceTransformer) -> None:
+    for name, module in encoder_modules(model).items():
+        trainable = next((key for key, parameter in module.named_parameters() if parameter.requires_grad), None)
+        if trainable is not None:
+            raise ValueError(
+                f"The encoder is trainable ({name}.{trainable} requires a gradient), so its vectors would not stay as "
+                "they are in the cache: freeze it with st_asym.freeze_encoder(model), or, without heads, with "
+                "model.requires_grad_(False)."
+            )

@@ -1,0 +1,235 @@
+"""What identifies an encoder: a digest of everything that shapes its vectors."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Module, Router
+from sentence_transformers.util import fullname
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+# Settings of a transformers configuration that change when it is saved, or that do not reach the vectors.
+_IDLE_SETTINGS = frozenset({"architectures", "dtype", "gradient_checkpointing", "transformers_version", "use_cache"})
+# Values looked at in each tensor, and the share of the time that may go into reading all of them again.
+_PROBES = 16
+_SHARE = 0.01
+
+
+def encoder_modules(model: SentenceTransformer) -> OrderedDict[str, nn.Module]:
+    """The modules before the heads, by name: all up to the first ``Router``, or all where there is none.
+
+    Raises:
+        ValueError: The model begins with its ``Router``, so that nothing comes before the heads.
+    """
+    modules: OrderedDict[str, nn.Module] = OrderedDict()
+    for name, module in model.named_children():
+        if isinstance(module, Router):
+            break
+        modules[name] = module
+    if not modules:
+        raise ValueError(
+            "The model begins with a Router, so its queries and documents share no encoder whose vectors could be "
+            "kept. Pass the model of one route, SentenceTransformer(modules=[...])."
+        )
+    return modules
+
+
+def encoder_fingerprint(model: SentenceTransformer) -> str:
+    """Digest what shapes an encoder's vectors: 64 hexadecimal digits.
+
+    It covers the weights with their dtype, the tokenizer, and class and configuration of every module up to the heads
+    (see :func:`encoder_modules`), ``max_seq_length`` among them. It does not cover prompts, the heads, the device, and
+    how attention is computed. It is the same in every process, and after saving and loading.
+
+    Reading the weights takes about a second per gigabyte, so the result is remembered for each model. Every call looks
+    for a change, by torch's own count of in-place changes and by sixteen values of each tensor; now and then, using at
+    most a hundredth of the time, all weights are read again. A change of single values behind torch's back, through
+    ``.data`` or numpy, may therefore be noticed late.
+
+    Args:
+        model: A ``SentenceTransformer``, with or without heads.
+
+    Raises:
+        ValueError: The model begins with a ``Router``, does not run in torch, or has weights that are not in memory.
+
+    Example:
+        >>> from sentence_transformers import SentenceTransformer
+        >>> from sentence_transformers.sentence_transformer.modules import BoW
+        >>> len(encoder_fingerprint(SentenceTransformer(modules=[BoW(["a", "b"])])))
+        64
+    """
+    remembered = _REMEMBERED.get(model)
+    if remembered is None or remembered.is_stale(model):
+        remembered = _REMEMBERED[model] = _Remembered.of(model)
+    return remembered.digest
+
+
+def listens_to_task(model: SentenceTransformer) -> bool:
+    """Whether the encoder treats a query and a document of the same text and prompt differently, before the heads."""
+    for module in encoder_modules(model).values():
+        if "task" in getattr(module, "forward_kwargs", ()):
+            return True
+        if any(getattr(module, name, None) for name in ("query_length", "document_length", "query_expansion")):
+            return True
+        if "task" in str(getattr(getattr(module, "tokenizer", None), "chat_template", None) or ""):
+            return True
+    return False
+
+
+@dataclass
+class _Remembered:
+    """A fingerprint, and what is compared to tell whether it still holds."""
+
+    digest: str
+    tensors: list[Tensor]
+    counts: list[tuple[int, int]]
+    probes: list[Tensor]
+    sample: list[bytes]
+    settings: list[Any]
+    read_at: float
+    seconds: float
+
+    @classmethod
+    def of(cls, model: SentenceTransformer) -> _Remembered:
+        start = time.monotonic()
+        modules = list(encoder_modules(model).values())
+        digest = _digest(model, modules)
+        tensors = [
+            value
+            for module in modules
+            for value in module.state_dict(keep_vars=True).values()
+            if isinstance(value, Tensor)
+        ]
+        # Views of the weights themselves, so that they show what is there when they are looked at.
+        probes = [
+            tensor.detach().view(-1)[:: max(1, tensor.numel() // _PROBES)]
+            for tensor in tensors
+            if tensor.numel() and tensor.is_contiguous()
+        ]
+        return cls(
+            digest=digest,
+            tensors=tensors,
+            counts=_counts(tensors),
+            probes=probes,
+            sample=_sample(probes),
+            settings=copy.deepcopy(_quick_settings(modules)),
+            read_at=time.monotonic(),
+            seconds=time.monotonic() - start,
+        )
+
+    def is_stale(self, model: SentenceTransformer) -> bool:
+        modules = list(encoder_modules(model).values())
+        return (
+            self.seconds < _SHARE * (time.monotonic() - self.read_at)
+            or _counts(self.tensors) != self.counts
+            or _quick_settings(modules) != self.settings
+            or _sample(self.probes) != self.sample
+        )
+
+
+_REMEMBERED: WeakKeyDictionary[SentenceTransformer, _Remembered] = WeakKeyDictionary()
+
+
+def _counts(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """Where each tensor lies and how often it was written to; tensors made in inference mode are not counted."""
+    return [(tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version) for tensor in tensors]
+
+
+def _sample(probes: Sequence[Tensor]) -> list[bytes]:
+    """The probed values, one read per device and dtype."""
+    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for probe in probes:
+        groups.setdefault((probe.device, probe.dtype), []).append(probe)
+    return [torch.cat(group).view(torch.uint8).cpu().numpy().tobytes() for group in groups.values()]
+
+
+def _quick_settings(modules: Sequence[nn.Module]) -> list[Any]:
+    """The settings that are read without taking a tokenizer apart."""
+    return [
+        (
+            id(module),
+            getattr(module, "max_seq_length", None),
+            module.get_config_dict() if isinstance(module, Module) else None,
+        )
+        for module in modules
+    ]
+
+
+def _digest(model: SentenceTransformer, modules: Sequence[nn.Module]) -> str:
+    if model.get_backend() != "torch":
+        raise ValueError(
+            f"The encoder runs in {model.get_backend()}, which does not show its weights, so its vectors cannot be "
+            "told from those of another: load it with backend='torch'."
+        )
+    settings = [_settings(module) for module in modules]
+    digest = hashlib.blake2b(_as_json(settings), digest_size=32)
+    for position, module in enumerate(modules):
+        for name, value in module.state_dict().items():
+            if not isinstance(value, Tensor):
+                digest.update(_as_json([position, name, value]))
+                continue
+            if value.device.type == "meta":
+                raise ValueError(f"Weight {name!r} of the encoder is not in memory: load it without offloading.")
+            digest.update(_as_json([position, name, str(value.dtype), list(value.shape)]))
+            content: Any = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            digest.update(content)
+    return digest.hexdigest()
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """Everything about a module that shapes vectors, other than its weights."""
+    config = getattr(getattr(module, "model", None), "config", None)
+    return {
+        "class": fullname(module),
+        "config": module.get_config_dict() if isinstance(module, Module) else nn.Module.__repr__(module),
+        "max_seq_length": getattr(module, "max_seq_length", None),
+        "network": None if config is None else [fullname(module.model), _network_settings(config)],
+        "tokenizer": _tokenizer_settings(getattr(module, "tokenizer", None)),
+    }
+
+
+def _network_settings(config: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = config.to_dict()
+    return {name: value for name, value in settings.items() if name not in _IDLE_SETTINGS and not name.startswith("_")}
+
+
+def _tokenizer_settings(tokenizer: Any) -> Any:
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        # A bare `tokenizers.Tokenizer` truncates as it is set up; others are plain objects.
+        return json.loads(tokenizer.to_str()) if hasattr(tokenizer, "to_str") else tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    state: dict[str, Any]
+    if backend is not None:
+        # What the last call set up for its own batch.
+        state = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("truncation", "padding")}
+    else:
+        state = {k: v for k, v in tokenizer.init_kwargs.items() if not k.endswith(("_file", "name_or_path"))}
+        state = {"class": fullname(tokenizer), "vocabulary": tokenizer.get_vocab(), "options": state}
+    names = ("padding_side", "truncation_side", "model_max_length", "model_input_names", "chat_template")
+    return [state, [getattr(tokenizer, name, None) for name in names]]
+
+
+def _as_json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, default=_as_plain).encode()
+
+
+def _as_plain(value: Any) -> Any:
+    """Other objects as what JSON knows, in the same way in every process."""
+    if isinstance(value, set | frozenset):
+        return sorted(value, key=repr)
+    if isinstance(value, Mapping):
+        return dict(value)
+    if hasattr(value, "__dict__"):
+        return {"class": fullname(value), **vars(value)}
+    return repr(value)

@@ -1,0 +1,271 @@
+"""Vectors by key in one LMDB file that survives crashes and is shared by processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lmdb
+import numpy as np
+from numpy.typing import NDArray
+
+from st_asym.environment import CacheError, Result, open_environment
+
+Floats = NDArray[np.float32]
+StoredType = Literal["float32", "float16"]
+
+KEY_BYTES = 32
+GROUP_BYTES = 12
+
+_FORMAT = 1
+_FORMAT_KEY = b"format"
+_GROUP_PREFIX = b"group:"
+_CHECKSUM_BYTES = 4
+
+
+@dataclass
+class Found:
+    """What a look-up gave: ``vectors`` (n, d), with the rows in ``missing`` undefined; None if nothing was found.
+
+    ``damaged`` are those of the missing rows whose record was there, with a checksum that did not fit.
+    """
+
+    vectors: Floats | None
+    missing: list[int]
+    damaged: list[int]
+
+
+class VectorStore:
+    """Vectors by key, on disk.
+
+    A key has 32 bytes; its first twelve name its group (one encoder), and all vectors of a group have one dimension.
+    Each record carries a checksum over key and vector, so neither a flipped bit nor a misled pointer gives a wrong
+    vector. Any number of processes and threads read while one writes; a second writer waits. What ``put`` has returned
+    from survives the end of the process at any moment, and power cuts as far as the disk keeps what it has confirmed.
+
+    Args:
+        directory: Where ``data.mdb`` lies, made if missing. Not on a network file system. The file has a hole at its
+            end, so it takes less space than its length says.
+        dtype: How vectors are stored; None for what the directory has, ``"float32"`` in a new one.
+        max_bytes: Space that the file must not exceed, None for no limit.
+
+    Raises:
+        CacheError: The file is damaged, of another format, or not one of this library's; or it must be made in a
+            directory that cannot be written.
+        ValueError: ``dtype`` differs from what the directory has, or ``max_bytes`` is too small to hold anything.
+    """
+
+    def __init__(
+        self, directory: str | os.PathLike[str], *, dtype: StoredType | None = None, max_bytes: int | None = None
+    ) -> None:
+        if dtype not in (None, "float32", "float16"):
+            raise ValueError(f"dtype must be 'float32' or 'float16', got {dtype!r}.")
+        if max_bytes is not None and max_bytes < 1 << 16:
+            raise ValueError(f"max_bytes={max_bytes} holds no vectors: it must be at least {1 << 16}.")
+        self.directory = Path(directory).resolve()
+        self.max_bytes = max_bytes
+        self._environment = open_environment(self.directory)
+        self.dtype = np.dtype(self._agree_on_format(dtype))
+
+    @property
+    def read_only(self) -> bool:
+        """Whether this process may only read the directory."""
+        return self._environment.read_only
+
+    def get(self, keys: Sequence[bytes]) -> Found:
+        """Look up the vectors of keys of one group, in order, as float32."""
+        return self._read(lambda txn: self._get(txn, keys))
+
+    def put(self, keys: Sequence[bytes], vectors: Floats, name: str) -> None:
+        """Store ``vectors`` (n, d) of one group, all or none; existing keys are overwritten.
+
+        Args:
+            keys: One per row, without duplicates.
+            vectors: Float32 of shape (n, d).
+            name: What the group is called in :meth:`groups`, if it is new.
+
+        Raises:
+            CacheError: The directory is read-only, the disk or the permitted size is full, or the group has vectors of
+                another dimension. What was stored before remains.
+            ValueError: A value is too large for float16.
+        """
+        if not len(keys):
+            return
+        with np.errstate(over="ignore"):
+            stored = vectors.astype(self.dtype)
+        if (np.isinf(stored) & np.isfinite(vectors)).any():
+            raise ValueError("A vector has values beyond 65,504, the largest float16: store float32.")
+        # Neighbours in key order share pages.
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+        records = [(keys[row], _pack(keys[row], stored[row].tobytes())) for row in order]
+        self._write(lambda txn: self._put(txn, records, stored.shape[1], name))
+
+    def remove(self, group: bytes) -> int:
+        """Delete all vectors of a group and say how many; the file keeps its size and uses the space again."""
+        removed = 0
+        # In portions, since one transaction that frees everything would need as much again.
+        while count := self._write(lambda txn: self._remove(txn, group, 10_000)):
+            removed += count
+        self._write(lambda txn: txn.delete(_group_key(group)))
+        return removed
+
+    def groups(self) -> dict[bytes, dict[str, Any]]:
+        """``{group: {"name", "dimension", "vectors"}}``."""
+
+        def read(txn: Any) -> dict[bytes, dict[str, Any]]:
+            keys = _keys_from(txn, _GROUP_PREFIX, _GROUP_PREFIX, None, size=len(_GROUP_PREFIX) + GROUP_BYTES)
+            return {key[len(_GROUP_PREFIX) :]: _unpack_json(key, txn.get(key)) for key in keys}
+
+        return self._read(read)
+
+    def records(self, group: bytes, batch: int = 4096) -> Iterator[tuple[list[bytes], Floats]]:
+        """All vectors of a group in batches, in the order of their keys; damaged ones are left out."""
+        start = group
+        while True:
+            keys = self._read(lambda txn, start=start: _keys_from(txn, group, start, batch))  # type: ignore[misc]
+            if not keys:
+                return
+            found = self.get(keys)
+            missing = set(found.missing)
+            rows = [row for row in range(len(keys)) if row not in missing]
+            if rows and found.vectors is not None:
+                yield [keys[row] for row in rows], found.vectors[rows]
+            start = keys[-1] + b"\0"
+
+    def size(self) -> int:
+        """Bytes of the file that are in use."""
+        return self._read(lambda _: self._environment.used_bytes())
+
+    def __len__(self) -> int:
+        """The number of vectors of all groups."""
+        return sum(group["vectors"] for group in self.groups().values())
+
+    def _agree_on_format(self, dtype: StoredType | None) -> str:
+        def read(txn: Any) -> dict[str, Any] | None:
+            value = txn.get(_FORMAT_KEY)
+            if value is None:
+                if txn.stat()["entries"]:
+                    raise CacheError(
+                        f"{self.directory} holds an LMDB file that is not a vector cache of this library: use another "
+                        "directory."
+                    )
+                return None
+            return _unpack_json(_FORMAT_KEY, value)
+
+        found = self._read(read)
+        if found is None:
+            # Another process may be ahead: whoever comes first decides.
+            settings = {"version": _FORMAT, "dtype": dtype or "float32"}
+            self._write(lambda txn: txn.put(_FORMAT_KEY, _pack_json(_FORMAT_KEY, settings), overwrite=False))
+            found = self._read(read) or settings
+        if found.get("version") != _FORMAT:
+            raise CacheError(
+                f"{self.directory} holds vectors in format {found.get('version')}, this st_asym reads format "
+                f"{_FORMAT}: use another directory, where they are encoded anew, or the st_asym that wrote them "
+                "(its EmbeddingCache.export_parquet writes what import_parquet here reads)."
+            )
+        if dtype is not None and dtype != found["dtype"]:
+            raise ValueError(
+                f"{self.directory} holds {found['dtype']} vectors, so it cannot be opened with dtype={dtype!r}: leave "
+                "dtype out, or use another directory."
+            )
+        return str(found["dtype"])
+
+    def _get(self, txn: Any, keys: Sequence[bytes]) -> Found:
+        group = txn.get(_group_key(keys[0][:GROUP_BYTES])) if keys else None
+        if group is None:
+            return Found(None, list(range(len(keys))), [])
+        dimension = _unpack_json(_group_key(keys[0][:GROUP_BYTES]), group)["dimension"]
+        size = _CHECKSUM_BYTES + dimension * self.dtype.itemsize
+        vectors = np.empty((len(keys), dimension), dtype=np.float32)
+        missing, damaged = [], []
+        for row, key in enumerate(keys):
+            record = txn.get(key)
+            # The size comes first: a damaged one may point beyond the file.
+            if record is not None and len(record) == size and _is_whole(key, record):
+                vectors[row] = np.frombuffer(record, self.dtype, offset=_CHECKSUM_BYTES)
+                continue
+            missing.append(row)
+            if record is not None:
+                damaged.append(row)
+        return Found(vectors if len(missing) < len(keys) else None, missing, damaged)
+
+    def _put(self, txn: Any, records: Sequence[tuple[bytes, bytes]], dimension: int, name: str) -> None:
+        key = _group_key(records[0][0][:GROUP_BYTES])
+        value = txn.get(key)
+        new = {"name": name, "dimension": dimension, "vectors": 0}
+        group: dict[str, Any] = new if value is None else _unpack_json(key, value)
+        if group["dimension"] != dimension:
+            raise CacheError(
+                f"{self.directory} has vectors of {group['dimension']} dimensions for this encoder, and now it gave "
+                f"{dimension}: remove them with EmbeddingCache.remove(model)."
+            )
+        cursor = txn.cursor()
+        group["vectors"] += sum(not cursor.set_key(record_key) for record_key, _ in records)
+        cursor.putmulti(records)
+        txn.put(key, _pack_json(key, group))
+
+    def _remove(self, txn: Any, group: bytes, portion: int) -> int:
+        keys = _keys_from(txn, group, group, portion)
+        for key in keys:
+            txn.delete(key)
+        value = txn.get(_group_key(group))
+        if value is not None:
+            settings = _unpack_json(_group_key(group), value)
+            settings["vectors"] -= len(keys)
+            txn.put(_group_key(group), _pack_json(_group_key(group), settings))
+        return len(keys)
+
+    def _read(self, job: Callable[[Any], Result]) -> Result:
+        return self._environment.run(job, write=False)
+
+    def _write(self, job: Callable[[Any], Result]) -> Result:
+        if self.read_only:
+            raise CacheError(f"{self.directory} cannot be written to, so nothing can be added to it or removed.")
+        return self._environment.run(job, write=True, max_bytes=self.max_bytes)
+
+
+def _keys_from(txn: Any, prefix: bytes, start: bytes, limit: int | None, size: int = KEY_BYTES) -> list[bytes]:
+    """Up to ``limit`` keys of ``size`` bytes that begin with ``prefix``, from ``start`` on."""
+    keys: list[bytes] = []
+    cursor = txn.cursor()
+    if cursor.set_range(start):
+        for key in map(bytes, cursor.iternext(values=False)):
+            if not key.startswith(prefix) or (limit is not None and len(keys) == limit):
+                break
+            if len(key) == size:
+                keys.append(key)
+    return keys
+
+
+def _group_key(group: bytes) -> bytes:
+    return _GROUP_PREFIX + group
+
+
+def _checksum(key: bytes, payload: Any) -> bytes:
+    return zlib.crc32(payload, zlib.crc32(key)).to_bytes(_CHECKSUM_BYTES, "little")
+
+
+def _pack(key: bytes, payload: bytes) -> bytes:
+    return _checksum(key, payload) + payload
+
+
+def _is_whole(key: bytes, record: Any) -> bool:
+    return bool(_checksum(key, record[_CHECKSUM_BYTES:]) == record[:_CHECKSUM_BYTES])
+
+
+def _pack_json(key: bytes, settings: dict[str, Any]) -> bytes:
+    return _pack(key, json.dumps(settings).encode())
+
+
+def _unpack_json(key: bytes, record: Any) -> dict[str, Any]:
+    if len(record) > 1 << 16 or not _is_whole(key, record):
+        # Run in a transaction, which names the directory and the way out.
+        raise lmdb.CorruptedError(f"record {key!r} does not fit its checksum")
+    settings: dict[str, Any] = json.loads(bytes(record[_CHECKSUM_BYTES:]))
+    return settings

@@ -1,0 +1,344 @@
+import logging
+import pickle
+import random
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from benchmarks import sigkill
+from cache_helpers import save_tiny_bert, tiny_bert
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import BoW
+
+from st_asym import CacheError, EmbeddingCache, asymmetric_model, encoder_fingerprint, record_keys
+from st_asym import filling as filling_module
+from st_asym.filling import batches
+
+TEXTS = ["a bad cab", "deaf", "", "a bad cab", " ", "x" * 100_000, "a", "é ü", "bad\ncab", "bad cab"]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> SentenceTransformer:
+    return tiny_bert(save_tiny_bert(tmp_path_factory.mktemp("bert")))
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> EmbeddingCache:
+    return EmbeddingCache(tmp_path / "cache")
+
+
+class Counting:
+    """Count the texts that an encoder tokenizes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.texts: list[str] = []
+        original = SentenceTransformer.preprocess
+
+        def preprocess(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            self.texts += inputs
+            return original(model, inputs, *args, **kwargs)
+
+        monkeypatch.setattr(SentenceTransformer, "preprocess", preprocess)
+
+
+def close(a: Any, b: Any) -> bool:
+    return bool(np.abs(np.asarray(a) - np.asarray(b)).max() <= 1e-6)
+
+
+def test_gives_what_the_encoder_gives(cache: EmbeddingCache, encoder: SentenceTransformer) -> None:
+    assert cache.fill(encoder, TEXTS) == len(set(TEXTS))
+    found = cache.get(encoder, TEXTS)
+    assert found.dtype == np.float32
+    assert close(found, encoder.encode(TEXTS))
+    assert cache.fill(encoder, TEXTS) == 0
+    assert len(cache) == len(set(TEXTS))
+
+
+def test_encodes_each_distinct_text_once(
+    cache: EmbeddingCache, encoder: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting = Counting(monkeypatch)
+    cache.fill(encoder, iter(TEXTS))
+    cache.embed(encoder, [*TEXTS, "new", "new"])
+    cache.fill(asymmetric_model(encoder), TEXTS)
+    assert Counter(counting.texts) == Counter({*TEXTS, "new"})
+
+
+def test_prompts_precisions_and_options_are_kept_apart(cache: EmbeddingCache, encoder: SentenceTransformer) -> None:
+    short = {"text": {"max_length": 4}}
+    cache.fill(encoder, ["abc def"])
+    cache.fill(encoder, ["abc def"], prompt="query: ")
+    cache.fill(encoder, ["abc def"], processing_kwargs=short)
+    assert cache.fill(encoder, ["abc def"], prompt="", task="query") == 0
+    assert close(cache.get(encoder, ["abc def"], prompt="query: "), encoder.encode(["abc def"], prompt="query: "))
+    assert close(
+        cache.get(encoder, ["abc def"], processing_kwargs=short), encoder.encode(["abc def"], processing_kwargs=short)
+    )
+    with pytest.raises(KeyError, match="1 of 1 texts are not in the cache, the first in row 0: 'abc def'"):
+        cache.get(encoder, ["abc def"], precision="bf16")
+    assert len(cache) == 3
+    # A prompt is not a text that begins with it.
+    with pytest.raises(KeyError):
+        cache.get(encoder, ["query: abc def"])
+
+
+def test_an_encoder_that_tells_queries_from_documents_has_both(
+    cache: EmbeddingCache, encoder: SentenceTransformer
+) -> None:
+    text = ["a text of some more words"]
+    encoder[0].query_length = 5
+    try:
+        for task in ("query", "document"):
+            assert cache.fill(encoder, text, task=task) == 1
+            assert close(cache.get(encoder, text, task=task), encoder.encode(text, task=task))
+        assert not close(cache.get(encoder, text, task="query"), cache.get(encoder, text, task="document"))
+    finally:
+        encoder[0].query_length = None
+
+
+def test_bf16_is_close(cache: EmbeddingCache, encoder: SentenceTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = encoder.encode(TEXTS)
+    cache.fill(encoder, TEXTS, precision="bf16")
+    found = cache.get(encoder, TEXTS, precision="bf16")
+    assert ((found * plain).sum(axis=1) > 0.999).all()
+    monkeypatch.setattr(filling_module, "_has_bfloat16", lambda _: False)
+    assert close(cache.embed(encoder, ["without hardware"], precision="bf16"), encoder.encode(["without hardware"]))
+    with pytest.raises(ValueError, match="precision must be 'fp32' or 'bf16', got 'fp8'"):
+        cache.fill(encoder, TEXTS, precision="fp8")  # type: ignore[arg-type]
+
+
+def test_a_processor_with_bfloat16_uses_it(encoder: SentenceTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filling_module, "_has_bfloat16", lambda _: True)
+    with filling_module.encoding(encoder, precision="bf16", devices=None) as encode:
+        assert not close(encode(["abc"], 1), encoder.encode(["abc"]))
+
+
+def test_several_encoders_side_by_side(cache: EmbeddingCache, encoder: SentenceTransformer) -> None:
+    other = SentenceTransformer(modules=[BoW(["a", "bad", "cab"])])
+    cache.fill(encoder, TEXTS)
+    cache.fill(other, TEXTS)
+    assert cache.get(other, TEXTS[:1]).tolist() == other.encode(TEXTS[:1]).tolist()
+    facts = cache.stats()
+    assert {(e["dimension"], e["vectors"]) for e in facts["encoders"]} == {(32, 9), (3, 9)}
+    assert facts["vectors"] == len(cache) == 18
+    assert encoder_fingerprint(other).startswith(
+        next(e["fingerprint"] for e in facts["encoders"] if e["name"] == "BoW")
+    )
+    assert cache.remove(encoder) == 9
+    assert len(cache) == 9
+    with pytest.raises(KeyError):
+        cache.get(encoder, TEXTS)
+    assert close(cache.get(other, TEXTS), other.encode(TEXTS))
+
+
+def test_no_texts(cache: EmbeddingCache, encoder: SentenceTransformer) -> None:
+    assert cache.fill(encoder, []) == 0
+    assert cache.get(encoder, []).shape == cache.embed(encoder, []).shape == (0, 0)
+
+
+@pytest.mark.parametrize("bad", [5, None, 1.5, ("a", "b"), b"bytes", ["list"]])
+def test_names_the_row_of_what_is_not_a_string(cache: EmbeddingCache, encoder: SentenceTransformer, bad: Any) -> None:
+    for call in (cache.fill, cache.get, cache.embed):
+        with pytest.raises(TypeError, match=r"Row 2 is .* the cache holds vectors of strings"):
+            call(encoder, ["a", "b", bad])
+
+
+def test_names_the_row_that_the_encoder_cannot_encode(cache: EmbeddingCache, encoder: SentenceTransformer) -> None:
+    with pytest.raises(TypeError):
+        encoder.encode(["\ud800"])
+    with pytest.raises(ValueError, match=r"Row 1, '\\ud800 lone', cannot be encoded"):
+        cache.fill(encoder, ["fine", "\ud800 lone", "fine too"])
+    words = SentenceTransformer(modules=[BoW(["\ud800", "a"])])
+    assert cache.embed(words, ["\ud800 a", "a"]).tolist() == words.encode(["\ud800 a", "a"]).tolist()
+
+
+def test_float16_keeps_three_digits(tmp_path: Path, encoder: SentenceTransformer) -> None:
+    cache = EmbeddingCache(tmp_path, dtype="float16")
+    found = cache.embed(encoder, TEXTS)
+    assert found.dtype == np.float32
+    assert np.abs(found - encoder.encode(TEXTS)).max() < 5e-4
+    assert (cache.get(encoder, TEXTS) == found).all()
+
+
+def test_a_damaged_vector_is_encoded_anew_with_a_warning(
+    tmp_path: Path, encoder: SentenceTransformer, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = encoder.encode(TEXTS)
+    stored = EmbeddingCache(tmp_path).embed(encoder, TEXTS)
+    path = tmp_path / "data.mdb"
+    content = bytearray(path.read_bytes())
+    content[content.index(stored[1].tobytes()) + 5] ^= 16
+    path.write_bytes(content)
+    cache = EmbeddingCache(tmp_path)
+    with pytest.raises(KeyError, match="the first in row 1"):
+        cache.get(encoder, TEXTS)
+    with caplog.at_level(logging.WARNING, "st_asym"):
+        assert close(cache.embed(encoder, TEXTS), plain)
+    assert "1 of 10 vectors" in caplog.text
+    assert close(cache.get(encoder, TEXTS), plain)
+    assert len(cache) == len(set(TEXTS))
+
+
+def test_commits_as_it_goes(
+    cache: EmbeddingCache, encoder: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was encoded before an error stays."""
+    monkeypatch.setattr(filling_module, "_MOST_TEXTS", 2)
+    monkeypatch.setattr(filling_module, "_COMMIT_SECONDS", 0.0)
+    with pytest.raises(ValueError, match="Row 0"):
+        cache.fill(encoder, ["\ud800", *(f"text {letter}" for letter in "abcdef")])
+    assert len(cache) == 6
+    monkeypatch.setattr(filling_module, "_COMMIT_SECONDS", 1e9)
+    with pytest.raises(ValueError, match="Row 0"):
+        cache.fill(encoder, ["\ud800", *(f"other text {letter}" for letter in "abcdef")])
+    assert len(cache) == 12
+
+
+def test_refuses_to_pass_its_limit(tmp_path: Path, encoder: SentenceTransformer) -> None:
+    cache = EmbeddingCache(tmp_path, max_bytes=1 << 17)
+    with pytest.raises(CacheError, match="reached its limit, max_bytes=131072"):
+        for start in range(0, 10_000, 50):
+            cache.fill(
+                encoder,
+                [f"{n:05} ".translate(str.maketrans("0123456789", "abcdefghij")) for n in range(start, start + 50)],
+            )
+    assert len(cache) == start
+    assert cache.stats()["bytes"] <= 1 << 17
+
+
+def test_a_read_only_cache_answers_and_says_what_is_missing(
+    tmp_path: Path, encoder: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    EmbeddingCache(tmp_path).fill(encoder, TEXTS)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    cache = EmbeddingCache(tmp_path)
+    assert close(cache.embed(encoder, TEXTS), encoder.encode(TEXTS))
+    with pytest.raises(CacheError, match=r"1 texts are missing in .*, which cannot be written to"):
+        cache.embed(encoder, [*TEXTS, "new"])
+
+
+def test_another_process_opens_it_itself(cache: EmbeddingCache, encoder: SentenceTransformer) -> None:
+    cache.fill(encoder, TEXTS)
+    other = pickle.loads(pickle.dumps(cache))  # noqa: S301 - our own
+    assert repr(other) == repr(cache)
+    assert close(other.get(encoder, TEXTS), cache.get(encoder, TEXTS))
+
+
+def test_the_librarys_pool_fills_it_and_the_encoder_stays_where_it_was(
+    cache: EmbeddingCache, encoder: SentenceTransformer
+) -> None:
+    assert cache.fill(encoder, TEXTS, devices=["cpu", "cpu"]) == len(set(TEXTS))
+    assert close(cache.get(encoder, TEXTS), encoder.encode(TEXTS))
+
+
+def test_parquet_goes_out_and_in(tmp_path: Path, cache: EmbeddingCache, encoder: SentenceTransformer) -> None:
+    cache.fill(encoder, TEXTS)
+    assert cache.export_parquet(tmp_path / "vectors.parquet", encoder) == len(set(TEXTS))
+    other = EmbeddingCache(tmp_path / "other")
+    assert other.import_parquet(tmp_path / "vectors.parquet") == len(set(TEXTS))
+    assert (other.get(encoder, TEXTS) == cache.get(encoder, TEXTS)).all()
+    assert [e["name"] for e in other.stats()["encoders"]] == [e["name"] for e in cache.stats()["encoders"]]
+    assert other.import_parquet(tmp_path / "vectors.parquet") == len(set(TEXTS))
+    assert len(other) == len(set(TEXTS))
+
+
+def test_imports_shards_that_were_embedded_elsewhere(
+    tmp_path: Path, cache: EmbeddingCache, encoder: SentenceTransformer
+) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for number, part in enumerate((TEXTS[:5], TEXTS[5:])):
+        keys = record_keys(encoder_fingerprint(encoder), part)
+        pq.write_table(pa.table({"key": keys, "vector": list(encoder.encode(part))}), folder / f"{number}.parquet")
+    assert cache.import_parquet(folder) == len(TEXTS)
+    assert close(cache.get(encoder, TEXTS), encoder.encode(TEXTS))
+
+
+def test_refuses_parquet_that_it_cannot_use(
+    tmp_path: Path, cache: EmbeddingCache, encoder: SentenceTransformer
+) -> None:
+    def refuse(message: str, **columns: Any) -> None:
+        pq.write_table(pa.table(columns), tmp_path / "bad.parquet")
+        with pytest.raises(ValueError, match=message):
+            cache.import_parquet(tmp_path / "bad.parquet")
+
+    keys = record_keys(encoder_fingerprint(encoder), ["a", "b"])
+    refuse("but not 'vector'", key=keys)
+    refuse("not 32 bytes long", key=[b"short", b"er"], vector=[[1.0], [2.0]])
+    refuse("different dimensions", key=keys, vector=[[1.0], [2.0, 3.0]])
+    refuse("without a vector", key=keys, vector=[[1.0], None])
+    refuse("not finite", key=keys, vector=[[1.0], [float("nan")]])
+    with pytest.raises(ValueError, match="has no vectors of this encoder"):
+        cache.export_parquet(tmp_path / "none.parquet", encoder)
+    assert len(cache) == 0
+
+
+ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()), max_size=12)
+
+
+@given(
+    a=st.tuples(ANY_TEXT, ANY_TEXT, st.sampled_from(["fp32", "bf16"]), st.sampled_from([None, "query", "document"])),
+    b=st.tuples(ANY_TEXT, ANY_TEXT, st.sampled_from(["fp32", "bf16"]), st.sampled_from([None, "query", "document"])),
+)
+def test_different_texts_have_different_keys(a: tuple[Any, ...], b: tuple[Any, ...]) -> None:
+    def key(prompt: str, text: str, precision: str, task: str | None) -> bytes:
+        (only,) = record_keys("ab" * 32, [text], prompt=prompt, task=task, precision=precision)
+        return only
+
+    assert (key(*a) == key(*b)) == (a == b)
+    assert key(*a)[:12] == bytes.fromhex("ab" * 12)
+
+
+def test_keys_never_change() -> None:
+    """A cache filled by one version is read by the next; change the format of the store if this must change."""
+    (key,) = record_keys("00" * 32, ["text"], prompt="query: ")
+    assert key.hex() == "0000000000000000000000009a8ca2c77cea49d90ddd84b3ee4e7a91dfec1182"
+
+
+@given(
+    sizes=st.lists(st.integers(0, 400), max_size=60),
+    budget=st.integers(1, 500),
+    limit=st.one_of(st.none(), st.integers(1, 64)),
+    workers=st.integers(1, 3),
+)
+def test_batches_hold_every_text_once_within_the_budget(
+    sizes: list[int], budget: int, limit: int | None, workers: int
+) -> None:
+    texts = ["x" * size for size in sizes]
+    rows: list[int] = []
+    for block, batch_size in batches(texts, max_tokens=limit, batch_tokens=budget, on_cpu=True, workers=workers):
+        tokens = min(max(sizes[row] for row in block) // 3 + 2, limit or 1000)
+        assert batch_size == 1 or batch_size * tokens <= budget
+        rows += block
+    assert sorted(rows) == list(range(len(texts)))
+    assert [sizes[row] for row in rows] == sorted(sizes, reverse=True)
+
+
+def test_twenty_kills_lose_nothing(tmp_path: Path) -> None:
+    """The script has two hundred: examples/benchmarks/sigkill.py."""
+    totals = sigkill.run(20, tmp_path)
+    assert totals["kills"] == 20
+    assert totals["while_filling"] >= 10
+    assert totals["committed"] > 0
+    assert totals["lost"] == totals["wrong"] == totals["miscounted"] == 0
+
+
+@settings(max_examples=10, deadline=None)
+@given(portions=st.lists(st.lists(st.sampled_from("abcdefghij"), max_size=8), max_size=5))
+def test_any_order_of_fills_gives_the_same_vectors(
+    tmp_path_factory: pytest.TempPathFactory, portions: Iterable[list[str]]
+) -> None:
+    cache, model, seen = EmbeddingCache(tmp_path_factory.mktemp("c")), sigkill.tiny_encoder(4), set()
+    for portion in portions:
+        assert cache.fill(model, portion) == len(set(portion) - seen)
+        seen.update(portion)
+        shuffled = random.Random(0).sample(sorted(seen), len(seen))  # noqa: S311 - no secret
+        if shuffled:
+            assert close(cache.get(model, shuffled), model.encode(shuffled))
