@@ -1,10 +1,6 @@
 """Query and document heads for a frozen Sentence Transformers encoder."""
 
-from st_asym.cache import EmbeddingCache
-from st_asym.cached_model import CachedSentenceTransformer
-from st_asym.environment import CacheError
-from st_asym.fingerprint import encoder_fingerprint
-from st_asym.keys import record_keys
+from st_asym.cache import CachedSentenceTransformer, CacheError, EmbeddingCache, encoder_fingerprint, record_keys
 from st_asym.losses import IsotropyLoss
 from st_asym.model import asymmetric_model, freeze_encoder
 from st_asym.monitoring import TrainingMonitor, watch

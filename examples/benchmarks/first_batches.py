@@ -51,7 +51,8 @@ def main() -> None:
     trainer.train()
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
 
-    print("\n| batch | contrastive | isotropy | accuracy | the experiment's loss | its accuracy |\n|---|---|---|---|---|---|")
+    print("\n| batch | contrastive | isotropy | accuracy | the experiment's loss | its accuracy |")
+    print("|---|---|---|---|---|---|")
     for batch, (entry, loss, accuracy) in enumerate(zip(log, ORIGINAL_LOSS, ORIGINAL_ACCURACY, strict=True), start=1):
         now = f"{entry['contrastive']:.4f} | {entry['isotropy']:.4f} | {entry['in_batch_accuracy']:.1%}"
         print(f"| {batch} | {now} | {loss:.4f} | {accuracy:.1%} |")

@@ -24,7 +24,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from st_asym import EmbeddingCache, encoder_fingerprint, filling, record_keys
+from st_asym import EmbeddingCache, encoder_fingerprint, record_keys
+from st_asym.cache import filling
 
 WORDS = [f"w{number}" for number in range(500)]
 # Texts that are reported as committed at a time, and texts per commit.

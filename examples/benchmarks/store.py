@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from st_asym.store import GROUP_BYTES, Floats, VectorStore
+from st_asym.cache.store import GROUP_BYTES, Floats, VectorStore
 
 PORTION = 4096
 GROUP = bytes(GROUP_BYTES)

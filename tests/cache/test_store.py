@@ -19,8 +19,8 @@ from cache_helpers import python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from st_asym.environment import CacheError
-from st_asym.store import _FORMAT_KEY, GROUP_BYTES, Floats, VectorStore, _pack_json
+from st_asym.cache.environment import CacheError
+from st_asym.cache.store import _FORMAT_KEY, GROUP_BYTES, Floats, VectorStore, _pack_json
 
 GROUP = b"g" * GROUP_BYTES
 
@@ -169,7 +169,7 @@ def test_is_a_dictionary_on_disk(tmp_path_factory: pytest.TempPathFactory, steps
 
 
 def test_grows_beyond_its_first_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("st_asym.environment._FIRST_MAP", 1 << 17)
+    monkeypatch.setattr("st_asym.cache.environment._FIRST_MAP", 1 << 17)
     store = VectorStore(tmp_path)
     for start in range(0, 4000, 500):
         put(store, range(start, start + 500))
@@ -177,7 +177,7 @@ def test_grows_beyond_its_first_map(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_sees_what_another_process_added_beyond_its_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("st_asym.environment._FIRST_MAP", 1 << 17)
+    monkeypatch.setattr("st_asym.cache.environment._FIRST_MAP", 1 << 17)
     store = VectorStore(tmp_path)
     put(store, range(10))
     context = multiprocessing.get_context("fork")
@@ -192,7 +192,7 @@ def test_sees_what_another_process_added_beyond_its_map(tmp_path: Path, monkeypa
 
 def test_two_writers_that_both_grow_it_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Making the file longer must not cut off what the other has added meanwhile."""
-    monkeypatch.setattr("st_asym.environment._FIRST_MAP", 1 << 16)
+    monkeypatch.setattr("st_asym.cache.environment._FIRST_MAP", 1 << 16)
     store = VectorStore(tmp_path)
 
     def write(first: int) -> None:
@@ -270,7 +270,7 @@ def test_reads_a_directory_that_it_may_not_write() -> None:
         (folder / "store").chmod(0o555)
         ran = python(
             f"""
-            from st_asym.store import CacheError, VectorStore
+            from st_asym.cache.store import CacheError, VectorStore
             import numpy as np
             store = VectorStore({str(folder / "store")!r})
             print(store.read_only, len(store), store.get([{key(3)!r}]).missing)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from st_asym.store import GROUP_BYTES, KEY_BYTES, VectorStore
+from st_asym.cache.store import GROUP_BYTES, KEY_BYTES, VectorStore
 
 # Vectors that are in memory at a time.
 _PORTION = 4096

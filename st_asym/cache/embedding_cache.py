@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from st_asym.environment import CacheError
-from st_asym.filling import Precision, encode_into
-from st_asym.fingerprint import encoder_fingerprint, listens_to_task
-from st_asym.keys import group_of, record_keys
-from st_asym.parquet import read_parquet, write_parquet
-from st_asym.store import Floats, StoredType, VectorStore
+from st_asym.cache.environment import CacheError
+from st_asym.cache.filling import Precision, encode_into
+from st_asym.cache.fingerprint import encoder_fingerprint, listens_to_task
+from st_asym.cache.keys import group_of, record_keys
+from st_asym.cache.parquet import read_parquet, write_parquet
+from st_asym.cache.store import Floats, StoredType, VectorStore
 
 logger = logging.getLogger(__name__)
 

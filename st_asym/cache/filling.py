@@ -13,8 +13,8 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from st_asym.fingerprint import encoder_modules
-from st_asym.store import Floats, VectorStore
+from st_asym.cache.fingerprint import encoder_modules
+from st_asym.cache.store import Floats, VectorStore
 
 Precision = Literal["fp32", "bf16"]
 Encode = Callable[[Sequence[str], int], Floats]

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from st_asym.store import GROUP_BYTES, KEY_BYTES
+from st_asym.cache.store import GROUP_BYTES, KEY_BYTES
 
 
 def record_keys(

@@ -11,9 +11,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router, Transformer
 from torch import Tensor, nn
 
-from st_asym.cache import EmbeddingCache
-from st_asym.filling import Precision
-from st_asym.fingerprint import encoder_fingerprint, encoder_modules
+from st_asym.cache.embedding_cache import EmbeddingCache
+from st_asym.cache.filling import Precision
+from st_asym.cache.fingerprint import encoder_fingerprint, encoder_modules
 
 
 class CachedSentenceTransformer(SentenceTransformer):

@@ -1,0 +1,13 @@
+"""Vectors of frozen encoders on disk, and models that are answered from them.
+
+From the bottom up: ``environment`` (one LMDB handle), ``store`` (records), ``fingerprint`` and ``keys`` (what
+identifies a vector), ``filling`` (the encoder runs), ``parquet``, ``embedding_cache``, ``cached_model``.
+"""
+
+from st_asym.cache.cached_model import CachedSentenceTransformer
+from st_asym.cache.embedding_cache import EmbeddingCache
+from st_asym.cache.environment import CacheError
+from st_asym.cache.fingerprint import encoder_fingerprint
+from st_asym.cache.keys import record_keys
+
+__all__ = ["CacheError", "CachedSentenceTransformer", "EmbeddingCache", "encoder_fingerprint", "record_keys"]
