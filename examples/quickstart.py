@@ -34,32 +34,23 @@ from sentence_transformers import (
     SentenceTransformerTrainingArguments,
 )
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
-from torch import Tensor
 
-from st_asym import IsotropyLoss, asymmetric_model, router_mapping, watch
+from st_asym import (
+    CachedSentenceTransformer,
+    EmbeddingCache,
+    IsotropyLoss,
+    asymmetric_model,
+    router_mapping,
+    watch,
+)
 from st_asym.data import RetrievalData, load_data
 
 mpl.use("agg")
 from matplotlib import pyplot as plt
 
 UNTOUCHED = "untouched encoder"
+TRAINING = ("epochs", "batch_size", "learning_rate", "isotropy_weight", "seeds")
 STARTS: dict[str, Literal["random", "identity"]] = {"random start": "random", "identity start": "identity"}
-
-
-class EncodedOnce(SentenceTransformer):
-    """A model whose encoder is answered from vectors that were computed before; it saves as the plain model."""
-
-    vectors: dict[str, dict[str, Tensor]]
-
-    def preprocess(self, inputs: Any, task: str = "document", **_: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Look texts up instead of tokenizing them."""
-        return {"sentence_embedding": torch.stack([self.vectors[task][text] for text in inputs])}
-
-    def forward(self, input: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:  # noqa: A002 - the library's name
-        """Run what follows the encoder: the heads, then the last Normalize."""
-        router, normalize = list(self.children())[-2:]
-        features: dict[str, Tensor] = normalize(router(input, **kwargs))
-        return features
 
 
 def main() -> None:
@@ -69,10 +60,10 @@ def main() -> None:
 
     data = (load_data(options.data) if options.data else python_docs(options.pairs)).with_dev_split()
     encoder = SentenceTransformer(options.encoder or packaged_encoder())
-    vectors = encode_once(encoder, data)
+    cache = encode_once(encoder, data, options.cache)
     encoded = time.perf_counter()
 
-    untouched = with_vectors(asymmetric_model(encoder), vectors)
+    untouched = CachedSentenceTransformer(asymmetric_model(encoder), cache)
     untouched_dev = dev_evaluator(data)(untouched)["dev_cosine_ndcg@10"]
     scores: dict[str, list[Scores]] = {UNTOUCHED: [score(untouched, data)]}
     curves: dict[str, list[dict[str, Any]]] = {}
@@ -80,13 +71,13 @@ def main() -> None:
         scores[start] = []
         for seed in options.seeds:
             torch.manual_seed(seed)
-            model = asymmetric_model(encoder, init=init)
-            curves[start] = train(with_vectors(model, vectors), data, options, seed)
-            scores[start].append(score(with_vectors(model, vectors), data))
+            model = CachedSentenceTransformer(asymmetric_model(encoder, init=init), cache)
+            curves[start] = train(model, data, options, seed)
+            scores[start].append(score(model, data))
     trained = time.perf_counter()
 
     model.save_pretrained(str(options.output / "model"))
-    save_index(options.output, with_vectors(model, vectors), data)
+    save_index(options.output, untouched, model, data)
     rows = summarise(scores)
     seconds = {"read and encode": encoded - started, "train and evaluate": trained - encoded}
     report(options, data, rows, curves, seconds)
@@ -105,30 +96,25 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=3e-4, help="(default: %(default)s)")
     parser.add_argument("--isotropy-weight", type=float, default=0.3, help="(default: %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="(default: 0)")
+    parser.add_argument("--cache", type=Path, default=Path("runs/vectors"), help="(default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("runs/quickstart"), help="(default: %(default)s)")
     return parser.parse_args()
 
 
-def encode_once(encoder: SentenceTransformer, data: RetrievalData) -> dict[str, dict[str, Tensor]]:
-    """Vectors of all judged queries and all documents: task to text to a tensor of shape (dimension,)."""
-    queries = sorted({data.queries[query_id] for judged in data.qrels.values() for query_id in judged})
-    documents = sorted(set(data.corpus.values()))
+def encode_once(encoder: SentenceTransformer, data: RetrievalData, folder: Path) -> EmbeddingCache:
+    """Vectors of all judged queries and all documents, kept on disk: a second run finds them there."""
+    cache = EmbeddingCache(folder)
+    queries = {data.queries[query_id] for judged in data.qrels.values() for query_id in judged}
+    documents = set(data.corpus.values())
     print(f"Encoding {len(queries):,} queries and {len(documents):,} documents, each once.")
-    settings: dict[str, Any] = {"convert_to_tensor": True, "show_progress_bar": True, "batch_size": 16}
-    return {
-        "query": dict(zip(queries, encoder.encode_query(queries, **settings).cpu(), strict=True)),
-        "document": dict(zip(documents, encoder.encode_document(documents, **settings).cpu(), strict=True)),
-    }
+    cache.fill(encoder, queries, prompt=encoder.prompts["query"], show_progress_bar=True)
+    cache.fill(encoder, documents, prompt=encoder.prompts["document"], show_progress_bar=True)
+    return cache
 
 
-def with_vectors(model: SentenceTransformer, vectors: dict[str, dict[str, Tensor]]) -> EncodedOnce:
-    """The same model, modules shared, that looks its texts up."""
-    encoded = EncodedOnce(modules=list(model.children()), similarity_fn_name="cosine", device="cpu")
-    encoded.vectors = vectors
-    return encoded
-
-
-def train(model: EncodedOnce, data: RetrievalData, options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
+def train(
+    model: CachedSentenceTransformer, data: RetrievalData, options: argparse.Namespace, seed: int
+) -> list[dict[str, Any]]:
     """Train the heads with the stock trainer, keep the best epoch on the dev queries, and return the trainer's log."""
     pairs = data.pairs("train")
     arguments = SentenceTransformerTrainingArguments(
@@ -138,6 +124,7 @@ def train(model: EncodedOnce, data: RetrievalData, options: argparse.Namespace, 
         learning_rate=options.learning_rate,
         batch_sampler="no_duplicates",
         router_mapping=router_mapping(pairs),
+        prompts={"query": model.prompts["query"] or "", "document": model.prompts["document"] or ""},
         eval_strategy="epoch",
         save_strategy="best",
         save_total_limit=1,
@@ -203,7 +190,9 @@ def report(
     results = {
         "data": str(options.data or f"docstrings, {options.pairs} pairs"),
         "encoder": options.encoder or "all-MiniLM-L6-v2",
-        "settings": {key: value for key, value in vars(options).items() if key not in {"data", "encoder", "output"}},
+        "settings": {
+            key: value for key, value in vars(options).items() if key not in {"data", "encoder", "cache", "output"}
+        },
         "queries": queries,
         "documents": len(data.corpus),
         "rows": rows,
@@ -236,18 +225,17 @@ def draw(curves: dict[str, list[dict[str, Any]]], untouched: float, path: Path) 
     print(f"\nTraining curve: {path}")
 
 
-def save_index(folder: Path, model: EncodedOnce, data: RetrievalData) -> None:
-    """What search.py compares: documents, and their vectors before and after the document head."""
-    texts = list(data.corpus.values())
+def save_index(folder: Path, before: SentenceTransformer, after: SentenceTransformer, data: RetrievalData) -> None:
+    """What search.py compares: texts, and their vectors by the untouched encoder and by the trained model."""
+    queries = [data.queries[query_id] for query_id in data.relevant("test")]
+    documents = list(data.corpus.values())
     np.savez(
         folder / "index.npz",
-        before=torch.nn.functional.normalize(torch.stack([model.vectors["document"][text] for text in texts])).numpy(),
-        after=model.encode_document(texts, batch_size=1024),
+        queries_before=before.encode_query(queries, batch_size=1024),
+        documents_before=before.encode_document(documents, batch_size=1024),
+        documents_after=after.encode_document(documents, batch_size=1024),
     )
-    queries = [data.queries[query_id] for query_id in data.relevant("test")]
-    before = torch.nn.functional.normalize(torch.stack([model.vectors["query"][text] for text in queries]))
-    np.savez(folder / "queries.npz", before=before.numpy())
-    (folder / "texts.json").write_text(json.dumps({"queries": queries, "documents": texts}), encoding="utf-8")
+    (folder / "texts.json").write_text(json.dumps({"queries": queries, "documents": documents}), encoding="utf-8")
 
 
 if __name__ == "__main__":

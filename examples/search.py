@@ -25,15 +25,15 @@ def main() -> None:
     folder = Path(sys.argv[1])
     model = SentenceTransformer(str(folder / "model"))
     texts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
-    index, queries_before = np.load(folder / "index.npz"), np.load(folder / "queries.npz")["before"]
+    index = np.load(folder / "index.npz")
 
     sample = texts["documents"][:16]
-    difference = np.abs(model.encode_document(sample) - index["after"][:16]).max()
+    difference = np.abs(model.encode_document(sample) - index["documents_after"][:16]).max()
     print(f"\nLoaded without st_asym. Largest difference to the vectors computed in training: {difference:.1e}")
 
     queries = texts["queries"][:200]
-    before = top_three(queries_before[:200], index["before"])
-    after = top_three(model.encode_query(queries), index["after"])
+    before = top_three(index["queries_before"][:200], index["documents_before"])
+    after = top_three(model.encode_query(queries), index["documents_after"])
     changed = [i for i in range(len(queries)) if not np.array_equal(before[i], after[i])]
     print(f"{len(changed)} of the first {len(queries)} test queries have another top three; the first of them:")
     for i in changed[:3]:
