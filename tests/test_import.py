@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+
+def test_importing_the_package_adds_little_to_sentence_transformers() -> None:
+    code = (
+        "import json, sys, sentence_transformers\n"
+        "before = set(sys.modules)\n"
+        "import st_asym\n"
+        "print(json.dumps(sorted({name.partition('.')[0] for name in set(sys.modules) - before})))"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    packages = set(json.loads(output)) - set(sys.stdlib_module_names)
+    assert packages <= {"st_asym", "lmdb"}, packages
+
+
+def test_the_public_names_of_the_design_are_there() -> None:
+    import st_asym
+
+    names = {"AsymmetricProjection", "asymmetric_model", "IsotropyLoss", "EmbeddingCache", "CachedSentenceTransformer"}
+    assert names <= set(st_asym.__all__)
+    assert all(hasattr(st_asym, name) for name in st_asym.__all__)
