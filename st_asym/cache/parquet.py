@@ -24,7 +24,8 @@ def write_parquet(store: VectorStore, group: bytes, facts: dict[str, Any], path:
     key_type, vector_type = pa.binary(KEY_BYTES), pa.list_(values, facts["dimension"])
     schema = pa.schema([("key", key_type), ("vector", vector_type)], metadata={"encoder": facts["name"]})
     written = 0
-    with pq.ParquetWriter(path, schema, write_page_checksum=True) as writer:
+    # A dictionary of floats that hardly repeat costs three quarters of the time.
+    with pq.ParquetWriter(path, schema, write_page_checksum=True, use_dictionary=False) as writer:
         for keys, vectors in store.records(group, _PORTION):
             flat = pa.array(vectors.astype(store.dtype).reshape(-1), values)
             column = pa.FixedSizeListArray.from_arrays(flat, type=vector_type)
