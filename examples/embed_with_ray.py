@@ -3,7 +3,7 @@
     python examples/embed_with_ray.py corpus.jsonl shards --workers 2 --cache vectors
     python examples/embed_with_ray.py corpus.parquet shards --address auto --workers 8 --gpus 1
 
-Texts are dealt out to shards by their keys, so that equal ones meet and are encoded once, with the prompt that
+Texts are dealt out to shards by a digest, so that equal ones meet and are encoded once, with the prompt that
 ``encode_document`` gives them. A shard appears under its name when it is whole. After an interruption the same command
 goes on: it reads the corpus again, and encodes what the shards lack. ``--cache`` imports them into an EmbeddingCache;
 elsewhere, ``EmbeddingCache(directory).import_parquet("shards")`` does. On several machines, st_asym must be installed
@@ -13,6 +13,7 @@ on each, and the corpus, the shards and an encoder on disk must have the same pa
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import tempfile
@@ -30,7 +31,7 @@ import ray
 from packaged_encoder import packaged_encoder
 from sentence_transformers import SentenceTransformer
 
-from st_asym import EmbeddingCache, encoder_fingerprint, record_keys
+from st_asym import EmbeddingCache, encoder_fingerprint
 
 # What one task reads of a JSONL file.
 RANGE_BYTES = 1 << 23
@@ -122,7 +123,7 @@ def embed(
                 "--encoder and --shards that this one was made with."
             )
     written = (
-        texts.map_batches(deal, fn_args=(fingerprint, shards), batch_format="pyarrow")
+        texts.map_batches(deal, fn_args=(shards,), batch_format="pyarrow")
         .groupby("shard", num_partitions=shards)
         .map_groups(
             ShardWriter,
@@ -168,10 +169,19 @@ def read_ranges(batch: dict[str, Any], corpus: Path, column: str) -> Iterator[pa
         texts = []
         for offset, row in json_rows(corpus, start, end):
             text = row.get(column)
-            if not isinstance(text, str):
+            if not isinstance(text, str) or not is_unicode(text):
                 raise ValueError(f"{corpus} has {text!r:.80} for {column!r} in the line at byte {offset}, not a text.")
             texts.append(text)
         yield pa.table({"text": pa.array(texts, pa.large_string())})
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text is without lone surrogates, which JSON can spell, but neither Arrow nor tokenizers take."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def json_rows(path: Path, start: int, end: int) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -186,10 +196,11 @@ def json_rows(path: Path, start: int, end: int) -> Iterator[tuple[int, dict[str,
                 yield offset, json.loads(line)
 
 
-def deal(batch: pa.Table, fingerprint: str, shards: int) -> pa.Table:
-    """The distinct texts of a batch, each with the number of its shard."""
+def deal(batch: pa.Table, shards: int) -> pa.Table:
+    """The distinct texts of a batch, each with the number of its shard; the processes that read import no torch."""
     texts = list(dict.fromkeys(batch.column("text").to_pylist()))
-    numbers = [int.from_bytes(key[-8:], "big") % shards for key in record_keys(fingerprint, texts)]
+    digests = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts]
+    numbers = [int.from_bytes(digest, "big") % shards for digest in digests]
     return pa.table({"shard": pa.array(numbers, pa.int64()), "text": pa.array(texts, pa.large_string())})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -40,10 +41,9 @@ NEW = ["a new text", "another new text"]
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        # The workers import the example by name.
-        patch.setenv("PYTHONPATH", str(SCRIPT.parent))
-        ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+    # As from the script itself; the workers could not import it.
+    ray.cloudpickle.register_pickle_by_value(embed_with_ray)
+    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -74,47 +74,53 @@ def check(folder: Path, encoder: str, texts: list[str]) -> None:
     """Import the shards, and compare with the plain encoder."""
     keys = [key for path in folder.glob("*.parquet") for key in pq.read_table(path).column("key").to_pylist()]
     assert len(keys) == len(set(keys)) == len(set(texts))
-    cache, model = EmbeddingCache(folder / "cache"), SentenceTransformer(encoder)
+    cache, model = EmbeddingCache(folder.with_name("checked")), SentenceTransformer(encoder)
     assert cache.import_parquet(folder) == len(keys)
     found = cache.get(model, texts, prompt="document ", task="document")
     assert np.abs(found - model.encode_document(texts)).max() <= 1e-6
 
 
-@pytest.mark.usefixtures("local_ray")
-def test_an_interrupted_run_goes_on_with_what_the_shards_lack(
-    tmp_path: Path, encoder: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(embed_with_ray, "RANGE_BYTES", 1000)
-    folder = tmp_path / "shards"
-    corpus = write_jsonl(tmp_path / "corpus.jsonl", [*TEXTS, *reversed(TEXTS)])
-    assert embed_with_ray.embed(corpus, folder, encoder, shards=5) == {"distinct": DISTINCT, "encoded": DISTINCT}
-    assert len(list(folder.iterdir())) == 5
-    check(folder, encoder, TEXTS)
-
-    # One shard was not reached, another was being written, and the corpus has grown since; Parquet this time.
-    lost, *rest = folder.glob("*.parquet")
-    expected = pq.read_metadata(lost).num_rows + len(NEW)
-    lost.rename(folder / "_being_written")
-    written = {path: path.read_bytes() for path in rest}
-    corpus = write_parquet(tmp_path / "corpus.parquet", [*TEXTS, *NEW, *TEXTS, *NEW], "body")
-    counts = embed_with_ray.embed(corpus, folder, encoder, column="body", shards=5)
-    assert counts == {"distinct": DISTINCT + len(NEW), "encoded": expected}
-    assert sum(path.read_bytes() == content for path, content in written.items()) >= 5 - 1 - len(NEW)
-    check(folder, encoder, [*TEXTS, *NEW])
-
-
-def test_the_script_as_it_stands(tmp_path: Path, encoder: str) -> None:
-    corpus = write_parquet(tmp_path / "corpus.parquet", [*TEXTS, *TEXTS])
-    arguments = [str(corpus), str(tmp_path / "shards"), "--encoder", encoder, "--shards", "4"]
-    arguments += ["--cache", str(tmp_path / "cache")]
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, encoder: str) -> Path:
+    """A folder where the script has embedded all texts, as it stands."""
+    folder = tmp_path_factory.mktemp("finished")
+    corpus = write_parquet(folder / "corpus.parquet", [*TEXTS, *reversed(TEXTS)])
+    arguments = [str(corpus), str(folder / "shards"), "--encoder", encoder, "--shards", "5"]
     process = subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, str(SCRIPT), *arguments, "--cache", str(folder / "cache")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert process.returncode == 0, process.stderr
     assert f"{DISTINCT} of {DISTINCT} distinct texts encoded" in process.stdout
     assert f"{DISTINCT} vectors imported into EmbeddingCache(" in process.stdout
-    assert len(EmbeddingCache(tmp_path / "cache")) == DISTINCT
-    check(tmp_path / "shards", encoder, TEXTS)
+    return folder
+
+
+def test_the_script_gives_the_vectors_of_the_encoder(finished: Path, encoder: str) -> None:
+    assert len(list((finished / "shards").iterdir())) == 5
+    assert len(EmbeddingCache(finished / "cache")) == DISTINCT
+    check(finished / "shards", encoder, TEXTS)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_an_interrupted_run_goes_on_with_what_the_shards_lack(
+    finished: Path, tmp_path: Path, encoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One shard was not reached, another was being written, and the corpus has grown since; it is JSONL now."""
+    monkeypatch.setattr(embed_with_ray, "RANGE_BYTES", 1000)
+    folder = shutil.copytree(finished / "shards", tmp_path / "shards")
+    lost, *rest = folder.glob("*.parquet")
+    missing = pq.read_metadata(lost).num_rows
+    lost.rename(folder / "_being_written")
+    before = {path: path.read_bytes() for path in rest}
+    corpus = write_jsonl(tmp_path / "corpus.jsonl", [*TEXTS, *NEW, *TEXTS, *NEW], "body")
+    counts = embed_with_ray.embed(corpus, folder, encoder, column="body", shards=5)
+    assert counts == {"distinct": DISTINCT + len(NEW), "encoded": missing + len(NEW)}
+    assert sum(path.read_bytes() == content for path, content in before.items()) >= len(rest) - len(NEW)
+    check(folder, encoder, [*TEXTS, *NEW])
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -144,7 +150,7 @@ def test_every_line_of_a_jsonl_file_belongs_to_one_range(tmp_path: Path) -> None
 
 def test_names_the_line_that_has_no_text(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
-    for bad in ('{"text": 5}', '{"text": null}', '{"other": "a"}'):
+    for bad in ('{"text": 5}', '{"text": null}', '{"other": "a"}', '{"text": "\\ud800"}'):
         path.write_text(f'{{"text": "fine"}}\n{bad}\n')
         batch = {"start": np.array([0]), "end": np.array([1000])}
         with pytest.raises(ValueError, match=r"for 'text' in the line at byte 17, not a text"):
