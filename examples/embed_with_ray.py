@@ -108,20 +108,24 @@ def embed(
         How many distinct texts there are, and how many of them were encoded.
 
     Raises:
+        FileNotFoundError: There is no such corpus.
         ValueError: The corpus lacks the column, or has something else than text in it; or the folder has files that
-            are not shards of this encoder, or another number of them.
+            are not shards of this encoder, or another number of them. Ray raises what an actor raised.
     """
     corpus, folder = corpus.resolve(), folder.resolve()
     texts = read_texts(corpus, column)
     model = SentenceTransformer(encoder)
     fingerprint = encoder_fingerprint(model)
     folder.mkdir(parents=True, exist_ok=True)
+    expected = {shard_path(folder, fingerprint, shard, shards) for shard in range(shards)}
     for path in folder.glob("*.parquet"):
-        if path not in {shard_path(folder, fingerprint, shard, shards) for shard in range(shards)}:
+        if path not in expected:
             raise ValueError(
                 f"{path} is not one of {shards} shards of the encoder {fingerprint[:12]}: use another folder, or the "
                 "--encoder and --shards that this one was made with."
             )
+    for path in folder.glob("_*.writing"):
+        path.unlink()  # left by an interruption
     written = (
         texts.map_batches(deal, fn_args=(shards,), batch_format="pyarrow")
         .groupby("shard", num_partitions=shards)
@@ -199,6 +203,8 @@ def json_rows(path: Path, start: int, end: int) -> Iterator[tuple[int, dict[str,
 def deal(batch: pa.Table, shards: int) -> pa.Table:
     """The distinct texts of a batch, each with the number of its shard; the processes that read import no torch."""
     texts = list(dict.fromkeys(batch.column("text").to_pylist()))
+    if other := [text for text in texts if not isinstance(text, str)]:
+        raise ValueError(f"The column has {other[0]!r:.80}, not a text: convert such rows, or leave them out.")
     digests = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts]
     numbers = [int.from_bytes(digest, "big") % shards for digest in digests]
     return pa.table({"shard": pa.array(numbers, pa.int64()), "text": pa.array(texts, pa.large_string())})
@@ -230,9 +236,9 @@ class ShardWriter:
                 cache.import_parquet(path)
             encoded = cache.fill(self.encoder, texts, prompt=self.prompt, task="document")
             if encoded:
-                # Ray may run a task twice at once, when it takes a slow machine for a dead one. Names that begin with
-                # an underscore are not imported.
-                beside = path.with_name(f"_{uuid.uuid4().hex}")
+                # Ray's own write_parquet writes in place, and Ray may run a task twice at once, when it takes a slow
+                # machine for a dead one.
+                beside = path.with_name(f"_{uuid.uuid4().hex}.writing")
                 cache.export_parquet(beside, self.encoder)
                 with beside.open("rb") as file:
                     os.fsync(file.fileno())

@@ -114,11 +114,12 @@ def test_an_interrupted_run_goes_on_with_what_the_shards_lack(
     folder = shutil.copytree(finished / "shards", tmp_path / "shards")
     lost, *rest = folder.glob("*.parquet")
     missing = pq.read_metadata(lost).num_rows
-    lost.rename(folder / "_being_written")
+    lost.rename(folder / "_0.writing")
     before = {path: path.read_bytes() for path in rest}
     corpus = write_jsonl(tmp_path / "corpus.jsonl", [*TEXTS, *NEW, *TEXTS, *NEW], "body")
     counts = embed_with_ray.embed(corpus, folder, encoder, column="body", shards=5)
     assert counts == {"distinct": DISTINCT + len(NEW), "encoded": missing + len(NEW)}
+    assert len(list(folder.iterdir())) == 5
     assert sum(path.read_bytes() == content for path, content in before.items()) >= len(rest) - len(NEW)
     check(folder, encoder, [*TEXTS, *NEW])
 
@@ -155,6 +156,21 @@ def test_names_the_line_that_has_no_text(tmp_path: Path) -> None:
         batch = {"start": np.array([0]), "end": np.array([1000])}
         with pytest.raises(ValueError, match=r"for 'text' in the line at byte 17, not a text"):
             list(embed_with_ray.read_ranges(batch, path, "text"))
+
+
+def test_equal_texts_meet_in_one_shard() -> None:
+    half = len(TEXTS) // 2
+    dealt: dict[str, set[int]] = {}
+    for part in (TEXTS[:half], TEXTS[half:], TEXTS):
+        table = embed_with_ray.deal(pa.table({"text": part}), 7)
+        assert table.num_rows == len(set(part))
+        for row in table.to_pylist():
+            dealt.setdefault(row["text"], set()).add(row["shard"])
+    assert all(len(shards) == 1 for shards in dealt.values())
+    assert set.union(*dealt.values()) == set(range(7))
+    for bad in ([1, 2], ["a", None]):
+        with pytest.raises(ValueError, match=r"The column has (1|None), not a text"):
+            embed_with_ray.deal(pa.table({"text": bad}), 7)
 
 
 def test_a_damaged_shard_is_named_and_another_encoder_is_noticed(tmp_path: Path, encoder: str) -> None:
