@@ -234,15 +234,17 @@ class EmbeddingCache:
     def import_parquet(self, path: str | os.PathLike[str]) -> int:
         """Read vectors from a Parquet file, or a folder of them, with the columns ``key`` and ``vector``.
 
-        The keys are those of :func:`record_keys`. Vectors with the same keys are replaced.
+        The keys are those of :func:`record_keys`. Vectors with the same keys are replaced. In a folder, names that
+        begin with ``_`` or ``.`` and those that do not end in ``.parquet`` are passed over.
 
         Returns:
             How many were read.
 
         Raises:
-            ValueError: A column is missing, a key has another size, or a vector is not finite or of another dimension
-                than its neighbours.
-            CacheError: As :meth:`fill`.
+            FileNotFoundError: There is no such file or folder, or no Parquet file in it.
+            ValueError: A file is cut off or damaged, a column is missing, a key has another size, or a vector is not
+                finite or of another dimension than the others. The message names the file; nothing was imported.
+            CacheError: As :meth:`fill`. Importing again goes on from any point.
         """
         return read_parquet(self.store, path)
 

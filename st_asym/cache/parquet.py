@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from st_asym.cache.store import GROUP_BYTES, KEY_BYTES, VectorStore
+from st_asym.cache.store import GROUP_BYTES, KEY_BYTES, Floats, VectorStore
 
 # Vectors that are in memory at a time.
 _PORTION = 4096
@@ -22,7 +24,8 @@ def write_parquet(store: VectorStore, group: bytes, facts: dict[str, Any], path:
     key_type, vector_type = pa.binary(KEY_BYTES), pa.list_(values, facts["dimension"])
     schema = pa.schema([("key", key_type), ("vector", vector_type)], metadata={"encoder": facts["name"]})
     written = 0
-    with pq.ParquetWriter(path, schema) as writer:
+    # A dictionary of floats that hardly repeat costs three quarters of the time.
+    with pq.ParquetWriter(path, schema, write_page_checksum=True, use_dictionary=False) as writer:
         for keys, vectors in store.records(group, _PORTION):
             flat = pa.array(vectors.astype(store.dtype).reshape(-1), values)
             column = pa.FixedSizeListArray.from_arrays(flat, type=vector_type)
@@ -32,26 +35,93 @@ def write_parquet(store: VectorStore, group: bytes, facts: dict[str, Any], path:
 
 
 def read_parquet(store: VectorStore, path: str | os.PathLike[str]) -> int:
-    """Put the vectors of a file, or of a folder of files, into a store, and say how many they were."""
-    import pyarrow.dataset as ds
+    """Put the vectors of a file, or of a folder of files, into a store, and say how many they were.
 
-    data = ds.dataset(path, format="parquet")
-    if missing := {"key", "vector"}.difference(data.schema.names):
-        raise ValueError(
-            f"{path} has the columns {data.schema.names}, but not {sorted(missing)[0]!r}: it must come from "
-            "EmbeddingCache.export_parquet, or have the keys of st_asym.record_keys."
-        )
-    name = (data.schema.metadata or {}).get(b"encoder", b"imported").decode()
+    All files are read twice: a bad one among them must show before the first vector is stored.
+    """
+    files = _files(Path(path))
+    dimensions = {group: facts["dimension"] for group, facts in store.groups().items()}
+    for file in files:
+        for _, keys, vectors in _portions(file):
+            _check_dimension(store, file, keys, vectors.shape[1], dimensions)
     read = 0
-    for batch in data.to_batches(columns=["key", "vector"], batch_size=_PORTION):
-        if batch.num_rows:
-            _put(store, path, batch.column("key").to_pylist(), batch.column("vector"), name)
-            read += batch.num_rows
+    for file in files:
+        for name, keys, vectors in _portions(file):
+            _put(store, keys, vectors, name)
+            read += len(keys)
     return read
 
 
-def _put(store: VectorStore, path: Any, keys: list[Any], column: Any, name: str) -> None:
-    """Check one batch, and store it by encoder."""
+def _check_dimension(
+    store: VectorStore, path: Path, keys: list[bytes], dimension: int, dimensions: dict[bytes, int]
+) -> None:
+    """Compare with the dimensions that are known by group, and note new ones."""
+    for group in {key[:GROUP_BYTES] for key in keys}:
+        if dimensions.setdefault(group, dimension) != dimension:
+            raise ValueError(
+                f"{path} has vectors of {dimension} dimensions for an encoder whose other vectors, in "
+                f"{store.directory} or in the files before, have {dimensions[group]}. Nothing was imported."
+            )
+
+
+def _put(store: VectorStore, keys: list[bytes], vectors: Floats, name: str) -> None:
+    groups: dict[bytes, dict[bytes, int]] = {}
+    for row, key in enumerate(keys):
+        groups.setdefault(key[:GROUP_BYTES], {})[key] = row
+    for rows in groups.values():
+        store.put(list(rows), vectors[list(rows.values())], name)
+
+
+def _files(path: Path) -> list[Path]:
+    """A file, or the Parquet files of a folder but for those that other tools hide while they write them."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise FileNotFoundError(f"There is no file or folder {path}.")
+    files = [
+        file
+        for file in sorted(path.rglob("*.parquet"))
+        if not any(part.startswith(("_", ".")) for part in file.relative_to(path).parts)
+    ]
+    if not files:
+        raise FileNotFoundError(f"{path} has no file whose name ends in .parquet.")
+    return files
+
+
+def _portions(path: Path) -> Iterator[tuple[str, list[bytes], Floats]]:
+    """Name of the encoder, keys and vectors (n, d) of a file, portion by portion, each checked."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            _check_columns(path, file.schema_arrow)
+            name = (file.schema_arrow.metadata or {}).get(b"encoder", b"imported").decode()
+            for batch in file.iter_batches(_PORTION, columns=["key", "vector"]):
+                if batch.num_rows:
+                    yield name, *_checked(path, batch.column("key").to_pylist(), batch.column("vector"))
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(
+            f"{path} is not a whole Parquet file: {error} Nothing was imported: write the file again, or leave it out."
+        ) from error
+
+
+def _check_columns(path: Path, schema: Any) -> None:
+    import pyarrow as pa
+
+    if missing := {"key", "vector"}.difference(schema.names):
+        raise ValueError(
+            f"{path} has the columns {schema.names}, but not {sorted(missing)[0]!r}: it must come from "
+            "EmbeddingCache.export_parquet, or have the keys of st_asym.record_keys."
+        )
+    kind = schema.field("vector").type
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    if not is_list or not pa.types.is_floating(kind.value_type):
+        raise ValueError(f"{path} has a column 'vector' of type {kind}: it must be a list of floats.")
+
+
+def _checked(path: Path, keys: list[Any], column: Any) -> tuple[list[bytes], Floats]:
+    """The keys and vectors (n, d) of one batch."""
     import pyarrow.compute as pc
 
     if any(not isinstance(key, bytes) or len(key) != KEY_BYTES for key in keys):
@@ -61,8 +131,4 @@ def _put(store: VectorStore, path: Any, keys: list[Any], column: Any, name: str)
     vectors = np.asarray(column.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(len(keys), -1)
     if not vectors.size or not np.isfinite(vectors).all():
         raise ValueError(f"{path} has vectors that are empty, or have values that are not finite.")
-    groups: dict[bytes, dict[bytes, int]] = {}
-    for row, key in enumerate(keys):
-        groups.setdefault(key[:GROUP_BYTES], {})[key] = row
-    for rows in groups.values():
-        store.put(list(rows), vectors[list(rows.values())], name)
+    return keys, vectors

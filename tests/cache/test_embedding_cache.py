@@ -275,9 +275,90 @@ def test_refuses_parquet_that_it_cannot_use(
     refuse("different dimensions", key=keys, vector=[[1.0], [2.0, 3.0]])
     refuse("without a vector", key=keys, vector=[[1.0], None])
     refuse("not finite", key=keys, vector=[[1.0], [float("nan")]])
+    refuse("'vector' of type string: it must be a list of floats", key=keys, vector=["a", "b"])
+    refuse("'vector' of type list", key=keys, vector=[["a"], ["b"]])
     with pytest.raises(ValueError, match="has no vectors of this encoder"):
         cache.export_parquet(tmp_path / "none.parquet", encoder)
     assert len(cache) == 0
+
+
+def _shards(folder: Path, encoder: SentenceTransformer) -> list[Path]:
+    """Three shards of twenty texts each."""
+    folder.mkdir()
+    paths = [folder / f"{number}.parquet" for number in range(3)]
+    for number, path in enumerate(paths):
+        part = EmbeddingCache(folder / "caches" / str(number))
+        part.fill(encoder, [f"{'abc'[number]} {'x' * length}" for length in range(20)])
+        part.export_parquet(path, encoder)
+    return paths
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+def test_a_truncated_shard_is_named_and_nothing_is_imported(
+    tmp_path: Path, cache: EmbeddingCache, encoder: SentenceTransformer, share: float
+) -> None:
+    middle = _shards(tmp_path / "shards", encoder)[1]
+    content = middle.read_bytes()
+    middle.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match=r"1\.parquet is not a whole Parquet file: .* Nothing was imported"):
+        cache.import_parquet(tmp_path / "shards")
+    assert len(cache) == 0
+    middle.write_bytes(content)
+    assert cache.import_parquet(tmp_path / "shards") == len(cache) == 60
+
+
+def test_flipped_bits_in_a_shard_never_give_a_wrong_vector(
+    tmp_path: Path, cache: EmbeddingCache, encoder: SentenceTransformer
+) -> None:
+    path = _shards(tmp_path / "shards", encoder)[0]
+    cache.import_parquet(path)
+    keys, expected = next(cache.store.records(next(iter(cache.store.groups()))))
+    content, chance = path.read_bytes(), random.Random(0)  # noqa: S311 - no secret
+    refused = 0
+    for number in range(60):
+        damaged = bytearray(content)
+        damaged[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        path.write_bytes(damaged)
+        other = EmbeddingCache(tmp_path / str(number))
+        try:
+            other.import_parquet(path)
+        except ValueError:
+            refused += 1
+            assert len(other) == 0
+            continue
+        found = other.store.get(keys)
+        assert found.vectors is not None
+        assert not found.missing
+        assert np.array_equal(found.vectors, expected)
+    assert refused > 40
+
+
+def test_a_foreign_file_among_shards_is_named_and_nothing_is_imported(
+    tmp_path: Path, cache: EmbeddingCache, encoder: SentenceTransformer
+) -> None:
+    folder = tmp_path / "shards"
+    _shards(folder, encoder)
+    pq.write_table(pa.table({"id": [1], "text": ["theirs"]}), folder / "theirs.parquet")
+    with pytest.raises(ValueError, match=r"theirs\.parquet has the columns \['id', 'text'\], but not 'key'"):
+        cache.import_parquet(folder)
+    assert len(cache) == 0
+    keys = record_keys(encoder_fingerprint(encoder), ["a", "b"])
+    pq.write_table(pa.table({"key": keys, "vector": [[1.0], [2.0]]}), folder / "theirs.parquet")
+    with pytest.raises(ValueError, match=r"theirs\.parquet has vectors of 1 dimensions .* have 32\. Nothing was"):
+        cache.import_parquet(folder)
+    assert len(cache) == 0
+    (folder / "theirs.parquet").unlink()
+    (folder / "_half_written.parquet").write_bytes(b"PAR1")
+    (folder / "notes.txt").write_text("not a shard")
+    assert cache.import_parquet(folder) == 60
+
+
+def test_says_that_there_is_nothing_to_import(tmp_path: Path, cache: EmbeddingCache) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no file or folder .*missing\.parquet"):
+        cache.import_parquet(tmp_path / "missing.parquet")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"empty has no file whose name ends in \.parquet"):
+        cache.import_parquet(tmp_path / "empty")
 
 
 ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()), max_size=12)
