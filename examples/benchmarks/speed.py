@@ -227,7 +227,7 @@ def evaluate(bench: Bench, cache: EmbeddingCache, precision: Any, seed: int) -> 
 
 def many_vectors(bench: Bench) -> list[Line]:
     """Opening a large store in a new process, looking up random texts, and what that does to its memory."""
-    count = 20_000 if bench.quick else bench.options.vectors
+    count = min(20_000, bench.options.vectors) if bench.quick else bench.options.vectors
     fingerprint, dtype = encoder_fingerprint(bench.encoder), bench.options.vectors_dtype
     store = bench.cache("many", dtype=dtype).store
     start = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -76,3 +77,29 @@ def test_killed_and_resumed_is_the_uninterrupted_run(folder: Path) -> None:
     whole, resumed = load(folder / "whole-0.pt"), load(folder / "killed-0.pt")
     assert torch.equal(whole["weights"], resumed["weights"])
     assert resumed["losses"] == whole["losses"]
+
+
+def benchmark(*arguments: str) -> str:
+    process = run(sys.executable, str(SCRIPT.parents[2] / "examples" / "benchmarks" / arguments[0]), *arguments[1:])
+    assert process.returncode == 0, process.stderr[-3000:]
+    return process.stdout
+
+
+@pytest.mark.usefixtures("real_encoder_path")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_training_takes_little_memory() -> None:
+    """A slice of what ``examples/benchmarks/memory.py`` measures on 88 thousand pairs."""
+    found = json.loads(benchmark("memory.py", "--pairs", "1000").splitlines()[-1])
+    assert found["megabytes at peak"]["VmRSS"] < 300, found
+
+
+@pytest.mark.usefixtures("real_encoder_path")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_speed_benchmark_on_a_small_store(shared_data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "speed.json"
+    options = ["--quick", "--lines", "vectors", "--vectors", "3000", "--data", str(shared_data / "scifact.zip")]
+    table = benchmark("speed.py", *options, "--output", str(output))
+    assert "| 3,000 vectors of 384, float16" in table
+    line = json.loads(output.read_text())["lines"][0]
+    assert len(line["values"]) == 3
+    assert line["detail"]["vectors"] == 3000
