@@ -27,6 +27,13 @@ class CachedSentenceTransformer(SentenceTransformer):
     The modules are shared with ``model``: training one trains the other. A model without heads is all encoder, and
     gives back what the cache holds.
 
+    Several processes (``torchrun``, ``accelerate launch``) share the cache: each encodes what its own batches miss, so
+    that a text is encoded twice only if two processes meet it in the same step. To let the first encode everything, call
+    :meth:`st_asym.EmbeddingCache.fill` before training under ``with arguments.main_process_first():``, with a
+    ``ddp_timeout`` that is long enough. The training arguments need ``ddp_find_unused_parameters=False``, since the loss
+    runs the model once per column before it runs backward; ``accelerator_config={"split_batches": True}`` gives every
+    process its part of each batch, and the run of one process.
+
     Args:
         model: A ``SentenceTransformer`` with a frozen encoder, as of :func:`st_asym.asymmetric_model` or
             :func:`st_asym.freeze_encoder`.
@@ -53,6 +60,8 @@ class CachedSentenceTransformer(SentenceTransformer):
         self.cache = cache
         self.cache_precision: Precision = precision
         self.encoder_fingerprint = encoder_fingerprint(self)
+        # Looked at in every step, where a walk through all modules costs as much as the heads.
+        self._encoder_parameters = [p for module in encoder_modules(self).values() for p in module.parameters()]
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
         """Look up the encoder's vectors, encoding what is missing.
@@ -72,8 +81,10 @@ class CachedSentenceTransformer(SentenceTransformer):
         """
         if not inputs:
             return {}
-        self._check_encoder()
-        vectors = self.cache.embed(self, inputs, prompt=prompt, precision=self.cache_precision, **kwargs)
+        fingerprint = self._checked_fingerprint()
+        vectors = self.cache.embed(
+            self, inputs, prompt=prompt, precision=self.cache_precision, fingerprint=fingerprint, **kwargs
+        )
         features: dict[str, Any] = {"sentence_embedding": torch.from_numpy(vectors).to(self._vector_dtype())}
         if isinstance(self[0], Transformer):
             features["modality"] = "text"
@@ -95,6 +106,21 @@ class CachedSentenceTransformer(SentenceTransformer):
             return self.stock_model().encode(*args, **kwargs)
         return super().encode(*args, **kwargs)
 
+    def train(self, mode: bool = True) -> CachedSentenceTransformer:
+        """Set the mode of the heads. The encoder, which does not run in training, stays in evaluation mode."""
+        self.training = mode
+        for module in self._heads():
+            module.train(mode)
+        for module in encoder_modules(self).values():
+            if module.training:
+                module.eval()
+        return self
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients of the heads; the encoder has none."""
+        for module in self._heads():
+            module.zero_grad(set_to_none)
+
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Save the stock model."""
         self.stock_model().save(*args, **kwargs)
@@ -103,7 +129,7 @@ class CachedSentenceTransformer(SentenceTransformer):
         """The same model without the cache, sharing modules."""
         model = SentenceTransformer.__new__(SentenceTransformer)
         _share(self, model)
-        for name in ("cache", "cache_precision", "encoder_fingerprint"):
+        for name in ("cache", "cache_precision", "encoder_fingerprint", "_encoder_parameters"):
             del model.__dict__[name]
         return model
 
@@ -118,21 +144,30 @@ class CachedSentenceTransformer(SentenceTransformer):
         """Name the class that the uploaded model loads with."""
         return self.stock_model()._push_to_hub_usage_tip(repo_id)
 
-    def _check_encoder(self) -> None:
-        if self.training:
+    def _checked_fingerprint(self) -> str:
+        if self.training and any(parameter.requires_grad for parameter in self._encoder_parameters):
             _check_frozen(self)
-        if encoder_fingerprint(self) != self.encoder_fingerprint:
+        fingerprint = encoder_fingerprint(self)
+        if fingerprint != self.encoder_fingerprint:
             raise ValueError(
                 "The encoder has changed since CachedSentenceTransformer(model, cache) was made: its weights, its "
                 "tokenizer or a setting such as max_seq_length. Make a new one from the changed model; its texts are "
                 "encoded anew."
             )
+        return fingerprint
+
+    def _heads(self) -> list[nn.Module]:
+        """The modules behind the encoder."""
+        encoder = encoder_modules(self)
+        return [module for name, module in self.named_children() if name not in encoder]
 
     def _vector_dtype(self) -> torch.dtype:
         """What the encoder would hand to the heads."""
-        encoder = encoder_modules(self)
-        heads = [p for name, module in self.named_children() if name not in encoder for p in module.parameters()]
-        return next((p.dtype for p in heads if p.is_floating_point()), self.dtype or torch.float32)
+        for module in self._heads():
+            for parameter in module.parameters():
+                if parameter.is_floating_point():
+                    return parameter.dtype
+        return self.dtype or torch.float32
 
     def _accepted(self, name: str, module: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The keyword arguments that the stock ``forward`` passes to a module."""

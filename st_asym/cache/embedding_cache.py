@@ -167,15 +167,19 @@ class EmbeddingCache:
         prompt: str | None = None,
         task: str | None = None,
         precision: Precision = "fp32",
+        fingerprint: str | None = None,
         **options: Any,
     ) -> Floats:
         """Look vectors up, encoding what is missing: :meth:`fill`, then :meth:`get`, at the cost of one look-up.
+
+        ``fingerprint`` is for callers who have just asked for :func:`st_asym.encoder_fingerprint`; the other arguments
+        are those of :meth:`fill`.
 
         Raises:
             RuntimeError: A text is missing in a worker process of a data loader, where the encoder must not run.
             TypeError, ValueError, CacheError: As :meth:`fill`.
         """
-        keys = self._keys(model, texts, prompt, task, precision, options)
+        keys = self._keys(model, texts, prompt, task, precision, options, fingerprint)
         vectors, rows = self._look_up(keys)
         if rows:
             self._check_may_encode(len(rows))
@@ -272,9 +276,11 @@ class EmbeddingCache:
         task: str | None,
         precision: str,
         options: dict[str, Any],
+        fingerprint: str | None = None,
     ) -> list[bytes]:
         task = task if task is not None and listens_to_task(model) else None
-        return record_keys(encoder_fingerprint(model), texts, prompt=prompt, task=task, precision=precision, **options)
+        fingerprint = fingerprint or encoder_fingerprint(model)
+        return record_keys(fingerprint, texts, prompt=prompt, task=task, precision=precision, **options)
 
     def _look_up(self, keys: Sequence[bytes]) -> tuple[Floats | None, list[int]]:
         """The vectors (n, d), if there are any, and the rows that are missing."""

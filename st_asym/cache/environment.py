@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
 import shutil
@@ -23,6 +24,10 @@ _FIRST_MAP = 1 << 24
 _PAGE_SIZES = (4096, 8192, 16384, 32768, 65536)
 _READERS = 1024
 _INTEGER_KEYS = 8
+# Bytes of a file that may stay mapped, and what Linux maps around each page that is touched.
+_MOST_MAPPED = 128 << 20
+_FAULT_AROUND = 1 << 16
+_DONT_NEED = 4
 
 
 class CacheError(RuntimeError):
@@ -35,7 +40,21 @@ class Environment:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._lock = threading.RLock()
+        self._touched = 0
         self._open()
+
+    def touched(self, places: int) -> None:
+        """Say in how many places was read, so that the pages around them do not add up to the whole of a large file.
+
+        Mapped pages count as memory of this process until the system wants them back, which on a machine with memory
+        to spare is never. They stay in the system's cache, from where the next reader has them at once.
+        """
+        with self._lock:
+            self._touched += places * _FAULT_AROUND
+            if self._touched > _MOST_MAPPED:
+                self._touched = 0
+                if self.used_bytes() > _MOST_MAPPED:
+                    _give_back(self.directory / "data.mdb")
 
     def used_bytes(self) -> int:
         """Where the last page ends."""
@@ -163,6 +182,19 @@ def open_environment(directory: Path) -> Environment:
         if environment is None:
             environment = _ENVIRONMENTS[directory] = Environment(directory)
         return environment
+
+
+def _give_back(path: Path) -> None:
+    """Take the pages of a mapped file out of this process, where Linux says where they are."""
+    with contextlib.suppress(OSError, AttributeError):
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape")
+        advise = ctypes.CDLL(None).madvise
+        for line in maps.splitlines():
+            span, mode, *_, name = line.split(maxsplit=5)
+            # Only what is shared with the file: private pages would be lost.
+            if name == str(path) and mode.endswith("s"):
+                start, end = (int(address, 16) for address in span.split("-"))
+                advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONT_NEED)
 
 
 def _has_plain_databases(path: Path, page_size: int) -> bool:

@@ -86,6 +86,24 @@ def test_putting_again_replaces_and_counts_once(tmp_path: Path) -> None:
     assert np.array_equal(store.get([key(0)]).vectors, vectors([5]))
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="reads /proc")
+def test_pages_that_were_read_are_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = VectorStore(tmp_path)
+    put(store, range(4000), dimension=384)
+    keys = [key(n) for n in range(4000)]
+
+    def mapped() -> int:
+        parts = Path("/proc/self/smaps").read_text().split(str(tmp_path.resolve() / "data.mdb") + "\n")[1:]
+        return sum(int(part.split("Rss:")[1].split()[0]) for part in parts)
+
+    store.get(keys)
+    assert mapped() > 5000
+    monkeypatch.setattr("st_asym.cache.environment._MOST_MAPPED", 1 << 20)
+    store.get(keys)
+    assert mapped() < 1000
+    assert np.array_equal(store.get(keys[:9]).vectors, vectors(range(9), 384))
+
+
 def test_float16_is_remembered_and_rounds(tmp_path: Path) -> None:
     store = VectorStore(tmp_path, dtype="float16")
     put(store, range(10))
