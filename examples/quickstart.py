@@ -40,6 +40,7 @@ from st_asym import (
     EmbeddingCache,
     IsotropyLoss,
     asymmetric_model,
+    column_prompts,
     router_mapping,
     watch,
 )
@@ -59,7 +60,11 @@ def main() -> None:
     started = time.perf_counter()
 
     data = (load_data(options.data) if options.data else python_docs(options.pairs)).with_dev_split()
-    encoder = SentenceTransformer(options.encoder or packaged_encoder())
+    for split in ("train", "dev", "test"):
+        if not data.qrels.get(split) or not data.relevant(split):
+            sys.exit(f"The data have no {split} queries with a relevant document: give at least about 30 pairs.")
+    path = options.encoder or packaged_encoder()
+    encoder = SentenceTransformer(path, local_files_only=Path(path).is_dir())
     cache = encode_once(encoder, data, options.cache)
     encoded = time.perf_counter()
 
@@ -117,14 +122,15 @@ def train(
 ) -> list[dict[str, Any]]:
     """Train the heads with the stock trainer, keep the best epoch on the dev queries, and return the trainer's log."""
     pairs = data.pairs("train")
+    mapping = router_mapping(pairs)
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(options.output / "checkpoints"),
         num_train_epochs=options.epochs,
         per_device_train_batch_size=options.batch_size,
         learning_rate=options.learning_rate,
         batch_sampler="no_duplicates",
-        router_mapping=router_mapping(pairs),
-        prompts={"query": model.prompts["query"] or "", "document": model.prompts["document"] or ""},
+        router_mapping=mapping,
+        prompts=column_prompts(model, mapping) or None,
         eval_strategy="epoch",
         save_strategy="best",
         save_total_limit=1,

@@ -11,7 +11,7 @@ from packaged_encoder import packaged_encoder
 from python_docs import python_docs
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 
-from st_asym import IsotropyLoss, asymmetric_model, router_mapping, watch
+from st_asym import IsotropyLoss, asymmetric_model, column_prompts, router_mapping, watch
 from st_asym.data import load_data
 
 data = (load_data(sys.argv[1]) if len(sys.argv) > 1 else python_docs(pairs=400)).with_dev_split()
@@ -24,6 +24,7 @@ arguments = SentenceTransformerTrainingArguments(
     learning_rate=3e-4,
     batch_sampler="no_duplicates",
     router_mapping=router_mapping(train),
+    prompts=column_prompts(model, router_mapping(train)) or None,
     eval_strategy="epoch",
     logging_steps=1,
     report_to="none",

@@ -5,7 +5,7 @@ from st_asym.losses import IsotropyLoss
 from st_asym.model import asymmetric_model, freeze_encoder
 from st_asym.monitoring import TrainingMonitor, watch
 from st_asym.projection import AsymmetricProjection
-from st_asym.routing import check_router_mapping, router_mapping
+from st_asym.routing import check_router_mapping, column_prompts, router_mapping
 
 __version__ = "0.1.0.dev0"
 
@@ -18,6 +18,7 @@ __all__ = [
     "TrainingMonitor",
     "asymmetric_model",
     "check_router_mapping",
+    "column_prompts",
     "encoder_fingerprint",
     "freeze_encoder",
     "record_keys",

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-_SMALLEST_LENGTH = 1e-12
+_SMALLEST_VALUE = 1e-12
 
 
 def covariance(vectors: Tensor) -> Tensor:
@@ -119,6 +119,9 @@ def uniformity(vectors: Tensor) -> Tensor:
 def _unit(vectors: Tensor) -> Tensor:
     """Rows of ``vectors`` at length one, in float32 or better; rows of no length stay zero and get no gradient."""
     x = vectors if vectors.dtype == torch.float64 else vectors.float()
-    lengths = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    has_length = lengths > _SMALLEST_LENGTH
-    return torch.where(has_length, x / torch.where(has_length, lengths, 1.0), 0.0)
+    # Scaled by a constant first, so that squares neither overflow nor vanish.
+    largest = x.detach().abs().amax(dim=1, keepdim=True)
+    has_length = largest > _SMALLEST_VALUE
+    scaled = torch.where(has_length, x / torch.where(has_length, largest, 1.0), 0.0)
+    lengths = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+    return scaled / torch.where(has_length, lengths, 1.0)

@@ -10,13 +10,13 @@ from typing import Any
 from weakref import WeakSet
 
 import torch
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import SentenceTransformer, SentenceTransformerModelCardData
 from sentence_transformers.base.modules import Normalize, Router
 from sentence_transformers.util import load_file_path
 from torch import nn
 from typing_extensions import Unpack
 
-from st_asym.projection import AsymmetricProjection, ProjectionOptions
+from st_asym.projection import AsymmetricProjection, ProjectionOptions, require_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +85,8 @@ def asymmetric_model(
         trust_remote_code=encoder.trust_remote_code,
         backend=encoder.get_backend(),
         similarity_fn_name="cosine",
+        # Whoever kept the encoder from asking the Hub wants the same of the model's card.
+        model_card_data=SentenceTransformerModelCardData(local_files_only=encoder.model_card_data.local_files_only),
     )
     if encoder.module_kwargs:
         model.module_kwargs = {str(names.index(name)): value for name, value in encoder.module_kwargs.items()}
@@ -95,8 +97,9 @@ def freeze_encoder(model: SentenceTransformer) -> SentenceTransformer:
     """Freeze every module before the heads, in place.
 
     Their parameters take no gradients, and they stay in evaluation mode while the heads train, so that dropout does not
-    change the encoder's vectors. :func:`asymmetric_model` does this; a model loaded from disk needs it before its heads
-    are trained further.
+    change the encoder's vectors. The heads refuse columns without a task while they train, as those of
+    :func:`st_asym.AsymmetricProjection` do. :func:`asymmetric_model` does this; a model loaded from disk needs it
+    before its heads are trained further.
 
     Args:
         model: A ``SentenceTransformer`` with a ``Router`` among its modules.
@@ -112,12 +115,13 @@ def freeze_encoder(model: SentenceTransformer) -> SentenceTransformer:
         >>> model = freeze_encoder(SentenceTransformer("path/to/a/saved/model"))  # doctest: +SKIP
     """
     modules = list(model.children())
-    heads = next((index for index, module in enumerate(modules) if isinstance(module, Router)), 0)
-    if heads == 0:
+    heads, router = next(((i, module) for i, module in enumerate(modules) if isinstance(module, Router)), (0, None))
+    if heads == 0 or router is None:
         raise ValueError(
             "freeze_encoder needs a model with heads behind an encoder, [encoder..., Router, Normalize]; this one is "
             f"[{', '.join(type(module).__name__ for module in modules)}]."
         )
+    require_tasks(router)
     for module in modules[:heads]:
         module.requires_grad_(False)
         module.eval()
@@ -128,8 +132,8 @@ def freeze_encoder(model: SentenceTransformer) -> SentenceTransformer:
 
 
 def _stay_in_evaluation_mode(module: nn.Module, _args: Any) -> None:
-    """Undo what ``model.train()`` did to a frozen module, so that it runs without dropout."""
-    if module.training:
+    """Undo what ``model.train()`` did to a frozen module, so that it runs without dropout; unfrozen it trains."""
+    if module.training and not any(parameter.requires_grad for parameter in module.parameters()):
         module.eval()
 
 
@@ -140,7 +144,8 @@ def _load_encoder(encoder: str | PathLike[str]) -> SentenceTransformer:
             "trained on one dense vector per text."
         )
     name = fspath(encoder)
-    model = SentenceTransformer(name)
+    # A folder's name is no Hub id, and the model card would ask the Hub for it.
+    model = SentenceTransformer(name, local_files_only=Path(name).is_dir())
     saved_as = _saved_model_type(name, model)
     if saved_as != "SentenceTransformer":
         raise TypeError(

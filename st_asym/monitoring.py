@@ -23,10 +23,12 @@ _LOWEST_STD, _HIGHEST_STD = 0.5, 2.0
 
 
 def watch(trainer: SentenceTransformerTrainer) -> TrainingMonitor:
-    """Check a trainer's column mapping now, and add the figures of :class:`TrainingMonitor` to its log.
+    """Check a trainer's arguments now, and add the figures of :class:`TrainingMonitor` to its log.
 
-    Neither the loss nor the trainer changes. The figures go where the trainer's log goes: ``state.log_history``, the
-    console, and every integration in ``report_to``.
+    Columns without a route are refused, prompts that training would leave out are warned about, and under several
+    processes ``ddp_find_unused_parameters`` is set to False where it is None: the loss runs the model once per column,
+    and the trainer's default fails there. The loss does not change. The figures go where the trainer's log goes:
+    ``state.log_history``, the console, and every integration in ``report_to``.
 
     Args:
         trainer: A ``SentenceTransformerTrainer``, before ``train()`` or ``evaluate()``.
@@ -41,12 +43,10 @@ def watch(trainer: SentenceTransformerTrainer) -> TrainingMonitor:
     Example:
         >>> watch(trainer)  # doctest: +SKIP
         >>> trainer.train()  # doctest: +SKIP
-        {'loss': 2.22, 'in_batch_accuracy': 0.72, 'query_std': 0.98, ...}
+        >>> trainer.state.log_history[0]  # doctest: +SKIP
+        {'loss': ..., 'in_batch_accuracy': ..., 'query_std': ..., ...}
     """
-    mapping = trainer.args.router_mapping
-    for dataset in (trainer.train_dataset, trainer.eval_dataset):
-        if isinstance(mapping, dict) and mapping and dataset is not None:
-            check_router_mapping(mapping, dataset)
+    _check_arguments(trainer)
     monitor = TrainingMonitor()
     monitor.attach(trainer.model)
     trainer.add_callback(monitor)
@@ -54,6 +54,22 @@ def watch(trainer: SentenceTransformerTrainer) -> TrainingMonitor:
     callbacks = trainer.callback_handler.callbacks
     callbacks.insert(0, callbacks.pop())
     return monitor
+
+
+def _check_arguments(trainer: SentenceTransformerTrainer) -> None:
+    mapping = trainer.args.router_mapping
+    for dataset in (trainer.train_dataset, trainer.eval_dataset):
+        if isinstance(mapping, dict) and mapping and dataset is not None:
+            check_router_mapping(mapping, dataset)
+    prompts = [route for route in ("query", "document") if trainer.model.prompts.get(route)]
+    if prompts and not trainer.args.prompts:
+        logger.warning(
+            "The model puts a prompt before each %s when it encodes, and the trainer does not: pass "
+            "prompts=st_asym.column_prompts(model, mapping) in the training arguments.",
+            " and ".join(prompts),
+        )
+    if trainer.args.world_size > 1 and trainer.args.ddp_find_unused_parameters is None:
+        trainer.args.ddp_find_unused_parameters = False
 
 
 class TrainingMonitor(TrainerCallback):
@@ -68,7 +84,11 @@ class TrainingMonitor(TrainerCallback):
       square root of the dimension: 1.0 for unit vectors that spread in all directions, 0 when all coincide.
 
     Each is the mean over the batches since the last log, over all processes. A standard deviation that leaves
-    [0.5, 2] while the accuracy rises is warned about, once, as a collapse or a length explosion.
+    [0.5, 2], and is at least halved or doubled where it began outside, while the accuracy does not fall, is warned
+    about, once, as a collapse or a length explosion. Only a model that does not end in ``Normalize`` can explode.
+
+    The figures expect one query column. They go into the log, not into what ``evaluate`` returns, so that
+    ``metric_for_best_model`` cannot name them.
 
     Use :func:`watch`, which puts the callback where the integrations see its figures.
     """
@@ -114,7 +134,7 @@ class TrainingMonitor(TrainerCallback):
         """Turn the columns of one batch into figures."""
         queries, documents = self._queries, self._documents
         self._queries, self._documents = [], []
-        if not queries or not documents:
+        if sum(map(len, documents)) < sum(map(len, queries)) or not queries:
             return
         figures = _figures(torch.cat(queries).float(), torch.cat(documents).float())
         totals = self._totals[training]
@@ -132,9 +152,14 @@ class TrainingMonitor(TrainerCallback):
         model: nn.Module | None = None,
         **kwargs: Any,  # noqa: ARG002
     ) -> None:
-        """Follow the trainer to the model that it trains."""
+        """Follow the trainer to the model that it trains, and forget the last run."""
         if model is not None:
             self.attach(model)
+        self._first, self._warned = {}, set()
+
+    def on_step_begin(self, *_args: Any, **_kwargs: Any) -> None:
+        """Forget what ran between the steps."""
+        self._queries, self._documents = [], []
 
     def on_substep_end(self, *_args: Any, **_kwargs: Any) -> None:
         """A batch that is accumulated is over."""
@@ -165,7 +190,7 @@ class TrainingMonitor(TrainerCallback):
         logs.update(named)
         if state.log_history:
             state.log_history[-1].update(named)
-        if prefix == "":
+        if prefix == "" and state.is_world_process_zero:
             self._warn(figures)
 
     def _means(self, *, training: bool) -> dict[str, float]:
@@ -182,23 +207,23 @@ class TrainingMonitor(TrainerCallback):
 
     def _warn(self, figures: dict[str, float]) -> None:
         """Name a collapse or a length explosion, once for each side."""
-        if figures.get("in_batch_accuracy", 0.0) <= self._first.get("in_batch_accuracy", 1.0):
+        if not figures or not self._first or figures["in_batch_accuracy"] < self._first["in_batch_accuracy"]:
             return
         for side in ("query", "document"):
             name = f"{side}_std"
             before, now = self._first[name], figures[name]
             trouble = None
-            if now < _LOWEST_STD and now < before:
+            if now < _LOWEST_STD and (before >= _LOWEST_STD or now < before / 2):
                 trouble = "collapse"
                 advice = "Raise the isotropy weight, or lower the learning rate."
-            elif now > _HIGHEST_STD and now > before:
+            elif now > _HIGHEST_STD and (before <= _HIGHEST_STD or now > before * 2):
                 trouble = "length explosion"
                 advice = "Compare by cosine: end the model in Normalize, and use cos_sim in the loss."
             if trouble is not None and f"{trouble} {side}" not in self._warned:
                 self._warned.add(f"{trouble} {side}")
                 logger.warning(
                     "%s of the %s vectors: their standard deviation went from %.2f to %.2f (about 1 is even, [%s, %s] "
-                    "is safe) while in-batch accuracy rose from %.3f to %.3f. %s",
+                    "is safe) while in-batch accuracy went from %.3f to %.3f. %s",
                     trouble.capitalize(),
                     side,
                     before,

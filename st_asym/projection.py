@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any, Literal, TypedDict
+from weakref import WeakSet
 
 import torch
 from sentence_transformers.base.modules import Dense, Module, Router
@@ -20,6 +22,8 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "sigmoid": nn.Sigmoid,
     "tanh": nn.Tanh,
 }
+
+_REQUIRES_TASKS: WeakSet[Router] = WeakSet()
 
 HiddenFeatures = int | Sequence[int] | Literal["2x"] | None
 
@@ -62,7 +66,8 @@ def AsymmetricProjection(  # noqa: N802 - it stands where a module class would, 
     the start is the truncation to the first dimensions, which is what Matryoshka encoders expect.
 
     While it trains, a head that is called without a task raises: a column that the ``router_mapping`` of the training
-    arguments does not name would otherwise train the document head, silently.
+    arguments does not name would otherwise train the document head, silently. (In evaluation, where the stock default
+    applies, :func:`st_asym.watch` checks the columns.)
 
     Args:
         in_features: Dimension of the encoder's vectors.
@@ -92,10 +97,9 @@ def AsymmetricProjection(  # noqa: N802 - it stands where a module class would, 
         >>> torch.equal(projection({"sentence_embedding": vectors}, task="query")["sentence_embedding"], vectors)
         True
     """
-    out_features = in_features if out_features is None else out_features
-    hidden = _hidden_sizes(in_features, hidden_features)
-    sizes = [in_features, *hidden, out_features]
-    _check_sizes(sizes)
+    in_features = _size(in_features, "in_features")
+    out_features = in_features if out_features is None else _size(out_features, "out_features")
+    sizes = [in_features, *_hidden_sizes(in_features, hidden_features), out_features]
     _check_sides(in_features, out_features, query=query, document=document, shared=shared)
     _check_activation(activation)
     if init == "identity":
@@ -105,8 +109,14 @@ def AsymmetricProjection(  # noqa: N802 - it stands where a module class would, 
 
     query_head = _head(sizes, activation, init) if query else []
     document_head = query_head if shared else _head(sizes, activation, init) if document else []
-    router: Router = Router.for_query_document(query_head, document_head)
-    router.register_forward_pre_hook(_require_task_in_training, with_kwargs=True)
+    return require_tasks(Router.for_query_document(query_head, document_head))
+
+
+def require_tasks(router: Router) -> Router:
+    """Make a ``Router`` refuse, while it trains, a column that comes without a task; in place, and once."""
+    if router not in _REQUIRES_TASKS:
+        router.register_forward_pre_hook(_require_task_in_training, with_kwargs=True)
+        _REQUIRES_TASKS.add(router)
     return router
 
 
@@ -142,16 +152,21 @@ def _start_as_identity(layers: Sequence[Dense]) -> None:
 def _hidden_sizes(in_features: int, hidden_features: HiddenFeatures) -> list[int]:
     if hidden_features is None:
         return []
-    if hidden_features == "2x":
+    if isinstance(hidden_features, str) and hidden_features == "2x":
         return [2 * in_features]
-    return [hidden_features] if isinstance(hidden_features, int) else list(hidden_features)
+    widths = hidden_features if isinstance(hidden_features, list | tuple) else [hidden_features]
+    return [_size(width, "hidden_features") for width in widths]
 
 
-def _check_sizes(sizes: Sequence[int]) -> None:
-    if any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in sizes):
-        raise ValueError(
-            f"The sizes of a head must be whole numbers of at least 1, got {' -> '.join(map(str, sizes))}."
-        )
+def _size(value: Any, name: str) -> int:
+    """A size as int, whatever kind of whole number it came as."""
+    try:
+        size = operator.index(value)
+    except TypeError:
+        size = 0
+    if size < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+    return size
 
 
 def _check_sides(in_features: int, out_features: int, *, query: bool, document: bool, shared: bool) -> None:
@@ -203,6 +218,6 @@ def _require_task_in_training(router: nn.Module, args: tuple[Any, ...], kwargs: 
     if router.training and kwargs.get("task") is None and features.get("task") is None:
         raise ValueError(
             "While training, a column reached the heads without a task, so it would train the document head, whatever "
-            "it holds: `router_mapping` in the training arguments misses it or misspells its name. "
-            "st_asym.router_mapping(dataset) makes a mapping that names every column."
+            "it holds: `router_mapping` in the training arguments misses it or misspells its name, or, in your own "
+            "loop, the features have no `task`. st_asym.router_mapping(dataset) makes a mapping of every column."
         )

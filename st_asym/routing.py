@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset
+    from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +28,9 @@ def router_mapping(
 ) -> dict[str, Any]:
     """Make the ``router_mapping`` for ``SentenceTransformerTrainingArguments`` from the columns of a data set.
 
-    Columns are told by name (``query``, ``question`` and ``anchor``, with or without a number, are queries). Where none
-    of the names is known, the first column is the query, as the library's losses expect. What was decided is logged.
+    Columns are told by name: with the word query, question or anchor in it, such as ``query_text`` or ``questions``, it
+    is a query. Where no name has one, the first column is the query, as the library's losses expect, with a warning.
+    What was decided is logged at ``INFO``.
 
     Args:
         dataset: A data set with column names, or a dict of them by name, as the trainer takes them.
@@ -37,7 +40,8 @@ def router_mapping(
         ``{column: "query" or "document"}``; for a dict of data sets, one such mapping per data set.
 
     Raises:
-        ValueError: No column is a query, or ``query`` names a column that does not exist.
+        ValueError: No column is a query, ``query`` names a column that does not exist, or the data set does not say
+            what columns it has.
 
     Example:
         >>> from datasets import Dataset
@@ -117,10 +121,10 @@ def _named_queries(columns: list[str], query: str | Iterable[str]) -> set[str]:
 
 
 def _guessed_queries(columns: list[str]) -> set[str]:
-    queries = {column for column in columns if _stem(column) in _QUERY_NAMES}
+    queries = {column for column in columns if _words(column) & _QUERY_NAMES}
     if queries:
         return queries
-    if not columns or _stem(columns[0]) in _DOCUMENT_NAMES:
+    if not columns or _words(columns[0]) & _DOCUMENT_NAMES:
         raise ValueError(
             f"None of the columns {columns} looks like a query: name it, router_mapping(dataset, query=...)."
         )
@@ -128,6 +132,29 @@ def _guessed_queries(columns: list[str]) -> set[str]:
     return {columns[0]}
 
 
-def _stem(column: str) -> str:
-    """``Negative_12`` -> ``negative``."""
-    return column.lower().rstrip("0123456789").rstrip("_-")
+def _words(column: str) -> set[str]:
+    """``Negatives_12`` -> ``{"negatives", "negative"}``."""
+    words = re.findall("[a-z]+", column.lower())
+    return {*words, *(word.removesuffix("s") for word in words), *(f"{word.removesuffix('ies')}y" for word in words)}
+
+
+def column_prompts(model: SentenceTransformer, mapping: Mapping[str, str]) -> dict[str, str]:
+    """The ``prompts`` for ``SentenceTransformerTrainingArguments``, so that training reads what encoding will.
+
+    The trainer leaves a model's prompts out unless it is given them by column.
+
+    Args:
+        model: The model, with its prompts for ``query`` and ``document``.
+        mapping: Column to route, as of :func:`router_mapping`.
+
+    Returns:
+        ``{column: prompt}``, without columns whose prompt is empty.
+
+    Example:
+        >>> from sentence_transformers import SentenceTransformer
+        >>> from sentence_transformers.sentence_transformer.modules import BoW
+        >>> model = SentenceTransformer(modules=[BoW(["a", "b"])], prompts={"query": "query: "})
+        >>> column_prompts(model, {"question": "query", "positive": "document"})
+        {'question': 'query: '}
+    """
+    return {column: prompt for column, route in mapping.items() if (prompt := model.prompts.get(route))}

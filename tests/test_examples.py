@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -65,8 +66,20 @@ def test_the_quickstart_on_pairs_of_its_own(real_encoder_path: str, tmp_path: Pa
     output = tmp_path / "run"
     arguments = ["--data", str(pairs), "--encoder", real_encoder_path, "--epochs", "2", "--output", str(output)]
     command = [sys.executable, str(EXAMPLES / "quickstart.py"), *arguments, "--seeds", "0", "1"]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path)
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    (tmp_path / "sitecustomize.py").write_text(
+        "import socket\n"
+        "def refuse(host, *_, **__):\n"
+        f"    open({str(tmp_path / 'looked_up')!r}, 'a').write(f'{{host}}\\n')\n"
+        "    raise OSError('no network in this test')\n"
+        "socket.getaddrinfo = refuse\n"
+    )
+    environment["PYTHONPATH"] = str(tmp_path)
+    process = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path, env=environment
+    )
     assert process.returncode == 0, process.stderr
+    assert not (tmp_path / "looked_up").exists(), (tmp_path / "looked_up").read_text()
     assert "| identity start |" in process.stdout
     assert "Loaded without st_asym." in process.stdout
     results = json.loads((output / "results.json").read_text())

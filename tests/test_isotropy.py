@@ -88,7 +88,7 @@ def test_rotation_leaves_sigreg_unchanged_when_its_directions_turn_too_and_nearl
         torch.cat([torch.randn(3, 8), torch.zeros(1, 8)]),
         torch.randn(6, 1),
         torch.randn(4, 8) * 1e-20,
-        torch.randn(4, 8) * 1e18,
+        torch.randn(4, 8) * 1e30,
     ],
     ids=["one", "duplicates", "all zero", "one zero", "one dimension", "tiny", "huge"],
 )
@@ -144,8 +144,9 @@ def test_covariance_of_uniform_directions_is_zero_on_average_at_every_batch_size
 
 
 @pytest.mark.parametrize(("n", "d"), [(2, 4), (64, 384), (500, 16)])
-def test_covariance_of_coinciding_vectors(n: int, d: int) -> None:
-    vectors = uniform(1, d).expand(n, d)
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e30])
+def test_covariance_of_coinciding_vectors(n: int, d: int, scale: float) -> None:
+    vectors = uniform(1, d).expand(n, d) * scale
     assert covariance(vectors).item() == pytest.approx(2 - 1 / d, rel=1e-5)
 
 

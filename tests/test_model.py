@@ -62,6 +62,11 @@ def test_the_encoders_settings_are_kept(make_encoder: MakeEncoder) -> None:
     assert model.max_seq_length == 7
     assert model.similarity_fn_name == "cosine"
     assert model.device == encoder.device
+    assert not model.trust_remote_code
+    encoder.trust_remote_code, encoder.backend = True, "onnx"
+    other = asymmetric_model(encoder)
+    assert other.trust_remote_code
+    assert other.get_backend() == "onnx"
     for encode in ("encode", "encode_query", "encode_document"):
         np.testing.assert_allclose(getattr(model, encode)(TEXTS), getattr(encoder, encode)(TEXTS), atol=1e-6)
     assert not np.allclose(model.encode_query(TEXTS), model.encode_document(TEXTS), atol=1e-3)
@@ -143,8 +148,24 @@ def test_a_loaded_model_can_be_frozen_again(tiny_encoder: SentenceTransformer, t
     model = freeze_encoder(SentenceTransformer(str(tmp_path), device="cpu"))
     assert {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad} == {"3"}
     assert freeze_encoder(model) is model
+    with pytest.raises(ValueError, match="router_mapping"):
+        model.train()(model.preprocess(TEXTS))
     with pytest.raises(ValueError, match=r"\[Transformer, Pooling, Normalize\]"):
         freeze_encoder(tiny_encoder)
+
+
+def test_an_encoder_that_is_unfrozen_again_trains(tiny_encoder: SentenceTransformer) -> None:
+    model = asymmetric_model(tiny_encoder).requires_grad_(True).train()
+    model({**model.preprocess(TEXTS), "task": "query"})
+    assert model[0].training
+
+
+def test_a_local_encoder_does_not_make_the_card_ask_the_hub(tiny_encoder: SentenceTransformer, tmp_path: Path) -> None:
+    tiny_encoder.save_pretrained(str(tmp_path))
+    assert asymmetric_model(tmp_path).model_card_data.local_files_only
+    offline = SentenceTransformer(str(tmp_path), local_files_only=True)
+    assert asymmetric_model(offline).model_card_data.local_files_only
+    assert not asymmetric_model(tiny_encoder).model_card_data.local_files_only
 
 
 def test_a_copy_of_the_model_is_independent(tiny_encoder: SentenceTransformer) -> None:

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import json
 import math
+import os
 import pickle
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed
+import torch.multiprocessing
 from datasets import Dataset, DatasetDict
 from sentence_transformers import (
     SentenceTransformer,
@@ -22,8 +27,9 @@ from sentence_transformers.sentence_transformer.losses import (
 )
 from sentence_transformers.util import dot_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import TrainerState
 
-from st_asym import IsotropyLoss, asymmetric_model, monitoring, watch
+from st_asym import IsotropyLoss, asymmetric_model, column_prompts, monitoring, watch
 
 FIGURES = {"in_batch_accuracy", "positive_similarity", "negative_similarity", "query_std", "document_std"}
 QUERIES = [
@@ -165,11 +171,16 @@ def test_an_evaluator_does_not_disturb_the_figures(tiny_encoder: SentenceTransfo
         {f"d{i}": text for i, text in enumerate(PAIRS["positive"][:])},
         relevant,
     )
-    trainer = trainer_for(model, tmp_path, eval_strategy="epoch", evaluator=evaluator)
+    options = {"num_train_epochs": 2, "learning_rate": 0.0, "per_device_train_batch_size": 8}
+    trainer = trainer_for(model, tmp_path, eval_strategy="epoch", evaluator=evaluator, **options)
     watch(trainer)
     trainer.train()
-    evaluated = next(entry for entry in trainer.state.log_history if "eval_loss" in entry)
-    assert {name: evaluated[f"eval_{name}"] for name in FIGURES} == pytest.approx(expected(model), abs=1e-4)
+    for prefix in ("", "eval_"):
+        logged = [entry for entry in trainer.state.log_history if f"{prefix}loss" in entry]
+        assert len(logged) == 2
+        for entry in logged:
+            figures = {name: entry[f"{prefix}{name}"] for name in FIGURES}
+            assert figures == pytest.approx(expected(model), abs=1e-4)
 
 
 def test_several_evaluation_sets_are_told_apart(tiny_encoder: SentenceTransformer, tmp_path: Path) -> None:
@@ -208,7 +219,9 @@ def log_figures(
         ([(0.2, 0.9), (0.9, 0.3), (0.95, 0.2)], "Collapse of the query vectors"),
         ([(0.2, 0.9), (0.5, 1.5), (0.9, 2.5)], "Length explosion of the query vectors"),
         ([(0.2, 0.9), (0.9, 0.6)], None),  # within bounds
-        ([(0.2, 0.4), (0.9, 0.45)], None),  # narrow from the start, and getting wider
+        ([(0.2, 0.47), (0.9, 0.46)], None),  # narrow from the start, and hardly changed
+        ([(0.2, 0.4), (0.9, 0.1)], "Collapse of the query vectors"),  # narrow from the start, and much narrower
+        ([(1.0, 0.9), (1.0, 0.05)], "Collapse of the query vectors"),  # no room for the accuracy to rise
         ([(0.2, 0.9), (0.1, 0.3)], None),  # the accuracy falls too: the loss itself shows that
     ],
 )
@@ -242,6 +255,62 @@ def test_mappings_are_checked_at_once(tiny_encoder: SentenceTransformer, tmp_pat
     trainer = trainer_for(asymmetric_model(tiny_encoder), tmp_path, router_mapping={"positive": "document"})
     with pytest.raises(ValueError, match="no route for column 'query'"):
         watch(trainer)
+    trainer = trainer_for(asymmetric_model(tiny_encoder), tmp_path)
+    trainer.eval_dataset = PAIRS.rename_column("query", "question")
+    with pytest.raises(ValueError, match="no route for column 'question'"):
+        watch(trainer)
+
+
+def test_prompts_that_training_would_leave_out_are_pointed_out(
+    make_encoder: Callable[..., SentenceTransformer], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = asymmetric_model(make_encoder(prompts={"query": "query "}))
+    mapping = {"query": "query", "positive": "document"}
+    watch(trainer_for(model, tmp_path, router_mapping=mapping, prompts=column_prompts(model, mapping)))
+    assert caplog.text == ""
+    watch(trainer_for(model, tmp_path))
+    assert "puts a prompt before each query when it encodes" in caplog.text
+
+
+def test_what_runs_between_the_steps_is_left_out(tiny_encoder: SentenceTransformer, tmp_path: Path) -> None:
+    model = asymmetric_model(tiny_encoder)
+    before = expected(model)
+    trainer = trainer_for(model, tmp_path, per_device_train_batch_size=8)
+    watch(trainer)
+    model({**model.preprocess(["a stray text"]), "task": "query"})
+    trainer.train()
+    assert first_training_log(trainer)["in_batch_accuracy"] == pytest.approx(before["in_batch_accuracy"], abs=1e-4)
+
+
+def _log_of_one_of_two_processes(rank: int, port: int, folder: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    monitor = monitoring.TrainingMonitor()
+    model = torch.nn.Linear(2, 2)
+    for _ in range(rank + 1):  # one batch of right answers in the first process, two of wrong ones in the second
+        documents = torch.eye(2) if rank == 0 else torch.eye(2).flip(0)
+        monitor._collect(model, ({"task": "query"},), {}, {"sentence_embedding": torch.eye(2)})
+        monitor._collect(model, ({"task": "document"},), {}, {"sentence_embedding": documents})
+        monitor.on_step_end()
+    logs = {"loss": 1.0}
+    monitor.on_log(None, TrainerState(), None, logs=logs)  # type: ignore[arg-type]
+    empty = {"loss": 1.0}
+    monitor.on_log(None, TrainerState(), None, logs=empty)  # type: ignore[arg-type]
+    (Path(folder) / f"{rank}.json").write_text(json.dumps([logs, empty]))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_figures_are_means_over_the_batches_of_all_processes(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_log_of_one_of_two_processes, (port, str(tmp_path)), nprocs=2)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    assert first[1] == {"loss": 1.0}
+    assert first[0]["in_batch_accuracy"] == pytest.approx(1 / 3, abs=1e-4)
+    assert first[0]["positive_similarity"] == pytest.approx(1 / 3, abs=1e-4)
 
 
 def test_the_model_can_still_be_pickled_and_let_go(tiny_encoder: SentenceTransformer, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -61,6 +62,21 @@ def test_the_extra_units_of_a_wide_head_learn_though_they_start_without_effect()
     assert torch.count_nonzero(last.weight.grad[:, 8:]) > 0
 
 
+def test_sizes_may_be_numpy_integers() -> None:
+    router = AsymmetricProjection(np.int64(4), np.int64(3), hidden_features=np.int64(9))
+    assert router.get_embedding_dimension() == 3
+
+
+def test_extra_units_keep_torchs_default_input_weights() -> None:
+    torch.manual_seed(0)
+    first = AsymmetricProjection(4, hidden_features=20).sub_modules["query"][0].linear
+    torch.manual_seed(0)
+    default = torch.nn.Linear(4, 20)
+    assert torch.equal(first.weight[8:], default.weight[8:])
+    assert torch.equal(first.bias[8:], default.bias[8:])
+    assert torch.count_nonzero(first.bias[:8]) == 0
+
+
 def test_the_two_heads_are_independent_unless_shared() -> None:
     own = AsymmetricProjection(4)
     assert own.sub_modules["query"][0] is not own.sub_modules["document"][0]
@@ -114,9 +130,11 @@ def test_what_cannot_start_as_the_identity_says_why_and_what_would_work(options:
         ({"query": False, "document": False}, "nothing to train"),
         ({"query": False, "shared": True}, "one head for both sides"),
         ({"document": False, "out_features": 2}, "leaves that side at 4 dimensions while the other side gets 2"),
-        ({"hidden_features": 0}, "whole numbers of at least 1"),
-        ({"hidden_features": "twice"}, "whole numbers of at least 1"),
-        ({"out_features": 2.5}, "whole numbers of at least 1"),
+        ({"hidden_features": 0}, "hidden_features must be a whole number of at least 1, got 0"),
+        ({"hidden_features": "twice"}, "hidden_features must be a whole number of at least 1, got 'twice'"),
+        ({"hidden_features": 16.0}, "hidden_features must be a whole number of at least 1, got 16.0"),
+        ({"hidden_features": (8, -1)}, "hidden_features must be a whole number of at least 1, got -1"),
+        ({"out_features": 2.5}, "out_features must be a whole number of at least 1, got 2.5"),
         ({"activation": "softmax"}, "Unknown activation 'softmax'"),
         ({"init": "zero"}, "init must be 'identity' or 'random'"),
     ],

@@ -21,12 +21,15 @@ def columns(*names: str) -> Dataset:
         (("answer", "question"), {"question"}),
         (("Query", "Passage"), {"Query"}),
         (("query_1", "query_2", "document", "label"), {"query_1", "query_2"}),
+        (("document_text", "query_text"), {"query_text"}),
+        (("positives", "questions"), {"questions"}),
+        (("queries", "dataset_name"), {"queries"}),
     ],
 )
 def test_columns_are_told_by_name(names: tuple[str, ...], queries: set[str]) -> None:
     mapping = router_mapping(columns(*names))
     assert {name for name, route in mapping.items() if route == "query"} == queries
-    assert set(mapping) == set(names) - {"score", "label"}
+    assert set(mapping) == set(names) - {"score", "label", "dataset_name"}
 
 
 def test_unknown_names_go_by_position_and_it_says_so(caplog: pytest.LogCaptureFixture) -> None:

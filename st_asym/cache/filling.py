@@ -71,6 +71,7 @@ def encode_into(
                 except (TypeError, ValueError) as error:
                     _name_the_row(encode, texts, part, error)
                     raise
+                _check_finite(vectors, texts, part)
                 pending.add([keys[i] for i in block], vectors)
                 progress.update(len(block))
         finally:
@@ -193,6 +194,17 @@ def _max_tokens(model: SentenceTransformer) -> int | None:
     """What the encoder truncates at; a ``StaticEmbedding`` says infinity."""
     length = model.max_seq_length
     return int(length) if length and length < 1 << 31 else None
+
+
+def _check_finite(vectors: Floats, texts: Sequence[str], rows: Sequence[int]) -> None:
+    """Refuse what no later step could use, and would not notice."""
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad):
+        row = rows[int(bad[0])]
+        raise ValueError(
+            f"The encoder gives values that are not finite for {len(bad)} of {len(rows)} texts, the first in row "
+            f"{row}, {texts[row]!r:.80}: check its weights, and its precision."
+        )
 
 
 def _name_the_row(encode: Any, texts: Sequence[str], rows: Sequence[int], error: Exception) -> None:

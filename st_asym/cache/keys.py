@@ -35,6 +35,11 @@ def record_keys(
     Raises:
         TypeError: A text is not a string. The message names its row.
         ValueError: An unknown precision.
+
+    Example:
+        >>> keys = record_keys("0123456789abcdef" * 4, ["a text", "another"])
+        >>> [len(key) for key in keys]
+        [32, 32]
     """
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"precision must be 'fp32' or 'bf16', got {precision!r}.")

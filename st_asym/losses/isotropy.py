@@ -104,7 +104,7 @@ class IsotropyLoss(nn.Module):
             raise TypeError(
                 f"IsotropyLoss embeds each column once and hands the vectors on, but {type(loss).__name__} has no "
                 "compute_loss_from_embeddings(embeddings, labels). MultipleNegativesRankingLoss, CoSENTLoss and "
-                "MarginMSELoss have; the Cached... losses need not, as large batches fit when the encoder is frozen."
+                "MarginMSELoss have. Instead of a Cached... loss take a large batch: it fits with a frozen encoder."
             )
         if kind not in _CITATIONS:
             raise ValueError(f"kind must be one of {', '.join(map(repr, _CITATIONS))}, got {kind!r}.")

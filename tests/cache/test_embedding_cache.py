@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from benchmarks import sigkill
 from cache_helpers import save_tiny_bert, tiny_bert
 from hypothesis import given, settings
@@ -423,3 +424,14 @@ def test_any_order_of_fills_gives_the_same_vectors(
         shuffled = random.Random(0).sample(sorted(seen), len(seen))  # noqa: S311 - no secret
         if shuffled:
             assert close(cache.get(model, shuffled), model.encode(shuffled))
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    save_tiny_bert(tmp_path / "bert")
+    model = tiny_bert(tmp_path / "bert")
+    with torch.no_grad():
+        model.transformers_model.embeddings.word_embeddings.weight.fill_(float("nan"))
+    cache = EmbeddingCache(tmp_path / "cache")
+    with pytest.raises(ValueError, match="not finite for 2 of 2 texts"):
+        cache.fill(model, ["a", "b"])
+    assert len(cache) == 0
