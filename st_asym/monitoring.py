@@ -25,10 +25,9 @@ _LOWEST_STD, _HIGHEST_STD = 0.5, 2.0
 def watch(trainer: SentenceTransformerTrainer) -> TrainingMonitor:
     """Check a trainer's arguments now, and add the figures of :class:`TrainingMonitor` to its log.
 
-    Columns without a route are refused, prompts that training would leave out are warned about, and under several
-    processes ``ddp_find_unused_parameters`` is set to False where it is None: the loss runs the model once per column,
-    and the trainer's default fails there. The loss does not change. The figures go where the trainer's log goes:
-    ``state.log_history``, the console, and every integration in ``report_to``.
+    Columns without a route are refused, and so are arguments that fail under several processes; prompts that training
+    would leave out are warned about. Neither the loss nor the trainer changes. The figures go where the trainer's log
+    goes: ``state.log_history``, the console, and every integration in ``report_to``.
 
     Args:
         trainer: A ``SentenceTransformerTrainer``, before ``train()`` or ``evaluate()``.
@@ -38,7 +37,8 @@ def watch(trainer: SentenceTransformerTrainer) -> TrainingMonitor:
 
     Raises:
         ValueError: A column of the training or evaluation data has no route (see
-            :func:`st_asym.check_router_mapping`).
+            :func:`st_asym.check_router_mapping`), or several processes train without
+            ``ddp_find_unused_parameters=False``.
 
     Example:
         >>> watch(trainer)  # doctest: +SKIP
@@ -68,8 +68,11 @@ def _check_arguments(trainer: SentenceTransformerTrainer) -> None:
             "prompts=st_asym.column_prompts(model, mapping) in the training arguments.",
             " and ".join(prompts),
         )
-    if trainer.args.world_size > 1 and trainer.args.ddp_find_unused_parameters is None:
-        trainer.args.ddp_find_unused_parameters = False
+    if trainer.args.world_size > 1 and trainer.args.ddp_find_unused_parameters is not False:
+        raise ValueError(
+            "Under several processes the training arguments need ddp_find_unused_parameters=False: the loss runs the "
+            "model once per column, and searching for unused parameters after each run fails in the first step."
+        )
 
 
 class TrainingMonitor(TrainerCallback):

@@ -272,6 +272,17 @@ def test_prompts_that_training_would_leave_out_are_pointed_out(
     assert "puts a prompt before each query when it encodes" in caplog.text
 
 
+def test_arguments_that_fail_under_several_processes_are_refused(
+    tiny_encoder: SentenceTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_for(asymmetric_model(tiny_encoder), tmp_path)
+    monkeypatch.setattr(SentenceTransformerTrainingArguments, "world_size", 2)
+    with pytest.raises(ValueError, match="need ddp_find_unused_parameters=False"):
+        watch(trainer)
+    trainer.args.ddp_find_unused_parameters = False
+    watch(trainer)
+
+
 def test_what_runs_between_the_steps_is_left_out(tiny_encoder: SentenceTransformer, tmp_path: Path) -> None:
     model = asymmetric_model(tiny_encoder)
     before = expected(model)

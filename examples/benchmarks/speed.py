@@ -122,7 +122,7 @@ def cached_step(bench: Bench) -> list[Line]:
         runs["bare loop, torch's default AdamW"].append(bare_step(cached, vectors, steps, fused=None))
     medians = {name: statistics.median(values) for name, values in runs.items()}
     bench.cached_step = medians["trainer"]
-    ratio = statistics.median(a / b for a, b in zip(runs["trainer"], runs["bare loop"], strict=True))
+    ratio = medians["trainer"] / medians["bare loop"]
     name = f"seconds per step of {BATCH} cached pairs / the same in a bare torch loop"
     return [Line(name, [ratio], "<=1.3", "1", detail={"seconds per step": medians, "repeats": bench.repeats})]
 
@@ -172,10 +172,7 @@ def fill_rates(bench: Bench) -> list[Line]:
                 seconds(lambda cache=cache, p=precision: cache.fill(bench.encoder, texts, precision=p))  # type: ignore[misc]
             )
     rates = {name: len(texts) / statistics.median(values) for name, values in runs.items()}
-    fp32, bf16 = (
-        statistics.median(a / b for a, b in zip(runs["stock"], runs[precision], strict=True))
-        for precision in ("fp32", "bf16")
-    )
+    fp32, bf16 = (rates[precision] / rates["stock"] for precision in ("fp32", "bf16"))
     detail = {"texts a second": rates, "repeats": bench.repeats, "texts": len(texts)}
     return [
         Line("fill rate, bf16 / stock fp32 `encode`", [bf16], ">=1.9", "2.5", detail=detail),
@@ -195,8 +192,8 @@ def saved_model(bench: Bench) -> list[Line]:
             for name, model in (("bare", bench.encoder), ("saved", saved)):
                 encode = getattr(model, f"encode_{side}")
                 runs[name].append(seconds(lambda e=encode, t=texts: e(t, show_progress_bar=False)))  # type: ignore[misc]
-        ratios.append(statistics.median(b / s for b, s in zip(runs["bare"], runs["saved"], strict=True)))
         rates[side] = {name: len(texts) / statistics.median(values) for name, values in runs.items()}
+        ratios.append(rates[side]["saved"] / rates[side]["bare"])
     detail = {"texts a second": rates, "repeats": bench.repeats}
     name = "`encode_query`; `encode_document` of the saved model / bare encoder"
     return [Line(name, ratios, ">=0.98", "1", detail=detail)]

@@ -27,12 +27,12 @@ class CachedSentenceTransformer(SentenceTransformer):
     The modules are shared with ``model``: training one trains the other. A model without heads is all encoder, and
     gives back what the cache holds.
 
-    Several processes (``torchrun``, ``accelerate launch``) share the cache: each encodes what its own batches miss, so
-    that a text is encoded twice only if two processes meet it in the same step. To let the first encode everything,
-    call :meth:`st_asym.EmbeddingCache.fill` before training under ``with arguments.main_process_first():``, with a
-    ``ddp_timeout`` that is long enough. The training arguments need ``ddp_find_unused_parameters=False``, since the
-    loss runs the model once per column before it runs backward; ``accelerator_config={"split_batches": True}`` gives
-    every process its part of each batch, and the run of one process.
+    Several processes (``torchrun``, ``accelerate launch``) share the cache. Each encodes what its own batches miss, so
+    that a text is encoded twice only where two of them meet it in the same step. To let the first encode everything,
+    call :meth:`st_asym.EmbeddingCache.fill` under ``with arguments.main_process_first():`` before training, with a
+    ``ddp_timeout`` that is long enough. The training arguments need ``ddp_find_unused_parameters=False``, as the loss
+    runs the model once per column before it goes back; ``accelerator_config={"split_batches": True}`` deals each batch
+    out to the processes, which makes the run that of one process.
 
     Args:
         model: A ``SentenceTransformer`` with a frozen encoder, as of :func:`st_asym.asymmetric_model` or

@@ -197,8 +197,8 @@ class VectorStore:
         if len(missing) == len(keys):
             return Found(None, missing, damaged)
         # One copy for all: a training step looks up twice, and one by one takes as long as the heads.
-        self._environment.touched(len(keys))
         joined = np.frombuffer(b"".join(records), np.uint8).reshape(len(keys), size)[:, _CHECKSUM_BYTES:]
+        self._environment.touched(len(keys))
         return Found(joined.copy().view(self.dtype).astype(np.float32, copy=False), missing, damaged)
 
     def _put(self, txn: Any, records: Sequence[tuple[bytes, bytes]], dimension: int, name: str) -> None:

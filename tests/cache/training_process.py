@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformerTrainer, SentenceTransforme
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from transformers import TrainerCallback
 
-from st_asym import CachedSentenceTransformer, EmbeddingCache, IsotropyLoss, asymmetric_model, router_mapping
+from st_asym import CachedSentenceTransformer, EmbeddingCache, IsotropyLoss, asymmetric_model, router_mapping, watch
 from st_asym.checkpoints import last_checkpoint
 
 STEPS, BATCH = 50, 16
@@ -67,6 +67,7 @@ def train(folder: Path, name: str, dtype: torch.dtype, kind: Any, *, fill: bool 
     trainer = SentenceTransformerTrainer(
         cached, arguments, train_dataset=data, loss=IsotropyLoss(cached, inner, weight=0.3, kind=kind)
     )
+    watch(trainer)
     if die is not None:
         trainer.add_callback(Die(die))
     trainer.train(resume_from_checkpoint=last_checkpoint(folder / name))
