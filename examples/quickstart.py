@@ -194,7 +194,7 @@ def report(
     print("\n" + ", ".join(f"{name}: {value:.0f} s" for name, value in seconds.items()))
     packages = ("st_asym", "sentence-transformers", "transformers", "torch", "numpy")
     results = {
-        "data": str(options.data or f"docstrings, {options.pairs} pairs"),
+        "data": options.data.name if options.data else f"docstrings, {options.pairs} pairs",
         "encoder": options.encoder or "all-MiniLM-L6-v2",
         "settings": {
             key: value for key, value in vars(options).items() if key not in {"data", "encoder", "cache", "output"}
