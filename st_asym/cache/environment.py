@@ -9,12 +9,13 @@ import os
 import shutil
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 import lmdb
+import numpy as np
 
 logger = logging.getLogger(__name__)
 
@@ -24,9 +25,10 @@ _FIRST_MAP = 1 << 24
 _PAGE_SIZES = (4096, 8192, 16384, 32768, 65536)
 _READERS = 1024
 _INTEGER_KEYS = 8
-# Bytes of a file that may stay mapped, and what Linux maps around each page that is touched.
-_MOST_MAPPED = 128 << 20
-_FAULT_AROUND = 1 << 16
+# Bytes of a file that may stay mapped, and what Linux maps for a record: around its own page, and the one above it.
+_MOST_MAPPED = 16 << 20
+_MAPPED_PER_RECORD = 2 << 16
+_PAGE = 4096
 _DONT_NEED = 4
 
 
@@ -43,18 +45,17 @@ class Environment:
         self._touched = 0
         self._open()
 
-    def touched(self, places: int) -> None:
-        """Say in how many places was read, so that the pages around them do not add up to the whole of a large file.
+    def touched(self, records: Sequence[memoryview]) -> None:
+        """Say which records were read in this transaction, so that their pages do not add up to a large file.
 
         Mapped pages count as memory of this process until the system wants them back, which on a machine with memory
         to spare is never. They stay in the system's cache, from where the next reader has them at once.
         """
-        with self._lock:
-            self._touched += places * _FAULT_AROUND
-            if self._touched > _MOST_MAPPED:
-                self._touched = 0
-                if self.used_bytes() > _MOST_MAPPED:
-                    _give_back(self.directory / "data.mdb")
+        self._touched += len(records) * _MAPPED_PER_RECORD
+        if self._touched > _MOST_MAPPED:
+            self._touched = 0
+            if self.used_bytes() > _MOST_MAPPED:
+                _give_back(records)
 
     def used_bytes(self) -> int:
         """Where the last page ends."""
@@ -184,17 +185,12 @@ def open_environment(directory: Path) -> Environment:
         return environment
 
 
-def _give_back(path: Path) -> None:
-    """Take the pages of a mapped file out of this process, where Linux says where they are."""
+def _give_back(records: Sequence[memoryview]) -> None:
+    """Take the pages between these records of a map, which nothing else lies between, out of this process."""
+    addresses = [np.frombuffer(record, np.uint8).__array_interface__["data"][0] for record in records]
+    start = min(addresses) // _PAGE * _PAGE
     with contextlib.suppress(OSError, AttributeError):
-        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape")
-        advise = ctypes.CDLL(None).madvise
-        for line in maps.splitlines():
-            span, mode, *_, name = line.split(maxsplit=5)
-            # Only what is shared with the file: private pages would be lost.
-            if name == str(path) and mode.endswith("s"):
-                start, end = (int(address, 16) for address in span.split("-"))
-                advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONT_NEED)
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(max(addresses) - start), _DONT_NEED)
 
 
 def _has_plain_databases(path: Path, page_size: int) -> bool:

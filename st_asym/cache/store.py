@@ -183,7 +183,8 @@ class VectorStore:
         dimension = _unpack_json(_group_key(keys[0][:GROUP_BYTES]), group)["dimension"]
         size = _CHECKSUM_BYTES + dimension * self.dtype.itemsize
         filler = bytes(size)
-        records, missing, damaged = [], [], []
+        records: list[Any] = []
+        missing, damaged = [], []
         for row, key in enumerate(keys):
             record = txn.get(key)
             # The size comes first: a damaged one may point beyond the file.
@@ -198,7 +199,7 @@ class VectorStore:
             return Found(None, missing, damaged)
         # One copy for all: a training step looks up twice, and one by one takes as long as the heads.
         joined = np.frombuffer(b"".join(records), np.uint8).reshape(len(keys), size)[:, _CHECKSUM_BYTES:]
-        self._environment.touched(len(keys))
+        self._environment.touched([record for record in records if record is not filler])
         return Found(joined.copy().view(self.dtype).astype(np.float32, copy=False), missing, damaged)
 
     def _put(self, txn: Any, records: Sequence[tuple[bytes, bytes]], dimension: int, name: str) -> None:
