@@ -1,0 +1,130 @@
+"""Queries, documents and which answers which."""
+
+from __future__ import annotations
+
+import hashlib
+import numbers
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Qrels = dict[str, dict[str, int]]
+
+
+@dataclass(frozen=True)
+class RetrievalData:
+    """A retrieval collection.
+
+    Attributes:
+        queries: Query id to text.
+        corpus: Document id to text (title, one space, text).
+        qrels: For each split, query id to document id to relevance: above zero is relevant.
+        labels: Where the qrels come from: ``"judged"``, or pseudo-queries that are the documents' own ``"titles"`` or
+            ``"sentences"``.
+        notes: What was left out or changed on reading, a sentence each.
+    """
+
+    queries: dict[str, str]
+    corpus: dict[str, str]
+    qrels: dict[str, Qrels]
+    labels: Literal["judged", "titles", "sentences"] = "judged"
+    notes: tuple[str, ...] = ()
+
+    def pairs(self, split: str) -> Dataset:
+        """The relevant (query, document) pairs of a split, as the contrastive losses take them.
+
+        Args:
+            split: A key of ``qrels``.
+
+        Returns:
+            A data set with the text columns ``query`` and ``document``.
+
+        Raises:
+            KeyError: No such split.
+        """
+        from datasets import Dataset  # only training needs it
+
+        rows = [
+            (self.queries[query_id], self.corpus[document_id])
+            for query_id, documents in self._split(split).items()
+            for document_id, relevance in documents.items()
+            if relevance > 0
+        ]
+        return Dataset.from_dict({"query": [query for query, _ in rows], "document": [text for _, text in rows]})
+
+    def relevant(self, split: str) -> dict[str, set[str]]:
+        """Query id to the ids of its relevant documents, as ``InformationRetrievalEvaluator`` takes them.
+
+        Args:
+            split: A key of ``qrels``.
+
+        Returns:
+            A dict without queries that have no relevant document.
+
+        Raises:
+            KeyError: No such split.
+        """
+        sets = {
+            query_id: {document_id for document_id, relevance in documents.items() if relevance > 0}
+            for query_id, documents in self._split(split).items()
+        }
+        return {query_id: documents for query_id, documents in sets.items() if documents}
+
+    def with_dev_split(self, share: float = 0.2) -> RetrievalData:
+        """The same data with a ``dev`` split, cut from the training queries by a stable hash where there is none.
+
+        Args:
+            share: Share of the training queries to hold out.
+
+        Returns:
+            A collection with ``dev`` and ``train`` splits that have no query in common.
+
+        Raises:
+            KeyError: There is neither a ``dev`` nor a ``train`` split.
+        """
+        if "dev" in self.qrels:
+            return self
+        held_out = {query_id for query_id in self._split("train") if stable_fraction(self.queries[query_id]) < share}
+        train = {q: documents for q, documents in self.qrels["train"].items() if q not in held_out}
+        dev = {q: documents for q, documents in self.qrels["train"].items() if q in held_out}
+        return replace(self, qrels={**self.qrels, "train": train, "dev": dev})
+
+    def _split(self, split: str) -> Qrels:
+        if split not in self.qrels:
+            raise KeyError(f"There is no split {split!r}: this collection has {sorted(self.qrels)}.")
+        return self.qrels[split]
+
+
+def stable_fraction(text: str) -> float:
+    """A number in [0, 1) that depends on the text alone."""
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:6], "big") / 2**48
+
+
+def normalised(text: str) -> str:
+    """The text without differences of case, white space and Unicode form: two texts that share it are one text."""
+    return " ".join(unicodedata.normalize("NFKC", text).split()).casefold()
+
+
+def counted(number: int, singular: str, plural: str | None = None) -> str:
+    """``3 queries``, ``1 query``."""
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
+
+
+def first_few(names: Sequence[object], most: int = 5) -> str:
+    """The first names of a list, and that there are more."""
+    return ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")
+
+
+def whole_number(value: object) -> int:
+    """A grade: an integer, or a float or text that stands for one.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if isinstance(value, str | numbers.Real) and float(value).is_integer():
+        return int(float(value))
+    raise ValueError(f"{value!r} is not a whole number")

@@ -1,0 +1,232 @@
+"""Held-out queries, part of them on documents that training never sees.
+
+A query is *seen* where a relevant document of it is a training positive too, and *unseen* where none is. Queries and
+their relevant documents are a bipartite graph: a whole component of it can be held out at no cost. Where components are
+too large for that, documents are held out: their positives are taken from training, up to a limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from st_asym.data.collection import Qrels, counted
+from st_asym.query_graph import Array, QueryGraph, add_seen, document_numbers, whole_components, withhold
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Training and held-out queries that have no query in common.
+
+    Attributes:
+        train: The qrels to train on.
+        dev: The qrels to judge on.
+        seen: Queries of ``dev`` with a relevant document that is a training positive too.
+        unseen: Queries of ``dev`` without.
+        withheld: Judgments taken from training to make queries unseen, all relevant. A loss must not use these
+            documents as negatives of these queries.
+        lost_queries: Queries that have no relevant document left to train on, and are in neither side.
+    """
+
+    train: Qrels
+    dev: Qrels
+    seen: tuple[str, ...]
+    unseen: tuple[str, ...]
+    withheld: Qrels
+    lost_queries: tuple[str, ...]
+
+    @property
+    def lost_positives(self) -> int:
+        """How many training positives the unseen queries cost, besides their own."""
+        return sum(map(len, self.withheld.values()))
+
+    def __str__(self) -> str:
+        """How far it went, in a sentence or two."""
+        positives = self.lost_positives + _positives(self.train)
+        text = (
+            f"{counted(len(self.train), 'training query', 'training queries')} and {len(self.dev):,} held out: "
+            f"{len(self.seen):,} seen, {len(self.unseen):,} whose documents are no training positives. "
+        )
+        if not self.lost_positives:
+            return text + "No training positive was lost for that."
+        return text + (
+            f"That cost {self.lost_positives:,} of {positives:,} training positives and "
+            f"{counted(len(self.lost_queries), 'training query', 'training queries')}."
+        )
+
+
+def hold_out(
+    qrels: Qrels,
+    *,
+    share: float = 0.2,
+    unseen: float = 0.5,
+    max_lost: float = 0.05,
+    seed: int = 0,
+    queries: Mapping[str, str] | None = None,
+    corpus: Mapping[str, str] | None = None,
+) -> HeldOut:
+    """Hold out a share of the queries, so that about half of them ask for documents that training never sees.
+
+    Whole components of the graph of queries and relevant documents go first, in random order: they cost nothing. Then
+    come queries that share a document with one that stays in training, as far as there are such. If too few are unseen,
+    documents are withheld from training, those of the held-out query that costs the fewest training positives first;
+    queries that training loses so are held out too, and others go back for them. Such unseen queries are those with
+    few relevant documents that few other queries share.
+
+    Args:
+        qrels: Query id to document id to grade: above zero is relevant.
+        share: Share of the queries to hold out, between 0 and 1.
+        unseen: Share of the held-out queries that should be unseen. It may be more where queries share no documents.
+        max_lost: The largest share of the training positives that may be lost to make queries unseen.
+        seed: Another seed holds out other queries. The order of ``qrels`` makes no difference.
+        queries: Query id to text, so that queries with the same text, up to case and white space, stay together.
+        corpus: Document id to text, so that documents with the same text count as one.
+
+    Returns:
+        Both sides, and how far it went.
+
+    Raises:
+        ValueError: Fewer than two different queries, a query without a relevant document, or a share out of range.
+
+    Example:
+        >>> qrels = {"q1": {"a": 1}, "q2": {"a": 1}, "q3": {"b": 1}, "q4": {"c": 1}}
+        >>> cut = hold_out(qrels, share=0.5)
+        >>> len(cut.train), len(cut.seen), len(cut.unseen), cut.lost_positives
+        (2, 1, 1, 0)
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"share must be between 0 and 1, got {share}.")
+    _check_shares(unseen, max_lost)
+    graph = QueryGraph(qrels, queries, corpus)
+    random = np.random.default_rng(seed)
+    total = int(graph.sizes.sum())
+    wanted = min(max(round(share * total), 1), total - 1)
+    chosen = whole_components(graph, round(unseen * wanted), wanted, random)
+    add_seen(graph, chosen, wanted, random)
+    if not chosen.any():  # every unit is larger than what was wanted
+        chosen[graph.sizes.argmin()] = True
+    return _cut(graph, chosen, withhold(graph, chosen, unseen, max_lost, swap=random))
+
+
+def folds(
+    qrels: Qrels,
+    k: int = 5,
+    *,
+    unseen: float = 0.5,
+    max_lost: float = 0.05,
+    seed: int = 0,
+    queries: Mapping[str, str] | None = None,
+    corpus: Mapping[str, str] | None = None,
+) -> list[HeldOut]:
+    """Cut the queries ``k`` times, so that each is held out once; for data too small for one cut.
+
+    About half of the queries stay together with all that they share documents with, and are unseen in their fold; the
+    others are dealt over the folds. If too few are unseen, a fold withholds documents from training as
+    :func:`hold_out` does; it has the queries that it has, so that costs more.
+
+    Args:
+        qrels: Query id to document id to grade: above zero is relevant.
+        k: How many cuts, at most as many as there are different queries.
+        unseen: Share of the held-out queries that should be unseen.
+        max_lost: The largest share of the training positives that a fold may lose to make queries unseen.
+        seed: Another seed cuts otherwise. The order of ``qrels`` makes no difference.
+        queries: Query id to text, so that queries with the same text stay together.
+        corpus: Document id to text, so that documents with the same text count as one.
+
+    Returns:
+        ``k`` cuts, whose ``dev`` sides are all the queries.
+
+    Raises:
+        ValueError: Fewer different queries than folds, fewer than two folds, or a query without a relevant document.
+
+    Example:
+        >>> cuts = folds({f"q{i}": {f"d{i % 4}": 1} for i in range(8)}, k=4)
+        >>> sorted(query for cut in cuts for query in cut.dev)
+        ['q0', 'q1', 'q2', 'q3', 'q4', 'q5', 'q6', 'q7']
+    """
+    _check_shares(unseen, max_lost)
+    graph = QueryGraph(qrels, queries, corpus)
+    if not 2 <= k <= len(graph.units):
+        raise ValueError(f"k must be from 2 to the number of different queries, {len(graph.units)}, got {k}.")
+    random = np.random.default_rng(seed)
+    room, left = graph.sizes.sum() / k, unseen * graph.sizes.sum()
+    together, apart = [], []
+    # Units by themselves are unseen anyway.
+    for members in sorted(graph.components(random), key=lambda members: len(members) > 1):
+        size = graph.sizes[members].sum()
+        if size <= min(room, left):
+            together.append(members)
+            left -= size
+        else:
+            apart += [np.array([unit]) for unit in random.permutation(members)]
+    blocks = sorted(together, key=lambda block: -int(graph.sizes[block].sum())) + apart
+    filled = np.zeros(k)
+    fold_of = np.zeros(len(graph.units), dtype=int)
+    for block in blocks:
+        fold_of[block] = filled.argmin()
+        filled[filled.argmin()] += graph.sizes[block].sum()
+    return [_cut(graph, fold_of == fold, withhold(graph, fold_of == fold, unseen, max_lost)) for fold in range(k)]
+
+
+def seen_unseen(
+    train: Qrels, dev: Qrels, *, corpus: Mapping[str, str] | None = None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Tell dev queries whose relevant documents are training positives from those whose are not.
+
+    Args:
+        train: Query id to document id to grade: above zero is relevant.
+        dev: The same. Queries without a relevant document are in neither part.
+        corpus: Document id to text, so that documents with the same text count as one.
+
+    Returns:
+        The ids of queries with at least one relevant document that is relevant to a training query, and of those with
+        none, each in the order of ``dev``.
+
+    Example:
+        >>> seen_unseen({"q1": {"a": 1, "b": 0}}, {"q2": {"a": 2, "c": 1}, "q3": {"b": 1}})
+        (('q2',), ('q3',))
+    """
+    return _seen_unseen(train, dev, document_numbers((train, dev), corpus))
+
+
+def _seen_unseen(train: Qrels, dev: Qrels, documents: Mapping[str, int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    known = {documents[d] for grades in train.values() for d, grade in grades.items() if grade > 0}
+    seen: list[str] = []
+    unseen: list[str] = []
+    for query_id, grades in dev.items():
+        relevant = {documents[d] for d, grade in grades.items() if grade > 0}
+        if relevant:
+            (seen if relevant & known else unseen).append(query_id)
+    return tuple(seen), tuple(unseen)
+
+
+def _check_shares(unseen: float, max_lost: float) -> None:
+    if not 0 <= unseen <= 1 or not 0 <= max_lost < 1:
+        raise ValueError(f"unseen must be in [0, 1] and max_lost in [0, 1), got {unseen} and {max_lost}.")
+
+
+def _cut(graph: QueryGraph, chosen: Array, withheld: Array) -> HeldOut:
+    """Both sides of a mask of held-out units, less the withheld documents on the side of training."""
+    dev: Qrels = {}
+    train: Qrels = {}
+    lost: Qrels = {}
+    taken = {document_id for document_id, number in graph.documents.items() if withheld[number]}
+    for unit, held_out in zip(graph.units, chosen, strict=True):
+        for query_id in unit:
+            grades = graph.qrels[query_id]
+            if held_out:
+                dev[query_id] = dict(grades)
+                continue
+            if gone := {d: grade for d, grade in grades.items() if grade > 0 and d in taken}:
+                lost[query_id] = gone
+            left = {d: grade for d, grade in grades.items() if d not in gone}
+            if any(grade > 0 for grade in left.values()):
+                train[query_id] = left
+    seen, unseen = _seen_unseen(train, dev, graph.documents)
+    return HeldOut(train, dev, seen, unseen, lost, tuple(query_id for query_id in lost if query_id not in train))
+
+
+def _positives(qrels: Qrels) -> int:
+    return sum(grade > 0 for documents in qrels.values() for grade in documents.values())
