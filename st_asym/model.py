@@ -58,7 +58,7 @@ def asymmetric_model(
         (3,)
     """
     if not isinstance(encoder, SentenceTransformer):
-        encoder = _load_encoder(encoder)
+        encoder = load_encoder(encoder)
     if any(isinstance(module, Router) for module in encoder.modules()):
         raise ValueError(
             "The encoder already has a Router, so its queries and documents take different ways before the heads. Pass "
@@ -137,7 +137,8 @@ def _stay_in_evaluation_mode(module: nn.Module, _args: Any) -> None:
         module.eval()
 
 
-def _load_encoder(encoder: str | PathLike[str]) -> SentenceTransformer:
+def load_encoder(encoder: str | PathLike[str]) -> SentenceTransformer:
+    """Load an encoder by Hub id or path, and refuse what is not of one dense vector per text."""
     if not isinstance(encoder, str | PathLike):
         raise TypeError(
             f"The encoder must be a SentenceTransformer, a Hub id or a path, not a {type(encoder).__name__}: heads are "
