@@ -1,0 +1,113 @@
+"""Rehearsals: training on part of the queries, to see on the others what training is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from st_asym.data import RetrievalData
+from st_asym.fitting.gate import Choice, Collection, Evidence, Rehearsal, choose, weigh
+from st_asym.fitting.heads import State, dialled, heads_state, load_heads
+from st_asym.fitting.judging import Judge, Scores
+from st_asym.fitting.settings import Settings
+from st_asym.fitting.training import train_heads
+from st_asym.fitting.workbench import Stage, Workbench
+from st_asym.splitting import HeldOut, folds, hold_out, seen_unseen
+
+# Weights of trained heads that are turned back towards the identity.
+_DIALS = tuple(tenths / 10 for tenths in range(1, 10))
+# From how many queries on one cut says enough; below, each query is held out once, in so many folds.
+_ONE_CUT = 2000
+_FOLDS, _FEW, _FOLDS_OF_FEW = 4, 50, 5
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One way to train, rehearsed.
+
+    Attributes:
+        stage: The heads and settings.
+        rehearsals: One per cut.
+        end: The heads at the end of the last rehearsal.
+        evidence: What the held-out queries say about each choice.
+        chosen: What they say about the chosen one, None where the encoder is better left alone.
+    """
+
+    stage: Stage
+    rehearsals: Sequence[Rehearsal]
+    end: State
+    evidence: Sequence[Evidence]
+    chosen: Evidence | None
+
+    @property
+    def last_epoch(self) -> int:
+        """How many epochs the heads at the end have seen."""
+        return max(self.rehearsals[-1].scores).epoch
+
+    @property
+    def gain(self) -> float:
+        """What the choice gains; 0 where the encoder is left alone."""
+        return 0.0 if self.chosen is None else self.chosen.gain
+
+
+# Called after each epoch with the number of epochs so far and the mean gain; the attempt ends where it returns True.
+Progress = Callable[[int, float], bool]
+
+
+def cuts(data: RetrievalData, seed: int) -> list[HeldOut]:
+    """What to rehearse on: the ``dev`` split, or queries cut from ``train``; each once where they are few."""
+    train = data.qrels["train"]
+    if "dev" in data.qrels:
+        dev = data.qrels["dev"]
+        return [HeldOut(train, dev, *seen_unseen(train, dev, corpus=data.corpus), {}, ())]
+    if len(train) >= _ONE_CUT:
+        return [hold_out(train, seed=seed, queries=data.queries, corpus=data.corpus)]
+    count = min(_FOLDS if len(train) > _FEW else _FOLDS_OF_FEW, len({data.queries[q] for q in train}))
+    return folds(train, count, seed=seed, queries=data.queries, corpus=data.corpus)
+
+
+def attempt(
+    bench: Workbench,
+    parts: Sequence[HeldOut],
+    settings: Settings,
+    collection: Collection | None = None,
+    progress: Progress | None = None,
+) -> Attempt:
+    """Rehearse one way to train on all cuts, and choose how far to go."""
+    stage = bench.stage(settings)
+    rehearsals: list[Rehearsal] = []
+    for part in parts:
+        done = len(rehearsals) * settings.epochs
+        rehearsal, end = _rehearse(
+            bench, stage, part, progress and (lambda epoch, gain, done=done: progress(done + epoch, gain))
+        )
+        rehearsals.append(rehearsal)
+        if bench.out_of_time:
+            break
+    evidence = weigh(rehearsals, collection)
+    return Attempt(stage, rehearsals, end, evidence, choose(rehearsals, collection))
+
+
+def _rehearse(bench: Workbench, stage: Stage, part: HeldOut, progress: Progress | None) -> tuple[Rehearsal, State]:
+    """Train on one side of a cut and judge on the other, after each epoch and turned back by each dial."""
+    load_heads(stage.model, stage.start)
+    judged = {query_id: part.dev[query_id] for query_id in (*part.seen, *part.unseen)}
+    judge = Judge(stage.model, stage.corpus, bench.data.queries, judged)
+    untouched = judge()
+    scores: dict[Choice, Scores] = {}
+
+    def after_epoch(epoch: int) -> bool:
+        scores[Choice(epoch, 1.0)] = judge()
+        gain = float((scores[Choice(epoch, 1.0)] - untouched).mean())
+        return bench.out_of_time or (progress is not None and progress(epoch, gain))
+
+    train_heads(bench, stage, part.train, ignored=part.withheld, after_epoch=after_epoch)
+    end = heads_state(stage.model)
+    last = max(scores).epoch
+    for dial in _DIALS if bench.dials_back else ():
+        load_heads(stage.model, dialled(stage.start, end, dial))
+        scores[Choice(last, dial)] = judge()
+    seen = np.array([query_id in set(part.seen) for query_id in judge.queries], dtype=bool)
+    return Rehearsal(judge.queries, seen, untouched, scores), end

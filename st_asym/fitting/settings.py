@@ -1,0 +1,84 @@
+"""What a fit trains with."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from st_asym.projection import HiddenFeatures, ProjectionOptions
+from st_asym.systems import Init, System
+
+Sides = Literal["both", "query", "document", "shared"]
+IsotropyKind = Literal["covariance", "sigreg", "uniformity"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How heads are shaped and trained. The defaults are good across collections.
+
+    Attributes:
+        sides: Which sides get a head: ``"both"``, ``"query"`` (documents stay as they are, and so does an existing
+            index), ``"document"``, or ``"shared"``, one head for both.
+        hidden_features: Width of the hidden layer, as for :func:`st_asym.AsymmetricProjection`.
+        contrastive: ``"corpus"`` for :class:`st_asym.CorpusContrastiveLoss`, ``"in-batch"`` for the library's
+            ``MultipleNegativesRankingLoss``.
+        temperature: Divides the similarities in the loss.
+        learning_rate: At the first step; it falls linearly to zero.
+        epochs: Passes over the training queries.
+        batch_size: Queries (``"corpus"``) or pairs (``"in-batch"``) per step.
+        isotropy_weight: Weight of the isotropy term, 0 for none.
+        isotropy_kind: As for :class:`st_asym.IsotropyLoss`.
+
+    Raises:
+        ValueError: A setting that no training can have.
+    """
+
+    sides: Sides = "both"
+    hidden_features: HiddenFeatures = "2x"
+    contrastive: Literal["corpus", "in-batch"] = "corpus"
+    temperature: float = 0.05
+    learning_rate: float = 1e-3
+    epochs: int = 20
+    batch_size: int = 256
+    isotropy_weight: float = 0.0
+    isotropy_kind: IsotropyKind = "covariance"
+
+    def __post_init__(self) -> None:
+        """Refuse what would fail later, in the middle of a fit."""
+        if self.sides not in ("both", "query", "document", "shared"):
+            raise ValueError(f"sides must be 'both', 'query', 'document' or 'shared', got {self.sides!r}.")
+        if self.contrastive not in ("corpus", "in-batch"):
+            raise ValueError(f"contrastive must be 'corpus' or 'in-batch', got {self.contrastive!r}.")
+        for name in ("temperature", "learning_rate", "epochs", "batch_size"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be a finite number above 0, got {getattr(self, name)}.")
+
+    @classmethod
+    def of(cls, system: System, init: Init) -> Settings:
+        """The defaults of a system: ours for ``asymmetric``, those of the original experiment for the others."""
+        if system.name in ("asymmetric", "frozen"):
+            return cls()
+        arguments = system.arguments(init)
+        return cls(
+            sides="shared",
+            contrastive="in-batch",
+            learning_rate=arguments["learning_rate"],
+            epochs=arguments["num_train_epochs"],
+            batch_size=arguments["per_device_train_batch_size"],
+            isotropy_weight=system.isotropy or 0.0,
+        )
+
+    def projection(self, system: System) -> ProjectionOptions:
+        """The options of :meth:`st_asym.systems.System.build`."""
+        if system.shared:
+            return {"hidden_features": self.hidden_features}
+        return {
+            "hidden_features": self.hidden_features,
+            "query": self.sides != "document",
+            "document": self.sides != "query",
+            "shared": self.sides == "shared",
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings by name."""
+        return asdict(self)

@@ -1,0 +1,112 @@
+"""One training run of the heads, with the stock trainer."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from st_asym.data import Qrels
+from st_asym.fitting.settings import Settings
+from st_asym.fitting.workbench import Stage, Workbench
+from st_asym.losses import CorpusContrastiveLoss
+from st_asym.routing import column_prompts, router_mapping
+
+# Called after each epoch with its number, from 1; training ends where it returns True.
+AfterEpoch = Callable[[int], bool]
+
+
+def train_heads(
+    bench: Workbench,
+    stage: Stage,
+    qrels: Qrels,
+    *,
+    ignored: Qrels | None = None,
+    after_epoch: AfterEpoch | None = None,
+) -> None:
+    """Train the heads of a stage in place, from where they are.
+
+    Args:
+        bench: Queries and corpus.
+        stage: The model, and how to train it.
+        qrels: What to train on.
+        ignored: Documents that are neither positives nor negatives of a query.
+        after_epoch: Called after each epoch.
+    """
+    settings, model = stage.settings, stage.model
+    data = replace(bench.data, qrels={"train": qrels})
+    torch.manual_seed(bench.seed)
+    contrastive: nn.Module | None = None
+    if settings.contrastive == "corpus" and bench.system.contrastive:
+        rows = data.labelled_queries("train")
+        contrastive = CorpusContrastiveLoss(
+            model,
+            bench.documents,
+            qrels,
+            ignored=[bench.twins, ignored or {}],
+            temperature=settings.temperature,
+            precision="bf16",
+        )
+    else:
+        rows = data.pairs("train")
+        if bench.system.contrastive:
+            contrastive = MultipleNegativesRankingLoss(model, scale=1.0 / settings.temperature)
+    loss = contrastive
+    if contrastive is None or settings.isotropy_weight or bench.system.predictive is not None:
+        loss = bench.system.loss(
+            model, contrastive, isotropy=settings.isotropy_weight, kind=settings.isotropy_kind
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = SentenceTransformerTrainer(
+            model=model,
+            args=_arguments(folder, stage, rows, bench.seed),
+            train_dataset=rows,
+            loss=loss,
+            callbacks=[_Epochs(after_epoch)],
+        )
+        trainer.train()
+
+
+def _arguments(folder: str, stage: Stage, rows: Dataset, seed: int) -> SentenceTransformerTrainingArguments:
+    settings, mapping = stage.settings, router_mapping(rows)
+    return SentenceTransformerTrainingArguments(
+        output_dir=folder,
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="linear",
+        batch_sampler="no_duplicates" if settings.contrastive == "in-batch" else "batch_sampler",
+        router_mapping=mapping,
+        prompts=column_prompts(stage.model, mapping) or None,
+        optim="adamw_torch_fused",
+        max_grad_norm=0.0,
+        logging_strategy="epoch",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=seed,
+        use_cpu=stage.model.device.type == "cpu",
+        ddp_find_unused_parameters=False,
+    )
+
+
+class _Epochs(TrainerCallback):
+    """Tells when an epoch ends, and ends training."""
+
+    def __init__(self, after_epoch: AfterEpoch | None) -> None:
+        self._after_epoch = after_epoch
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Ask whether to go on."""
+        if self._after_epoch is not None and self._after_epoch(round(state.epoch or 0)):
+            control.should_training_stop = True

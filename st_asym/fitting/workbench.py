@@ -1,0 +1,140 @@
+"""What all training runs of one fit share: the encoder's vectors, read once, and heads to train on them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from sentence_transformers import SentenceTransformer
+
+from st_asym.cache import CachedSentenceTransformer, EmbeddingCache
+from st_asym.cache.filling import Precision
+from st_asym.data import Qrels, RetrievalData
+from st_asym.fitting.heads import State, heads_state
+from st_asym.fitting.settings import Settings
+from st_asym.losses.corpus import Corpus, Texts, Vectors
+from st_asym.systems import Init, System
+
+# The largest corpus whose vectors are held in memory, and is searched in full to judge.
+_IN_MEMORY = 100_000
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Heads of one shape, to be trained.
+
+    Attributes:
+        settings: How they are shaped and trained.
+        model: The model, its encoder answered from the cache.
+        start: The heads as they start.
+        corpus: The documents that are searched to judge them, through their document side.
+    """
+
+    settings: Settings
+    model: CachedSentenceTransformer
+    start: State
+    corpus: Corpus
+
+
+class Workbench:
+    """What all training runs of one fit share.
+
+    Args:
+        encoder: The encoder.
+        system: What is trained.
+        init: How its heads start.
+        data: Queries and corpus.
+        cache: Where the encoder's vectors are.
+        precision: How they are made.
+        deadline: When training ends, by ``time.monotonic()``.
+        seed: Of everything that is drawn.
+    """
+
+    def __init__(
+        self,
+        encoder: SentenceTransformer,
+        system: System,
+        init: Init,
+        data: RetrievalData,
+        cache: EmbeddingCache,
+        *,
+        precision: Precision = "fp32",
+        deadline: float = float("inf"),
+        seed: int = 0,
+    ) -> None:
+        self.encoder, self.system, self.init, self.data, self.seed = encoder, system, init, data, seed
+        self.dials_back = init == "identity"
+        self._cache, self._precision, self._deadline = cache, precision, deadline
+        self._vectors: Vectors | None = None
+        self.twins = _twins(data)
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether training must end."""
+        return time.monotonic() > self._deadline
+
+    @property
+    def dimension(self) -> int:
+        """The dimension of the encoder's vectors."""
+        return self.encoder.get_embedding_dimension() or 0
+
+    @property
+    def documents(self) -> Texts | Vectors:
+        """The corpus, as :class:`st_asym.CorpusContrastiveLoss` takes it."""
+        return self.data.corpus if self._vectors is None else self._vectors
+
+    def fill(self, *, show_progress_bar: bool) -> None:
+        """Encode what is missing of the judged queries and the corpus."""
+        judged = dict.fromkeys(query_id for split in self.data.qrels.values() for query_id in split)
+        queries = [self.data.queries[query_id] for query_id in judged]
+        for texts, side in ((queries, "query"), (self.data.corpus.values(), "document")):
+            self._cache.fill(
+                self.encoder,
+                texts,
+                prompt=self.encoder.prompts.get(side),
+                task=side,
+                precision=self._precision,
+                show_progress_bar=show_progress_bar,
+            )
+
+    def stage(self, settings: Settings) -> Stage:
+        """Fresh heads, on the shared encoder."""
+        model = self.system.build(self.encoder, init=self.init, **settings.projection(self.system))
+        cached = CachedSentenceTransformer(model, self._cache, precision=self._precision)
+        if self._vectors is None and len(self.data.corpus) <= _IN_MEMORY:
+            texts = list(self.data.corpus.values())
+            prompt = cached.prompts.get("document") or None
+            vectors = cached.preprocess(texts, prompt=prompt, task="document")["sentence_embedding"]
+            self._vectors = list(self.data.corpus), vectors
+        corpus = Corpus(cached, self._vectors or self._part_of_corpus(), keep=_IN_MEMORY)
+        return Stage(settings, cached, heads_state(cached), corpus)
+
+    def _part_of_corpus(self) -> Texts:
+        """Of a large corpus all documents that are judged, and as many others, at random, as fit."""
+        judged = {d: None for split in self.data.qrels.values() for documents in split.values() for d in documents}
+        ids = [document_id for document_id in self.data.corpus if document_id not in judged]
+        room = max(0, _IN_MEMORY - len(judged))
+        drawn = np.random.default_rng(self.seed).choice(len(ids), min(room, len(ids)), replace=False)
+        chosen = [*judged, *(ids[i] for i in sorted(drawn))][:_IN_MEMORY]
+        return {document_id: self.data.corpus[document_id] for document_id in chosen}
+
+
+def _twins(data: RetrievalData) -> Qrels:
+    """For each query the documents that have the text of a relevant one, and are not judged relevant themselves."""
+    by_text: dict[str, list[str]] = {}
+    for document_id, text in data.corpus.items():
+        by_text.setdefault(text, []).append(document_id)
+    return {
+        query_id: found
+        for judged in data.qrels.values()
+        for query_id, documents in judged.items()
+        if (found := dict.fromkeys(_copies(documents, data.corpus, by_text), 1))
+    }
+
+
+def _copies(documents: dict[str, int], corpus: dict[str, str], by_text: dict[str, list[str]]) -> Iterator[str]:
+    for document_id, grade in documents.items():
+        if grade > 0:
+            yield from (other for other in by_text[corpus[document_id]] if documents.get(other, 0) <= 0)
