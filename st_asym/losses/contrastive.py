@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed
@@ -11,9 +11,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from sentence_transformers.util import get_world_size
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from st_asym.isotropy import unit
+from st_asym.losses.comparison import Run, at_once, compare, sum_over_positives, twice
 from st_asym.losses.corpus import Corpus, Texts, Vectors
 from st_asym.losses.hard_negatives import HardNegatives, hardest
 from st_asym.losses.processes import gather_rows, total
@@ -289,8 +289,15 @@ class CorpusContrastiveLoss(nn.Module):
         corpus.check_frozen()
         rows, columns, weights = self._relevance.of(labels)
         documents, project = (corpus.take, corpus.project) if corpus.trains else (corpus.outputs().__getitem__, None)
-        found = self._compare(queries, documents, len(corpus), rows, columns, project=project)
-        return _sum_over_positives(found.sums, found.pairs, rows, weights)
+        found = compare(
+            queries / self.temperature,
+            documents,
+            *self._plan(len(corpus), queries),
+            rows,
+            columns,
+            project=project,
+        )
+        return sum_over_positives(found.sums, found.pairs, rows, weights)
 
     def _against_sample(self, queries: Tensor, labels: Tensor) -> Tensor:
         """Sum over the queries, each against its hard negatives and a sample that stands for the rest."""
@@ -306,7 +313,9 @@ class CorpusContrastiveLoss(nn.Module):
         hard = known.of(labels)
         there = hard >= 0
         distinct, places = torch.unique(torch.cat([columns, hard.clamp(min=0).flatten()]), return_inverse=True)
-        vectors = self._project(corpus.take(distinct), len(queries))
+        before = corpus.take(distinct)
+        stretches, run = self._plan(len(distinct), queries)
+        vectors = torch.cat([run(corpus.project, before[start:stop]) for start, stop in stretches])
         with torch.autocast(queries.device.type, enabled=False):
             scaled, places = queries / self.temperature, places.to(queries.device)
             positives = (scaled[rows.to(queries.device)] * vectors[places[: len(rows)]]).sum(dim=1)
@@ -318,10 +327,10 @@ class CorpusContrastiveLoss(nn.Module):
         own_rows, own = torch.cat([rows, there.nonzero()[:, 0]]), torch.cat([columns, hard[there]])
         drawn = torch.searchsorted(sample, own).clamp(max=len(sample) - 1)
         again = sample[drawn] == own
-        rest = self._compare(
-            queries,
+        rest = compare(
+            queries / self.temperature,
             corpus.take(sample).__getitem__,
-            len(sample),
+            *self._plan(len(sample), queries),
             own_rows[again],
             drawn[again],
             project=corpus.project,
@@ -332,74 +341,14 @@ class CorpusContrastiveLoss(nn.Module):
             sampled = sample.to(queries.device)[rest.places]
             self._learn_hard(known, labels, queries, [(hard.to(sampled), logits.detach()), (sampled, rest.logits)])
         negatives = torch.cat([rest.sums[:, None], logits], dim=1).logsumexp(dim=1)
-        return _sum_over_positives(negatives, positives, rows, weights)
+        return sum_over_positives(negatives, positives, rows, weights)
 
-    def _compare(
-        self,
-        queries: Tensor,
-        documents: Callable[[slice], Tensor],
-        count: int,
-        rows: Tensor,
-        columns: Tensor,
-        *,
-        project: Callable[[Tensor], Tensor] | None,
-        stands_for: Tensor | None = None,
-        best: int = 0,
-    ) -> _Comparison:
-        """Compare queries with ``count`` documents, in chunks.
-
-        Args:
-            queries: Unit vectors, shape ``(n, d)``.
-            documents: Gives the vectors of a stretch of documents.
-            count: How many documents there are.
-            rows: Rows of pairs of query and document that are no negatives.
-            columns: The documents of these pairs.
-            project: What the vectors go through first.
-            stands_for: How many documents each counts for, shape ``(count,)``.
-            best: How many of the most similar documents of each chunk to return.
-        """
-        order = columns.argsort()
-        rows, columns = rows[order].to(queries.device), columns[order]
-        scaled = queries / self.temperature
-        weights = None if stands_for is None else stands_for.log().to(queries)
-        run = self._runner(count, len(queries), queries.element_size())
-        parts = []
-        for start, stop in self._stretches(count):
-            first, last = torch.searchsorted(columns, torch.tensor([start, stop])).tolist()
-            part = run(
-                _compare_chunk,
-                scaled,
-                documents(slice(start, stop)),
-                rows[first:last],
-                (columns[first:last] - start).to(queries.device),
-                project,
-                None if weights is None else weights[start:stop],
-                best,
-            )
-            parts.append(part._replace(places=part.places + start))
-        sums, pairs, places, logits = zip(*parts, strict=True)
-        return _Comparison(
-            torch.stack(sums, dim=1).logsumexp(dim=1),
-            torch.cat(pairs)[order.argsort().to(queries.device)],
-            torch.cat(places, dim=1),
-            torch.cat(logits, dim=1),
-        )
-
-    def _project(self, vectors: Tensor, batch: int) -> Tensor:
-        run = self._runner(len(vectors), batch, vectors.element_size())
-        stretches = self._stretches(len(vectors))
-        return torch.cat([run(self._corpus.project, vectors[start:stop]) for start, stop in stretches])
-
-    def _stretches(self, count: int) -> list[tuple[int, int]]:
-        size = self.chunk_size or (_CPU_CHUNK if self._corpus.device.type == "cpu" else _GPU_CHUNK)
-        return [(start, min(start + size, count)) for start in range(0, count, size)]
-
-    def _runner(self, documents: int, batch: int, bytes_per_number: int) -> Callable[..., Any]:
-        """What calls a function of a chunk: directly, or such that the backward pass calls it again."""
-        graph = documents * (self._corpus.activations + 3 * batch) * bytes_per_number
-        if self.chunk_size is None and graph <= _GRAPH_BYTES:
-            return lambda function, *args: function(*args)
-        return lambda function, *args: checkpoint(function, *args, use_reentrant=False)
+    def _plan(self, documents: int, queries: Tensor) -> tuple[list[tuple[int, int]], Run]:
+        """Chunks of documents, and what calls a function of one: now, or again in the backward pass."""
+        size = self.chunk_size or (_CPU_CHUNK if queries.device.type == "cpu" else _GPU_CHUNK)
+        stretches = [(start, min(start + size, documents)) for start in range(0, documents, size)]
+        graph = documents * (self._corpus.activations + 3 * len(queries)) * queries.element_size()
+        return stretches, at_once if self.chunk_size is None and graph <= _GRAPH_BYTES else twice
 
     def _draw(self, count: int) -> tuple[Tensor, Tensor]:
         """One document from each of ``count`` equal stretches of the corpus, and how many documents it stands for.
@@ -462,43 +411,3 @@ class CorpusContrastiveLoss(nn.Module):
                     "of the batch: a text without a sound vector, or heads that have diverged."
                 )
         return "The document head gives vectors that are not finite: it has diverged. Lower the learning rate."
-
-
-class _Comparison(NamedTuple):
-    """What one chunk of documents, or all of them, give for each query.
-
-    ``sums``: log-sum-exp over the negatives, shape ``(n,)``, the least finite number where there are none. ``pairs``:
-    the logits of the given pairs. ``places`` and ``logits``: the most similar negatives, shape ``(n, best)``.
-    """
-
-    sums: Tensor
-    pairs: Tensor
-    places: Tensor
-    logits: Tensor
-
-
-def _compare_chunk(
-    queries: Tensor,
-    vectors: Tensor,
-    rows: Tensor,
-    columns: Tensor,
-    project: Callable[[Tensor], Tensor] | None,
-    weights: Tensor | None,
-    best: int,
-) -> _Comparison:
-    documents = vectors if project is None else project(vectors)
-    with torch.autocast(queries.device.type, enabled=False):
-        logits = queries @ documents.to(queries.dtype).T
-        pairs = logits[rows, columns]
-        # Finite, so that a query without negatives has a gradient, of zero.
-        logits[rows, columns] = torch.finfo(logits.dtype).min
-        top = logits.detach().topk(min(best, logits.shape[1]), dim=1)
-        if weights is not None:
-            logits = logits + weights
-        return _Comparison(logits.logsumexp(dim=1), pairs, top.indices, top.values)
-
-
-def _sum_over_positives(negatives: Tensor, positives: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
-    """Sum over queries of the weighted -log(e^s / (e^s + sum of negatives)) of their positives."""
-    difference = negatives[rows.to(negatives.device)] - positives
-    return torch.dot(weights.to(difference), torch.logaddexp(difference, torch.zeros_like(difference)))

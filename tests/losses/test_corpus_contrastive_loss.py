@@ -417,7 +417,8 @@ def _one_of_two_processes(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     torch.manual_seed(rank)  # each process draws of its own: the first must win
-    torch.save([*_steps(sampled=False, rank=rank), *_steps(sampled=True, rank=rank)], Path(folder) / f"{rank}.pt")
+    steps = [*_steps(sampled=False, rank=rank), *_steps(sampled=True, rank=rank)]
+    torch.save((steps, _draw(4)), Path(folder) / f"{rank}.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
@@ -450,6 +451,11 @@ def _steps(*, sampled: bool, rank: int | None = None) -> Iterator[tuple[torch.Te
         yield value.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
+def _draw(count: int) -> torch.Tensor:
+    corpus = (ids(30), normal(30, DIMENSION, seed=1))
+    return CorpusContrastiveLoss(vector_model(), corpus, {"q": ["d0"]}).sample_documents(count).detach()
+
+
 def test_two_processes_give_the_loss_and_gradient_of_one(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -458,7 +464,8 @@ def test_two_processes_give_the_loss_and_gradient_of_one(tmp_path: Path) -> None
     torch.manual_seed(0)
     expected = [*_steps(sampled=False), *_steps(sampled=True)]
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    for (value, gradient), *others in zip(expected, *ranks, strict=True):
+    torch.testing.assert_close(torch.cat([drawn for _, drawn in ranks]), _draw(8))
+    for (value, gradient), *others in zip(expected, *(steps for steps, _ in ranks), strict=True):
         mean = torch.stack([other[0] for other in others]).mean()
         torch.testing.assert_close(mean, value, rtol=1e-9, atol=1e-12)
         for other in others:
