@@ -1,7 +1,7 @@
 """Query and document heads for a frozen Sentence Transformers encoder."""
 
 from st_asym.cache import CachedSentenceTransformer, CacheError, EmbeddingCache, encoder_fingerprint, record_keys
-from st_asym.losses import IsotropyLoss
+from st_asym.losses import CorpusContrastiveLoss, IsotropyLoss
 from st_asym.model import asymmetric_model, freeze_encoder
 from st_asym.monitoring import TrainingMonitor, watch
 from st_asym.projection import AsymmetricProjection
@@ -13,6 +13,7 @@ __all__ = [
     "AsymmetricProjection",
     "CacheError",
     "CachedSentenceTransformer",
+    "CorpusContrastiveLoss",
     "EmbeddingCache",
     "IsotropyLoss",
     "TrainingMonitor",

@@ -36,7 +36,7 @@ def covariance(vectors: Tensor) -> Tensor:
         >>> round(covariance(torch.ones(8, 4)).item(), 4)
         1.75
     """
-    x = _unit(vectors)
+    x = unit(vectors)
     n, d = x.shape
     if n < 2:
         return x.sum() * 0.0
@@ -77,8 +77,8 @@ def sigreg(vectors: Tensor, directions: Tensor, *, knots: int = 17) -> Tensor:
         >>> even.item() < 0.01 < sigreg(torch.ones(512, 64), directions).item()
         True
     """
-    x = _unit(vectors)
-    projections = (x * math.sqrt(x.shape[1])) @ _unit(directions.to(x).T).T
+    x = unit(vectors)
+    projections = (x * math.sqrt(x.shape[1])) @ unit(directions.to(x).T).T
     t = torch.linspace(0.0, 5.0, knots, dtype=x.dtype, device=x.device)
     normal = torch.exp(-0.5 * t.pow(2))
     weights = torch.full_like(t, 2.0 * 5.0 / (knots - 1))
@@ -105,7 +105,7 @@ def uniformity(vectors: Tensor) -> Tensor:
         >>> round(uniformity(torch.eye(8)).item(), 4)
         -4.0
     """
-    x = _unit(vectors)
+    x = unit(vectors)
     n = len(x)
     if n < 2:
         return x.sum() * 0.0
@@ -116,12 +116,12 @@ def uniformity(vectors: Tensor) -> Tensor:
     return potentials.flatten().logsumexp(dim=0) - math.log(n * (n - 1))
 
 
-def _unit(vectors: Tensor) -> Tensor:
+def unit(vectors: Tensor) -> Tensor:
     """Rows of ``vectors`` at length one, in float32 or better; rows of no length stay zero and get no gradient."""
     x = vectors if vectors.dtype == torch.float64 else vectors.float()
     # Scaled by a constant first, so that squares neither overflow nor vanish.
     largest = x.detach().abs().amax(dim=1, keepdim=True)
-    has_length = largest > _SMALLEST_VALUE
+    has_length = ~(largest <= _SMALLEST_VALUE)  # so that NaN stays NaN
     scaled = torch.where(has_length, x / torch.where(has_length, largest, 1.0), 0.0)
     lengths = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
     return scaled / torch.where(has_length, lengths, 1.0)

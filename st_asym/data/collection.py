@@ -56,6 +56,25 @@ class RetrievalData:
         ]
         return Dataset.from_dict({"query": [query for query, _ in rows], "document": [text for _, text in rows]})
 
+    def labelled_queries(self, split: str) -> Dataset:
+        """The queries of a split that have a relevant document, as :class:`st_asym.CorpusContrastiveLoss` takes them.
+
+        Args:
+            split: A key of ``qrels``.
+
+        Returns:
+            A data set with the text column ``query`` and the integer column ``label``, the position of the query in
+            ``qrels[split]``, which the loss gets as ``relevant``.
+
+        Raises:
+            KeyError: No such split.
+        """
+        from datasets import Dataset  # only training needs it
+
+        answered = self.relevant(split)
+        rows = [(self.queries[key], label) for label, key in enumerate(self._split(split)) if key in answered]
+        return Dataset.from_dict({"query": [text for text, _ in rows], "label": [label for _, label in rows]})
+
     def relevant(self, split: str) -> dict[str, set[str]]:
         """Query id to the ids of its relevant documents, as ``InformationRetrievalEvaluator`` takes them.
 

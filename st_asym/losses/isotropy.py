@@ -51,7 +51,9 @@ _CITATIONS = {
 class IsotropyLoss(nn.Module):
     """Add an isotropy term to another loss, embedding each column once for both.
 
-    Every column is measured by itself, on unit-length vectors in float32, and the term is the mean over columns. Under
+    Every column is measured by itself, on unit-length vectors in float32, and the term is the mean over columns. Where
+    the wrapped loss has documents beyond those of the batch (a ``sample_documents`` method, as
+    :class:`st_asym.CorpusContrastiveLoss` has), a sample of them, of as many rows, is one more column. Under
     several processes it is computed over the vectors of all of them, and equals what one process would compute for the
     whole batch, gradients included; every process must then hold equally many rows.
 
@@ -156,6 +158,9 @@ class IsotropyLoss(nn.Module):
 
     def _isotropy(self, embeddings: list[Tensor]) -> Tensor:
         distributed = get_world_size() > 1
+        sample_documents = getattr(self.loss, "sample_documents", None)
+        if sample_documents is not None:
+            embeddings = [*embeddings, sample_documents(len(embeddings[0]))]
         with torch.autocast(device_type=embeddings[0].device.type, enabled=False):
             columns = [all_gather_with_grad(column) if distributed else column for column in embeddings]
             if self.kind == "sigreg":

@@ -1,0 +1,103 @@
+"""Which documents answer which query, as positions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Relevant = Mapping[str, Mapping[str, float] | Iterable[str]]
+
+
+class Relevance:
+    """The relevant documents of each query and their weights, grade over sum of grades.
+
+    Args:
+        relevant: Query id to document id to grade, or to the ids of its relevant documents.
+        ids: The ids of the corpus, by position.
+
+    Raises:
+        TypeError: The documents of a query are a single string, or a grade is not a number.
+        ValueError: A grade is not finite, a relevant document is not in the corpus, an id is there twice, or no query
+            has a relevant document. The message counts and names the first.
+    """
+
+    def __init__(self, relevant: Relevant, ids: Sequence[str]) -> None:
+        self.queries = list(relevant)
+        grades = [_grades(query, documents) for query, documents in relevant.items()]
+        if not any(grades):
+            raise ValueError(f"None of the {len(grades)} queries in `relevant` has a document with a grade above 0.")
+        positions = _positions({document for own in grades for document in own}, ids)
+        missing = [(q, d) for q, own in zip(self.queries, grades, strict=True) for d in own if d not in positions]
+        if missing:
+            raise ValueError(
+                f"{len(missing)} relevant documents are not in the corpus of {len(ids)}; the first are "
+                f"{_first([f'{document!r} of query {query!r}' for query, document in missing])}."
+            )
+        counts = torch.tensor([0, *map(len, grades)])
+        self._starts = counts.cumsum(0)
+        self._columns = torch.tensor([positions[document] for own in grades for document in own])
+        self._weights = torch.tensor(
+            [grade / math.fsum(own.values()) for own in grades for grade in own.values()], dtype=torch.float64
+        )
+
+    def __len__(self) -> int:
+        """The number of queries, those without a relevant document included."""
+        return len(self.queries)
+
+    def of(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The relevant documents of some queries.
+
+        Args:
+            labels: Positions of queries, shape ``(n,)``, on the CPU.
+
+        Returns:
+            For each relevant document its row in ``labels``, its position in the corpus and its weight (float64).
+
+        Raises:
+            ValueError: A query has no relevant document.
+        """
+        starts = self._starts[labels]
+        counts = self._starts[labels + 1] - starts
+        if not counts.all():
+            bare = [self.queries[label] for label in labels[counts == 0].tolist()]
+            raise ValueError(
+                f"{len(bare)} of {len(labels)} rows are queries without a relevant document: {_first(map(repr, bare))}"
+                ". Leave them out of the data set, as RetrievalData.labelled_queries does."
+            )
+        rows = torch.arange(len(labels)).repeat_interleave(counts)
+        entries = torch.arange(len(rows)) + (starts - counts.cumsum(0) + counts)[rows]
+        return rows, self._columns[entries], self._weights[entries]
+
+
+def _grades(query: str, documents: Mapping[str, float] | Iterable[str]) -> dict[str, float]:
+    """The documents of one query with a grade above zero."""
+    if isinstance(documents, str):
+        raise TypeError(f"The documents of query {query!r} are the string {documents!r:.80}: give a list of ids.")
+    if not isinstance(documents, Mapping):
+        return dict.fromkeys(documents, 1.0)
+    for document, grade in documents.items():
+        try:
+            finite = math.isfinite(grade)
+        except TypeError:
+            raise TypeError(f"The grade of document {document!r} for query {query!r} is {grade!r}.") from None
+        if not finite:
+            raise ValueError(f"The grade of document {document!r} for query {query!r} is {grade}.")
+    return {document: float(grade) for document, grade in documents.items() if grade > 0}
+
+
+def _positions(wanted: set[Any], ids: Sequence[Any]) -> dict[Any, int]:
+    """Positions of the wanted ids alone: a dict of all ids of a large corpus would take gigabytes."""
+    if len(set(ids)) < len(ids):
+        seen: set[Any] = set()
+        twice = [key for key in ids if key in seen or seen.add(key)]  # type: ignore[func-returns-value]
+        raise ValueError(f"{len(twice)} ids occur more than once in the corpus: {_first(map(repr, twice))}.")
+    return {key: position for position, key in enumerate(ids) if key in wanted}
+
+
+def _first(offenders: Iterable[str], count: int = 3) -> str:
+    named = list(offenders)
+    return ", ".join(named[:count]) + (", ..." if len(named) > count else "")
