@@ -143,7 +143,7 @@ class _Bfloat16Encoder(SentenceTransformer):
 
 def _encoder(model: SentenceTransformer, precision: Precision, device: str) -> SentenceTransformer:
     modules = encoder_modules(model)
-    kind = _Bfloat16Encoder if precision == "bf16" and _has_bfloat16(torch.device(device)) else SentenceTransformer
+    kind = _Bfloat16Encoder if precision == "bf16" and has_bfloat16(torch.device(device)) else SentenceTransformer
     encoder = kind(
         modules=modules,  # type: ignore[arg-type]  # names are kept where they come as a dict
         device=model.device,  # type: ignore[arg-type]  # annotated as str, handed to Module.to
@@ -154,7 +154,7 @@ def _encoder(model: SentenceTransformer, precision: Precision, device: str) -> S
     return encoder
 
 
-def _has_bfloat16(device: torch.device) -> bool:
+def has_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 products run in hardware."""
     if device.type == "cpu":
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -51,7 +51,7 @@ def train_heads(
             model,
             bench.documents,
             qrels,
-            ignored=[bench.twins, ignored or {}],
+            ignored={query_id: [*bench.twins.get(query_id, ()), *(ignored or {}).get(query_id, ())] for query_id in qrels},
             temperature=settings.temperature,
             precision="bf16",
         )
@@ -88,7 +88,7 @@ def _arguments(folder: str, stage: Stage, rows: Dataset, seed: int) -> SentenceT
         prompts=column_prompts(stage.model, mapping) or None,
         optim="adamw_torch_fused",
         max_grad_norm=0.0,
-        logging_strategy="epoch",
+        logging_strategy="no",
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from sentence_transformers.util import get_world_size
 from torch import Tensor, nn
 
+from st_asym.cache.filling import Precision, has_bfloat16
 from st_asym.isotropy import unit
 from st_asym.losses.comparison import Run, at_once, compare, sum_over_positives, twice
 from st_asym.losses.corpus import Corpus, Texts, Vectors
@@ -99,7 +100,11 @@ class CorpusContrastiveLoss(nn.Module):
             looked up in each step; an array stays where it is, which may be a ``numpy.memmap`` of any size.
         relevant: Query id to document id to grade, or to the ids of its relevant documents. Documents with a grade of
             zero or less are negatives like all others.
+        ignored: Query id to the ids of documents that are not known to be relevant, nor that they are not, such as
+            judgments that were held out: they are left out of the negatives of that query.
         temperature: Divides the similarities.
+        precision: ``"bf16"`` runs the document head in bfloat16 where the processor has it, which takes a third of the
+            time for the same result on held-out queries. Similarities and the loss are float32 in any case.
         max_documents: The largest corpus that is compared in full, and how many documents a scan covers.
         sampled_documents: Documents that are drawn in each step from a larger corpus.
         hard_negatives: Hard negatives of each query in a larger corpus.
@@ -147,7 +152,9 @@ class CorpusContrastiveLoss(nn.Module):
         corpus: Texts | Vectors,
         relevant: Relevant,
         *,
+        ignored: Mapping[str, Iterable[str]] | None = None,
         temperature: float = 0.05,
+        precision: Precision = "fp32",
         max_documents: int = 100_000,
         sampled_documents: int = 8192,
         hard_negatives: int = 16,
@@ -157,6 +164,8 @@ class CorpusContrastiveLoss(nn.Module):
         super().__init__()
         if not 0.0 < temperature < float("inf"):
             raise ValueError(f"temperature must be a finite number above 0, got {temperature}.")
+        if precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision must be 'fp32' or 'bf16', got {precision!r}.")
         sizes = {
             "max_documents": max_documents,
             "sampled_documents": sampled_documents,
@@ -169,13 +178,14 @@ class CorpusContrastiveLoss(nn.Module):
                 raise ValueError(f"{name} must be at least 1, got {size}.")
         self.model = model
         self.temperature = temperature
+        self.precision = precision
         self.max_documents = max_documents
         self.sampled_documents = sampled_documents
         self.hard_negatives = hard_negatives
         self.refresh_steps = refresh_steps
         self.chunk_size = chunk_size
         self._corpus = Corpus(model, corpus, keep=max_documents)
-        self._relevance = Relevance(relevant, self._corpus.ids)
+        self._relevance = Relevance(relevant, self._corpus.ids, ignored)
         self._in_batch: Any = MultipleNegativesRankingLoss(model, scale=1.0 / temperature)
         self._hard = HardNegatives(self._relevance, hard_negatives) if len(self._corpus) > max_documents else None
         self._steps = self._scanned = 0
@@ -240,7 +250,7 @@ class CorpusContrastiveLoss(nn.Module):
         count = min(count, len(self._corpus) // world)
         documents, _ = self._draw(count * world)
         rank = torch.distributed.get_rank() if world > 1 else 0
-        return self._corpus.project(self._corpus.take(documents[rank * count : (rank + 1) * count]))
+        return self._project(self._corpus.take(documents[rank * count : (rank + 1) * count]))
 
     def known_hard_negatives(self, labels: Tensor) -> Tensor:
         """The hardest negatives that were found so far in a corpus that is sampled.
@@ -288,7 +298,7 @@ class CorpusContrastiveLoss(nn.Module):
         corpus = self._corpus
         corpus.check_frozen()
         rows, columns, weights = self._relevance.of(labels)
-        documents, project = (corpus.take, corpus.project) if corpus.trains else (corpus.outputs().__getitem__, None)
+        documents, project = (corpus.take, self._project) if corpus.trains else (corpus.outputs().__getitem__, None)
         found = compare(
             queries / self.temperature,
             documents,
@@ -315,7 +325,7 @@ class CorpusContrastiveLoss(nn.Module):
         distinct, places = torch.unique(torch.cat([columns, hard.clamp(min=0).flatten()]), return_inverse=True)
         before = corpus.take(distinct)
         stretches, run = self._plan(len(distinct), queries)
-        vectors = torch.cat([run(corpus.project, before[start:stop]) for start, stop in stretches])
+        vectors = torch.cat([run(self._project, before[start:stop]) for start, stop in stretches])
         with torch.autocast(queries.device.type, enabled=False):
             scaled, places = queries / self.temperature, places.to(queries.device)
             positives = (scaled[rows.to(queries.device)] * vectors[places[: len(rows)]]).sum(dim=1)
@@ -333,7 +343,7 @@ class CorpusContrastiveLoss(nn.Module):
             *self._plan(len(sample), queries),
             own_rows[again],
             drawn[again],
-            project=corpus.project,
+            project=self._project,
             stands_for=stands_for,
             best=known.size,
         )
@@ -342,6 +352,12 @@ class CorpusContrastiveLoss(nn.Module):
             self._learn_hard(known, labels, queries, [(hard.to(sampled), logits.detach()), (sampled, rest.logits)])
         negatives = torch.cat([rest.sums[:, None], logits], dim=1).logsumexp(dim=1)
         return sum_over_positives(negatives, positives, rows, weights)
+
+    def _project(self, vectors: Tensor) -> Tensor:
+        device = vectors.device
+        reduced = self.precision == "bf16" and vectors.dtype == torch.float32 and has_bfloat16(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=reduced):
+            return self._corpus.project(vectors)
 
     def _plan(self, documents: int, queries: Tensor) -> tuple[list[tuple[int, int]], Run]:
         """Chunks of documents, and what calls a function of one: now, or again in the backward pass."""
@@ -387,7 +403,7 @@ class CorpusContrastiveLoss(nn.Module):
         for begin, stop in stretches:
             for start in range(begin + rank * _SCAN_CHUNK, stop, world * _SCAN_CHUNK):
                 vectors = self._corpus.take(slice(start, min(start + _SCAN_CHUNK, stop)))
-                yield start, self._corpus.project(vectors)
+                yield start, self._project(vectors)
 
     def _pair_loss(self, embeddings: list[Tensor], pairs: Tensor) -> Tensor:
         """Mean over rows without a corpus, against the documents of all such rows of the batch."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -69,7 +69,7 @@ class Corpus:
     @property
     def trains(self) -> bool:
         """Whether a gradient would reach the document head."""
-        return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self._side)
+        return torch.is_grad_enabled() and self._side_trains()
 
     @property
     def device(self) -> torch.device:
@@ -116,6 +116,19 @@ class Corpus:
         if self._ends_normalised:
             return output if output.dtype == torch.float64 else output.float()
         return unit(output)
+
+    def _side_trains(self) -> bool:
+        return any(tensor.requires_grad for tensor in self._side)
+
+    def projected(self, size: int) -> Iterator[tuple[int, Tensor]]:
+        """The corpus through the head as it is now, without gradient: stretches of ``size``, each with its start."""
+        if self._kept is not None and not self._side_trains():
+            yield 0, self.outputs()
+            return
+        for start in range(0, len(self), size):
+            with torch.no_grad():
+                part = self.project(self.take(slice(start, min(start + size, len(self)))))
+            yield start, part
 
     def outputs(self) -> Tensor:
         """All of a kept corpus through the head, without gradient; again only when the head has changed."""

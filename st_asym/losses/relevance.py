@@ -18,6 +18,8 @@ class Relevance:
     Args:
         relevant: Query id to document id to grade, or to the ids of its relevant documents.
         ids: The ids of the corpus, by position.
+        ignored: Query id to the ids of documents that are neither relevant nor not; those that are not in the corpus,
+            or relevant as well, do not matter.
 
     Raises:
         TypeError: The documents of a query are a single string, or a grade is not a number.
@@ -25,18 +27,26 @@ class Relevance:
             has a relevant document. The message counts and names the first.
     """
 
-    def __init__(self, relevant: Relevant, ids: Sequence[str]) -> None:
+    def __init__(
+        self, relevant: Relevant, ids: Sequence[str], ignored: Mapping[str, Iterable[str]] | None = None
+    ) -> None:
         self.queries = list(relevant)
+        ignored = {} if ignored is None else ignored
         grades = [_grades(query, documents) for query, documents in relevant.items()]
         if not any(grades):
             raise ValueError(f"None of the {len(grades)} queries in `relevant` has a document with a grade above 0.")
-        positions = _positions({document for own in grades for document in own}, ids)
+        wanted = {document for own in grades for document in own}
+        positions = _positions(wanted.union(*(ignored.get(query, ()) for query in self.queries)), ids)
         missing = [(q, d) for q, own in zip(self.queries, grades, strict=True) for d in own if d not in positions]
         if missing:
             raise ValueError(
                 f"{len(missing)} relevant documents are not in the corpus of {len(ids)}; the first are "
                 f"{_first([f'{document!r} of query {query!r}' for query, document in missing])}."
             )
+        for query, own in zip(self.queries, grades, strict=True):
+            if own:
+                # Without weight: kept from the negatives, and worth nothing as a positive.
+                own.update({d: 0.0 for d in ignored.get(query, ()) if d in positions and d not in own})
         counts = torch.tensor([0, *map(len, grades)])
         self._starts = counts.cumsum(0)
         self._columns = torch.tensor([positions[document] for own in grades for document in own])
@@ -55,7 +65,8 @@ class Relevance:
             labels: Positions of queries, shape ``(n,)``, on the CPU.
 
         Returns:
-            For each relevant document its row in ``labels``, its position in the corpus and its weight (float64).
+            For each relevant document its row in ``labels``, its position in the corpus and its weight (float64), and
+            the same for each ignored document, of weight 0.
 
         Raises:
             ValueError: A query has no relevant document.

@@ -109,14 +109,14 @@ def test_bf16_is_close(cache: EmbeddingCache, encoder: SentenceTransformer, monk
     cache.fill(encoder, TEXTS, precision="bf16")
     found = cache.get(encoder, TEXTS, precision="bf16")
     assert ((found * plain).sum(axis=1) > 0.999).all()
-    monkeypatch.setattr(filling_module, "_has_bfloat16", lambda _: False)
+    monkeypatch.setattr(filling_module, "has_bfloat16", lambda _: False)
     assert close(cache.embed(encoder, ["without hardware"], precision="bf16"), encoder.encode(["without hardware"]))
     with pytest.raises(ValueError, match="precision must be 'fp32' or 'bf16', got 'fp8'"):
         cache.fill(encoder, TEXTS, precision="fp8")  # type: ignore[arg-type]
 
 
 def test_a_processor_with_bfloat16_uses_it(encoder: SentenceTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(filling_module, "_has_bfloat16", lambda _: True)
+    monkeypatch.setattr(filling_module, "has_bfloat16", lambda _: True)
     with filling_module.encoding(encoder, precision="bf16", devices=None) as encode:
         assert not close(encode(["abc"], 1), encoder.encode(["abc"]))
 
