@@ -14,8 +14,12 @@ from st_asym.fitting.judging import Scores
 
 Collection = Literal["open", "closed"]
 
-# How many standard errors a gain must be worth.
-_ENOUGH = 1.0
+# How many standard errors a gain must be worth; more on few queries, whose errors are themselves uncertain.
+_ENOUGH, _ENOUGH_OF_FEW, _FEW = 1.0, 1.64, 50
+# How many standard errors the queries on unseen documents may be behind, where there are enough to tell.
+_TOLERATED, _TOO_FEW_TO_TELL = 0.5, 3
+# With fewer queries than this, and than a tenth of all, a half is not weighed by itself.
+_HALF = 20
 
 
 @dataclass(frozen=True, order=True)
@@ -99,12 +103,13 @@ class Evidence:
     @property
     def costs_unseen(self) -> bool:
         """Whether it loses on unseen documents."""
-        return self.unseen.mean < 0
+        return self.unseen.queries >= _TOO_FEW_TO_TELL and self.unseen.mean < -_TOLERATED * self.unseen.error
 
     @property
     def worth_it(self) -> bool:
         """Whether it gains, beyond noise, and loses nothing on unseen documents."""
-        return not self.costs_unseen and self.gain > _ENOUGH * self.error
+        enough = _ENOUGH_OF_FEW if self.seen.queries + self.unseen.queries < _FEW else _ENOUGH
+        return not self.costs_unseen and self.gain > enough * self.error
 
 
 def weigh(rehearsals: Sequence[Rehearsal], collection: Collection | None = None) -> list[Evidence]:
@@ -113,7 +118,7 @@ def weigh(rehearsals: Sequence[Rehearsal], collection: Collection | None = None)
     Args:
         rehearsals: Runs with the same choices, on different queries.
         collection: ``"open"`` counts the queries on unseen documents alone, ``"closed"`` those on seen ones, None both
-            halves equally, however many queries are in each. A half without queries does not count.
+            halves equally, however many queries are in each, unless one has less than 20 and a tenth of all.
 
     Returns:
         One entry per choice that all rehearsals reached, in the order of epochs and dials.
@@ -166,5 +171,8 @@ def _gains(
     halves = Gain.of(before[seen], after[seen]), Gain.of(before[~seen], after[~seen])
     counted = [half for half, kind in zip(halves, ("closed", "open"), strict=True) if collection in (None, kind)]
     counted = [half for half in counted if half.queries] or [half for half in halves if half.queries]
+    if min(half.queries for half in counted) < min(_HALF, len(seen) / 10):
+        # A handful must not count as much as all others together.
+        counted = [Gain.of(before, after)]
     gain = sum(half.mean for half in counted) / len(counted)
     return *halves, gain, math.hypot(*(half.error for half in counted)) / len(counted)
