@@ -1,12 +1,16 @@
 """Query and document heads for a frozen Sentence Transformers encoder."""
 
+from typing import TYPE_CHECKING, Any
+
 from st_asym.cache import CachedSentenceTransformer, CacheError, EmbeddingCache, encoder_fingerprint, record_keys
-from st_asym.fitting import FitReport, FitResult, Settings, fit
 from st_asym.losses import CorpusContrastiveLoss, IsotropyLoss
 from st_asym.model import asymmetric_model, freeze_encoder
 from st_asym.monitoring import TrainingMonitor, watch
 from st_asym.projection import AsymmetricProjection
 from st_asym.routing import check_router_mapping, column_prompts, router_mapping
+
+if TYPE_CHECKING:
+    from st_asym.fitting import FitReport, FitResult, Settings, fit
 
 __version__ = "0.1.0.dev0"
 
@@ -31,3 +35,14 @@ __all__ = [
     "router_mapping",
     "watch",
 ]
+
+_FITTING = ("FitReport", "FitResult", "Settings", "fit")
+
+
+def __getattr__(name: str) -> Any:
+    """Load what most users of the modules alone do not need when it is asked for."""
+    if name not in _FITTING:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from st_asym import fitting
+
+    return getattr(fitting, name)

@@ -1,10 +1,10 @@
 """From texts to a saved model: rehearse on held-out queries, choose, train.
 
 From the bottom up: ``settings``, ``heads`` (weights as a whole), ``judging``, ``workbench`` (what all runs share),
-``training`` (one run), ``gate`` (the decision), ``rehearsing``, ``tuning``, ``report``, ``fit``.
+``training`` (one run), ``gate`` (the decision), ``rehearsing``, ``tuning``, ``report``, ``main``.
 """
 
-from st_asym.fitting.fit import FitResult, fit
+from st_asym.fitting.main import FitResult, fit
 from st_asym.fitting.report import FitReport
 from st_asym.fitting.settings import Settings
 

@@ -79,15 +79,17 @@ def attempt(
     stage = bench.stage(settings)
     rehearsals: list[Rehearsal] = []
     for part in parts:
-        done = len(rehearsals) * settings.epochs
-        rehearsal, end = _rehearse(
-            bench, stage, part, progress and (lambda epoch, gain, done=done: progress(done + epoch, gain))
-        )
+        rehearsal, end = _rehearse(bench, stage, part, _from(len(rehearsals) * settings.epochs, progress))
         rehearsals.append(rehearsal)
         if bench.out_of_time:
             break
     evidence = weigh(rehearsals, collection)
     return Attempt(stage, rehearsals, end, evidence, choose(rehearsals, collection))
+
+
+def _from(done: int, progress: Progress | None) -> Progress | None:
+    """The same, counting epochs on from those that are done."""
+    return None if progress is None else lambda epoch, gain: progress(done + epoch, gain)
 
 
 def _rehearse(bench: Workbench, stage: Stage, part: HeldOut, progress: Progress | None) -> tuple[Rehearsal, State]:

@@ -15,7 +15,6 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from st_asym.data import Qrels
-from st_asym.fitting.settings import Settings
 from st_asym.fitting.workbench import Stage, Workbench
 from st_asym.losses import CorpusContrastiveLoss
 from st_asym.routing import column_prompts, router_mapping
@@ -51,7 +50,7 @@ def train_heads(
             model,
             bench.documents,
             qrels,
-            ignored={query_id: [*bench.twins.get(query_id, ()), *(ignored or {}).get(query_id, ())] for query_id in qrels},
+            ignored=_joined(bench.twins, ignored or {}),
             temperature=settings.temperature,
             precision="bf16",
         )
@@ -61,9 +60,7 @@ def train_heads(
             contrastive = MultipleNegativesRankingLoss(model, scale=1.0 / settings.temperature)
     loss = contrastive
     if contrastive is None or settings.isotropy_weight or bench.system.predictive is not None:
-        loss = bench.system.loss(
-            model, contrastive, isotropy=settings.isotropy_weight, kind=settings.isotropy_kind
-        )
+        loss = bench.system.loss(model, contrastive, isotropy=settings.isotropy_weight, kind=settings.isotropy_kind)
     with tempfile.TemporaryDirectory() as folder:
         trainer = SentenceTransformerTrainer(
             model=model,
@@ -98,6 +95,14 @@ def _arguments(folder: str, stage: Stage, rows: Dataset, seed: int) -> SentenceT
     )
 
 
+def _joined(*parts: Qrels) -> Qrels:
+    """Documents by query, of all parts."""
+    found: Qrels = {}
+    for query_id, documents in ((q, d) for part in parts for q, d in part.items()):
+        found[query_id] = {**found.get(query_id, {}), **documents}
+    return found
+
+
 class _Epochs(TrainerCallback):
     """Tells when an epoch ends, and ends training."""
 
@@ -105,7 +110,11 @@ class _Epochs(TrainerCallback):
         self._after_epoch = after_epoch
 
     def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self,
+        args: TrainingArguments,  # noqa: ARG002 - the library's signature
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
     ) -> None:
         """Ask whether to go on."""
         if self._after_epoch is not None and self._after_epoch(round(state.epoch or 0)):

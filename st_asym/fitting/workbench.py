@@ -101,7 +101,9 @@ class Workbench:
 
     def stage(self, settings: Settings) -> Stage:
         """Fresh heads, on the shared encoder."""
-        model = self.system.build(self.encoder, init=self.init, **settings.projection(self.system))
+        options = settings.projection(self.system)
+        options["init"] = self.init
+        model = self.system.build(self.encoder, **options)
         cached = CachedSentenceTransformer(model, self._cache, precision=self._precision)
         if self._vectors is None and len(self.data.corpus) <= _IN_MEMORY:
             texts = list(self.data.corpus.values())
