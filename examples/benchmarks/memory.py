@@ -32,7 +32,7 @@ from st_asym import (
     router_mapping,
 )
 
-# A pair is as long as those of 80 thousand titles, questions and sentences with their abstracts and answers: 1,120 bytes.
+# 1,120 bytes a pair, as 80 thousand titles, questions and sentences with their abstracts and answers have.
 PORTION, LENGTHS = 4096, (1020, 100)
 
 

@@ -67,12 +67,12 @@ def fit(
     seed: int = 0,
     show_progress_bar: bool = True,
 ) -> FitResult:
-    """Fit query and document heads to labelled pairs, and save a stock model; or the encoder itself, where it is better.
+    """Fit query and document heads to labelled pairs and save a stock model, or the encoder itself where it is better.
 
     Every text is encoded once, into the cache. Queries are held out, part of them on documents that training does not
     see: the ``dev`` split, or, without one, a cut of the training queries (each query once, over four or five folds,
-    where they are fewer than 2,000). Training on the rest shows what it is worth on them, after each epoch and for heads
-    that are turned back towards the identity by a dial. Of what gains beyond noise and loses nothing on unseen
+    where they are fewer than 2,000). Training on the rest shows what it is worth on them, after each epoch and for
+    heads that are turned back towards the identity by a dial. Of what gains beyond noise and loses nothing on unseen
     documents, the least that is as good as the best is chosen. If nothing does, the model is the untouched encoder, and
     the first line of the report says so. Where the held-out queries were cut from the training queries, the heads are
     then trained on all of them, with the same choice.
