@@ -26,7 +26,7 @@ _PAGE_SIZES = (4096, 8192, 16384, 32768, 65536)
 _READERS = 1024
 _INTEGER_KEYS = 8
 # Bytes of a file that may stay mapped, and what Linux maps for a record: around its own page, and the one above it.
-_MOST_MAPPED = 16 << 20
+_MOST_MAPPED = 8 << 20
 _MAPPED_PER_RECORD = 2 << 16
 _PAGE = 4096
 _DONT_NEED = 4

@@ -49,6 +49,7 @@ def compare(
     project: Callable[[Tensor], Tensor] | None,
     stands_for: Tensor | None = None,
     best: int = 0,
+    reduced: bool = False,
 ) -> Comparison:
     """Compare queries with documents.
 
@@ -62,6 +63,7 @@ def compare(
         project: What the vectors go through to become unit vectors; None if they are.
         stands_for: How many documents each counts for, one number per document.
         best: How many of the most similar documents of each chunk to return.
+        reduced: Whether similarities are computed in bfloat16; their sums are not.
     """
     order = columns.argsort()
     rows, columns = rows[order].to(queries.device), columns[order]
@@ -78,6 +80,7 @@ def compare(
             project,
             None if weights is None else weights[start:stop],
             best,
+            reduced,
         )
         parts.append(part._replace(places=part.places + start))
     sums, pairs, places, logits = zip(*parts, strict=True)
@@ -97,10 +100,13 @@ def _compare_chunk(
     project: Callable[[Tensor], Tensor] | None,
     weights: Tensor | None,
     best: int,
+    reduced: bool,
 ) -> Comparison:
     documents = vectors if project is None else project(vectors)
+    with torch.autocast(queries.device.type, torch.bfloat16, enabled=reduced):
+        similarities = queries @ documents.to(queries.dtype).T
     with torch.autocast(queries.device.type, enabled=False):
-        logits = queries @ documents.to(queries.dtype).T
+        logits = similarities.to(queries.dtype)
         pairs = logits[rows, columns]
         # Finite, so that a query without negatives has a gradient, of zero.
         logits[rows, columns] = torch.finfo(logits.dtype).min
