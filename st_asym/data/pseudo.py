@@ -63,33 +63,6 @@ def pseudo_queries(documents: Mapping[str, Document]) -> RetrievalData:
     return RetrievalData(queries, corpus, {"train": train}, labels=kind, notes=(note,))
 
 
-def own_sentences(corpus: Mapping[str, str], count: int) -> dict[str, str]:
-    """A sentence of each of up to ``count`` documents, chosen by a hash of the text.
-
-    Args:
-        corpus: Document id to text. A text of a single sentence gives none, nor one that two documents have.
-        count: How many.
-
-    Returns:
-        Document id to sentence.
-
-    Example:
-        >>> own_sentences({"d1": "The pump leaks at the upper valve. Close it before you open the housing."}, 1)
-        {'d1': 'Close it before you open the housing.'}
-    """
-    found: dict[str, str] = {}
-    copies = Counter(corpus.values())
-    for document_id in sorted(corpus, key=lambda document_id: (stable_fraction(corpus[document_id]), document_id)):
-        if len(found) >= count:
-            break
-        text = corpus[document_id]
-        sentences = [match[0].strip() for match in _SENTENCE.finditer(text)]
-        sentences = [sentence for sentence in sentences if _SHORTEST <= len(sentence) <= _LONGEST and sentence != text]
-        if sentences and copies[text] == 1:
-            found[document_id] = sentences[int(stable_fraction(text[::-1]) * len(sentences))]
-    return found
-
-
 def _titles(documents: Mapping[str, Document], titles: Counter[str]) -> dict[str, tuple[str, str]]:
     """Document id to title, empty where it is no query, and text."""
     halves = {}

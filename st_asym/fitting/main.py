@@ -129,7 +129,6 @@ def fit(
             init,
             data,
             _open(cache),
-            sentences=round(settings.pseudo_queries * len(data.qrels["train"])),
             precision=precision,
             deadline=math.inf if max_seconds is None else started + max_seconds,
             seed=seed,

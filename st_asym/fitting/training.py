@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from st_asym.data import Qrels, RetrievalData
+from st_asym.data import Qrels
 from st_asym.fitting.workbench import Stage, Workbench
 from st_asym.losses import CorpusContrastiveLoss
 from st_asym.routing import column_prompts, router_mapping
@@ -30,7 +29,6 @@ def train_heads(
     qrels: Qrels,
     *,
     ignored: Qrels | None = None,
-    unknown: Container[str] = (),
     after_epoch: AfterEpoch | None = None,
 ) -> None:
     """Train the heads of a stage in place, from where they are.
@@ -40,21 +38,18 @@ def train_heads(
         stage: The model, and how to train it.
         qrels: What to train on.
         ignored: Documents that are neither positives nor negatives of a query.
-        unknown: Documents that make no pseudo-queries.
         after_epoch: Called after each epoch.
     """
     settings, model = stage.settings, stage.model
-    data, batch_size = replace(bench.data, qrels={"train": qrels}), settings.batch_size
+    data = replace(bench.data, qrels={"train": qrels})
     torch.manual_seed(bench.seed)
     contrastive: nn.Module | None = None
     if settings.contrastive == "corpus" and bench.system.contrastive:
-        data = _with_pseudo_queries(data, bench, settings.pseudo_queries, unknown)
         rows = data.labelled_queries("train")
-        batch_size = round(batch_size * len(data.qrels["train"]) / len(qrels))
         contrastive = CorpusContrastiveLoss(
             model,
             bench.documents,
-            data.qrels["train"],
+            qrels,
             ignored=_joined(bench.twins, ignored or {}),
             temperature=settings.temperature,
             precision="bf16",
@@ -69,7 +64,7 @@ def train_heads(
     with tempfile.TemporaryDirectory() as folder:
         trainer = SentenceTransformerTrainer(
             model=model,
-            args=_arguments(folder, stage, rows, batch_size, bench.seed),
+            args=_arguments(folder, stage, rows, bench.seed),
             train_dataset=rows,
             loss=loss,
             callbacks=[_Epochs(after_epoch)],
@@ -77,27 +72,12 @@ def train_heads(
         trainer.train()
 
 
-def _with_pseudo_queries(data: RetrievalData, bench: Workbench, share: float, unknown: Container[str]) -> RetrievalData:
-    """The same with sentences of documents as further training queries, ``share`` for each of the others."""
-    train = data.qrels["train"]
-    own = ((d, text) for d, text in bench.sentences.items() if d not in unknown)
-    # A space in front keeps the ids apart from those of queries that are called like documents.
-    chosen = {f" {d}": (d, text) for d, text in islice(own, round(share * len(train))) if f" {d}" not in data.queries}
-    return replace(
-        data,
-        queries={**data.queries, **{key: text for key, (_, text) in chosen.items()}},
-        qrels={"train": {**train, **{key: {d: 1} for key, (d, _) in chosen.items()}}},
-    )
-
-
-def _arguments(
-    folder: str, stage: Stage, rows: Dataset, batch_size: int, seed: int
-) -> SentenceTransformerTrainingArguments:
+def _arguments(folder: str, stage: Stage, rows: Dataset, seed: int) -> SentenceTransformerTrainingArguments:
     settings, mapping = stage.settings, router_mapping(rows)
     return SentenceTransformerTrainingArguments(
         output_dir=folder,
         num_train_epochs=settings.epochs,
-        per_device_train_batch_size=batch_size,
+        per_device_train_batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="linear",
         batch_sampler="no_duplicates" if settings.contrastive == "in-batch" else "batch_sampler",

@@ -12,7 +12,6 @@ from sentence_transformers import SentenceTransformer
 from st_asym.cache import CachedSentenceTransformer, EmbeddingCache
 from st_asym.cache.filling import Precision
 from st_asym.data import Qrels, RetrievalData
-from st_asym.data.pseudo import own_sentences
 from st_asym.fitting.heads import State, heads_state
 from st_asym.fitting.settings import Settings
 from st_asym.losses.corpus import Corpus, Texts, Vectors
@@ -20,8 +19,6 @@ from st_asym.systems import Init, System
 
 # The largest corpus whose vectors are held in memory, and is searched in full to judge.
 _IN_MEMORY = 100_000
-# More pseudo-queries than this take time for nothing.
-_MOST_SENTENCES = 4096
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,6 @@ class Workbench:
         init: How its heads start.
         data: Queries and corpus.
         cache: Where the encoder's vectors are.
-        sentences: How many sentences of documents may be needed as pseudo-queries.
         precision: How they are made.
         deadline: When training ends, by ``time.monotonic()``.
         seed: Of everything that is drawn.
@@ -64,7 +60,6 @@ class Workbench:
         data: RetrievalData,
         cache: EmbeddingCache,
         *,
-        sentences: int = 0,
         precision: Precision = "fp32",
         deadline: float = float("inf"),
         seed: int = 0,
@@ -74,7 +69,6 @@ class Workbench:
         self._cache, self._precision, self._deadline = cache, precision, deadline
         self._vectors: Vectors | None = None
         self.twins = _twins(data)
-        self.sentences = own_sentences(data.corpus, min(sentences, _MOST_SENTENCES))
 
     @property
     def out_of_time(self) -> bool:
@@ -94,7 +88,7 @@ class Workbench:
     def fill(self, *, show_progress_bar: bool) -> None:
         """Encode what is missing of the judged queries and the corpus."""
         judged = dict.fromkeys(query_id for split in self.data.qrels.values() for query_id in split)
-        queries = [*(self.data.queries[query_id] for query_id in judged), *self.sentences.values()]
+        queries = [self.data.queries[query_id] for query_id in judged]
         for texts, side in ((queries, "query"), (self.data.corpus.values(), "document")):
             self._cache.fill(
                 self.encoder,
