@@ -16,8 +16,8 @@ Collection = Literal["open", "closed"]
 
 # How many standard errors a gain must be worth; more on few queries, whose errors are themselves uncertain.
 _ENOUGH, _ENOUGH_OF_FEW, _FEW = 1.0, 1.64, 50
-# How many standard errors the queries on unseen documents may be behind, where there are enough to tell.
-_TOLERATED, _TOO_FEW_TO_TELL = 0.5, 3
+# Fewer queries on unseen documents than this say nothing by themselves.
+_TOO_FEW_TO_TELL = 3
 # With fewer queries than this, and than a tenth of all, a half is not weighed by itself.
 _HALF = 20
 
@@ -103,7 +103,7 @@ class Evidence:
     @property
     def costs_unseen(self) -> bool:
         """Whether it loses on unseen documents."""
-        return self.unseen.queries >= _TOO_FEW_TO_TELL and self.unseen.mean < -_TOLERATED * self.unseen.error
+        return self.unseen.queries >= _TOO_FEW_TO_TELL and self.unseen.mean < 0
 
     @property
     def worth_it(self) -> bool:
