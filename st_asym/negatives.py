@@ -105,8 +105,8 @@ def mine_negatives(
         )
     if len(mined) < len(asked):
         logger.warning(
-            "%d of %d pairs of %s are dropped: they have fewer than %d negatives. Those of a smaller relative_margin "
-            "or range_min may be enough.",
+            "%d of %d pairs of %s are dropped: they have fewer than %d negatives. Lower range_min or relative_margin "
+            "to keep more.",
             len(asked) - len(mined),
             len(asked),
             split,
