@@ -21,8 +21,7 @@ def unfreeze_last_layers(model: SentenceTransformer, n: int) -> SentenceTransfor
     :class:`st_asym.CachedSentenceTransformer` refuses such a model until it is frozen again, and what the cache holds
     is of the encoder before. The modules are those of the encoder that :func:`st_asym.asymmetric_model` was given:
     training them changes it too. Give the encoder a small learning rate and the heads theirs, with
-    ``learning_rate_mapping`` in the training arguments; heads that were trained on cached vectors first keep early
-    steps from distorting the encoder (Kumar et al. 2022, https://arxiv.org/abs/2202.10054).
+    ``learning_rate_mapping`` in the training arguments.
 
     Args:
         model: As of :func:`st_asym.asymmetric_model`: an encoder with a ``Transformer`` module, and heads behind it.

@@ -92,7 +92,7 @@ def test_the_quickstart_on_pairs_of_its_own(real_encoder_path: str, tmp_path: Pa
     ("example", "arguments", "rows"),
     [
         ("hard_negatives", ["--negatives", "2", "--epochs", "2"], ["in-batch", "whole corpus", "in-batch, 2 hard"]),
-        ("unfreeze_layers", ["--epochs", "1"], ["heads alone", "heads, then with the last 1 layer(s)"]),
+        ("unfreeze_layers", ["--epochs", "1"], ["heads alone", "heads and last 1 layer(s)"]),
     ],
 )
 def test_the_examples_of_other_ways_to_train(
