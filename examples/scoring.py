@@ -57,3 +57,11 @@ def summarise(scores: dict[str, list[Scores]]) -> list[dict[str, Any]]:
             row |= {"difference": float(difference.mean()), "95 %": [float(interval.low), float(interval.high)]}
         rows.append(row)
     return rows
+
+
+def print_differences(rows: list[dict[str, Any]]) -> None:
+    """The rows of :func:`summarise` as a table."""
+    print("| system | nDCG@10 | recall@100 | difference in nDCG@10, 95 % interval |\n|---|---|---|---|")
+    for row in rows:
+        change = f"{row['difference']:+.3f} [{row['95 %'][0]:+.3f}, {row['95 %'][1]:+.3f}]" if "95 %" in row else ""
+        print(f"| {row['system']} | {row['ndcg@10']:.3f} | {row['recall@100']:.3f} | {change} |")

@@ -6,8 +6,10 @@ from st_asym.cache import CachedSentenceTransformer, CacheError, EmbeddingCache,
 from st_asym.losses import CorpusContrastiveLoss, IsotropyLoss
 from st_asym.model import asymmetric_model, freeze_encoder
 from st_asym.monitoring import TrainingMonitor, watch
+from st_asym.negatives import mine_negatives
 from st_asym.projection import AsymmetricProjection
 from st_asym.routing import check_router_mapping, column_prompts, router_mapping
+from st_asym.unfreezing import unfreeze_last_layers
 
 if TYPE_CHECKING:
     from st_asym.fitting import FitReport, FitResult, Settings, fit
@@ -31,8 +33,10 @@ __all__ = [
     "encoder_fingerprint",
     "fit",
     "freeze_encoder",
+    "mine_negatives",
     "record_keys",
     "router_mapping",
+    "unfreeze_last_layers",
     "watch",
 ]
 

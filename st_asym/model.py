@@ -132,9 +132,15 @@ def freeze_encoder(model: SentenceTransformer) -> SentenceTransformer:
 
 
 def _stay_in_evaluation_mode(module: nn.Module, _args: Any) -> None:
-    """Undo what ``model.train()`` did to a frozen module, so that it runs without dropout; unfrozen it trains."""
-    if module.training and not any(parameter.requires_grad for parameter in module.parameters()):
+    """Undo what ``model.train()`` did to the frozen parts of a module, so that they run without dropout."""
+    if not module.training:
+        return
+    trainable = [parameter.requires_grad for parameter in module.parameters()]
+    if not any(trainable):
         module.eval()
+    elif not all(trainable):
+        for child in module.children():
+            _stay_in_evaluation_mode(child, _args)
 
 
 def load_encoder(encoder: str | PathLike[str]) -> SentenceTransformer:

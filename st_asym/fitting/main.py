@@ -119,6 +119,8 @@ def fit(
     settings = settings or Settings.of(kind, init)
     if trials:
         check_optuna()
+    if settings.hard_negatives and not kind.contrastive:
+        raise ValueError(f"The system {system!r} has no contrastive loss to give hard_negatives to: leave them at 0.")
     report = FitReport(system=system, init=init, collection=collection, settings=settings, seed=seed)
     with report.timed("read"):
         data = as_retrieval_data(train, corpus=corpus, dev=dev)

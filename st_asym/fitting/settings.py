@@ -26,6 +26,8 @@ class Settings:
         learning_rate: At the first step; it falls linearly to zero.
         epochs: Passes over the training queries.
         batch_size: Queries (``"corpus"``) or pairs (``"in-batch"``) per step.
+        hard_negatives: With ``"in-batch"``, how many of the documents that the encoder finds most similar to a query
+            its pairs get as negatives, see :func:`st_asym.mine_negatives`.
         isotropy_weight: Weight of the isotropy term, 0 for none.
         isotropy_kind: As for :class:`st_asym.IsotropyLoss`.
 
@@ -42,6 +44,7 @@ class Settings:
     batch_size: int = 256
     isotropy_weight: float = 0.0
     isotropy_kind: IsotropyKind = "covariance"
+    hard_negatives: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what would fail later, in the middle of a fit."""
@@ -49,6 +52,13 @@ class Settings:
             raise ValueError(f"sides must be 'both', 'query', 'document' or 'shared', got {self.sides!r}.")
         if self.contrastive not in ("corpus", "in-batch"):
             raise ValueError(f"contrastive must be 'corpus' or 'in-batch', got {self.contrastive!r}.")
+        if self.hard_negatives < 0:
+            raise ValueError(f"hard_negatives must be at least 0, got {self.hard_negatives}.")
+        if self.hard_negatives and self.contrastive == "corpus":
+            raise ValueError(
+                f"hard_negatives={self.hard_negatives} is for contrastive='in-batch': with 'corpus' every document "
+                "that is not relevant is a negative of each query already, the hardest among them."
+            )
         for name in ("temperature", "learning_rate", "epochs", "batch_size"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be a finite number above 0, got {getattr(self, name)}.")

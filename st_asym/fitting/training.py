@@ -55,7 +55,7 @@ def train_heads(
             precision="bf16",
         )
     else:
-        rows = data.pairs("train")
+        rows = bench.pairs(stage, data, ignored)
         if bench.system.contrastive:
             contrastive = MultipleNegativesRankingLoss(model, scale=1.0 / settings.temperature)
     loss = contrastive

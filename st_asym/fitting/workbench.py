@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
 from st_asym.cache import CachedSentenceTransformer, EmbeddingCache
@@ -15,6 +16,7 @@ from st_asym.data import Qrels, RetrievalData
 from st_asym.fitting.heads import State, heads_state
 from st_asym.fitting.settings import Settings
 from st_asym.losses.corpus import Corpus, Texts, Vectors
+from st_asym.negatives import mine_negatives
 from st_asym.systems import Init, System
 
 # The largest corpus whose vectors are held in memory, and is searched in full to judge.
@@ -112,6 +114,21 @@ class Workbench:
             self._vectors = list(self.data.corpus), vectors
         corpus = Corpus(cached, self._vectors or self._part_of_corpus(), keep=_IN_MEMORY)
         return Stage(settings, cached, heads_state(cached), corpus)
+
+    def pairs(self, stage: Stage, data: RetrievalData, ignored: Qrels | None = None) -> Dataset:
+        """The training pairs of ``data``, with the hard negatives that the settings ask for.
+
+        The untouched encoder finds them, among the documents that are searched: heads with a random start could not.
+        """
+        if not stage.settings.hard_negatives:
+            return data.pairs("train")
+        encoder = CachedSentenceTransformer(self.encoder, self._cache, precision=self._precision)
+        judged = {d for part in (data.qrels["train"], ignored or {}) for documents in part.values() for d in documents}
+        kept = judged.union(stage.corpus.ids)
+        searched = {document_id: text for document_id, text in data.corpus.items() if document_id in kept}
+        return mine_negatives(
+            encoder, replace(data, corpus=searched), num_negatives=stage.settings.hard_negatives, ignored=ignored
+        )
 
     def _part_of_corpus(self) -> Texts:
         """Of a large corpus all documents that are judged, and as many others, at random, as fit."""
