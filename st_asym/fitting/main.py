@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import math
 import os
@@ -205,11 +206,18 @@ def _save(model: SentenceTransformer, report: FitReport, output: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the progress bars of many short training runs."""
-    shown = datasets.are_progress_bars_disabled()
+    """Without what costs many short training runs more than it is worth: progress bars and full garbage collections.
+
+    The trainer collects garbage after each run, among all objects of all modules that were ever imported. Those that
+    were there before are left out of that.
+    """
+    hidden, frozen = datasets.are_progress_bars_disabled(), gc.get_freeze_count()
     datasets.disable_progress_bars()
+    gc.freeze()
     try:
         yield
     finally:
-        if not shown:
+        if not frozen:
+            gc.unfreeze()
+        if not hidden:
             datasets.enable_progress_bars()
