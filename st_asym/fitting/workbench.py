@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from sentence_transformers import SentenceTransformer
 
 from st_asym.cache import CachedSentenceTransformer, EmbeddingCache
@@ -69,11 +70,17 @@ class Workbench:
         self._cache, self._precision, self._deadline = cache, precision, deadline
         self._vectors: Vectors | None = None
         self.twins = _twins(data)
+        # The model of a choice may still have to be trained: it takes as long as its rehearsal did.
+        self.seconds_kept_back = 0.0
 
     @property
     def out_of_time(self) -> bool:
-        """Whether training must end."""
-        return time.monotonic() > self._deadline
+        """Whether rehearsing must end, so that there is time to train what is chosen."""
+        return not self.has_time_for(0.0)
+
+    def has_time_for(self, seconds: float) -> bool:
+        """Whether rehearsing may go on for so long."""
+        return time.monotonic() + seconds + self.seconds_kept_back <= self._deadline
 
     @property
     def dimension(self) -> int:
@@ -101,9 +108,7 @@ class Workbench:
 
     def stage(self, settings: Settings) -> Stage:
         """Fresh heads, on the shared encoder."""
-        options = settings.projection(self.system)
-        options["init"] = self.init
-        model = self.system.build(self.encoder, **options)
+        model = self._heads(settings)
         cached = CachedSentenceTransformer(model, self._cache, precision=self._precision)
         if self._vectors is None and len(self.data.corpus) <= _IN_MEMORY:
             texts = list(self.data.corpus.values())
@@ -112,6 +117,20 @@ class Workbench:
             self._vectors = list(self.data.corpus), vectors
         corpus = Corpus(cached, self._vectors or self._part_of_corpus(), keep=_IN_MEMORY)
         return Stage(settings, cached, heads_state(cached), corpus)
+
+    def check(self, settings: Settings) -> None:
+        """Refuse heads that cannot be made, before anything is encoded.
+
+        Raises:
+            TypeError, ValueError: As for :func:`st_asym.asymmetric_model`.
+        """
+        self._heads(settings)
+
+    def _heads(self, settings: Settings) -> SentenceTransformer:
+        options = settings.projection(self.system)
+        options["init"] = self.init
+        torch.manual_seed(self.seed)
+        return self.system.build(self.encoder, **options)
 
     def _part_of_corpus(self) -> Texts:
         """Of a large corpus all documents that are judged, and as many others, at random, as fit."""
