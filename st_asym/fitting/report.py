@@ -51,7 +51,7 @@ class FitReport:
     seed: int
     labels: str = "judged"
     counts: dict[str, int] = field(default_factory=dict)
-    held_out: Sequence[str] = ()
+    held_out: list[str] = field(default_factory=list)
     chosen: Evidence | None = None
     evidence: Sequence[Evidence] = ()
     refitted: bool = False
@@ -73,7 +73,10 @@ class FitReport:
     def note_attempt(self, best: Attempt, parts: Sequence[HeldOut]) -> None:
         """Say what the held-out queries have decided."""
         self.settings, self.evidence, self.chosen = best.stage.settings, best.evidence, best.chosen
-        self.held_out = [str(part) for part in parts]
+        judged = len(best.rehearsals)
+        self.held_out = [str(part) for part in parts[:judged]]
+        if judged < len(parts):
+            self.held_out.append(f"There was no time for {len(parts) - judged} of {len(parts)} cuts.")
         self.refitted = self.kept and "dev" not in self.counts
 
     @contextmanager

@@ -119,11 +119,15 @@ class Workbench:
         return Stage(settings, cached, heads_state(cached), corpus)
 
     def check(self, settings: Settings) -> None:
-        """Refuse heads that cannot be made, before anything is encoded.
+        """Refuse what cannot be trained, before anything is encoded.
 
         Raises:
-            TypeError, ValueError: As for :func:`st_asym.asymmetric_model`.
+            TypeError, ValueError: As for :func:`st_asym.asymmetric_model`, or a loss that the system cannot have.
         """
+        if settings.contrastive == "corpus" and self.system.contrastive and self.system.predictive is not None:
+            raise ValueError(
+                f"The system {self.system.name!r} trains on pairs: its settings need contrastive='in-batch'."
+            )
         self._heads(settings)
 
     def _heads(self, settings: Settings) -> SentenceTransformer:
