@@ -128,7 +128,7 @@ def test_of_choices_that_are_as_good_the_smaller_dial_is_taken_then_the_earlier_
 
 def test_only_choices_that_all_rehearsals_reached_are_compared() -> None:
     untouched = np.zeros(10)
-    long = rehearsal(untouched, {choice: untouched + 0.1 for choice in CHOICES})
+    long = rehearsal(untouched, dict.fromkeys(CHOICES, untouched + 0.1))
     short = rehearsal(untouched, {CHOICES[0]: untouched})
     assert [(entry.choice, entry.seen.queries) for entry in weigh([long, short])] == [(CHOICES[0], 20)]
 
