@@ -51,6 +51,8 @@ class Judge:
         features: dict[str, Any] = {"sentence_embedding": self._vectors.to(self._corpus.device), "task": "query"}
         queries = torch.nn.functional.normalize(self._model(features)["sentence_embedding"].float())
         similarities, positions = self._best(queries)
+        if not torch.isfinite(similarities).all():
+            raise ValueError("The heads give vectors that are not finite: they have diverged. Lower the learning rate.")
         self._model.train(was_training)
         run = {
             query_id: {self._corpus.ids[position]: similarity for position, similarity in zip(*best, strict=True)}
@@ -76,4 +78,3 @@ class Judge:
             similarities, order = similarities.topk(min(_TOP, similarities.shape[1]), dim=1)
             positions = positions.gather(1, order)
         return similarities, positions
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import math
 import os
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 from huggingface_hub import cached_assets_path
@@ -91,7 +93,8 @@ def fit(
             corpus stays as it is; None counts both equally.
         settings: How heads are shaped and trained; None for defaults that are good across collections.
         trials: How many other settings to try (needs the extra ``tune``). They are compared on the held-out queries.
-        max_seconds: When to stop: training ends after the epoch that goes beyond it. Encoding is not cut short.
+        max_seconds: When to stop: rehearsing ends after the epoch that leaves no more time than the last training
+            needs. There is at least one epoch, and encoding is not cut short.
         cache: An :class:`st_asym.EmbeddingCache`, or its directory; None for one in the cache folder of
             ``huggingface_hub``.
         precision: As for :meth:`st_asym.EmbeddingCache.fill`.
@@ -114,6 +117,7 @@ def fit(
     """
     started = time.monotonic()
     output = _free(Path(output_dir))
+    _check_arguments(init, collection, trials, max_seconds)
     kind = get_system(system)
     init = init or ("identity" if system == "asymmetric" else kind.init)
     settings = settings or Settings.of(kind, init)
@@ -137,6 +141,7 @@ def fit(
         )
     model = bench.encoder
     if kind.trains:
+        bench.check(settings)
         with report.timed("encode"):
             bench.fill(show_progress_bar=show_progress_bar)
         with _quiet():
@@ -151,6 +156,9 @@ def _fitted(
 ) -> SentenceTransformer:
     """The model of the best choice, or the encoder itself."""
     parts = cuts(bench.data, bench.seed)
+    if not parts:
+        report.held_out = ["There is one training query: none can be held out. Give queries to judge on as dev."]
+        return bench.encoder
     with report.timed("rehearse"):
         best = attempt(bench, parts, settings, collection)
         if trials and not bench.out_of_time:
@@ -178,6 +186,17 @@ def _trained(bench: Workbench, best: Attempt) -> State:
     return heads_state(stage.model)
 
 
+def _check_arguments(init: Any, collection: Any, trials: int, max_seconds: float | None) -> None:
+    if init not in (None, "identity", "random"):
+        raise ValueError(f"init must be 'identity' or 'random', got {init!r}.")
+    if collection not in (None, "open", "closed"):
+        raise ValueError(f"collection must be 'open', 'closed' or None, got {collection!r}.")
+    if trials < 0:
+        raise ValueError(f"trials must not be below 0, got {trials}.")
+    if max_seconds is not None and not max_seconds > 0:
+        raise ValueError(f"max_seconds must be above 0, got {max_seconds}.")
+
+
 def _open(cache: EmbeddingCache | str | os.PathLike[str] | None) -> EmbeddingCache:
     if isinstance(cache, EmbeddingCache):
         return cache
@@ -200,18 +219,32 @@ def _save(model: SentenceTransformer, report: FitReport, output: Path) -> None:
         new, old = Path(beside, "new"), Path(beside, "old")
         model.save_pretrained(str(new))
         report.save(new / REPORT_FILE)
+        with (new / "README.md").open("a", encoding="utf-8") as card:
+            card.write(f"\n## Fitted with st_asym\n\n```\n{report}\n```\n")
         if output.exists():
             output.rename(old)
-        new.rename(output)
+        try:
+            new.rename(output)
+        except OSError:
+            if old.exists():
+                old.rename(output)
+            raise
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the progress bars of many short training runs."""
-    shown = datasets.are_progress_bars_disabled()
+    """Without what costs many short training runs more than it is worth: progress bars and full garbage collections.
+
+    The trainer collects garbage after each run, among all objects of all modules that were ever imported. Those that
+    were there before are left out of that.
+    """
+    hidden, frozen = datasets.are_progress_bars_disabled(), gc.get_freeze_count()
     datasets.disable_progress_bars()
+    gc.freeze()
     try:
         yield
     finally:
-        if not shown:
+        if not frozen:
+            gc.unfreeze()
+        if not hidden:
             datasets.enable_progress_bars()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from st_asym.data import RetrievalData
+from st_asym.data.collection import normalised
 from st_asym.fitting.gate import Choice, Collection, Evidence, Rehearsal, choose, weigh
 from st_asym.fitting.heads import State, dialled, heads_state, load_heads
 from st_asym.fitting.judging import Judge, Scores
@@ -29,8 +31,8 @@ class Attempt:
 
     Attributes:
         stage: The heads and settings.
-        rehearsals: One per cut.
-        end: The heads at the end of the last rehearsal.
+        rehearsals: One per cut, as far as there was time: those that were cut off do not count beside whole ones.
+        end: The heads at the end of the last of them.
         evidence: What the held-out queries say about each choice.
         chosen: What they say about the chosen one, None where the encoder is better left alone.
     """
@@ -57,15 +59,22 @@ Progress = Callable[[int, float], bool]
 
 
 def cuts(data: RetrievalData, seed: int) -> list[HeldOut]:
-    """What to rehearse on: the ``dev`` split, or queries cut from ``train``; each once where they are few."""
+    """What to rehearse on: the ``dev`` split, or queries cut from ``train``; each once where they are few.
+
+    There is nothing where no query can be held out, as there is only one.
+    """
     train = data.qrels["train"]
     if "dev" in data.qrels:
         dev = data.qrels["dev"]
         return [HeldOut(train, dev, *seen_unseen(train, dev, corpus=data.corpus), {}, ())]
-    if len(train) >= _ONE_CUT:
+    different = len({normalised(data.queries[query_id]) for query_id in train})
+    if different < 2:
+        return []
+    if different >= _ONE_CUT:
         return [hold_out(train, seed=seed, queries=data.queries, corpus=data.corpus)]
-    count = min(_FOLDS if len(train) > _FEW else _FOLDS_OF_FEW, len({data.queries[q] for q in train}))
-    return folds(train, count, seed=seed, queries=data.queries, corpus=data.corpus)
+    count = min(_FOLDS if different > _FEW else _FOLDS_OF_FEW, different)
+    found = folds(train, count, seed=seed, queries=data.queries, corpus=data.corpus)
+    return [part for part in found if part.train]
 
 
 def attempt(
@@ -79,9 +88,13 @@ def attempt(
     stage = bench.stage(settings)
     rehearsals: list[Rehearsal] = []
     for part in parts:
-        rehearsal, end = _rehearse(bench, stage, part, _from(len(rehearsals) * settings.epochs, progress))
-        rehearsals.append(rehearsal)
-        if bench.out_of_time:
+        started = time.monotonic()
+        rehearsal, reached = _rehearse(bench, stage, part, _from(len(rehearsals) * settings.epochs, progress))
+        whole = max(rehearsal.scores).epoch == settings.epochs
+        if whole or not rehearsals:
+            rehearsals.append(rehearsal)
+            end = reached
+        if not whole or not bench.has_time_for(time.monotonic() - started):
             break
     evidence = weigh(rehearsals, collection)
     return Attempt(stage, rehearsals, end, evidence, choose(rehearsals, collection))
@@ -94,6 +107,7 @@ def _from(done: int, progress: Progress | None) -> Progress | None:
 
 def _rehearse(bench: Workbench, stage: Stage, part: HeldOut, progress: Progress | None) -> tuple[Rehearsal, State]:
     """Train on one side of a cut and judge on the other, after each epoch and turned back by each dial."""
+    started = time.monotonic()
     load_heads(stage.model, stage.start)
     judged = {query_id: part.dev[query_id] for query_id in (*part.seen, *part.unseen)}
     judge = Judge(stage.model, stage.corpus, bench.data.queries, judged)
@@ -103,6 +117,7 @@ def _rehearse(bench: Workbench, stage: Stage, part: HeldOut, progress: Progress 
     def after_epoch(epoch: int) -> bool:
         scores[Choice(epoch, 1.0)] = judge()
         gain = float((scores[Choice(epoch, 1.0)] - untouched).mean())
+        bench.seconds_kept_back = max(bench.seconds_kept_back, time.monotonic() - started)
         return bench.out_of_time or (progress is not None and progress(epoch, gain))
 
     train_heads(bench, stage, part.train, ignored=part.withheld, after_epoch=after_epoch)

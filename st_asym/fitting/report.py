@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -50,7 +51,7 @@ class FitReport:
     seed: int
     labels: str = "judged"
     counts: dict[str, int] = field(default_factory=dict)
-    held_out: Sequence[str] = ()
+    held_out: list[str] = field(default_factory=list)
     chosen: Evidence | None = None
     evidence: Sequence[Evidence] = ()
     refitted: bool = False
@@ -72,7 +73,10 @@ class FitReport:
     def note_attempt(self, best: Attempt, parts: Sequence[HeldOut]) -> None:
         """Say what the held-out queries have decided."""
         self.settings, self.evidence, self.chosen = best.stage.settings, best.evidence, best.chosen
-        self.held_out = [str(part) for part in parts]
+        judged = len(best.rehearsals)
+        self.held_out = [str(part) for part in parts[:judged]]
+        if judged < len(parts):
+            self.held_out.append(f"There was no time for {len(parts) - judged} of {len(parts)} cuts.")
         self.refitted = self.kept and "dev" not in self.counts
 
     @contextmanager
@@ -86,7 +90,8 @@ class FitReport:
     def first_line(self) -> str:
         """What came of it, in one sentence."""
         if not self.evidence:
-            return "The model is the untouched encoder: there was nothing to train."
+            reason = "there was nothing to judge on" if self.held_out else "there was nothing to train"
+            return f"The model is the untouched encoder: {reason}."
         if self.chosen is None:
             return (
                 "The model is the untouched encoder: no trained heads beat it on held-out queries, beyond noise, "
@@ -116,9 +121,19 @@ class FitReport:
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as JSON knows it."""
-        return {"first_line": self.first_line, **asdict(self)}
+        """The report as JSON knows it, with None for numbers that are not finite."""
+        found: dict[str, Any] = _finite({"first_line": self.first_line, **asdict(self)})
+        return found
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the report as JSON."""
-        Path(path).write_text(json.dumps(self.as_dict(), indent=2, default=str) + "\n", encoding="utf-8")
+        Path(path).write_text(json.dumps(self.as_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    """The same without infinite standard errors, which JSON has no name for."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from st_asym.projection import HiddenFeatures, ProjectionOptions
 from st_asym.systems import Init, System
 
 Sides = Literal["both", "query", "document", "shared"]
+Contrastive = Literal["corpus", "in-batch"]
 IsotropyKind = Literal["covariance", "sigreg", "uniformity"]
+_NAMES = {
+    name: get_args(kind)
+    for name, kind in (("sides", Sides), ("contrastive", Contrastive), ("isotropy_kind", IsotropyKind))
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Settings:
 
     sides: Sides = "both"
     hidden_features: HiddenFeatures = "2x"
-    contrastive: Literal["corpus", "in-batch"] = "corpus"
+    contrastive: Contrastive = "corpus"
     temperature: float = 0.05
     learning_rate: float = 1e-3
     epochs: int = 20
@@ -48,10 +53,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse what would fail later, in the middle of a fit."""
-        if self.sides not in ("both", "query", "document", "shared"):
-            raise ValueError(f"sides must be 'both', 'query', 'document' or 'shared', got {self.sides!r}.")
-        if self.contrastive not in ("corpus", "in-batch"):
-            raise ValueError(f"contrastive must be 'corpus' or 'in-batch', got {self.contrastive!r}.")
+        for name, names in _NAMES.items():
+            if getattr(self, name) not in names:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, names))}, got {getattr(self, name)!r}.")
         if self.hard_negatives < 0:
             raise ValueError(f"hard_negatives must be at least 0, got {self.hard_negatives}.")
         if self.hard_negatives and self.contrastive == "corpus":
@@ -62,6 +66,11 @@ class Settings:
         for name in ("temperature", "learning_rate", "epochs", "batch_size"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be a finite number above 0, got {getattr(self, name)}.")
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) != int(getattr(self, name)):
+                raise ValueError(f"{name} must be a whole number, got {getattr(self, name)}.")
+        if not 0 <= self.isotropy_weight < float("inf"):
+            raise ValueError(f"isotropy_weight must be a finite number, 0 or more, got {self.isotropy_weight}.")
 
     @classmethod
     def of(cls, system: System, init: Init) -> Settings:

@@ -12,7 +12,7 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from st_asym.data import Qrels
 from st_asym.fitting.workbench import Stage, Workbench
@@ -62,14 +62,22 @@ def train_heads(
     if contrastive is None or settings.isotropy_weight or bench.system.predictive is not None:
         loss = bench.system.loss(model, contrastive, isotropy=settings.isotropy_weight, kind=settings.isotropy_kind)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = SentenceTransformerTrainer(
+        trainer = _Trainer(
             model=model,
             args=_arguments(folder, stage, rows, bench.seed),
             train_dataset=rows,
             loss=loss,
             callbacks=[_Epochs(after_epoch)],
         )
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
+
+
+class _Trainer(SentenceTransformerTrainer):
+    """The stock trainer, which writes no model card: one run of many, on part of the data, is not worth one."""
+
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        """Leave it out, and with it the statistics and examples of the training data."""
 
 
 def _arguments(folder: str, stage: Stage, rows: Dataset, seed: int) -> SentenceTransformerTrainingArguments:

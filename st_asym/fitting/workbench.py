@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
@@ -71,11 +72,17 @@ class Workbench:
         self._cache, self._precision, self._deadline = cache, precision, deadline
         self._vectors: Vectors | None = None
         self.twins = _twins(data)
+        # The model of a choice may still have to be trained: it takes as long as its rehearsal did.
+        self.seconds_kept_back = 0.0
 
     @property
     def out_of_time(self) -> bool:
-        """Whether training must end."""
-        return time.monotonic() > self._deadline
+        """Whether rehearsing must end, so that there is time to train what is chosen."""
+        return not self.has_time_for(0.0)
+
+    def has_time_for(self, seconds: float) -> bool:
+        """Whether rehearsing may go on for so long."""
+        return time.monotonic() + seconds + self.seconds_kept_back <= self._deadline
 
     @property
     def dimension(self) -> int:
@@ -103,9 +110,7 @@ class Workbench:
 
     def stage(self, settings: Settings) -> Stage:
         """Fresh heads, on the shared encoder."""
-        options = settings.projection(self.system)
-        options["init"] = self.init
-        model = self.system.build(self.encoder, **options)
+        model = self._heads(settings)
         cached = CachedSentenceTransformer(model, self._cache, precision=self._precision)
         if self._vectors is None and len(self.data.corpus) <= _IN_MEMORY:
             texts = list(self.data.corpus.values())
@@ -129,6 +134,24 @@ class Workbench:
         return mine_negatives(
             encoder, replace(data, corpus=searched), num_negatives=stage.settings.hard_negatives, ignored=ignored
         )
+
+    def check(self, settings: Settings) -> None:
+        """Refuse what cannot be trained, before anything is encoded.
+
+        Raises:
+            TypeError, ValueError: As for :func:`st_asym.asymmetric_model`, or a loss that the system cannot have.
+        """
+        if settings.contrastive == "corpus" and self.system.contrastive and self.system.predictive is not None:
+            raise ValueError(
+                f"The system {self.system.name!r} trains on pairs: its settings need contrastive='in-batch'."
+            )
+        self._heads(settings)
+
+    def _heads(self, settings: Settings) -> SentenceTransformer:
+        options = settings.projection(self.system)
+        options["init"] = self.init
+        torch.manual_seed(self.seed)
+        return self.system.build(self.encoder, **options)
 
     def _part_of_corpus(self) -> Texts:
         """Of a large corpus all documents that are judged, and as many others, at random, as fit."""

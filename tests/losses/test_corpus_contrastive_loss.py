@@ -291,6 +291,76 @@ def test_a_document_side_that_does_not_train_is_computed_once() -> None:
         assert other.compute_loss_from_embeddings([rows[0]], rows[1])["contrastive"] != before
 
 
+# Documents that are neither relevant nor not.
+
+
+@pytest.mark.parametrize("options", [{}, {"chunk_size": 3}, {"max_documents": 5, "sampled_documents": 20}])
+def test_ignored_documents_are_as_if_they_were_not_there(options: dict[str, Any]) -> None:
+    model = vector_model(torch.float64)
+    corpus = normal(20, DIMENSION, seed=1, dtype=torch.float64)
+    query = normal(1, DIMENSION, seed=2, dtype=torch.float64)
+    relevant = {"q": {"d3": 2, "d8": 1}}
+    left = [i for i in range(20) if i not in (1, 4, 19)]
+    without = CorpusContrastiveLoss(model, ([f"d{i}" for i in left], corpus[left]), relevant)
+    # What is relevant, or not in the corpus, does not matter.
+    ignored = {"q": ["d1", "d3", "d4", "d19", "elsewhere"], "another": ["d2"]}
+    loss = CorpusContrastiveLoss(model, (ids(20), corpus), relevant, ignored=ignored, **options)
+    expected = without.compute_loss_from_embeddings([embed(model, query, "query")], torch.tensor([0]))["contrastive"]
+    for _ in range(3):  # hard negatives of a larger corpus must not be ignored documents either
+        value = loss.compute_loss_from_embeddings([embed(model, query, "query")], torch.tensor([0]))["contrastive"]
+        torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-10)
+    for own, other in zip(gradients(model, value), gradients(model, expected), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-10)
+    if options.get("max_documents"):
+        assert not {1, 4, 19} & set(loss.known_hard_negatives(torch.tensor([0])).flatten().tolist())
+
+
+def test_only_the_query_that_ignores_a_document_does_without_it() -> None:
+    model = vector_model()
+    corpus, queries = normal(9, DIMENSION, seed=1), embed(model, normal(2, DIMENSION, seed=2), "query").detach()
+    relevant = {"q": ["d0"], "r": ["d1"]}
+    plain, ignoring = (
+        CorpusContrastiveLoss(model, (ids(9), corpus), relevant, ignored=ignored) for ignored in (None, {"q": ids(9)})
+    )
+    for row, changes in ((0, True), (1, False)):
+        each = [queries[row : row + 1]], torch.tensor([row])
+        before, after = (loss.compute_loss_from_embeddings(*each)["contrastive"].item() for loss in (plain, ignoring))
+        assert after == 0.0 if changes else after == before
+
+
+# Precision.
+
+
+@pytest.mark.parametrize("options", [{}, {"max_documents": 100, "sampled_documents": 400}])
+def test_the_document_head_in_bfloat16_gives_nearly_the_same_loss_in_float32(options: dict[str, Any]) -> None:
+    model = vector_model()
+    corpus, queries = normal(400, DIMENSION, seed=1), normal(8, DIMENSION, seed=2)
+    found = []
+    for precision in ("fp32", "bf16"):
+        relevant = {f"q{i}": [f"d{i}", f"d{i + 50}"] for i in range(8)}
+        loss = CorpusContrastiveLoss(
+            model, (ids(400), corpus), relevant, temperature=0.5, precision=precision, **options
+        )
+        value = loss.compute_loss_from_embeddings([embed(model, queries, "query")], torch.arange(8))["contrastive"]
+        found.append((value, torch.cat([gradient.flatten() for gradient in gradients(model, value)])))
+    (full, slope), (reduced, other) = found
+    assert reduced.dtype == other.dtype == torch.float32
+    torch.testing.assert_close(reduced, full, rtol=5e-3, atol=5e-3)
+    assert torch.cosine_similarity(slope, other, dim=0) > 0.999
+
+
+def test_heads_in_float64_stay_so_whatever_the_precision() -> None:
+    model = vector_model(torch.float64)
+    corpus, query = normal(30, DIMENSION, seed=1).double(), normal(1, DIMENSION, seed=2).double()
+    values = [
+        CorpusContrastiveLoss(model, (ids(30), corpus), {"q": ["d0"]}, precision=precision)
+        .compute_loss_from_embeddings([embed(model, query, "query")], torch.tensor([0]))["contrastive"]
+        .item()
+        for precision in ("fp32", "bf16")
+    ]
+    assert values[0] == values[1]
+
+
 # Corpora over the limit.
 
 
@@ -480,6 +550,7 @@ def test_two_processes_give_the_loss_and_gradient_of_one(tmp_path: Path) -> None
     [
         ({"temperature": 0.0}, ValueError, "temperature must be a finite number above 0"),
         ({"temperature": math.nan}, ValueError, "temperature must be"),
+        ({"precision": "fp16"}, ValueError, "precision must be 'fp32' or 'bf16', got 'fp16'"),
         ({"chunk_size": 0}, ValueError, "chunk_size must be at least 1"),
         ({"hard_negatives": -1}, ValueError, "hard_negatives must be at least 1"),
         ({"corpus": {}}, ValueError, "The corpus is empty"),

@@ -1,0 +1,123 @@
+"""``st-asym``: what the library does, on the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal, Optional
+
+import typer
+
+app = typer.Typer(
+    help="Query and document heads for a frozen Sentence Transformers encoder.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+
+# The same for all commands.
+Debug = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars and warnings.")]
+
+
+@app.callback()
+def main() -> None:
+    """Name a command: with one alone, typer would leave its name out."""
+
+
+# typer reads the annotations when it runs: with Python 3.10, too, these must be what it knows.
+@app.command()
+def fit(
+    encoder: Annotated[str, typer.Argument(help="Hub id or path of the encoder.", show_default=False)],
+    train: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(
+            help="BEIR folder or zip, or a .jsonl, .csv or .tsv of pairs; a corpus, or nothing and --corpus, to train "
+            "without labels.",
+            show_default=False,
+        ),
+    ] = None,
+    *,
+    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Where the model is saved.")],
+    dev: Annotated[Optional[str], typer.Option(help="Queries to judge on; cut from TRAIN if not given.")] = None,  # noqa: UP045
+    corpus: Annotated[Optional[str], typer.Option(help="More documents to search among.")] = None,  # noqa: UP045
+    system: Annotated[
+        Literal["asymmetric", "frozen", "iso_pred", "respred"], typer.Option(help="What is trained.")
+    ] = "asymmetric",
+    init: Annotated[Optional[Literal["identity", "random"]], typer.Option(help="How heads start.")] = None,  # noqa: UP045
+    open_collection: Annotated[
+        Optional[bool],  # noqa: UP045
+        typer.Option("--open/--closed", help="Whether queries will ask for documents that training never saw."),
+    ] = None,
+    sides: Annotated[
+        Optional[Literal["both", "query", "document", "shared"]],  # noqa: UP045
+        typer.Option(help="Which sides get a head. With 'query', an existing index of documents stays valid."),
+    ] = None,
+    trials: Annotated[int, typer.Option(min=0, help="How many other settings to try (extra 'tune').")] = 0,
+    max_seconds: Annotated[Optional[float], typer.Option(help="When to stop; encoding is not cut short.")] = None,  # noqa: UP045
+    cache: Annotated[Optional[Path], typer.Option(help="Folder of the encoder's vectors.")] = None,  # noqa: UP045
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="How texts are encoded.")] = "fp32",
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Fit heads to labelled pairs and save a stock model, or the encoder itself where it is better."""
+    with _one_line_errors(debug=debug):
+        from dataclasses import replace
+
+        from st_asym.fitting import Settings, fit
+        from st_asym.systems import get_system
+
+        settings = None
+        if sides is not None:
+            kind = get_system(system)
+            if kind.shared:
+                raise ValueError(f"The system {system!r} has one shared head: leave --sides out.")
+            settings = replace(Settings.of(kind, init or "identity"), sides=sides)
+        if quiet:
+            _be_quiet()
+        result = fit(
+            encoder,
+            train,
+            output_dir=output_dir,
+            dev=dev,
+            corpus=corpus,
+            system=system,
+            init=init,
+            collection=None if open_collection is None else "open" if open_collection else "closed",
+            settings=settings,
+            trials=trials,
+            max_seconds=max_seconds,
+            cache=cache,
+            precision=precision,
+            seed=seed,
+            show_progress_bar=not quiet,
+        )
+    first, *rest = str(result.report).splitlines()
+    typer.secho(first, bold=True)
+    typer.echo("\n".join([*rest, f"Saved in {output_dir}."]))
+
+
+@contextlib.contextmanager
+def _one_line_errors(*, debug: bool) -> Iterator[None]:
+    """What is wrong with the input in one line, and exit code 2; with ``debug``, and for anything else, a traceback."""
+    from st_asym.cache import CacheError
+
+    try:
+        yield
+    except (CacheError, ImportError, OSError, TypeError, ValueError) as error:
+        if debug:
+            raise
+        typer.secho(f"Error: {' '.join(str(error).split())}", fg="red", err=True)
+        raise typer.Exit(2) from None
+
+
+def _be_quiet() -> None:
+    """Without the progress bars of other packages, and warnings that the report repeats."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    for package in ("st_asym", "sentence_transformers", "transformers"):
+        logging.getLogger(package).setLevel(logging.ERROR)

@@ -1,0 +1,370 @@
+"""From texts to a saved model, end to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fitting_helpers import DIMENSION, QUICK, both_sides, encoder_of, rotated
+from sentence_transformers import SentenceTransformer
+
+from st_asym import EmbeddingCache, FitResult, Settings, fit
+from st_asym.data import RetrievalData
+from st_asym.fitting import main, training, workbench
+from st_asym.systems import SYSTEMS
+
+
+@pytest.fixture
+def quick(tmp_path: Path) -> Callable[..., FitResult]:
+    """A fit of few epochs into tmp_path/model."""
+
+    def run(encoder: SentenceTransformer, train: Any = None, name: str = "model", **options: Any) -> FitResult:
+        options = {"settings": QUICK, "cache": tmp_path / "vectors", "show_progress_bar": False} | options
+        return fit(encoder, train, output_dir=tmp_path / name, **options)
+
+    return run
+
+
+def triple(data: RetrievalData) -> tuple[Any, Any, Any]:
+    return data.queries, data.corpus, data.qrels["train"]
+
+
+def test_heads_that_win_are_kept_and_the_saved_model_is_stock(
+    tmp_path: Path,
+    quick: Callable[..., FitResult],
+    run_without_st_asym: Callable[..., str],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    encoder, data = rotated(60)
+    result = quick(encoder, data)
+    assert capfd.readouterr().out == ""
+    assert result.report.kept
+    assert result.report.first_line.startswith("Trained heads are kept")
+    assert result.report.refitted
+    assert not result.model.training
+    loaded = run_without_st_asym(
+        "import json, sys\n"
+        "from sentence_transformers import SentenceTransformer\n"
+        "model = SentenceTransformer(sys.argv[1], device='cpu')\n"
+        "queries, documents = map(json.loads, sys.argv[2:])\n"
+        "print(json.dumps([*model.encode_query(queries).tolist(), *model.encode_document(documents).tolist()]))",
+        str(tmp_path / "model"),
+        *(json.dumps(list(texts.values())) for texts in (data.queries, data.corpus)),
+    )
+    np.testing.assert_allclose(json.loads(loaded), both_sides(result.model, data), atol=1e-6)
+    report = json.loads((tmp_path / "model" / "st_asym_report.json").read_text())
+    assert report["first_line"] == result.report.first_line
+    assert "/" not in json.dumps({key: value for key, value in report.items() if key != "evidence"})
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert result.report.first_line in card
+    for telling in (str(tmp_path), "dataset_size", "widget", "generated_from_trainer"):
+        assert telling not in card
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "vectors"]
+
+
+def test_where_nothing_can_be_learned_the_model_is_the_untouched_encoder(
+    tmp_path: Path, quick: Callable[..., FitResult]
+) -> None:
+    encoder, data = rotated(60, labels="random", seed=1)
+    before = both_sides(encoder, data)
+    result = quick(encoder, data)
+    assert not result.report.kept
+    assert str(result.report).startswith("The model is the untouched encoder: no trained heads beat it")
+    assert result.model is encoder
+    for model in (result.model, SentenceTransformer(str(tmp_path / "model"), device="cpu")):
+        np.testing.assert_allclose(both_sides(model, data), before, atol=1e-6)
+    assert result.report.first_line in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_a_seed_gives_the_same_model_whatever_ran_before(quick: Callable[..., FitResult]) -> None:
+    encoder, data = rotated(40)
+    first = both_sides(quick(encoder, data).model, data)
+    torch.manual_seed(99)
+    quick(encoder, data, "other", seed=5, settings=replace(QUICK, sides="query"))
+    assert np.array_equal(both_sides(quick(encoder, data, "again").model, data), first)
+
+
+def test_queries_of_an_own_dev_set_never_train(
+    quick: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, data = rotated(60)
+    queries, corpus, qrels = triple(data)
+    dev = {query_id: qrels[query_id] for query_id in list(qrels)[:30]}
+    trained: set[str] = set()
+    loss = training.CorpusContrastiveLoss
+
+    def spy(model: Any, corpus: Any, relevant: Any, **options: Any) -> Any:
+        trained.update(relevant)
+        return loss(model, corpus, relevant, **options)
+
+    monkeypatch.setattr(training, "CorpusContrastiveLoss", spy)
+    result = quick(encoder, (queries, corpus, qrels), dev=(queries, corpus, dev))
+    assert trained == set(qrels) - set(dev)
+    assert result.report.counts == {"documents": 60, "train": 30, "dev": 30}
+    assert result.report.kept
+    assert not result.report.refitted
+    assert any("30 queries of train left out, in dev too" in note for note in result.report.notes)
+    # What is saved was judged: with the last epoch and the whole dial it is the rehearsal's own end.
+    assert result.report.chosen.choice.epoch <= QUICK.epochs
+
+
+@pytest.mark.parametrize("init", ["identity", "random"])
+@pytest.mark.parametrize("system", list(SYSTEMS))
+def test_each_system_from_each_start(quick: Callable[..., FitResult], tmp_path: Path, system: str, init: Any) -> None:
+    encoder, data = rotated(40)
+    result = quick(encoder, data, system=system, init=init, settings=None if system != "asymmetric" else QUICK)
+    saved = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    np.testing.assert_allclose(both_sides(saved, data), both_sides(result.model, data), atol=1e-6)
+    assert (result.report.system, result.report.init) == (system, init)
+    if system == "frozen":
+        assert result.report.first_line == "The model is the untouched encoder: there was nothing to train."
+        assert result.model is encoder
+
+
+def test_without_time_it_stops_soon_and_is_sound(tmp_path: Path, quick: Callable[..., FitResult]) -> None:
+    encoder, data = rotated(60)
+    started = time.perf_counter()
+    result = quick(encoder, data, settings=replace(QUICK, epochs=10_000), max_seconds=2.0)
+    assert time.perf_counter() - started < 12
+    assert "There was no time for 3 of 4 cuts." in str(result.report)
+    saved = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    assert np.isfinite(both_sides(saved, data)).all()
+    np.testing.assert_allclose(both_sides(saved, data), both_sides(result.model, data), atol=1e-6)
+
+
+def test_a_folder_of_something_else_is_refused_before_anything_is_encoded(
+    tmp_path: Path, quick: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, data = rotated(20)
+    monkeypatch.setattr(EmbeddingCache, "fill", lambda *_, **__: pytest.fail("encoded"))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "thesis.tex").write_text("all of it")
+    with pytest.raises(FileExistsError, match=r"model exists and is not an earlier result of fit \(it has no st_asym"):
+        quick(encoder, data)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError):
+        quick(encoder, data, "file")
+    assert (tmp_path / "model" / "thesis.tex").read_text() == "all of it"
+
+
+def test_an_error_leaves_an_earlier_result_as_it_was(
+    tmp_path: Path, quick: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, data = rotated(40)
+    quick(encoder, data)
+    before = {path: path.read_bytes() for path in sorted((tmp_path / "model").rglob("*")) if path.is_file()}
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("no space left")
+
+    for owner, name in ((main, "attempt"), (main, "_trained"), (SentenceTransformer, "save_pretrained")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, fail)
+            with pytest.raises(OSError, match="no space left"):
+                quick(encoder, data, seed=1)
+    # The last step of all: the new folder cannot be put in the place of the old one.
+    rename = Path.rename
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", lambda path, to: fail() if path.name == "new" else rename(path, to))
+        with pytest.raises(OSError, match="no space left"):
+            quick(encoder, data, seed=1)
+    assert {path: path.read_bytes() for path in sorted((tmp_path / "model").rglob("*")) if path.is_file()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "vectors"]
+    quick(encoder, data, seed=1)
+    assert json.loads((tmp_path / "model" / main.REPORT_FILE).read_text())["seed"] == 1
+
+
+def test_a_corpus_larger_than_memory_is_judged_on_a_part_that_has_all_relevant_documents(
+    quick: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, data = rotated(80)
+    few = replace(data, qrels={"train": dict(list(data.qrels["train"].items())[:30])})
+    monkeypatch.setattr(workbench, "_IN_MEMORY", 50)
+    parts: list[list[str]] = []
+    part_of = workbench.Workbench._part_of_corpus
+
+    def spy(bench: Any) -> Any:
+        parts.append(list(found := part_of(bench)))
+        return found
+
+    monkeypatch.setattr(workbench.Workbench, "_part_of_corpus", spy)
+    assert quick(encoder, few).report.kept
+    (part,) = parts
+    assert len(part) == len(set(part)) == 50
+    assert {f"d{i}" for i in range(30)} <= set(part)
+
+
+def test_documents_with_the_same_text_are_no_negatives_of_each_other(quick: Callable[..., FitResult]) -> None:
+    encoder, data = rotated(40)
+    copies = {f"copy{i}": f"d{i}" for i in range(40)}
+    result = quick(encoder, replace(data, corpus=data.corpus | copies))
+    assert result.report.kept
+    assert result.report.counts["documents"] == 80
+
+
+def test_trials(quick: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, data = rotated(24)
+    result = quick(encoder, data, trials=3, settings=replace(QUICK, epochs=1, learning_rate=1e-5))
+    assert len(result.report.trials) == 4
+    if result.report.kept:
+        assert result.report.settings.as_dict() in [trial["settings"] for trial in result.report.trials]
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(ImportError, match="pip install 'st_asym"):
+        quick(encoder, data, "other", trials=1)
+
+
+def test_without_labels_titles_stand_for_queries(quick: Callable[..., FitResult], tmp_path: Path) -> None:
+    encoder, _ = rotated(60)
+    documents = {f"x{i}": {"title": f"q{i}", "text": f"d{i}"} for i in range(60)}
+    result = quick(encoder, corpus=documents)
+    assert result.report.labels == "titles"
+    assert "There were no labels: queries are the documents' own titles." in str(result.report)
+    assert result.report.kept
+    assert (tmp_path / "model" / "modules.json").is_file()
+
+
+def test_settings_and_dial_of_the_choice_make_the_model(
+    quick: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last training ends at the chosen epoch, and its heads are turned back by the chosen dial."""
+    encoder, data = rotated(60)
+    dials: list[float] = []
+    dialled = main.dialled
+    monkeypatch.setattr(main, "dialled", lambda start, end, weight: dials.append(weight) or dialled(start, end, weight))
+    result = quick(encoder, data, settings=replace(QUICK, sides="query"), collection="open")
+    assert dials == [result.report.chosen.choice.dial]
+    assert result.report.settings.sides == "query"
+    untouched = encoder.encode_document(list(data.corpus.values()), normalize_embeddings=True)
+    np.testing.assert_allclose(result.model.encode_document(list(data.corpus.values())), untouched, atol=1e-6)
+
+
+def test_the_real_encoder(real_encoder: SentenceTransformer, shared_data: Path, tmp_path: Path) -> None:
+    from st_asym.data import load_data
+
+    scifact = load_data(next(path for path in shared_data.iterdir() if path.name.startswith("scifact")))
+    qrels = dict(list(scifact.relevant("train").items())[:60])
+    relevant = {document_id for documents in qrels.values() for document_id in documents}
+    chosen = [*relevant, *(key for key in scifact.corpus if key not in relevant)][:300]
+    corpus = {document_id: scifact.corpus[document_id][:200] for document_id in chosen}
+    train = {query_id: dict.fromkeys(documents, 1) for query_id, documents in qrels.items()}
+    data = RetrievalData(scifact.queries, corpus, {"train": train})
+    untouched = real_encoder.encode_document(list(corpus.values())[:5])
+    settings = replace(Settings(), epochs=5)
+    result = fit(real_encoder, data, output_dir=tmp_path / "model", cache=tmp_path, settings=settings)
+    saved = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    found = saved.encode_document(list(corpus.values())[:5])
+    np.testing.assert_allclose(found, result.model.encode_document(list(corpus.values())[:5]), atol=1e-6)
+    assert (untouched * found).sum(axis=1).min() > 0.5
+    shown = result.report.evidence[0]
+    assert shown.seen.queries + shown.unseen.queries == 60
+    assert 0.5 < shown.unseen.untouched < 1
+
+
+# Bad input.
+
+
+def changed(**changes: Any) -> tuple[SentenceTransformer, tuple[Any, Any, Any]]:
+    encoder, data = rotated(12)
+    queries, corpus, qrels = triple(data)
+    return encoder, (
+        queries | changes.get("queries", {}),
+        corpus,
+        changes.get("only", qrels | changes.get("qrels", {})),
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        ({"qrels": {"q0": {}, "q1": {"d1": 0}}}, "2 queries of train without a relevant document left out (q0, q1)."),
+        ({"qrels": {"q0": {"d0": -1, "d1": 1}}}, "1 grade below zero in train taken as not relevant (q0 d0)."),
+        ({"qrels": {"q0": {f"d{i}": 1 for i in range(12)}}}, "1 query of train for which every document is relevant"),
+        ({"only": {"q0": {"d0": 1}}}, "There is one training query: none can be held out."),
+        ({"only": {"q0": {"d0": 1}, "Q": {"d1": 1}}, "queries": {"Q": " Q0 "}}, "There is one training query"),
+        ({"only": {"q0": {"d0": 1}, "q1": {"d1": 1}}}, "1 training query and 1 held out"),
+        ({"only": {"q0": {"d0": 1}, "q1": {"d0": 1}}}, "1 training query and 1 held out: 1 seen"),
+    ],
+)
+def test_what_has_a_remedy_gives_a_sound_result(
+    quick: Callable[..., FitResult], changes: dict[str, Any], note: str
+) -> None:
+    encoder, data = changed(**changes)
+    result = quick(encoder, data)
+    assert note in str(result.report)
+    assert np.isfinite(result.model.encode_query(["q0", "q1"])).all()
+    if "only" in changes:
+        assert str(result.report).startswith("The model is the untouched encoder")
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"qrels": {"q0": {"zz": 1}}}, {}, "names 1 queries or documents that do not exist: document zz"),
+        (
+            {"only": {f"q{i}": {f"d{j}": 1 for j in range(12)} for i in range(12)}},
+            {},
+            "12 queries of train for which ev",
+        ),
+        ({}, {"dev": "empty"}, "No dev query can be used"),
+        ({}, {"dev": "train"}, "No train query can be used. 12 queries of train left out, in dev too"),
+        ({}, {"settings": replace(QUICK, hidden_features=3)}, "cannot start as the identity"),
+        ({}, {"settings": replace(QUICK, learning_rate=1e30)}, "diverged"),
+        ({}, {"settings": replace(QUICK, learning_rate=1e30, contrastive="in-batch")}, "diverged"),
+        ({}, {"system": "respred"}, "'respred' trains on pairs: its settings need contrastive='in-batch'"),
+        ({}, {"system": "respret"}, "There is no system 'respret'"),
+        ({}, {"collection": "opne"}, "collection must be 'open', 'closed' or None, got 'opne'"),
+        ({}, {"init": "zero"}, "init must be 'identity' or 'random', got 'zero'"),
+        ({}, {"trials": -1}, "trials must not be below 0"),
+        ({}, {"max_seconds": float("nan")}, "max_seconds must be above 0"),
+    ],
+)
+def test_what_has_none_is_named(
+    quick: Callable[..., FitResult], tmp_path: Path, changes: dict[str, Any], options: dict[str, Any], message: str
+) -> None:
+    encoder, data = changed(**changes)
+    if "dev" in options:
+        options = {"dev": (*data[:2], data[2] if options["dev"] == "train" else {})}
+    with pytest.raises(ValueError, match=message):
+        quick(encoder, data, **options)
+    assert not (tmp_path / "model").exists()
+
+
+def test_vectors_that_are_not_finite_are_named(quick: Callable[..., FitResult]) -> None:
+    vectors = dict(zip(("q0", "q1", "d0", "d1"), np.random.default_rng(0).standard_normal((4, DIMENSION)), strict=True))
+    vectors["d1"][3] = np.nan
+    pairs = [("q0", "d0"), ("q1", "d1")]
+    with pytest.raises(ValueError, match="not finite for 1 of 2 texts, the first in row 1, 'd1'"):
+        quick(encoder_of(vectors), pairs)
+
+
+@pytest.mark.parametrize("contrastive", ["corpus", "in-batch"])
+def test_a_corpus_smaller_than_the_batch(quick: Callable[..., FitResult], contrastive: Any) -> None:
+    encoder, (queries, corpus, _) = changed()
+    two = {key: corpus[key] for key in ("d0", "d1")}
+    qrels = {f"q{i}": {f"d{i % 2}": 1} for i in range(12)}
+    result = quick(encoder, (queries, two, qrels), settings=replace(QUICK, batch_size=256, contrastive=contrastive))
+    assert np.isfinite(result.model.encode_query(list(queries.values()))).all()
+
+
+def test_pairs_that_are_given_twice_are_one(quick: Callable[..., FitResult]) -> None:
+    encoder, _ = rotated(12)
+    pairs = [(f"q{i}", f"d{i}") for i in range(12)]
+    result = quick(encoder, pairs + pairs)
+    assert result.report.counts == {"documents": 12, "train": 12}
+
+
+def test_an_id_for_two_texts_is_refused(tmp_path: Path, quick: Callable[..., FitResult]) -> None:
+    encoder, _ = rotated(4)
+    rows = [{"_id": "a", "text": "one"}, {"_id": "b", "text": "two"}, {"_id": "a", "text": "three"}]
+    (tmp_path / "corpus.jsonl").write_text(os.linesep.join(map(json.dumps, rows)))
+    with pytest.raises(ValueError, match="'a'"):
+        quick(encoder, tmp_path / "corpus.jsonl")

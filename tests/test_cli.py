@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sentence_transformers import SentenceTransformer
+from typer.testing import CliRunner
+
+import st_asym
+from st_asym.cli import app
+
+PAIRS = [("red head", "big red head"), ("small text", "the small text"), ("query", "answers query"), ("vector", "big")]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_encoder: SentenceTransformer) -> Path:
+    """A folder with an encoder and a file of pairs."""
+    tiny_encoder.save_pretrained(str(tmp_path / "encoder"))
+    rows = [json.dumps({"query": query, "positive": document}) for query, document in PAIRS]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(rows))
+    return tmp_path
+
+
+def run(folder: Path, *arguments: str, train: str | None = "pairs.jsonl") -> Any:
+    paths = [str(folder / "encoder"), *([] if train is None else [str(folder / train)])]
+    fixed = ["--output-dir", str(folder / "model"), "--cache", str(folder / "vectors"), "--quiet"]
+    return CliRunner().invoke(app, ["fit", *paths, *fixed, *arguments])
+
+
+def test_a_model_is_saved_and_the_report_is_printed(folder: Path) -> None:
+    result = run(folder, "--max-seconds", "5")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    report = json.loads((folder / "model" / "st_asym_report.json").read_text())
+    assert lines[0] == report["first_line"]
+    assert lines[-1] == f"Saved in {folder / 'model'}."
+    assert SentenceTransformer(str(folder / "model"), device="cpu").encode_query("red head").shape == (16,)
+
+
+def test_options_reach_fit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    class Found:
+        report = "first\nsecond"
+
+    def spy(*arguments: Any, **options: Any) -> Found:
+        seen.update(options, arguments=arguments)
+        return Found()
+
+    monkeypatch.setattr("st_asym.fitting.fit", spy)
+    options = "--dev d --corpus c --init random --closed --sides query --trials 3 --precision bf16 --seed 4"
+    assert run(folder, *options.split()).stdout.startswith("first\nsecond\n")
+    assert seen["arguments"] == (str(folder / "encoder"), str(folder / "pairs.jsonl"))
+    settings = seen.pop("settings")
+    assert (settings.sides, settings.epochs) == ("query", st_asym.Settings().epochs)
+    expected = {"dev": "d", "corpus": "c", "system": "asymmetric", "init": "random", "collection": "closed"}
+    expected |= {"trials": 3, "precision": "bf16", "seed": 4, "max_seconds": None, "show_progress_bar": False}
+    assert expected.items() <= seen.items()
+    run(folder, "--system", "respred", "--open", train=None)
+    assert seen["arguments"] == (str(folder / "encoder"), None)
+    assert (seen["system"], seen["collection"], seen["settings"]) == ("respred", "open", None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "train", "message"),
+    [
+        ([], "nowhere.jsonl", "Error: There is no file or folder"),
+        ([], None, "Error: There is nothing to train on"),
+        (["--system", "respred", "--sides", "query"], "pairs.jsonl", "one shared head: leave --sides out"),
+        (["--max-seconds", "-1"], "pairs.jsonl", "Error: max_seconds must be above 0"),
+    ],
+)
+def test_an_error_is_one_line(folder: Path, arguments: list[str], train: str | None, message: str) -> None:
+    result = run(folder, *arguments, train=train)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not result.stdout
+
+
+def test_debug_shows_where_an_error_came_from(folder: Path) -> None:
+    result = run(folder, "--debug", train="nowhere.jsonl")
+    assert isinstance(result.exception, FileNotFoundError)
+
+
+@pytest.mark.parametrize(
+    "option", [["--system", "none"], ["--sides", "left"], ["--trials", "-1"], ["--precision", "8"]]
+)
+def test_what_an_option_cannot_be_is_refused(folder: Path, option: list[str]) -> None:
+    result = run(folder, *option)
+    assert result.exit_code == 2
+    assert option[0] in result.stderr
+
+
+def test_the_module_runs_as_the_command() -> None:
+    code = [sys.executable, "-m", "st_asym", "fit", "--help"]
+    assert "--output-dir" in subprocess.run(code, capture_output=True, text=True, check=True).stdout
