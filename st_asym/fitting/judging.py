@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
-from st_asym.cache.filling import has_bfloat16
 from st_asym.data import Qrels
 from st_asym.losses.corpus import Corpus
 
@@ -61,17 +59,11 @@ class Judge:
         found = self._evaluator.evaluate(run)
         return np.array([found[query_id][_MEASURE] for query_id in self.queries])
 
-    def _projected(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """The corpus, in bfloat16 on its way through the head where the processor has it: a third of the time."""
-        device = self._corpus.device
-        with torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device)):
-            yield from self._corpus.projected(_CHUNK)
-
     def _best(self, queries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Similarities and positions of the nearest documents, each of shape ``(n, 10)``."""
         similarities = queries.new_empty(len(queries), 0)
         positions = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
-        for start, documents in self._projected():
+        for start, documents in self._corpus.projected(_CHUNK):
             chunk = queries @ documents.to(queries.dtype).T
             values, places = chunk.topk(min(_TOP, chunk.shape[1]), dim=1)
             similarities, positions = torch.cat([similarities, values], 1), torch.cat([positions, places + start], 1)

@@ -110,7 +110,7 @@ def _rehearse(bench: Workbench, stage: Stage, part: HeldOut, progress: Progress 
     started = time.monotonic()
     load_heads(stage.model, stage.start)
     judged = {query_id: part.dev[query_id] for query_id in (*part.seen, *part.unseen)}
-    judge = Judge(stage.model, stage.corpus, bench.data.queries, judged)
+    judge = Judge(stage.model, bench.searched(stage, judged), bench.data.queries, judged)
     untouched = judge()
     scores: dict[Choice, Scores] = {}
 

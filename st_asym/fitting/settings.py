@@ -56,13 +56,6 @@ class Settings:
         for name, names in _NAMES.items():
             if getattr(self, name) not in names:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, names))}, got {getattr(self, name)!r}.")
-        if self.hard_negatives < 0:
-            raise ValueError(f"hard_negatives must be at least 0, got {self.hard_negatives}.")
-        if self.hard_negatives and self.contrastive == "corpus":
-            raise ValueError(
-                f"hard_negatives={self.hard_negatives} is for contrastive='in-batch': with 'corpus' every document "
-                "that is not relevant is a negative of each query already, the hardest among them."
-            )
         for name in ("temperature", "learning_rate", "epochs", "batch_size"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be a finite number above 0, got {getattr(self, name)}.")
@@ -71,6 +64,16 @@ class Settings:
                 raise ValueError(f"{name} must be a whole number, got {getattr(self, name)}.")
         if not 0 <= self.isotropy_weight < float("inf"):
             raise ValueError(f"isotropy_weight must be a finite number, 0 or more, got {self.isotropy_weight}.")
+        self._check_hard_negatives()
+
+    def _check_hard_negatives(self) -> None:
+        if self.hard_negatives < 0:
+            raise ValueError(f"hard_negatives must be at least 0, got {self.hard_negatives}.")
+        if self.hard_negatives and self.contrastive == "corpus":
+            raise ValueError(
+                f"hard_negatives={self.hard_negatives} is for contrastive='in-batch': with 'corpus' every document "
+                "that is not relevant is a negative of each query already, the hardest among them."
+            )
 
     @classmethod
     def of(cls, system: System, init: Init) -> Settings:

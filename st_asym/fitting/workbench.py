@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,13 +32,11 @@ class Stage:
         settings: How they are shaped and trained.
         model: The model, its encoder answered from the cache.
         start: The heads as they start.
-        corpus: The documents that are searched to judge them, through their document side.
     """
 
     settings: Settings
     model: CachedSentenceTransformer
     start: State
-    corpus: Corpus
 
 
 class Workbench:
@@ -117,8 +115,12 @@ class Workbench:
             prompt = cached.prompts.get("document") or None
             vectors = cached.preprocess(texts, prompt=prompt, task="document")["sentence_embedding"]
             self._vectors = list(self.data.corpus), vectors
-        corpus = Corpus(cached, self._vectors or self._part_of_corpus(), keep=_IN_MEMORY)
-        return Stage(settings, cached, heads_state(cached), corpus)
+        return Stage(settings, cached, heads_state(cached))
+
+    def searched(self, stage: Stage, qrels: Qrels) -> Corpus:
+        """The documents among which held-out queries are judged: all, or of a large corpus a part that has theirs."""
+        documents = self._vectors or self._part_of_corpus(d for graded in qrels.values() for d in graded)
+        return Corpus(stage.model, documents, keep=_IN_MEMORY)
 
     def pairs(self, stage: Stage, data: RetrievalData, ignored: Qrels | None = None) -> Dataset:
         """The training pairs of ``data``, with the hard negatives that the settings ask for.
@@ -128,9 +130,10 @@ class Workbench:
         if not stage.settings.hard_negatives:
             return data.pairs("train")
         encoder = CachedSentenceTransformer(self.encoder, self._cache, precision=self._precision)
-        judged = {d for part in (data.qrels["train"], ignored or {}) for documents in part.values() for d in documents}
-        kept = judged.union(stage.corpus.ids)
-        searched = {document_id: text for document_id, text in data.corpus.items() if document_id in kept}
+        searched = data.corpus
+        if len(searched) > _IN_MEMORY:
+            judged = [d for part in (data.qrels["train"], ignored or {}) for graded in part.values() for d in graded]
+            searched = {**self._part_of_corpus(judged), **{d: data.corpus[d] for d in judged}}
         return mine_negatives(
             encoder, replace(data, corpus=searched), num_negatives=stage.settings.hard_negatives, ignored=ignored
         )
@@ -153,14 +156,14 @@ class Workbench:
         torch.manual_seed(self.seed)
         return self.system.build(self.encoder, **options)
 
-    def _part_of_corpus(self) -> Texts:
-        """Of a large corpus all documents that are judged, and as many others, at random, as fit."""
-        judged = {d: None for split in self.data.qrels.values() for documents in split.values() for d in documents}
-        ids = [document_id for document_id in self.data.corpus if document_id not in judged]
-        room = max(0, _IN_MEMORY - len(judged))
-        drawn = np.random.default_rng(self.seed).choice(len(ids), min(room, len(ids)), replace=False)
-        chosen = [*judged, *(ids[i] for i in sorted(drawn))][:_IN_MEMORY]
-        return {document_id: self.data.corpus[document_id] for document_id in chosen}
+    def _part_of_corpus(self, wanted: Iterable[str]) -> dict[str, str]:
+        """Of a large corpus the wanted documents, and as many others, at random, as fit."""
+        chosen = dict.fromkeys(wanted)
+        others = [document_id for document_id in self.data.corpus if document_id not in chosen]
+        room = max(0, _IN_MEMORY - len(chosen))
+        drawn = np.random.default_rng(self.seed).choice(len(others), min(room, len(others)), replace=False)
+        chosen.update(dict.fromkeys(others[i] for i in sorted(drawn)))
+        return {document_id: self.data.corpus[document_id] for document_id in list(chosen)[:_IN_MEMORY]}
 
 
 def _twins(data: RetrievalData) -> Qrels:

@@ -15,7 +15,7 @@ from sklearn.metrics import ndcg_score
 
 from st_asym.data import Qrels, RetrievalData
 from st_asym.fitting import judging
-from st_asym.fitting.judging import Judge, mean
+from st_asym.fitting.judging import Judge
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -39,7 +39,7 @@ def test_scores_are_those_of_scikit_learn(
     stage = bench.stage(QUICK)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(judging, "_CHUNK", chunk)
-        judge = Judge(stage.model, stage.corpus, queries, qrels)
+        judge = Judge(stage.model, bench.searched(stage, qrels), queries, qrels)
         found = judge()
     assert judge.queries == tuple(qrels)
     for query_id, score in zip(judge.queries, found, strict=True):
@@ -54,21 +54,18 @@ def test_scores_are_those_of_scikit_learn(
 
 def test_the_heads_are_judged_as_they_are_and_stay_in_their_mode(tmp_path: Path) -> None:
     encoder, data = rotated(30)
-    stage = bench_of(encoder, data, tmp_path).stage(QUICK)
-    judge = Judge(stage.model, stage.corpus, data.queries, data.qrels["train"])
+    bench = bench_of(encoder, data, tmp_path)
+    stage = bench.stage(QUICK)
+    judge = Judge(stage.model, bench.searched(stage, {}), data.queries, data.qrels["train"])
     before = judge()
     with torch.no_grad():
         for parameter in stage.model.parameters():
             if parameter.requires_grad:
                 parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
     stage.model.train()
-    assert mean(judge()) < mean(before) - 0.2
+    assert judge().mean() < before.mean() - 0.2
     assert stage.model.training
     with torch.no_grad():
         parameter.fill_(torch.nan)
     with pytest.raises(ValueError, match="not finite: they have diverged"):
         judge()
-
-
-def test_no_scores_have_the_mean_0() -> None:
-    assert mean([]) == 0.0
