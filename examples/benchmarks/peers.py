@@ -36,7 +36,8 @@ from journal import Journal
 from packaged_encoder import packaged_encoder
 from retrieval import SHARED, Collection, Vectors, unit
 from sentence_transformers import SentenceTransformer
-from systems import Bench, Train, benchmarks, fitted
+from system_rows import Bench, Train, fitted
+from systems import benchmarks
 from systems_tables import difference, mean_and_deviation, summary
 
 from st_asym import EmbeddingCache
