@@ -16,16 +16,20 @@ _RESCORED = 100
 def compressed(collection: Collection, model: SentenceTransformer, cache: EmbeddingCache) -> dict[str, float]:
     """Means over the test queries, by the way the vectors are kept.
 
-    ``int8``: both sides by ``quantize_embeddings``, the range of each dimension that of the documents. ``binary``: the
+    ``int8 documents``: documents by ``quantize_embeddings``, against full queries, as the library's searches rescore.
+    ``int8, both sides``: queries too, in the ranges of the documents; the products of two such codes are off by what
+    each dimension's range is away from the middle, which other encoders of int8 take out. ``binary``: the
     sign of each dimension, compared by how many agree. ``binary, rescored``: of the 100 nearest so, the order by the
     full query against the signs. ``128 dimensions``: the first ones, normalised again.
     """
     queries, documents = collection.vectors(model, cache)
     signs = _signs(documents)
+    codes = _int8(documents, documents)
     agreement = _signs(queries) @ signs.T
     similarities = {
         "float32": queries @ documents.T,
-        "int8": _int8(queries, documents) @ _int8(documents, documents).T,
+        "int8 documents": queries @ codes.T,
+        "int8, both sides": _int8(queries, documents) @ codes.T,
         "binary": agreement,
         "binary, rescored": _rescored(agreement, queries @ signs.T),
         f"{_DIMENSIONS} dimensions": unit(queries[:, :_DIMENSIONS]) @ unit(documents[:, :_DIMENSIONS]).T,

@@ -109,7 +109,7 @@ def with_dev_in_train(data: RetrievalData) -> RetrievalData:
 
 def p_value(differences: Floats) -> float:
     """Of a paired randomisation test, two-sided: how often random signs give a mean at least as far from 0."""
-    if not np.any(differences):
+    if len(differences) < 2 or not np.any(differences):
         return 1.0
     mean: Callable[..., Any] = np.mean
     result = permutation_test((differences,), mean, permutation_type="samples", n_resamples=9999, rng=0)
