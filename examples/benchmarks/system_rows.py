@@ -102,7 +102,7 @@ def ungated(bench: Bench, collection: Collection, seed: int, *, loss: str) -> Tr
     if loss == "in-batch":
         pairs = data.pairs("train")
         # With many relevant documents to a query, an epoch over pairs is many over queries.
-        arguments["num_train_epochs"] = max(3, round(settings.epochs * len(data.qrels["train"]) / len(pairs)))
+        arguments["num_train_epochs"] = max(1, round(settings.epochs * len(data.qrels["train"]) / len(pairs)))
         in_batch = MultipleNegativesRankingLoss(model, scale=1 / settings.temperature)
         stock_training(model, in_batch, pairs, seed=seed, in_batch=True, **arguments)
         return Trained(model.stock_model())
