@@ -45,6 +45,10 @@ class FitResult:
     Attributes:
         model: A ``SentenceTransformer`` of stock modules, as it was saved.
         report: What was done, and why: ``print(result.report)``.
+
+    Example:
+        >>> result = fit("all-MiniLM-L6-v2", "scifact.zip", output_dir="model")  # doctest: +SKIP
+        >>> result.model.encode_query("a question")  # doctest: +SKIP
     """
 
     model: SentenceTransformer

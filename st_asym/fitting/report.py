@@ -42,6 +42,11 @@ class FitReport:
         notes: What was left out or changed in the data.
         seconds: What took how long.
         versions: Of the packages.
+
+    Example:
+        >>> report = fit("all-MiniLM-L6-v2", "scifact.zip", output_dir="model").report  # doctest: +SKIP
+        >>> report.kept, report.chosen.choice.epoch  # doctest: +SKIP
+        >>> print(report)  # doctest: +SKIP
     """
 
     system: str

@@ -38,6 +38,10 @@ class Settings:
 
     Raises:
         ValueError: A setting that no training can have.
+
+    Example:
+        >>> Settings(sides="query", epochs=10).batch_size
+        256
     """
 
     sides: Sides = "both"
