@@ -14,8 +14,10 @@ from st_asym.fitting.judging import Scores
 
 Collection = Literal["open", "closed"]
 
-# How many standard errors a gain must be worth; more on few queries, whose errors are themselves uncertain.
-_ENOUGH, _ENOUGH_OF_FEW, _FEW = 1.0, 1.64, 50
+# How many standard errors a gain must be worth: one in twenty without any truth behind it is.
+_BEYOND_NOISE = 1.64
+# How many standard errors behind the best a choice may be to count as good as it.
+_AS_GOOD = 1.0
 # Fewer queries on unseen documents than this say nothing by themselves.
 _TOO_FEW_TO_TELL = 3
 # With fewer queries than this, and than a tenth of all, a half is not weighed by itself.
@@ -108,8 +110,7 @@ class Evidence:
     @property
     def worth_it(self) -> bool:
         """Whether it gains, beyond noise, and loses nothing on unseen documents."""
-        enough = _ENOUGH_OF_FEW if self.seen.queries + self.unseen.queries < _FEW else _ENOUGH
-        return not self.costs_unseen and self.gain > enough * self.error
+        return not self.costs_unseen and self.gain > _BEYOND_NOISE * self.error
 
 
 def weigh(rehearsals: Sequence[Rehearsal], collection: Collection | None = None) -> list[Evidence]:
@@ -150,7 +151,7 @@ def choose(rehearsals: Sequence[Rehearsal], collection: Collection | None = None
     as_good = []
     for entry in evidence.values():
         *_, behind, error = _gains(seen, scores[entry.choice], scores[best.choice], collection)
-        if behind <= _ENOUGH * error:
+        if behind <= _AS_GOOD * error:
             as_good.append(entry)
     return min(as_good, key=lambda entry: (entry.choice.dial, entry.choice.epoch))
 

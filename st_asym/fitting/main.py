@@ -120,7 +120,7 @@ def fit(
         >>> SentenceTransformer("model").encode_query("a question")  # doctest: +SKIP
     """
     started = time.monotonic()
-    output = _free(Path(output_dir))
+    output = _free(Path(output_dir).resolve())
     _check_arguments(init, collection, trials, max_seconds)
     kind = get_system(system)
     init = init or ("identity" if system == "asymmetric" else kind.init)
@@ -209,6 +209,8 @@ def _open(cache: EmbeddingCache | str | os.PathLike[str] | None) -> EmbeddingCac
 
 def _free(output: Path) -> Path:
     """A place that is empty, or holds an earlier result: known before hours of work."""
+    if output == Path.cwd() or output.is_mount():
+        raise FileExistsError(f"{output} cannot be replaced by a new folder while it is in use: name a folder in it.")
     if output.exists() and not (output / REPORT_FILE).is_file() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(
             f"{output} exists and is not an earlier result of fit (it has no {REPORT_FILE}): name another output_dir."

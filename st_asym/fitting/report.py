@@ -79,7 +79,17 @@ class FitReport:
         """Say what the held-out queries have decided."""
         self.settings, self.evidence, self.chosen = best.stage.settings, best.evidence, best.chosen
         judged = len(best.rehearsals)
-        self.held_out = [str(part) for part in parts[:judged]]
+        self.held_out = [str(parts[0])]
+        if judged > 1:
+            seen, unseen = (sum(len(getattr(part, kind)) for part in parts[:judged]) for kind in ("seen", "unseen"))
+            self.held_out = [
+                f"{seen + unseen:,} queries were held out, each once, in {judged} cuts: {seen:,} seen, {unseen:,} whose "
+                f"documents are no training positives. The first cut: {parts[0]}"
+            ]
+        if self.collection == "open" and not any(part.unseen for part in parts[:judged]):
+            self.held_out.append(
+                "No query on unseen documents could be held out: an open collection is judged blindly."
+            )
         if judged < len(parts):
             self.held_out.append(f"There was no time for {len(parts) - judged} of {len(parts)} cuts.")
         self.refitted = self.kept and "dev" not in self.counts

@@ -68,7 +68,11 @@ def tune(
             stopped = trial.should_prune()
             return stopped
 
-        found = attempt(bench, parts, settings, collection, progress)
+        try:
+            found = attempt(bench, parts, settings, collection, progress)
+        except ValueError as error:  # diverged: the next one may not
+            log.append({**_entry(settings, 0.0, stopped=True), "error": str(error)})
+            raise optuna.TrialPruned from error
         log.append(_entry(settings, found.gain, stopped=stopped))
         if stopped or bench.out_of_time:
             raise optuna.TrialPruned
