@@ -83,8 +83,8 @@ class FitReport:
         if judged > 1:
             seen, unseen = (sum(len(getattr(part, kind)) for part in parts[:judged]) for kind in ("seen", "unseen"))
             self.held_out = [
-                f"{seen + unseen:,} queries were held out, each once, in {judged} cuts: {seen:,} seen, {unseen:,} whose "
-                f"documents are no training positives. The first cut: {parts[0]}"
+                f"{seen + unseen:,} queries were held out, each once, in {judged} cuts: {seen:,} seen, {unseen:,} "
+                f"whose documents are no training positives. The first cut: {parts[0]}"
             ]
         if self.collection == "open" and not any(part.unseen for part in parts[:judged]):
             self.held_out.append(
