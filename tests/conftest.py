@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,14 @@ def real_encoder_path() -> str:
 @pytest.fixture
 def real_encoder(real_encoder_path: str) -> SentenceTransformer:
     return SentenceTransformer(real_encoder_path, device="cpu")
+
+
+@pytest.fixture
+def few_objects_to_collect() -> Iterator[None]:
+    """As in ``st_asym.fit``: each training run collects garbage, among the objects of all modules."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

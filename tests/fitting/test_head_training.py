@@ -15,6 +15,8 @@ from st_asym.fitting import Settings, training
 from st_asym.fitting.training import train_heads
 from st_asym.systems import get_system
 
+pytestmark = pytest.mark.usefixtures("few_objects_to_collect")
+
 
 def test_after_each_epoch_training_goes_on_until_it_is_told_to_end(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]

@@ -15,6 +15,8 @@ from st_asym.fitting import rehearsing
 from st_asym.fitting.gate import Choice
 from st_asym.fitting.rehearsing import attempt, cuts
 
+pytestmark = pytest.mark.usefixtures("few_objects_to_collect")
+
 
 def test_each_query_is_held_out_once_and_never_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, data = rotated(60)

@@ -10,6 +10,8 @@ from fitting_helpers import QUICK, bench_of, rotated
 from st_asym.fitting.rehearsing import attempt, cuts
 from st_asym.fitting.tuning import check_optuna, tune
 
+pytestmark = pytest.mark.usefixtures("few_objects_to_collect")
+
 
 def test_the_best_trial_is_taken_and_each_is_named(tmp_path: Path) -> None:
     encoder, data = rotated(60)
