@@ -64,7 +64,7 @@ def fit(
     debug: Debug = False,
 ) -> None:
     """Fit heads to labelled pairs and save a stock model, or the encoder itself where it is better."""
-    with _one_line_errors(debug=debug):
+    with _one_line_errors(debug=debug), _quiet(quiet=quiet):
         from dataclasses import replace
 
         from st_asym.fitting import Settings, fit
@@ -76,8 +76,6 @@ def fit(
             if kind.shared:
                 raise ValueError(f"The system {system!r} has one shared head: leave --sides out.")
             settings = replace(Settings.of(kind, init or "identity"), sides=sides)
-        if quiet:
-            _be_quiet()
         result = fit(
             encoder,
             train,
@@ -114,10 +112,21 @@ def _one_line_errors(*, debug: bool) -> Iterator[None]:
         raise typer.Exit(2) from None
 
 
-def _be_quiet() -> None:
+@contextlib.contextmanager
+def _quiet(*, quiet: bool) -> Iterator[None]:
     """Without the progress bars of other packages, and warnings that the report repeats."""
+    if not quiet:
+        yield
+        return
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    for package in ("st_asym", "sentence_transformers", "transformers"):
-        logging.getLogger(package).setLevel(logging.ERROR)
+    loggers = [logging.getLogger(package) for package in ("st_asym", "sentence_transformers", "transformers")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
