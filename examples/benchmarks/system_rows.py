@@ -9,7 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from datasets import Dataset
 from retrieval import Collection, titles_and_texts
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import (
@@ -27,6 +29,7 @@ from st_asym import (
     asymmetric_model,
     fit,
 )
+from st_asym.data import RetrievalData
 from st_asym.systems import Init, get_system
 
 # The experiment that the four systems come from trained on so many pairs.
@@ -100,9 +103,8 @@ def ungated(bench: Bench, collection: Collection, seed: int, *, loss: str) -> Tr
         "num_train_epochs": settings.epochs,
     }
     if loss == "in-batch":
-        pairs = data.pairs("train")
-        # With many relevant documents to a query, an epoch over pairs is many over queries.
-        arguments["num_train_epochs"] = max(1, round(settings.epochs * len(data.qrels["train"]) / len(pairs)))
+        pairs = drawn_pairs(data, settings.epochs, seed)
+        arguments["num_train_epochs"] = 1
         in_batch = MultipleNegativesRankingLoss(model, scale=1 / settings.temperature)
         stock_training(model, in_batch, pairs, seed=seed, in_batch=True, **arguments)
         return Trained(model.stock_model())
@@ -112,6 +114,15 @@ def ungated(bench: Bench, collection: Collection, seed: int, *, loss: str) -> Tr
     whole = WithOrthogonality(contrastive) if loss == "orthogonality" else contrastive
     stock_training(model, whole, data.labelled_queries("train"), seed=seed, **arguments)
     return Trained(model.stock_model())
+
+
+def drawn_pairs(data: RetrievalData, rounds: int, seed: int) -> Dataset:
+    """For each query so many of its relevant documents, drawn at random, so that all queries count the same."""
+    random = np.random.default_rng(seed)
+    relevant = {query_id: sorted(found) for query_id, found in data.relevant("train").items()}
+    drawn = [(q, found[random.integers(len(found))]) for _ in range(rounds) for q, found in relevant.items()]
+    columns = {"query": [data.queries[q] for q, _ in drawn], "document": [data.corpus[d] for _, d in drawn]}
+    return Dataset.from_dict(columns)
 
 
 class WithOrthogonality(nn.Module):
