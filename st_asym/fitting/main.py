@@ -128,7 +128,7 @@ def fit(
             kind,
             init,
             data,
-            _open(cache),
+            open_cache(cache),
             precision=precision,
             deadline=math.inf if max_seconds is None else started + max_seconds,
             seed=seed,
@@ -176,7 +176,8 @@ def _trained(bench: Workbench, best: Attempt) -> State:
     return heads_state(stage.model)
 
 
-def _open(cache: EmbeddingCache | str | os.PathLike[str] | None) -> EmbeddingCache:
+def open_cache(cache: EmbeddingCache | str | os.PathLike[str] | None) -> EmbeddingCache:
+    """A cache as it is, that of a directory, or the one in the cache folder of ``huggingface_hub``."""
     if isinstance(cache, EmbeddingCache):
         return cache
     return EmbeddingCache(cached_assets_path("st_asym", subfolder="vectors") if cache is None else cache)
