@@ -169,7 +169,7 @@ def _relevance(judged: Judged | None) -> Iterator[Finding]:
         )
     elif judged.difference > noise:
         yield Finding("better", None, False, f"Search is better with the heads: {figures}.")
-    if judged.after.margin < judged.before.margin / 2:
+    if judged.after.margin < judged.before.margin / 2 and judged.before.margin > 0:
         yield Finding(
             "margin",
             None,

@@ -151,6 +151,7 @@ class Heads:
         kind = _kind(modules)
         kept = resized(inputs.float(), outputs.shape[1])
         turns = 1.0 - (unit(outputs).double() * unit(kept).double()).sum(dim=1)
+        turns[(outputs == 0).all(dim=1) & (kept == 0).all(dim=1)] = 0.0
         parameter = next((p for module in modules for p in module.parameters()), inputs)
         matrix = mean_derivative(modules, inputs.to(parameter.device, parameter.dtype))
         start = resized(torch.eye(inputs.shape[1], dtype=torch.float64), outputs.shape[1])

@@ -64,6 +64,18 @@ def test_fresh_heads_are_still_the_identity(
     assert any(f.kind == "no head" and f.side == "document" for f in diagnosis.findings) == ("document" in options)
 
 
+def test_texts_without_a_vector_and_half_precision_do_not_hide_the_identity(
+    make_encoder: Callable[..., SentenceTransformer], cache: EmbeddingCache
+) -> None:
+    from sentence_transformers.sentence_transformer.modules import BoW
+
+    words = SentenceTransformer(modules=[BoW(WORDS)], device="cpu")
+    unknown = diagnose(asymmetric_model(words), ["nothing", "else", "red head"], DOCUMENTS, cache=cache)
+    assert troubles(unknown) == {("identity", None)}
+    half = asymmetric_model(make_encoder().bfloat16(), activation="gelu")
+    assert troubles(diagnose(half, QUERIES, DOCUMENTS, cache=cache)) == {("identity", None)}
+
+
 def test_a_collapsed_model_is_named(tiny_encoder: SentenceTransformer, cache: EmbeddingCache) -> None:
     model = asymmetric_model(tiny_encoder)
     for side in ("query", "document"):
