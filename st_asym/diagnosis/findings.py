@@ -168,7 +168,12 @@ def _relevance(judged: Judged | None) -> Iterator[Finding]:
             "where heads do not help.",
         )
     elif judged.difference > noise:
-        yield Finding("better", None, False, f"Search is better with the heads: {figures}.")
+        yield Finding(
+            "better",
+            None,
+            False,
+            f"Search is better with the heads: {figures}. It counts if these queries were not trained on.",
+        )
     if judged.after.margin < judged.before.margin / 2 and judged.before.margin > 0:
         yield Finding(
             "margin",
