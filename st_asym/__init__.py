@@ -12,6 +12,7 @@ from st_asym.routing import check_router_mapping, column_prompts, router_mapping
 from st_asym.unfreezing import unfreeze_last_layers
 
 if TYPE_CHECKING:
+    from st_asym.diagnosis import Diagnosis, diagnose
     from st_asym.fitting import FitReport, FitResult, Settings, fit
 
 __version__ = "0.1.0.dev0"
@@ -21,6 +22,7 @@ __all__ = [
     "CacheError",
     "CachedSentenceTransformer",
     "CorpusContrastiveLoss",
+    "Diagnosis",
     "EmbeddingCache",
     "FitReport",
     "FitResult",
@@ -30,6 +32,7 @@ __all__ = [
     "asymmetric_model",
     "check_router_mapping",
     "column_prompts",
+    "diagnose",
     "encoder_fingerprint",
     "fit",
     "freeze_encoder",
@@ -40,13 +43,20 @@ __all__ = [
     "watch",
 ]
 
-_FITTING = ("FitReport", "FitResult", "Settings", "fit")
+_LAZY = {
+    "Diagnosis": "diagnosis",
+    "FitReport": "fitting",
+    "FitResult": "fitting",
+    "Settings": "fitting",
+    "diagnose": "diagnosis",
+    "fit": "fitting",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Load what most users of the modules alone do not need when it is asked for."""
-    if name not in _FITTING:
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from st_asym import fitting
+    from importlib import import_module
 
-    return getattr(fitting, name)
+    return getattr(import_module(f"st_asym.{_LAZY[name]}"), name)

@@ -19,7 +19,7 @@ from st_asym.routing import check_router_mapping
 logger = logging.getLogger(__name__)
 
 _METRICS = ("in_batch_accuracy", "positive_similarity", "negative_similarity", "query_std", "document_std")
-_LOWEST_STD, _HIGHEST_STD = 0.5, 2.0
+LOWEST_STD, HIGHEST_STD = 0.5, 2.0
 
 
 def watch(trainer: SentenceTransformerTrainer) -> TrainingMonitor:
@@ -216,10 +216,10 @@ class TrainingMonitor(TrainerCallback):
             name = f"{side}_std"
             before, now = self._first[name], figures[name]
             trouble = None
-            if now < _LOWEST_STD and (before >= _LOWEST_STD or now < before / 2):
+            if now < LOWEST_STD and (before >= LOWEST_STD or now < before / 2):
                 trouble = "collapse"
                 advice = "Raise the isotropy weight, or lower the learning rate."
-            elif now > _HIGHEST_STD and (before <= _HIGHEST_STD or now > before * 2):
+            elif now > HIGHEST_STD and (before <= HIGHEST_STD or now > before * 2):
                 trouble = "length explosion"
                 advice = "Compare by cosine: end the model in Normalize, and use cos_sim in the loss."
             if trouble is not None and f"{trouble} {side}" not in self._warned:
@@ -231,8 +231,8 @@ class TrainingMonitor(TrainerCallback):
                     side,
                     before,
                     now,
-                    _LOWEST_STD,
-                    _HIGHEST_STD,
+                    LOWEST_STD,
+                    HIGHEST_STD,
                     self._first["in_batch_accuracy"],
                     figures["in_batch_accuracy"],
                     advice,
@@ -249,12 +249,13 @@ def _figures(queries: Tensor, documents: Tensor) -> dict[str, Tensor]:
         "in_batch_accuracy": (similarities.argmax(dim=1) == torch.arange(n, device=queries.device)).float().mean(),
         "positive_similarity": positives.mean(),
         "negative_similarity": (similarities.sum() - positives.sum()) / max(others, 1),
-        "query_std": _scaled_std(queries),
-        "document_std": _scaled_std(documents),
+        "query_std": scaled_std(queries),
+        "document_std": scaled_std(documents),
     }
 
 
-def _scaled_std(vectors: Tensor) -> Tensor:
+def scaled_std(vectors: Tensor) -> Tensor:
+    """Standard deviation over rows, averaged over dimensions, times the square root of their number; a scalar."""
     n, d = vectors.shape
     return vectors.std(dim=0, correction=min(1, n - 1)).mean() * math.sqrt(d)
 

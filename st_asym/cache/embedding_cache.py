@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import cached_assets_path
 from sentence_transformers import SentenceTransformer
 
 from st_asym.cache.environment import CacheError
@@ -302,3 +303,10 @@ class EmbeddingCache:
                 f"{count} texts are not in the cache, and the encoder does not run in the workers of a data loader: "
                 "call EmbeddingCache.fill(model, texts) before training, or use dataloader_num_workers=0."
             )
+
+
+def open_cache(cache: EmbeddingCache | str | os.PathLike[str] | None) -> EmbeddingCache:
+    """A cache as it is, that of a directory, or the one in the cache folder of ``huggingface_hub``."""
+    if isinstance(cache, EmbeddingCache):
+        return cache
+    return EmbeddingCache(cached_assets_path("st_asym", subfolder="vectors") if cache is None else cache)

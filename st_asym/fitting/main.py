@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from huggingface_hub import cached_assets_path
 from sentence_transformers import SentenceTransformer
 
 from st_asym.cache import EmbeddingCache
+from st_asym.cache.embedding_cache import open_cache
 from st_asym.cache.filling import Precision
 from st_asym.data import as_retrieval_data
 from st_asym.data.inputs import Corpus, Pairs
@@ -138,7 +138,7 @@ def fit(
             kind,
             init,
             data,
-            _open(cache),
+            open_cache(cache),
             precision=precision,
             deadline=math.inf if max_seconds is None else started + max_seconds,
             seed=seed,
@@ -199,12 +199,6 @@ def _check_arguments(init: Any, collection: Any, trials: int, max_seconds: float
         raise ValueError(f"trials must not be below 0, got {trials}.")
     if max_seconds is not None and not max_seconds > 0:
         raise ValueError(f"max_seconds must be above 0, got {max_seconds}.")
-
-
-def _open(cache: EmbeddingCache | str | os.PathLike[str] | None) -> EmbeddingCache:
-    if isinstance(cache, EmbeddingCache):
-        return cache
-    return EmbeddingCache(cached_assets_path("st_asym", subfolder="vectors") if cache is None else cache)
 
 
 def _free(output: Path) -> Path:

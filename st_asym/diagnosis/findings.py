@@ -1,0 +1,185 @@
+"""What the figures mean, in plain words: what is out of range, by how much, and what to do next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+from st_asym.data.collection import counted
+from st_asym.diagnosis.heads import Side
+from st_asym.diagnosis.result import Finding, Judged, Ranking, SideOf
+from st_asym.monitoring import HIGHEST_STD, LOWEST_STD
+
+# 1 - cos of an angle of a quarter of a degree, far above rounding and below what training for one epoch does.
+_IDENTITY = 1e-5
+# A side whose head turns vectors this much less than the other's does little.
+_IDLE = 1 / 20
+# Normalised vectors have their lengths taken off, so only lengths that cost precision matter there.
+_LENGTH_IF_NORMALISED = 10.0
+_RANK = 1 / 4
+_STRONG_HUBS = 1.4
+_ERRORS = 2.0
+
+
+def findings(
+    sides: Mapping[Side, SideOf], ranking: Ranking, judged: Judged | None, *, normalised: bool
+) -> tuple[Finding, ...]:
+    """Say what is out of range, then what is worth knowing.
+
+    Args:
+        sides: Both sides.
+        ranking: What queries find.
+        judged: What the relevant documents say.
+        normalised: Whether the model ends in ``Normalize``.
+    """
+    found = [*_movement(sides)]
+    for side, own in sides.items():
+        found += [*_collapse(side, own), *_lengths(side, own, normalised=normalised), *_hubs(side, own)]
+    if not any(finding.kind == "identity" for finding in found):
+        found += [*_unchanged(ranking), *_relevance(judged)]
+    return tuple(sorted(found, key=lambda finding: not finding.trouble))
+
+
+def _movement(sides: Mapping[Side, SideOf]) -> Iterator[Finding]:
+    """Heads that did not move, both or one."""
+    with_head: list[Side] = [side for side in sides if sides[side].head.kind != "none"]
+    for side in sides:
+        if side not in with_head:
+            yield Finding("no head", side, False, f"The {side} side has no head: its vectors are the encoder's own.")
+    if all(sides[side].head.largest_turn < _IDENTITY for side in with_head):
+        largest = max((sides[side].head.largest_turn for side in with_head), default=0.0)
+        yield Finding(
+            "identity",
+            None,
+            True,
+            f"The heads are still the identity: no vector turned by more than 1 - cos = {largest:.1e}, so the model is "
+            "the untouched encoder. If it was trained, check that the optimizer has the heads' parameters and that "
+            "router_mapping names the columns, then raise the learning rate or the number of epochs.",
+        )
+    elif len(with_head) == 2:
+        yield from _idle(sides)
+
+
+def _idle(sides: Mapping[Side, SideOf]) -> Iterator[Finding]:
+    idle, busy = sorted(sides, key=lambda side: sides[side].head.turn)
+    turn, other = sides[idle].head.turn, sides[busy].head.turn
+    if turn < _IDLE * other:
+        amount = "is still the identity" if sides[idle].head.largest_turn < _IDENTITY else "hardly moved"
+        yield Finding(
+            "idle side",
+            idle,
+            True,
+            f"The {idle} head {amount}: it turns its vectors by 1 - cos = {turn:.1e} on average, the {busy} head by "
+            f"{other:.1e}. If that is not what you want, check that router_mapping sends a column to {idle!r} (a "
+            f"misspelt name trains the document head alone); if it is, build the model with {idle}=False, which saves "
+            "the parameters.",
+        )
+
+
+def _collapse(side: Side, own: SideOf) -> Iterator[Finding]:
+    """Vectors that crowd together, or on few axes."""
+    before, after = own.before, own.after
+    if after.std < LOWEST_STD and (before.std >= LOWEST_STD or after.std < before.std / 2):
+        yield Finding(
+            "collapse",
+            side,
+            True,
+            f"The {side} vectors have collapsed: their standard deviation went from {before.std:.2f} to "
+            f"{after.std:.2f} (about 1 is even, below {LOWEST_STD} is crowded), the mean cosine of two of them from "
+            f"{before.mean_cosine:.2f} to {after.mean_cosine:.2f}. Raise the isotropy weight, lower the learning rate, "
+            "and check that the loss has negatives.",
+        )
+    elif after.effective_rank < _RANK * before.effective_rank:
+        yield Finding(
+            "collapse",
+            side,
+            True,
+            f"The {side} vectors have collapsed onto few axes: their effective rank went from "
+            f"{before.effective_rank:.0f} to {after.effective_rank:.0f} of {after.dimension} dimensions. Raise the "
+            "isotropy weight, or lower the learning rate.",
+        )
+
+
+def _lengths(side: Side, own: SideOf, *, normalised: bool) -> Iterator[Finding]:
+    """Vectors that grew or shrank."""
+    before, after = own.before.length, own.after.length
+    limit = _LENGTH_IF_NORMALISED if normalised else HIGHEST_STD
+    if before == 0 or 1 / limit <= after / before <= limit:
+        return
+    grew = after > before
+    cost = (
+        "The last Normalize takes the length off, but gradients shrink with it and half precision may overflow."
+        if normalised and grew
+        else "The last Normalize takes the length off, but so short a vector is mostly rounding."
+        if normalised
+        else "The model does not end in Normalize, so a dot product ranks by length."
+    )
+    remedy = "Lower the learning rate, or add weight decay." if normalised else "End the model in Normalize."
+    yield Finding(
+        "length explosion" if grew else "length collapse",
+        side,
+        True,
+        f"The {side} vectors {'grew' if grew else 'shrank'}: their mean length went from {before:.3g} to {after:.3g} "
+        f"({after / before:.3g} times). {cost} {remedy}",
+    )
+
+
+def _hubs(side: Side, own: SideOf) -> Iterator[Finding]:
+    before, after = own.before.hubness, own.after.hubness
+    if after > _STRONG_HUBS and after > 1.5 * max(before, 0.0):
+        yield Finding(
+            "hubs",
+            side,
+            True,
+            f"Some {side} vectors have become neighbours of very many others: the skewness of 10-occurrences went from "
+            f"{before:.2f} to {after:.2f} (above {_STRONG_HUBS} hubs are strong). Raise the isotropy weight, or train "
+            "with more negatives.",
+        )
+
+
+def _unchanged(ranking: Ranking) -> Iterator[Finding]:
+    if ranking.changed < 0.01:
+        yield Finding(
+            "unchanged ranking",
+            None,
+            True,
+            f"The heads moved, but search did not: {ranking.changed:.1%} of queries have another document among their "
+            "ten nearest. Raise the learning rate or the number of epochs.",
+        )
+
+
+def _relevance(judged: Judged | None) -> Iterator[Finding]:
+    if judged is None:
+        return
+    mean = sum(judged.ndcg_before) / len(judged.ndcg_before)
+    error = "" if judged.error is None else f" ± {judged.error:.3f}"
+    figures = (
+        f"nDCG@10 {mean:.3f} -> {mean + judged.difference:.3f} ({judged.difference:+.3f}{error}, "
+        f"{counted(len(judged.query_ids), 'query', 'queries')})"
+    )
+    noise = math.inf if judged.error is None else _ERRORS * judged.error
+    if judged.difference < -noise:
+        yield Finding(
+            "worse",
+            None,
+            True,
+            f"Search is worse with the heads: {figures}. Lower the learning rate or the number of epochs, raise the "
+            "isotropy weight, or train the query side alone (document=False); st_asym.fit keeps the encoder as it is "
+            "where heads do not help.",
+        )
+    elif judged.difference > noise:
+        yield Finding(
+            "better",
+            None,
+            False,
+            f"Search is better with the heads: {figures}. It counts if these queries were not trained on.",
+        )
+    if judged.after.margin < judged.before.margin / 2 and judged.before.margin > 0:
+        yield Finding(
+            "margin",
+            None,
+            True,
+            f"Relevant documents stand out less: their mean cosine less that of others went from "
+            f"{judged.before.margin:.3f} to {judged.after.margin:.3f}. Raise the isotropy weight, or lower the "
+            "temperature of the loss.",
+        )

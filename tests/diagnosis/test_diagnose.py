@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytrec_eval
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Router
+from torch import Tensor
+
+import st_asym
+from st_asym import CachedSentenceTransformer, Diagnosis, EmbeddingCache, asymmetric_model, diagnose
+from st_asym.data import load_data
+
+WORDS = ["answers", "big", "document", "encoder", "frozen", "head", "learns", "query", "red", "small", "text", "vector"]
+DOCUMENTS = {f"d{a}{b}": f"{first} {second}" for a, first in enumerate(WORDS) for b, second in enumerate(WORDS)}
+QUERIES = {f"q{n}": f"the {word} {WORDS[n - 1]}" for n, word in enumerate(WORDS)}
+QRELS = {f"q{n}": {f"d{n}{n - 1 if n else 11}": 1, f"d{n}0": 2} for n in range(len(WORDS))}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> EmbeddingCache:
+    return EmbeddingCache(tmp_path_factory.mktemp("vectors"))
+
+
+def layers(model: SentenceTransformer, side: str) -> list[Dense]:
+    router = next(module for module in model if isinstance(module, Router))
+    return [layer for layer in router.sub_modules[side] if isinstance(layer, Dense)]  # type: ignore[union-attr]
+
+
+@torch.no_grad()
+def shake(model: SentenceTransformer, *sides: str, by: float = 0.1) -> SentenceTransformer:
+    torch.manual_seed(1)
+    for side in sides:
+        for layer in layers(model, side):
+            layer.linear.weight += by * torch.randn_like(layer.linear.weight)
+    return model
+
+
+def troubles(diagnosis: Diagnosis) -> set[tuple[str, str | None]]:
+    return {(finding.kind, finding.side) for finding in diagnosis.findings if finding.trouble}
+
+
+@pytest.mark.parametrize("ending", ["normalize", "pooling"])
+@pytest.mark.parametrize("options", [{}, {"hidden_features": None}, {"shared": True}, {"document": False}])
+def test_fresh_heads_are_still_the_identity(
+    make_encoder: Callable[..., SentenceTransformer],
+    cache: EmbeddingCache,
+    ending: str,
+    options: dict[str, bool | None],
+) -> None:
+    model = asymmetric_model(make_encoder(ending), **options)  # type: ignore[arg-type]
+    diagnosis = diagnose(model, QUERIES, DOCUMENTS, QRELS, cache=cache)
+    assert troubles(diagnosis) == {("identity", None)}
+    assert "still the identity" in str(diagnosis)
+    assert diagnosis.ranking.changed == 0.0
+    assert diagnosis.judged is not None
+    assert diagnosis.judged.difference == pytest.approx(0.0, abs=1e-9)
+    assert diagnosis.query.after.mean_cosine == pytest.approx(diagnosis.query.before.mean_cosine, abs=1e-6)
+    assert any(f.kind == "no head" and f.side == "document" for f in diagnosis.findings) == ("document" in options)
+
+
+def test_texts_without_a_vector_and_half_precision_do_not_hide_the_identity(
+    make_encoder: Callable[..., SentenceTransformer], cache: EmbeddingCache
+) -> None:
+    from sentence_transformers.sentence_transformer.modules import BoW
+
+    words = SentenceTransformer(modules=[BoW(WORDS)], device="cpu")
+    unknown = diagnose(asymmetric_model(words), ["nothing", "else", "red head"], DOCUMENTS, cache=cache)
+    assert troubles(unknown) == {("identity", None)}
+    half = asymmetric_model(make_encoder().bfloat16(), activation="gelu")
+    assert troubles(diagnose(half, QUERIES, DOCUMENTS, cache=cache)) == {("identity", None)}
+
+
+def test_a_collapsed_model_is_named(tiny_encoder: SentenceTransformer, cache: EmbeddingCache) -> None:
+    model = asymmetric_model(tiny_encoder)
+    for side in ("query", "document"):
+        layers(model, side)[-1].linear.bias.data += 10.0
+    diagnosis = diagnose(model, QUERIES, DOCUMENTS, QRELS, cache=cache)
+    assert {("collapse", "query"), ("collapse", "document")} <= troubles(diagnosis)
+    assert "query vectors have collapsed: their standard deviation went from" in str(diagnosis)
+
+
+def test_a_collapse_onto_few_axes_is_named(tiny_encoder: SentenceTransformer, cache: EmbeddingCache) -> None:
+    model = asymmetric_model(tiny_encoder, hidden_features=None)
+    weight = layers(model, "document")[0].linear.weight
+    weight.data[2:] = 0.0
+    diagnosis = diagnose(model, QUERIES, DOCUMENTS, cache=cache)
+    assert ("collapse", "document") in troubles(diagnosis)
+    assert diagnosis.document.after.effective_rank <= 2.01
+
+
+@pytest.mark.parametrize(("factor", "kind"), [(100.0, "length explosion"), (0.01, "length collapse")])
+def test_lengths_out_of_range_are_named(
+    tiny_encoder: SentenceTransformer, cache: EmbeddingCache, factor: float, kind: str
+) -> None:
+    model = shake(asymmetric_model(tiny_encoder), "query", "document")
+    layers(model, "query")[-1].linear.weight.data *= factor
+    diagnosis = diagnose(model, QUERIES, DOCUMENTS, cache=cache)
+    assert (kind, "query") in troubles(diagnosis)
+    assert (kind, "document") not in troubles(diagnosis)
+
+
+def test_without_a_last_normalize_lengths_matter_sooner(
+    tiny_encoder: SentenceTransformer, cache: EmbeddingCache
+) -> None:
+    model = shake(asymmetric_model(tiny_encoder), "query", "document")
+    layers(model, "query")[-1].linear.weight.data *= 4
+    assert ("length explosion", "query") not in troubles(diagnose(model, QUERIES, DOCUMENTS, cache=cache))
+    open_ended = SentenceTransformer(modules=list(model.children())[:-1], device="cpu")
+    assert ("length explosion", "query") in troubles(diagnose(open_ended, QUERIES, DOCUMENTS, cache=cache))
+
+
+@pytest.mark.parametrize(("moved", "idle"), [("document", "query"), ("query", "document")])
+def test_a_side_that_did_not_train_is_named(
+    tiny_encoder: SentenceTransformer, cache: EmbeddingCache, moved: str, idle: str
+) -> None:
+    model = shake(asymmetric_model(tiny_encoder), moved)
+    diagnosis = diagnose(model, QUERIES, DOCUMENTS, cache=cache)
+    assert ("idle side", idle) in troubles(diagnosis)
+    assert f"The {idle} head is still the identity" in str(diagnosis)
+
+
+def test_moved_on_both_sides_is_no_idle_side_and_no_identity(
+    tiny_encoder: SentenceTransformer, cache: EmbeddingCache
+) -> None:
+    kinds = {
+        kind
+        for kind, _ in troubles(
+            diagnose(shake(asymmetric_model(tiny_encoder), "query", "document"), QUERIES, DOCUMENTS, cache=cache)
+        )
+    }
+    assert not kinds & {"identity", "idle side", "unchanged ranking"}
+
+
+def test_a_model_that_ranks_worse_is_named_with_its_losses(
+    tiny_encoder: SentenceTransformer, cache: EmbeddingCache
+) -> None:
+    model = asymmetric_model(tiny_encoder, hidden_features=None)
+    encoded = model.encode_query(list(QUERIES.values())), model.encode_document(list(DOCUMENTS.values()))
+    nearest = (encoded[0] @ encoded[1].T).argmax(axis=1)
+    qrels = {query: {list(DOCUMENTS)[row]: 1} for query, row in zip(QUERIES, nearest, strict=True)}
+    layers(model, "query")[0].linear.weight.data *= -1
+    diagnosis = diagnose(model, QUERIES, DOCUMENTS, qrels, cache=cache)
+    assert {("worse", None), ("margin", None)} <= troubles(diagnosis)
+    judged = diagnosis.judged
+    assert judged is not None
+    assert judged.difference == pytest.approx(-1.0)
+    assert len(judged.losses) == 10
+    assert not judged.gains
+    assert judged.losses[0].query == QUERIES[judged.losses[0].query_id]
+    assert judged.losses[0].first_before == judged.losses[0].relevant
+    assert diagnosis.ranking.changed == 1.0
+
+
+def test_figures_are_those_of_the_encoded_texts(tiny_encoder: SentenceTransformer, cache: EmbeddingCache) -> None:
+    model = shake(asymmetric_model(tiny_encoder), "query", "document")
+    diagnosis = diagnose(model, QUERIES, DOCUMENTS, QRELS, cache=cache)
+    queries = model.encode_query(list(QUERIES.values())).astype(np.float64)
+    documents = model.encode_document(list(DOCUMENTS.values())).astype(np.float64)
+    cosines = queries @ documents.T
+    positive = np.zeros_like(cosines, dtype=bool)
+    for row, query in enumerate(QUERIES):
+        for document in QRELS[query]:
+            positive[row, list(DOCUMENTS).index(document)] = True
+    judged, histograms = diagnosis.judged, diagnosis.histograms
+    assert judged is not None
+    assert judged.after.positive == pytest.approx(cosines[positive].mean(), abs=1e-5)
+    assert judged.after.negative == pytest.approx(cosines[~positive].mean(), abs=1e-5)
+    assert judged.after.alignment == pytest.approx(2 - 2 * cosines[positive].mean(), abs=1e-5)
+    hard = [cosines[q][positive[q]].mean() - cosines[q][~positive[q]].max() for q in range(len(queries))]
+    assert judged.after.hard_margin == pytest.approx(np.mean(hard), abs=1e-5)
+    run = {
+        query: {document: float(value) for document, value in zip(DOCUMENTS, cosines[row], strict=True)}
+        for row, query in enumerate(QUERIES)
+    }
+    expected = pytrec_eval.RelevanceEvaluator(QRELS, {"ndcg_cut.10"}).evaluate(run)
+    assert judged.ndcg_after == pytest.approx([expected[q]["ndcg_cut_10"] for q in judged.query_ids], abs=1e-6)
+    assert sum(histograms.positive_after) == positive.sum()
+    assert sum(histograms.negative_after) == (~positive).sum()
+    counts, _ = np.histogram(cosines[~positive], bins=np.array(histograms.edges))
+    assert np.abs(counts - np.array(histograms.negative_after)).sum() <= 4
+
+
+def test_the_saved_model_is_diagnosed_as_the_one_in_memory(
+    tiny_encoder: SentenceTransformer, cache: EmbeddingCache, tmp_path: Path
+) -> None:
+    model = shake(asymmetric_model(tiny_encoder), "query", "document")
+    model.save_pretrained(str(tmp_path / "model"))
+    loaded = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    cached = CachedSentenceTransformer(model, cache)
+    expected = diagnose(cached, QUERIES, DOCUMENTS, QRELS)
+    for other in (
+        diagnose(loaded, QUERIES, DOCUMENTS, QRELS, cache=cache),
+        diagnose(cached, QUERIES, DOCUMENTS, QRELS),
+    ):
+        assert other.query == expected.query
+        assert other.judged == expected.judged
+    assert any(parameter.requires_grad for parameter in loaded[0].parameters())
+
+
+def test_json_is_valid_and_holds_everything(
+    tiny_encoder: SentenceTransformer, cache: EmbeddingCache, tmp_path: Path
+) -> None:
+    texts = list(QUERIES.values())
+    qrels = {"q0": {f"d{n}": 1 for n in range(len(DOCUMENTS))}}  # no negatives: the margin to the best is undefined
+    diagnosis = diagnose(asymmetric_model(tiny_encoder), texts, list(DOCUMENTS.values()), qrels, cache=cache)
+    diagnosis.save(tmp_path / "diagnosis.json")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    saved = json.loads((tmp_path / "diagnosis.json").read_text(encoding="utf-8"), parse_constant=refuse)
+    assert saved == diagnosis.as_dict()
+    assert saved["judged"]["after"]["hard_margin"] is None
+    assert saved["judged"]["error"] is None
+    assert saved["first_line"] == diagnosis.first_line
+    assert len(saved["query"]["after"]["spectrum"]) == 16
+    assert sum(saved["document"]["before"]["spectrum"]) == pytest.approx(1.0, abs=1e-4)
+    assert saved["query"]["head"]["layers"] == "16 -> 32 -> 16"
+
+
+def test_more_queries_than_a_block_and_ties_in_another_order() -> None:
+    from st_asym.diagnosis import similarities
+
+    generator = torch.Generator().manual_seed(0)
+    queries, documents = (torch.nn.functional.normalize(torch.randn(n, 8, generator=generator)) for n in (40, 30))
+    documents = torch.cat([documents, documents])  # every document twice
+    pairs = [(q, q % 60) for q in range(40)]
+    whole = similarities.compare(queries, documents, pairs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(similarities, "_AT_ONCE", 7 * 60)
+        blocks = similarities.compare(queries, documents, pairs)
+    assert blocks.negative_counts == whole.negative_counts
+    assert blocks.positive_counts == whole.positive_counts
+    np.testing.assert_allclose(blocks.positives, whole.positives, atol=1e-6)
+    np.testing.assert_allclose(blocks.best_negative, whole.best_negative, atol=1e-6)
+    order = torch.arange(60).flip(0)
+    mirrored = similarities.compare(queries, documents[order], [])
+    other: Tensor = order[mirrored.top]
+    swapped = similarities.Similarities(other, *list(vars(mirrored).values())[1:])
+    assert not similarities.entered(whole, swapped, queries, documents).any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((["one"], DOCUMENTS), "at least two queries, got 1"),
+        ((QUERIES, ["one"]), "at least two documents, got 1"),
+        ((QUERIES, DOCUMENTS, {"q99": {"d00": 1}}), "qrels names 1 queries or documents that do not exist: query q99"),
+        ((QUERIES, DOCUMENTS, {"q1": {"x": 1}}), "document x"),
+        ((QUERIES, DOCUMENTS, {"q1": {"d00": 0}}), "judge no document relevant"),
+        ((QUERIES, DOCUMENTS, {"test": {"q1": {"d00": 1}}}), "those of one split"),
+        (({"q": 1, "r": "x"}, DOCUMENTS), "not a string"),
+    ],
+)
+def test_bad_input_is_named(
+    tiny_encoder: SentenceTransformer, cache: EmbeddingCache, arguments: tuple[object, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        diagnose(asymmetric_model(tiny_encoder), *arguments, cache=cache)  # type: ignore[arg-type]
+
+
+def test_the_names_are_public() -> None:
+    assert {"diagnose", "Diagnosis"} <= set(st_asym.__all__)
+
+
+def test_on_real_text_a_fresh_model_is_the_encoder_and_a_damaged_one_is_worse(
+    real_encoder: SentenceTransformer, shared_data: Path, cache: EmbeddingCache
+) -> None:
+    data = load_data(shared_data / "scifact.zip")
+    qrels = dict(list(data.qrels["test"].items())[:25])
+    queries = {query: data.queries[query] for query in qrels}
+    relevant = {document for judged in qrels.values() for document in judged}
+    corpus = {d: text[:200] for d, text in data.corpus.items() if d in relevant or int(d) % 50 == 0}
+    model = asymmetric_model(real_encoder)
+    fresh = diagnose(model, queries, corpus, qrels, cache=cache)
+    assert troubles(fresh) == {("identity", None)}
+    assert fresh.query.before.length == pytest.approx(1.0, abs=1e-5)
+    assert 0.0 < fresh.document.before.mean_cosine < 0.3
+    assert fresh.judged is not None
+    assert fresh.judged.before.positive > fresh.judged.before.negative + 0.3
+    damaged = diagnose(shake(model, "query", by=0.3), queries, corpus, qrels, cache=cache)
+    assert {("idle side", "document"), ("worse", None)} <= troubles(damaged)
