@@ -98,6 +98,40 @@ def fit(
     typer.echo("\n".join([*rest, f"Saved in {output_dir}."]))
 
 
+@app.command()
+def diagnose(
+    model: Annotated[str, typer.Argument(help="A saved model with heads, or its Hub id.", show_default=False)],
+    data: Annotated[str, typer.Argument(help="BEIR folder or zip, or a file of pairs.", show_default=False)],
+    *,
+    split: Annotated[str, typer.Option(help="The queries to look at.")] = "test",
+    cache: Annotated[Optional[Path], typer.Option(help="Folder of the encoder's vectors.")] = None,  # noqa: UP045
+    json: Annotated[Optional[Path], typer.Option(help="Write the figures there.")] = None,  # noqa: UP045
+    html: Annotated[Optional[Path], typer.Option(help="Write a page there (extra 'report').")] = None,  # noqa: UP045
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Say whether the heads of a model learned anything, and what."""
+    with _one_line_errors(debug=debug), _quiet(quiet=quiet):
+        from sentence_transformers import SentenceTransformer
+
+        from st_asym.data import load_data
+        from st_asym.diagnosis import diagnose
+
+        collection = load_data(data)
+        if split not in collection.qrels:
+            raise ValueError(f"{data} has no split {split!r}: choose one of {', '.join(sorted(collection.qrels))}.")
+        qrels = collection.qrels[split]
+        queries = {query_id: collection.queries[query_id] for query_id in qrels}
+        found = diagnose(SentenceTransformer(model), queries, collection.corpus, qrels, cache=cache)
+        if json is not None:
+            found.save(json)
+        if html is not None:
+            from st_asym.report import save_html
+
+            save_html(html, found)
+    typer.echo(str(found))
+
+
 @contextlib.contextmanager
 def _one_line_errors(*, debug: bool) -> Iterator[None]:
     """What is wrong with the input in one line, and exit code 2; with ``debug``, and for anything else, a traceback."""

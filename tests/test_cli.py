@@ -99,3 +99,24 @@ def test_what_an_option_cannot_be_is_refused(folder: Path, option: list[str]) ->
 def test_the_module_runs_as_the_command() -> None:
     code = [sys.executable, "-m", "st_asym", "fit", "--help"]
     assert "--output-dir" in subprocess.run(code, capture_output=True, text=True, check=True).stdout
+
+
+def test_a_model_is_diagnosed(folder: Path) -> None:
+    tiny = SentenceTransformer(str(folder / "encoder"), device="cpu")
+    st_asym.asymmetric_model(tiny).save_pretrained(str(folder / "model"))
+    beir = folder / "beir"
+    (beir / "qrels").mkdir(parents=True)
+    documents = [{"_id": f"d{i}", "title": "", "text": text} for i, (_, text) in enumerate(PAIRS)]
+    (beir / "corpus.jsonl").write_text("\n".join(map(json.dumps, documents)))
+    queries = [{"_id": f"q{i}", "text": text} for i, (text, _) in enumerate(PAIRS)]
+    (beir / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
+    (beir / "qrels" / "test.tsv").write_text("".join(f"q{i}\td{i}\t1\n" for i in range(len(PAIRS))))
+    paths = [str(folder / "model"), str(beir)]
+    options = ["--cache", str(folder / "vectors"), "--quiet"]
+    result = CliRunner().invoke(app, ["diagnose", *paths, *options, "--json", str(folder / "figures.json")])
+    assert result.exit_code == 0, result.output
+    assert "identity" in result.stdout
+    assert json.loads((folder / "figures.json").read_text())["findings"]
+    result = CliRunner().invoke(app, ["diagnose", *paths, *options, "--split", "dev"])
+    assert result.exit_code == 2
+    assert "has no split 'dev': choose one of test" in result.stderr
