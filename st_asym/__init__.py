@@ -1,5 +1,6 @@
 """Query and document heads for a frozen Sentence Transformers encoder."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from st_asym.cache import CachedSentenceTransformer, CacheError, EmbeddingCache, encoder_fingerprint, record_keys
@@ -10,14 +11,17 @@ from st_asym.projection import AsymmetricProjection
 from st_asym.routing import check_router_mapping, column_prompts, router_mapping
 
 if TYPE_CHECKING:
+    from st_asym.evaluation import BeirModel, Comparison, evaluate
     from st_asym.fitting import FitReport, FitResult, Settings, fit
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
     "AsymmetricProjection",
+    "BeirModel",
     "CacheError",
     "CachedSentenceTransformer",
+    "Comparison",
     "CorpusContrastiveLoss",
     "EmbeddingCache",
     "FitReport",
@@ -29,6 +33,7 @@ __all__ = [
     "check_router_mapping",
     "column_prompts",
     "encoder_fingerprint",
+    "evaluate",
     "fit",
     "freeze_encoder",
     "record_keys",
@@ -36,13 +41,15 @@ __all__ = [
     "watch",
 ]
 
-_FITTING = ("FitReport", "FitResult", "Settings", "fit")
+# What most users of the modules alone do not need, and where it is.
+_LAZY = {
+    **dict.fromkeys(("BeirModel", "Comparison", "evaluate"), "st_asym.evaluation"),
+    **dict.fromkeys(("FitReport", "FitResult", "Settings", "fit"), "st_asym.fitting"),
+}
 
 
 def __getattr__(name: str) -> Any:
     """Load what most users of the modules alone do not need when it is asked for."""
-    if name not in _FITTING:
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from st_asym import fitting
-
-    return getattr(fitting, name)
+    return getattr(importlib.import_module(_LAZY[name]), name)

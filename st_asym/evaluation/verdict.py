@@ -1,0 +1,83 @@
+"""Works, marginal or fails, and what to try next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from st_asym.evaluation.statistics import Difference
+
+if TYPE_CHECKING:
+    from st_asym.evaluation.comparison import Group
+
+Verdict = Literal["works", "marginal", "fails"]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What a system must reach to work.
+
+    Attributes:
+        at_least: Share of the first system's mean nDCG@10 that it must gain.
+        significance: What its corrected p-value must be below.
+    """
+
+    at_least: float = 0.035
+    significance: float = 0.05
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be reached.
+
+        Raises:
+            ValueError: It names the value.
+        """
+        if not 0 <= self.at_least < float("inf"):
+            raise ValueError(f"at_least must be a share of at least 0, such as 0.035, got {self.at_least}.")
+        if not 0 < self.significance < 1:
+            raise ValueError(f"significance must be between 0 and 1, such as 0.05, got {self.significance}.")
+
+
+def judge(difference: Difference, bar: Bar) -> Verdict:
+    """``"works"`` for a significant gain that is large, ``"fails"`` for a significant loss, else ``"marginal"``."""
+    significant = difference.p_corrected < bar.significance
+    if significant and difference.points < 0:
+        return "fails"
+    relative = difference.relative if difference.relative is not None else float("inf")
+    return "works" if significant and relative >= bar.at_least else "marginal"
+
+
+def next_steps(
+    verdict: Verdict, difference: Difference, bar: Bar, *, moved: bool, groups: Mapping[str, Mapping[str, Group]]
+) -> tuple[str, ...]:
+    """What the evidence suggests, a sentence each.
+
+    Args:
+        verdict: What was said of the system.
+        difference: On which it was said.
+        bar: What it had to reach.
+        moved: Whether the score of any query differs from the first system's.
+        groups: Data set to ``"seen"`` and ``"unseen"`` documents, where the training data are known.
+    """
+    steps = []
+    if not moved:
+        steps.append("No query scores otherwise than before: the heads did not move. Raise the learning rate.")
+    elif verdict == "fails":
+        steps.append(
+            "It is worse than the first system: lower the learning rate or stop earlier, and look at the data."
+        )
+    elif verdict == "marginal" and difference.p_corrected >= bar.significance:
+        steps.append(
+            f"The difference is not distinguishable from chance on {difference.queries:,} queries: evaluate on more of "
+            "them, or train on more pairs."
+        )
+    elif verdict == "marginal":
+        steps.append(f"It gains, but less than {bar.at_least:.1%}: train longer, on more pairs, or with both heads.")
+    for data, group in groups.items():
+        unseen = group.get("unseen")
+        if unseen is not None and unseen.difference is not None and (unseen.difference.high or 0.0) < 0:
+            steps.append(
+                f"{data}: worse where no relevant document was in training. Use more isotropy, fewer epochs, or the "
+                "query side only."
+            )
+    return tuple(steps)
