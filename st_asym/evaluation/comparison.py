@@ -126,9 +126,9 @@ class Comparison:
 
     def __str__(self) -> str:
         """The table for a terminal."""
-        from st_asym.evaluation.tables import terminal_table
+        from st_asym.evaluation.tables import terminal_tables
 
-        return terminal_table(self)
+        return terminal_tables(self)
 
     def to_markdown(self, *, wide: bool = True) -> str:
         """The table ``Model | Avg NDCG@10 | vs Baseline``, and under it the wider one with what it rests on.
@@ -136,11 +136,11 @@ class Comparison:
         Args:
             wide: False for the first table alone.
         """
-        from st_asym.evaluation.tables import narrow_table, notes, wide_table
+        from st_asym.evaluation.tables import narrow_table, notes, wide_tables
 
         parts = [narrow_table(self)]
         if wide:
-            parts += [wide_table(self), *notes(self)]
+            parts += [*wide_tables(self), *notes(self)]
         return "\n\n".join(parts) + "\n"
 
     def to_json(self, path: str | os.PathLike[str]) -> None:

@@ -14,6 +14,8 @@ Form = str | int
 
 # How many documents are rescored after a search by bits, and compared at a time.
 _RESCORED = 400
+# MTEB looks up the id of each result by itself, which takes longer than the search; nothing below rank 100 is shown.
+_KEPT = 101
 _CHUNK = 65_536
 
 
@@ -74,14 +76,15 @@ class CompressedIndex:
         if top_ranked is not None:
             raise ValueError("Compressed vectors are measured by searching a corpus, not by reranking.")
         queries = torch.from_numpy(self._prepared(embeddings))
+        top_k = min(top_k, _KEPT)
         if self.form != "binary":
             values, positions = self._nearest(queries, self._restored, top_k)
             return values.tolist(), positions.tolist()
         signs = torch.where(queries > 0, 1.0, -1.0)
-        _, candidates = self._nearest(signs, self._bits, min(_RESCORED, top_k))
+        _, candidates = self._nearest(signs, self._bits, _RESCORED)
         found = torch.from_numpy(self._bits(candidates.flatten().numpy())).view(*candidates.shape, -1)
         rescored = torch.einsum("qd,qkd->qk", queries, found)
-        values, order = rescored.sort(dim=1, descending=True)
+        values, order = rescored.topk(min(top_k, rescored.shape[1]), dim=1)
         return values.tolist(), candidates.gather(1, order).tolist()
 
     def clear(self) -> None:
@@ -112,7 +115,7 @@ class CompressedIndex:
         """Documents as the index holds them, in float32."""
         documents = self._documents[rows]
         if self.form != "int8":
-            return documents
+            return np.asarray(documents, dtype=np.float32)
         low, high = self._ranges
         return np.asarray((documents.astype(np.float32) + 128) * ((high - low) / 255) + low, dtype=np.float32)
 

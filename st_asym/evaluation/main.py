@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Union
 
 from st_asym.cache import EmbeddingCache
 from st_asym.data import Qrels, RetrievalData, load_data
+from st_asym.data.collection import first_few
 from st_asym.evaluation.comparing import Run, System, rows_of, scores_by_query
 from st_asym.evaluation.comparison import Comparison
 from st_asym.evaluation.models import Candidate, Models, answered_from, candidates, vectors_of
@@ -87,8 +88,8 @@ def evaluate(
     Raises:
         ImportError: MTEB is not installed.
         TypeError: Not a model, or not a data set.
-        ValueError: A data set that cannot be judged or has an unknown name, or a model with vectors that are not finite.
-            The message counts and names what is wrong. What was evaluated before is kept in ``results``.
+        ValueError: A data set that cannot be judged or has an unknown name, or a model with vectors that are not
+            finite. The message counts and names what is wrong. What was evaluated before is kept in ``results``.
 
     Example:
         >>> comparison = evaluate(
@@ -100,13 +101,15 @@ def evaluate(
     from st_asym.evaluation.compression import check_forms
     from st_asym.evaluation.running import FULL
     from st_asym.evaluation.tasks import benchmarks
+    from st_asym.evaluation.undisturbed import undisturbed
 
     bar = Bar(at_least, significance)
-    found = benchmarks(tasks, split)
-    systems = candidates(models)
-    for system in systems:
-        check_forms(tuple(compressed), system.models[0].get_embedding_dimension())
     with ExitStack() as stack:
+        stack.enter_context(undisturbed())
+        found = benchmarks(tasks, split)
+        systems = candidates(models)
+        for system in systems:
+            check_forms(tuple(compressed), system.models[0].get_embedding_dimension())
         if cache is None:
             cache = stack.enter_context(
                 tempfile.TemporaryDirectory(prefix="st_asym-vectors-", ignore_cleanup_errors=True)
@@ -215,7 +218,9 @@ def _parts(
     from st_asym.splitting import seen_unseen
 
     own: Any = train
-    if isinstance(train, Mapping) and set(train) & set(names):
+    if isinstance(train, Mapping) and not _is_qrels(train):
+        if unknown := sorted(set(train) - set(names)):
+            raise ValueError(f"train names data sets that are not evaluated: {first_few(unknown)}; there are {names}.")
         own = train.get(scores.data)
     if own is None:
         return None
@@ -229,6 +234,14 @@ def _parts(
         dev = {query: dict.fromkeys(digests, 1) for query, digests in scores.relevant.items()}
     seen, unseen = seen_unseen({"train": dict.fromkeys(known, 1)}, dev)
     return {"seen": seen, "unseen": unseen}
+
+
+def _is_qrels(train: Mapping[str, Any]) -> bool:
+    """Query id to document id to grade, rather than data set to something."""
+    return all(
+        isinstance(value, Mapping) and not any(isinstance(inner, Mapping) for inner in value.values())
+        for value in train.values()
+    )
 
 
 def _positives_by_text(data: RetrievalData) -> set[str]:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, Union
 
-import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
 
@@ -114,11 +113,10 @@ def _without_heads(model: SentenceTransformer) -> SentenceTransformer:
     encoder = SentenceTransformer(
         modules=list(encoder_modules(model).values()),
         device=str(model.device),
-        prompts=dict(model.prompts),
+        prompts={name: prompt for name, prompt in model.prompts.items() if prompt is not None},
         default_prompt_name=model.default_prompt_name,
         similarity_fn_name=model.similarity_fn_name,
     )
     if isinstance(model, CachedSentenceTransformer):
-        with torch.no_grad():
-            return CachedSentenceTransformer(encoder, model.cache, precision=model.cache_precision)
+        return CachedSentenceTransformer(encoder, model.cache, precision=model.cache_precision)
     return encoder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytrec_eval
 import torch
 from mteb.abstasks import AbsTaskRetrieval
 from mteb.models import SearchEncoderWrapper, SentenceTransformerEncoderWrapper
-from mteb.types import PromptType
+from mteb.types import EncodeKwargs, PromptType
 from sentence_transformers import SentenceTransformer
 
 from st_asym.cache import CachedSentenceTransformer
@@ -32,7 +33,9 @@ class _Encoder(SentenceTransformerEncoderWrapper):
     """MTEB's own wrapper, with the model's digest for its revision and no vector that is not finite."""
 
     def __init__(self, name: str, model: SentenceTransformer, digest: str) -> None:
-        super().__init__(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # MTEB's own use of the library
+            super().__init__(model)
         self._name = name
         self.mteb_model_meta = self.mteb_model_meta.model_copy(update={"name": f"st_asym/{name}", "revision": digest})
 
@@ -83,7 +86,7 @@ def run(benchmark: Benchmark, name: str, model: SentenceTransformer, digest: str
             benchmark.task,
             cache=None,
             co2_tracker=False,
-            encode_kwargs={"batch_size": batch_size, "show_progress_bar": False},
+            encode_kwargs=EncodeKwargs(batch_size=batch_size, show_progress_bar=False),
             show_progress_bar=False,
         )
     measured = {

@@ -46,7 +46,7 @@ def difference(before: Sequence[Floats], after: Sequence[Floats], seed: int = 0)
     The test is Fisher's randomisation test, which flips the sign of each query's difference (Smucker, Allan and
     Carterette 2007, "A Comparison of Statistical Significance Tests for Information Retrieval Evaluation"), by
     :func:`scipy.stats.permutation_test`: all flips where there are few queries, 9,999 random ones otherwise. The
-    interval is the percentile bootstrap of :func:`scipy.stats.bootstrap`, which draws the queries of each data set anew.
+    interval is the percentile bootstrap of :func:`scipy.stats.bootstrap`, which draws from the queries of each data set.
 
     Args:
         before: Scores of the first system by query, shape ``(n,)`` for each data set.

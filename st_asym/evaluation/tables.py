@@ -25,29 +25,29 @@ def narrow_table(comparison: Comparison) -> str:
     return _markdown(["Model", "Avg NDCG@10", "vs Baseline"], rows)
 
 
-def wide_table(comparison: Comparison) -> str:
-    """Everything, in Markdown."""
-    header, rows = _cells(comparison)
-    return _markdown(header, rows)
+def wide_tables(comparison: Comparison) -> list[str]:
+    """Everything, in Markdown: averages, and what they are made of."""
+    return [_markdown(header, rows) for header, rows in _tables(comparison)]
 
 
-def terminal_table(comparison: Comparison) -> str:
+def terminal_tables(comparison: Comparison) -> str:
     """Everything, drawn for the width of the terminal, with what it rests on."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    header, rows = _cells(comparison)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, title in enumerate(header):
-        table.add_column(title, justify="left" if number == 0 else "right", overflow="fold")
-    for cells in rows:
-        table.add_row(*cells)
-    console = Console(width=shutil.get_terminal_size((160, 24)).columns, color_system=None, highlight=False)
-    with console.capture() as capture:
-        console.print(table)
-    lines = [line.rstrip() for line in capture.get().splitlines() if line.strip()]
-    return "\n".join([*lines, "", *notes(comparison)])
+    console = Console(width=shutil.get_terminal_size((140, 24)).columns, color_system=None, highlight=False)
+    lines: list[str] = []
+    for header, rows in _tables(comparison):
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for number, title in enumerate(header):
+            table.add_column(title, justify="left" if number == 0 else "right", overflow="fold")
+        for cells in rows:
+            table.add_row(*cells)
+        with console.capture() as capture:
+            console.print(table)
+        lines += [*(line.rstrip() for line in capture.get().splitlines() if line.strip()), ""]
+    return "\n".join([*lines, *notes(comparison)])
 
 
 def notes(comparison: Comparison) -> list[str]:
@@ -76,27 +76,31 @@ def notes(comparison: Comparison) -> list[str]:
     return lines
 
 
-def _cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    names = list(comparison.data)
-    several = len(names) > 1
-    forms = list(comparison.rows[0].compressed)
-    grouped = [(data, group) for data, own in comparison.rows[0].groups.items() for group in own]
-    header = ["Model", "nDCG@10" if not several else "Avg nDCG@10"]
+def _tables(comparison: Comparison) -> list[tuple[list[str], list[list[str]]]]:
+    """Header and rows: of the averages, and, where there is more to say, of nDCG@10 in detail."""
+    several = len(comparison.data) > 1
+    header = ["Model", "Avg nDCG@10" if several else "nDCG@10", "points", "%", "95 %", "p", "verdict"]
     header += [_TITLES[metric] for metric in METRICS[1:]]
-    header += ["points", "%", "95 %", "p", "verdict"]
-    header += [name for name in names if several]
-    header += [f"{data} {group}" for data, group in grouped]
-    header += [f"{form} dims" if form.isdigit() else form for form in forms]
     rows = []
     for row in comparison.rows:
         cells = [row.name, _spread(row.average[MAIN], row.spread.get("average"))]
-        cells += [f"{row.average[metric]:.4f}" for metric in METRICS[1:]]
         cells += [*_difference(row.difference), row.verdict or ""]
-        cells += [_of_data(row, name) for name in names if several]
-        cells += [_of_group(row, data, group) for data, group in grouped]
-        cells += [f"{row.compressed[form]['average']:.4f}" for form in forms]
-        rows.append(cells)
-    return header, rows
+        rows.append([*cells, *(f"{row.average[metric]:.4f}" for metric in METRICS[1:])])
+    tables = [(header, rows)]
+    names = list(comparison.data) if several else []
+    grouped = [(data, group) for data, own in comparison.rows[0].groups.items() for group in own]
+    forms = list(comparison.rows[0].compressed)
+    if names or grouped or forms:
+        header = ["nDCG@10", *names, *(f"{data}, {group}" for data, group in grouped)]
+        header += [f"{form} dims" if form.isdigit() else form for form in forms]
+        tables.append((header, [_details(row, names, grouped, forms) for row in comparison.rows]))
+    return tables
+
+
+def _details(row: Row, names: list[str], grouped: list[tuple[str, str]], forms: list[str]) -> list[str]:
+    cells = [row.name, *(_of_data(row, name) for name in names)]
+    cells += [_of_group(row, data, group) for data, group in grouped]
+    return [*cells, *(f"{row.compressed[form]['average']:.4f}" for form in forms)]
 
 
 def _of_data(row: Row, name: str) -> str:
@@ -107,12 +111,16 @@ def _of_data(row: Row, name: str) -> str:
 def _of_group(row: Row, data: str, group: str) -> str:
     found = row.groups[data][group]
     text = f"{found.score:.4f}"
-    return f"{text} {_short(found.difference)}" if found.difference is not None else f"{text} (n = {found.queries:,})"
+    return (
+        f"{text} {_short(found.difference)}"
+        if found.difference is not None
+        else f"{text} ({counted(found.queries, 'query', 'queries')})"
+    )
 
 
 def _short(difference: Difference) -> str:
     """The difference in points, with its p-value."""
-    return f"({100 * difference.points:+.2f}, p = {_p(difference.p_corrected)})"
+    return f"({100 * difference.points:+.2f}, p {_p(difference.p_corrected, '= ')})"
 
 
 def _difference(difference: Difference | None) -> list[str]:
@@ -128,8 +136,8 @@ def _percent(difference: Difference) -> str:
     return "" if difference.relative is None else f"{difference.relative:+.1%}"
 
 
-def _p(value: float) -> str:
-    return "< .001" if value < 0.001 else f"{value:.3f}"
+def _p(value: float, sign: str = "") -> str:
+    return "< .001" if value < 0.001 else f"{sign}{value:.3f}"
 
 
 def _spread(value: float, spread: float | None) -> str:

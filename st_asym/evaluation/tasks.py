@@ -42,7 +42,7 @@ class Benchmark:
     notes: tuple[str, ...] = ()
 
 
-class LocalRetrieval(AbsTaskRetrieval):  # type: ignore[misc] # abstract, but for what retrieval tasks do not use
+class LocalRetrieval(AbsTaskRetrieval):
     """A collection that is in memory, as a task of MTEB.
 
     Args:
@@ -87,8 +87,8 @@ class LocalRetrieval(AbsTaskRetrieval):  # type: ignore[misc] # abstract, but fo
         self.data_loaded = True
 
     def unload_data(self) -> None:
-        """Let go of MTEB's copy. (MTEB would let go of the metadata too, which are those of this collection.)"""
-        self.dataset = None
+        """Let go of MTEB's copy, and not, as MTEB does, of the metadata: they are this collection's own."""
+        self.dataset = {}
         self.data_loaded = False
 
 

@@ -76,4 +76,3 @@ class Judge:
             similarities, order = similarities.topk(min(_TOP, similarities.shape[1]), dim=1)
             positions = positions.gather(1, order)
         return similarities, positions
-
