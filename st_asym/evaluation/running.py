@@ -34,7 +34,9 @@ class _Encoder(SentenceTransformerEncoderWrapper):
 
     def __init__(self, name: str, model: SentenceTransformer, digest: str) -> None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # MTEB's own use of the library
+            # How MTEB itself uses the library, and its own functions.
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
             super().__init__(model)
         self._name = name
         self.mteb_model_meta = self.mteb_model_meta.model_copy(update={"name": f"st_asym/{name}", "revision": digest})

@@ -46,7 +46,7 @@ def difference(before: Sequence[Floats], after: Sequence[Floats], seed: int = 0)
     The test is Fisher's randomisation test, which flips the sign of each query's difference (Smucker, Allan and
     Carterette 2007, "A Comparison of Statistical Significance Tests for Information Retrieval Evaluation"), by
     :func:`scipy.stats.permutation_test`: all flips where there are few queries, 9,999 random ones otherwise. The
-    interval is the percentile bootstrap of :func:`scipy.stats.bootstrap`, which draws from the queries of each data set.
+    interval is the percentile bootstrap of :func:`scipy.stats.bootstrap`, drawing from the queries of each data set.
 
     Args:
         before: Scores of the first system by query, shape ``(n,)`` for each data set.
@@ -63,7 +63,7 @@ def difference(before: Sequence[Floats], after: Sequence[Floats], seed: int = 0)
     # Each query counts as much as it does in the mean over data sets.
     weighted = np.concatenate([gain / (len(gain) * len(gains)) for gain in gains])
     p = 1.0
-    if weighted.any():
+    if weighted.any() and len(weighted) > 1:
         test = permutation_test(
             (weighted,), np.sum, permutation_type="samples", n_resamples=RESAMPLES, batch=_BATCH, rng=seed
         )

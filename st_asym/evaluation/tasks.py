@@ -144,8 +144,8 @@ def _task_by_name(name: str) -> AbsTaskRetrieval:
     try:
         task = mteb.get_task(name)
     except KeyError as error:
-        hint = str(error).partition("not found")[2].strip(" \"'")
-        raise ValueError(f"{name!r} is neither a file or folder here nor a task of MTEB. {hint}".strip()) from error
+        hint = str(error).partition("not found")[2].strip(" .\"'")
+        raise ValueError(f"{name!r} is neither a file or folder here nor a task of MTEB: {hint}") from error
     if isinstance(task, AbsTaskAggregate):
         parts = [part.metadata.name for part in task.metadata.tasks]
         raise ValueError(f"{name} is an aggregate of {len(parts)} tasks: name those wanted of {first_few(parts, 12)}.")

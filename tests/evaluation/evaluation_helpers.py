@@ -17,7 +17,7 @@ WORDS = ["answers", "big", "document", "encoder", "frozen", "head", "learns", "q
 
 
 def collection() -> RetrievalData:
-    """Twelve documents of two words, six test queries, two of them with two relevant documents, and two for training."""
+    """Twelve documents of two words, six test queries, two of which have two relevant documents, two for training."""
     corpus = {f"d{i}": f"{a} {b}" for i, (a, b) in enumerate(pairwise([*WORDS, WORDS[0]]))}
     queries = {f"q{i}": f"{WORDS[i * 2]} {WORDS[(i * 5 + 3) % 12]}" for i in range(6)} | {"t0": "big red", "t1": "text"}
     test = {f"q{i}": {f"d{i * 2}": 1} for i in range(6)}
@@ -39,7 +39,7 @@ def ndcg_at_10(model: SentenceTransformer, data: RetrievalData, split: str = "te
     scores = []
     for query_id, judged in sorted(data.qrels[split].items()):
         query = model.encode_query(data.queries[query_id])
-        similar = vectors @ query / np.linalg.norm(vectors, axis=1)
+        similar = vectors @ query / np.linalg.norm(vectors, axis=1)  # as by cosine
         ranked = [documents[row] for row in np.argsort(-similar, kind="stable")[:10]]
         gain = sum(judged.get(key, 0) / math.log2(rank + 2) for rank, key in enumerate(ranked))
         best = sum(grade / math.log2(rank + 2) for rank, grade in enumerate(sorted(judged.values(), reverse=True)))

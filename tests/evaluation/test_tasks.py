@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -60,15 +61,14 @@ def test_names_of_mteb_are_found_without_the_hub() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("SciFacts", "neither a file or folder here nor a task of MTEB. Did you mean: 'SciFact'?"),
+        ("SciFacts", "neither a file or folder here nor a task of MTEB: Did you mean: 'SciFact'?"),
         ("STSBenchmark", "not of retrieval"),
         ("CQADupstackRetrieval", "aggregate of 12 tasks"),
     ],
 )
 def test_other_names_are_refused(name: str, message: str) -> None:
-    with pytest.raises(ValueError, match="") as caught:
+    with pytest.raises(ValueError, match=re.escape(message)):
         benchmarks([name], "test")
-    assert message in str(caught.value)
 
 
 def test_nothing_or_the_same_name_twice_is_refused() -> None:
