@@ -63,14 +63,15 @@ def rows_of(
         row = _measured(one, groups)
         gain = total[one.name]
         verdict = judge(gain, bar)
+        own = {data: single[one.name, data] for data in names}
         moved = any((one.by_query(data) != first.by_query(data)).any() for data in names)
         rows.append(
             replace(
                 row,
                 difference=gain,
-                differences={data: single[one.name, data] for data in names},
+                differences=own,
                 verdict=verdict,
-                next_steps=next_steps(verdict, gain, bar, moved=moved, groups=row.groups),
+                next_steps=next_steps(verdict, gain, bar, moved=moved, differences=own, groups=row.groups),
             )
         )
     return tuple(rows)

@@ -14,7 +14,7 @@ RESAMPLES = 9_999
 CONFIDENCE = 0.95
 
 # Resamples that are held in memory at a time.
-_BATCH = 500
+_BATCH = 1_000
 
 
 @dataclass(frozen=True)

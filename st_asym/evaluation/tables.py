@@ -36,7 +36,7 @@ def terminal_tables(comparison: Comparison) -> str:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=shutil.get_terminal_size((140, 24)).columns, color_system=None, highlight=False)
+    console = Console(width=shutil.get_terminal_size((200, 24)).columns, color_system=None, highlight=False)
     lines: list[str] = []
     for header, rows in _tables(comparison):
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

@@ -108,7 +108,7 @@ def benchmarks(tasks: Source | Mapping[str, Source] | Iterable[Source], split: s
     named: list[tuple[str | None, Source]]
     if isinstance(tasks, Mapping) and not hasattr(tasks, "column_names"):
         named = list(tasks.items())
-    elif isinstance(tasks, str | PathLike | RetrievalData) or hasattr(tasks, "column_names"):
+    elif isinstance(tasks, str | PathLike | RetrievalData | AbsTaskRetrieval) or hasattr(tasks, "column_names"):
         named = [(None, tasks)]
     else:
         named = [(None, source) for source in tasks]

@@ -48,7 +48,13 @@ def judge(difference: Difference, bar: Bar) -> Verdict:
 
 
 def next_steps(
-    verdict: Verdict, difference: Difference, bar: Bar, *, moved: bool, groups: Mapping[str, Mapping[str, Group]]
+    verdict: Verdict,
+    difference: Difference,
+    bar: Bar,
+    *,
+    moved: bool,
+    differences: Mapping[str, Difference],
+    groups: Mapping[str, Mapping[str, Group]],
 ) -> tuple[str, ...]:
     """What the evidence suggests, a sentence each.
 
@@ -57,6 +63,7 @@ def next_steps(
         difference: On which it was said.
         bar: What it had to reach.
         moved: Whether the score of any query differs from the first system's.
+        differences: The same for each data set.
         groups: Data set to ``"seen"`` and ``"unseen"`` documents, where the training data are known.
     """
     steps = []
@@ -73,6 +80,12 @@ def next_steps(
         )
     elif verdict == "marginal":
         steps.append(f"It gains, but less than {bar.at_least:.1%}: train longer, on more pairs, or with both heads.")
+    for data, own in differences.items():
+        if verdict != "fails" and own.points < 0 and own.p_corrected < bar.significance:
+            steps.append(
+                f"{data}: worse than the first system ({100 * own.points:+.2f}), whatever the average says. Use the "
+                "first system there, or train on pairs of it too."
+            )
     for data, group in groups.items():
         unseen = group.get("unseen")
         if unseen is not None and unseen.difference is not None and (unseen.difference.high or 0.0) < 0:

@@ -127,6 +127,33 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(make_encoder: Make, resu
     assert [row.name for row in comparison.rows] == ["untouched encoder", "good", "bad"]
 
 
+def test_an_evaluation_that_is_killed_keeps_what_was_done(
+    make_encoder: Make, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, data, real = make_encoder(), collection(), running.mteb.evaluate
+    tasks = {"one": data, "two": replace(data, qrels={"test": {"q0": {"d0": 1}, "q1": {"d2": 1}}})}
+    done: list[str] = []
+
+    def killed_at_the_second(model: Any, task: Any, **options: Any) -> Any:
+        if len(done) == 1:
+            raise KeyboardInterrupt
+        done.append(task.metadata.name)
+        return real(model, task, **options)
+
+    monkeypatch.setattr(running.mteb, "evaluate", killed_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate({"plain": encoder}, tasks, results=results)
+    done.clear()
+
+    def counted(model: Any, task: Any, **options: Any) -> Any:
+        done.append(task.metadata.name)
+        return real(model, task, **options)
+
+    monkeypatch.setattr(running.mteb, "evaluate", counted)
+    assert list(evaluate({"plain": encoder}, tasks, results=results).data) == ["one", "two"]
+    assert done == ["two"]
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 0, "key": {}, "scores": []}'])
 def test_a_results_file_that_cannot_be_used_is_written_anew(make_encoder: Make, results: Path, content: str) -> None:
     encoder, data = make_encoder(), collection()

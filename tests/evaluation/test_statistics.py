@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from st_asym.evaluation.comparison import Group
 from st_asym.evaluation.statistics import Difference, corrected, difference
 from st_asym.evaluation.verdict import Bar, judge, next_steps
 
@@ -89,8 +90,15 @@ def gain(relative: float, p: float) -> Difference:
 def test_verdicts(relative: float, p: float, verdict: str, step: str | None) -> None:
     found = gain(relative, p)
     assert judge(found, Bar()) == verdict
-    steps = next_steps(judge(found, Bar()), found, Bar(), moved=True, groups={})
+    steps = next_steps(judge(found, Bar()), found, Bar(), moved=True, differences={}, groups={})
     assert (step in steps[0]) if step else not steps
+
+
+def test_a_loss_that_the_average_hides_is_named() -> None:
+    losing, unseen = {"b": gain(-0.1, 0.01)}, {"c": {"unseen": Group(100, 0.4, gain(-0.1, 0.01))}}
+    steps = next_steps("works", gain(0.05, 0.01), Bar(), moved=True, differences=losing, groups=unseen)
+    assert steps[0].startswith("b: worse than the first system (-5.00)")
+    assert steps[1].startswith("c: worse where no relevant document was in training. Use more isotropy")
 
 
 def test_the_bar_can_be_set() -> None:

@@ -6,10 +6,13 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datasets import Dataset
 from evaluation_helpers import collection, ndcg_at_10, with_heads
+from mteb.abstasks import AbsTaskRetrieval
+from mteb.abstasks.task_metadata import TaskMetadata
 from sentence_transformers import SentenceTransformer
 
 from st_asym import BeirModel, evaluate
@@ -76,6 +79,46 @@ def test_nothing_or_the_same_name_twice_is_refused() -> None:
         benchmarks([], "test")
     with pytest.raises(ValueError, match="1 name given to more than one data set: SciFact"):
         benchmarks(["SciFact", "SciFact"], "test")
+
+
+class TwoSplits(AbsTaskRetrieval):
+    """A task as MTEB has them: titles apart, several splits."""
+
+    metadata = TaskMetadata(
+        name="TwoSplits",
+        description="",
+        dataset={"path": "two-splits", "revision": "1"},
+        type="Retrieval",
+        eval_splits=["dev", "test"],
+        eval_langs=["eng-Latn"],
+        main_score="ndcg_at_10",
+    )
+
+    def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:
+        data = collection()
+        rows = [
+            {"id": key, **dict(zip(("title", "text"), text.split(), strict=True))} for key, text in data.corpus.items()
+        ]
+        queries = Dataset.from_list([{"id": key, "text": text} for key, text in data.queries.items()])
+        judged = {"test": data.qrels["test"], "dev": {"t0": {"d0": 1}}}
+        self.dataset = {"default": {}}
+        for split, qrels in judged.items():
+            self.dataset["default"][split] = {
+                "corpus": Dataset.from_list(rows),
+                "queries": queries.filter(lambda row, qrels=qrels: row["id"] in qrels),
+                "relevant_docs": qrels,
+                "top_ranked": None,
+            }
+        self.data_loaded = True
+
+
+def test_each_split_of_a_task_is_a_data_set(tiny_encoder: SentenceTransformer) -> None:
+    data = collection()
+    comparison = evaluate({"plain": tiny_encoder}, TwoSplits(), results=None, train=data)
+    assert list(comparison.data) == ["TwoSplits (default, dev)", "TwoSplits (default, test)"]
+    own = comparison.queries["TwoSplits (default, test)"]
+    assert own["scores"]["plain"]["ndcg@10"][0] == pytest.approx(ndcg_at_10(tiny_encoder, data), abs=1e-6)
+    assert own["seen"] == ["q0", "q1", "q4"]
 
 
 @pytest.mark.parametrize(
