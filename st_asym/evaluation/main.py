@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -52,7 +52,7 @@ def evaluate(
     results: str | os.PathLike[str] | None = "runs/evaluate",
     split: str = "test",
     train: Train | Mapping[str, Train] | None = None,
-    compressed: Sequence[Form] = (),
+    compressed: Form | Sequence[Form] = (),
     at_least: float = 0.035,
     significance: float = 0.05,
     seed: int = 0,
@@ -108,16 +108,20 @@ def evaluate(
         stack.enter_context(undisturbed())
         found = benchmarks(tasks, split)
         systems = candidates(models)
+        compressed = (compressed,) if isinstance(compressed, str | int) else tuple(compressed)
         for system in systems:
-            check_forms(tuple(compressed), system.models[0].get_embedding_dimension())
+            check_forms(compressed, system.models[0].get_embedding_dimension())
         if cache is None:
             cache = stack.enter_context(
                 tempfile.TemporaryDirectory(prefix="st_asym-vectors-", ignore_cleanup_errors=True)
             )
         if not isinstance(cache, EmbeddingCache):
             cache = EmbeddingCache(cache)
-        evaluation = _Evaluation(ResultStore(results), cache, (FULL, *compressed))
-        by_data = [evaluation.measure(benchmark, systems) for benchmark in found]
+        answered = [
+            replace(system, models=tuple(answered_from(cache, model) for model in system.models)) for system in systems
+        ]
+        evaluation = _Evaluation(ResultStore(results), (FULL, *compressed))
+        by_data = [evaluation.measure(benchmark, answered) for benchmark in found]
     measured = [_system(system, [one[number] for one in by_data]) for number, system in enumerate(systems)]
     first = measured[0].runs[0]
     parts = {data: part for data, scores in first.items() if (part := _parts(scores, train, list(first))) is not None}
@@ -144,7 +148,6 @@ class _Evaluation:
     """What all models and data sets of one call share."""
 
     store: ResultStore
-    cache: EmbeddingCache
     forms: tuple[Form, ...]
 
     def measure(self, benchmark: Benchmark, systems: Sequence[Candidate]) -> list[list[dict[str, Run]]]:
@@ -160,8 +163,7 @@ class _Evaluation:
     def _measure(self, benchmark: Benchmark, system: Candidate, number: int) -> dict[str, Run]:
         from st_asym.evaluation.running import run
 
-        model = answered_from(self.cache, system.models[number])
-        digest = system.digests[number]
+        model, digest = system.models[number], system.digests[number]
         found: dict[str, Run] = {}
         for form in self.forms:
             key = {

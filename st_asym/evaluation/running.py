@@ -13,7 +13,7 @@ import pytrec_eval
 import torch
 from mteb.abstasks import AbsTaskRetrieval
 from mteb.models import SearchEncoderWrapper, SentenceTransformerEncoderWrapper
-from mteb.types import EncodeKwargs, PromptType
+from mteb.types import PromptType
 from sentence_transformers import SentenceTransformer
 
 from st_asym.cache import CachedSentenceTransformer
@@ -79,6 +79,7 @@ def run(benchmark: Benchmark, name: str, model: SentenceTransformer, digest: str
             )
         encoder = SearchEncoderWrapper(encoder, index_backend=CompressedIndex(form))
     batch_size = _CACHED_BATCH if isinstance(model, CachedSentenceTransformer) else _BATCH
+    options: Any = {"batch_size": batch_size, "show_progress_bar": False}
     if not benchmark.task.data_loaded:
         benchmark.task.load_data()  # MTEB unloads what it has loaded itself, once per model
     recorder = _Recorder(benchmark.task)
@@ -88,7 +89,7 @@ def run(benchmark: Benchmark, name: str, model: SentenceTransformer, digest: str
             benchmark.task,
             cache=None,
             co2_tracker=False,
-            encode_kwargs=EncodeKwargs(batch_size=batch_size, show_progress_bar=False),
+            encode_kwargs=options,
             show_progress_bar=False,
         )
     measured = {

@@ -204,7 +204,9 @@ def data_digest(data: RetrievalData, split: str) -> str:
     queries = {query_id: data.queries[query_id] for query_id in judged}
     digest = hashlib.blake2b(digest_size=8)
     for part in (data.corpus, queries, judged):
-        digest.update(json.dumps(part, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+        digest.update(b"\0")
+        for key in sorted(part):
+            digest.update(json.dumps([key, part[key]], sort_keys=True).encode())
     return digest.hexdigest()
 
 

@@ -11,6 +11,8 @@ from st_asym.evaluation.statistics import Difference
 if TYPE_CHECKING:
     from st_asym.evaluation.comparison import Group
 
+_STILL = "No query scores otherwise than before: the heads did not move. Raise the learning rate."
+
 Verdict = Literal["works", "marginal", "fails"]
 
 
@@ -66,31 +68,35 @@ def next_steps(
         differences: The same for each data set.
         groups: Data set to ``"seen"`` and ``"unseen"`` documents, where the training data are known.
     """
-    steps = []
-    if not moved:
-        steps.append("No query scores otherwise than before: the heads did not move. Raise the learning rate.")
-    elif verdict == "fails":
-        steps.append(
-            "It is worse than the first system: lower the learning rate or stop earlier, and look at the data."
-        )
-    elif verdict == "marginal" and difference.p_corrected >= bar.significance:
-        steps.append(
-            f"The difference is not distinguishable from chance on {difference.queries:,} queries: evaluate on more of "
-            "them, or train on more pairs."
-        )
-    elif verdict == "marginal":
-        steps.append(f"It gains, but less than {bar.at_least:.1%}: train longer, on more pairs, or with both heads.")
-    for data, own in differences.items():
-        if verdict != "fails" and own.points < 0 and own.p_corrected < bar.significance:
-            steps.append(
-                f"{data}: worse than the first system ({100 * own.points:+.2f}), whatever the average says. Use the "
-                "first system there, or train on pairs of it too."
-            )
-    for data, group in groups.items():
-        unseen = group.get("unseen")
-        if unseen is not None and unseen.difference is not None and (unseen.difference.high or 0.0) < 0:
-            steps.append(
-                f"{data}: worse where no relevant document was in training. Use more isotropy, fewer epochs, or the "
-                "query side only."
-            )
-    return tuple(steps)
+    steps = [_overall(verdict, difference, bar) if moved else _STILL]
+    if verdict != "fails":
+        steps += [
+            f"{data}: worse than the first system ({100 * own.points:+.2f}), whatever the average says. Use the first "
+            "system there, or train on pairs of it too."
+            for data, own in differences.items()
+            if own.points < 0 and own.p_corrected < bar.significance
+        ]
+    steps += [
+        f"{data}: worse where no relevant document was in training. Use more isotropy, fewer epochs, or the query side "
+        "only."
+        for data, group in groups.items()
+        if "unseen" in group and _clearly_worse(group["unseen"].difference)
+    ]
+    return tuple(filter(None, steps))
+
+
+def _overall(verdict: Verdict, difference: Difference, bar: Bar) -> str:
+    if verdict == "works":
+        return ""
+    if verdict == "fails":
+        return "It is worse than the first system: lower the learning rate or stop earlier, and look at the data."
+    if difference.p_corrected < bar.significance:
+        return f"It gains, but less than {bar.at_least:.1%}: train longer, on more pairs, or with both heads."
+    return (
+        f"The difference is not distinguishable from chance on {difference.queries:,} queries: evaluate on more of "
+        "them, or train on more pairs."
+    )
+
+
+def _clearly_worse(difference: Difference | None) -> bool:
+    return difference is not None and difference.high is not None and difference.high < 0

@@ -94,7 +94,7 @@ class TwoSplits(AbsTaskRetrieval):
         main_score="ndcg_at_10",
     )
 
-    def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:
+    def load_data(self, *_: Any, **__: Any) -> None:
         data = collection()
         rows = [
             {"id": key, **dict(zip(("title", "text"), text.split(), strict=True))} for key, text in data.corpus.items()
