@@ -11,26 +11,22 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 from st_asym.cache import EmbeddingCache
-from st_asym.data import Qrels, RetrievalData, load_data
-from st_asym.data.collection import first_few
 from st_asym.evaluation.comparing import Run, System, rows_of, scores_by_query
 from st_asym.evaluation.comparison import Comparison
 from st_asym.evaluation.models import Candidate, Models, answered_from, candidates, vectors_of
-from st_asym.evaluation.scores import ResultStore, Scores
+from st_asym.evaluation.scores import ResultStore
 from st_asym.evaluation.statistics import CONFIDENCE, RESAMPLES
 from st_asym.evaluation.verdict import Bar
 
 if TYPE_CHECKING:
     from st_asym.evaluation.compression import Form
+    from st_asym.evaluation.seen import Train
     from st_asym.evaluation.tasks import Benchmark, Source
 
 logger = logging.getLogger(__name__)
-
-Train = Union[RetrievalData, Qrels, str, "os.PathLike[str]"]
 
 _PACKAGES = (
     "st_asym",
@@ -100,6 +96,7 @@ def evaluate(
     _require_mteb()
     from st_asym.evaluation.compression import check_forms
     from st_asym.evaluation.running import FULL
+    from st_asym.evaluation.seen import TrainingData
     from st_asym.evaluation.tasks import benchmarks
     from st_asym.evaluation.undisturbed import undisturbed
 
@@ -107,6 +104,7 @@ def evaluate(
     with ExitStack() as stack:
         stack.enter_context(undisturbed())
         found = benchmarks(tasks, split)
+        known = TrainingData(train, [benchmark.name for benchmark in found])
         systems = candidates(models)
         compressed = (compressed,) if isinstance(compressed, str | int) else tuple(compressed)
         for system in systems:
@@ -124,7 +122,7 @@ def evaluate(
         by_data = [evaluation.measure(benchmark, answered) for benchmark in found]
     measured = [_system(system, [one[number] for one in by_data]) for number, system in enumerate(systems)]
     first = measured[0].runs[0]
-    parts = {data: part for data, scores in first.items() if (part := _parts(scores, train, list(first))) is not None}
+    parts = {data: part for data, scores in first.items() if (part := known.parts(scores)) is not None}
     return Comparison(
         rows=rows_of(measured, parts, bar, seed),
         data=_facts(found, first),
@@ -211,48 +209,6 @@ def _facts(found: Sequence[Benchmark], first: Run) -> dict[str, dict[str, Any]]:
 def _require_mteb() -> None:
     if importlib.util.find_spec("mteb") is None:
         raise ImportError("evaluate needs MTEB, which is not installed: pip install 'st_asym[eval]'.")
-
-
-def _parts(
-    scores: Scores, train: Train | Mapping[str, Train] | None, names: list[str]
-) -> dict[str, tuple[str, ...]] | None:
-    """The queries on seen and on unseen documents, None where the training data are not known."""
-    from st_asym.splitting import seen_unseen
-
-    own: Any = train
-    if isinstance(train, Mapping) and not _is_qrels(train):
-        if unknown := sorted(set(train) - set(names)):
-            raise ValueError(f"train names data sets that are not evaluated: {first_few(unknown)}; there are {names}.")
-        own = train.get(scores.data)
-    if own is None:
-        return None
-    if isinstance(own, str | os.PathLike):
-        own = load_data(Path(own))
-    if isinstance(own, RetrievalData):
-        known = _positives_by_text(own)
-        dev = {query: dict.fromkeys(digests.values(), 1) for query, digests in scores.relevant.items()}
-    else:
-        known = {d for grades in own.values() for d, grade in grades.items() if grade > 0}
-        dev = {query: dict.fromkeys(digests, 1) for query, digests in scores.relevant.items()}
-    seen, unseen = seen_unseen({"train": dict.fromkeys(known, 1)}, dev)
-    return {"seen": seen, "unseen": unseen}
-
-
-def _is_qrels(train: Mapping[str, Any]) -> bool:
-    """Query id to document id to grade, rather than data set to something."""
-    return all(
-        isinstance(value, Mapping) and not any(isinstance(inner, Mapping) for inner in value.values())
-        for value in train.values()
-    )
-
-
-def _positives_by_text(data: RetrievalData) -> set[str]:
-    from st_asym.evaluation.running import text_digest
-
-    if "train" not in data.qrels:
-        raise ValueError(f"train has no split 'train' to tell its positives by, only {sorted(data.qrels)}.")
-    positives = {document for documents in data.relevant("train").values() for document in documents}
-    return {text_digest(data.corpus[document]) for document in positives}
 
 
 def _odd(systems: Sequence[Candidate]) -> list[str]:

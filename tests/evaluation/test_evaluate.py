@@ -209,8 +209,23 @@ def test_queries_on_training_documents_are_told_from_others(make_encoder: Make) 
         assert groups["seen"].score == pytest.approx(np.mean([expected[q] for q in ("q0", "q1", "q4")]), abs=1e-6)
         assert comparison["heads"].groups["tiny"]["unseen"].difference is not None
         assert "tiny, unseen" in comparison.to_markdown()
-    with pytest.raises(ValueError, match="train names data sets that are not evaluated: tinny"):
-        evaluate(models, {"tiny": data}, results=None, train={"tinny": data})
+
+
+@pytest.mark.parametrize(
+    ("train", "error", "message"),
+    [
+        ({"tinny": collection()}, ValueError, "train names 1 data set not evaluated: tinny"),
+        (replace(collection(), qrels={"test": {}}), ValueError, "no split 'train'"),
+        (3, TypeError, "not a int"),
+        ("nowhere.zip", FileNotFoundError, "nowhere.zip"),
+    ],
+)
+def test_training_data_are_looked_at_before_anything_is_evaluated(
+    make_encoder: Make, monkeypatch: pytest.MonkeyPatch, train: Any, error: type[Exception], message: str
+) -> None:
+    no_runs(monkeypatch)
+    with pytest.raises(error, match=message):
+        evaluate({"plain": make_encoder()}, {"tiny": collection()}, results=None, train=train)
 
 
 def test_several_data_sets_are_averaged(make_encoder: Make) -> None:

@@ -152,11 +152,12 @@ def test_queries_without_answers_and_documents_without_text_are_counted(tiny_enc
 
 def test_a_query_does_not_find_itself(tiny_encoder: SentenceTransformer) -> None:
     data = collection()
-    alone = replace(data, queries={**data.queries, "d7": data.corpus["d7"]}, qrels={"test": {"d7": {"d3": 1}}})
+    alone = replace(data, queries={**data.queries, "d7": data.corpus["d7"]}, qrels={"test": {"d7": {"d8": 1}}})
     without = replace(alone, corpus={key: text for key, text in data.corpus.items() if key != "d7"})
     comparison = evaluate({"plain": tiny_encoder}, {"tiny": alone}, results=None)
     found = comparison.queries["tiny"]["scores"]["plain"]["ndcg@10"][0]
     assert found == pytest.approx(ndcg_at_10(tiny_encoder, without), abs=1e-6)
+    assert found[0] > ndcg_at_10(tiny_encoder, alone)[0]
     assert any("1 query has the id of a document" in note for note in comparison.notes)
 
 
