@@ -83,6 +83,7 @@ def evaluate(
 
     Raises:
         ImportError: MTEB is not installed.
+        OSError: A data set cannot be read from the Hub.
         TypeError: Not a model, or not a data set.
         ValueError: A data set that cannot be judged or has an unknown name, or a model with vectors that are not
             finite. The message counts and names what is wrong. What was evaluated before is kept in ``results``.

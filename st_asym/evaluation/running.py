@@ -69,6 +69,7 @@ def run(benchmark: Benchmark, name: str, model: SentenceTransformer, digest: str
         One entry per subset and split of the task; mostly one.
 
     Raises:
+        OSError: The data cannot be read from the Hub.
         ValueError: The model gives vectors that are not finite, or has no results for some queries.
     """
     encoder: Any = _Encoder(name, model, digest)
@@ -80,8 +81,7 @@ def run(benchmark: Benchmark, name: str, model: SentenceTransformer, digest: str
         encoder = SearchEncoderWrapper(encoder, index_backend=CompressedIndex(form))
     batch_size = _CACHED_BATCH if isinstance(model, CachedSentenceTransformer) else _BATCH
     options: Any = {"batch_size": batch_size, "show_progress_bar": False}
-    if not benchmark.task.data_loaded:
-        benchmark.task.load_data()  # MTEB unloads what it has loaded itself, once per model
+    _load(benchmark)
     recorder = _Recorder(benchmark.task)
     with recorder:
         result = mteb.evaluate(
@@ -101,6 +101,22 @@ def run(benchmark: Benchmark, name: str, model: SentenceTransformer, digest: str
         _scores(benchmark, split, subset, measured[split, subset], by_query, several=len(measured) > 1)
         for (split, subset), by_query in recorder.by_query.items()
     ]
+
+
+def _load(benchmark: Benchmark) -> None:
+    """Load the data before MTEB does, which would unload them after each model.
+
+    Raises:
+        OSError: The Hub cannot be reached, or does not have them.
+    """
+    if benchmark.task.data_loaded:
+        return
+    try:
+        benchmark.task.load_data()
+    except OSError as error:
+        raise OSError(
+            f"{benchmark.name} cannot be read from the Hub ({error}). Without a network, give the path of a BEIR folder."
+        ) from error
 
 
 class _Recorder:

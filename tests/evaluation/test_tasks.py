@@ -61,6 +61,17 @@ def test_names_of_mteb_are_found_without_the_hub() -> None:
     assert "mteb/scifact@" in task.version
 
 
+def test_without_a_network_it_says_what_to_give(
+    tiny_encoder: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise ConnectionError("Couldn't reach 'mteb/scifact' on the Hub")
+
+    monkeypatch.setattr(AbsTaskRetrieval, "load_data", unreachable)
+    with pytest.raises(OSError, match=r"SciFact cannot be read from the Hub \(Couldn't reach.*path of a BEIR folder"):
+        evaluate({"plain": tiny_encoder}, "SciFact", results=None)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
