@@ -115,7 +115,7 @@ def _load(benchmark: Benchmark) -> None:
         benchmark.task.load_data()
     except OSError as error:
         raise OSError(
-            f"{benchmark.name} cannot be read from the Hub ({error}). Without a network, give the path of a BEIR folder."
+            f"{benchmark.name} cannot be read from the Hub ({error}). Without it, give the path of a BEIR folder."
         ) from error
 
 
