@@ -1,5 +1,6 @@
 """Query and document heads for a frozen Sentence Transformers encoder."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from st_asym.cache import CachedSentenceTransformer, CacheError, EmbeddingCache, encoder_fingerprint, record_keys
@@ -13,14 +14,17 @@ from st_asym.unfreezing import unfreeze_last_layers
 
 if TYPE_CHECKING:
     from st_asym.diagnosis import Diagnosis, diagnose
+    from st_asym.evaluation import BeirModel, Comparison, evaluate
     from st_asym.fitting import FitReport, FitResult, Settings, fit
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
     "AsymmetricProjection",
+    "BeirModel",
     "CacheError",
     "CachedSentenceTransformer",
+    "Comparison",
     "CorpusContrastiveLoss",
     "Diagnosis",
     "EmbeddingCache",
@@ -34,6 +38,7 @@ __all__ = [
     "column_prompts",
     "diagnose",
     "encoder_fingerprint",
+    "evaluate",
     "fit",
     "freeze_encoder",
     "mine_negatives",
@@ -43,20 +48,16 @@ __all__ = [
     "watch",
 ]
 
+# What most users of the modules alone do not need, and where it is.
 _LAZY = {
-    "Diagnosis": "diagnosis",
-    "FitReport": "fitting",
-    "FitResult": "fitting",
-    "Settings": "fitting",
-    "diagnose": "diagnosis",
-    "fit": "fitting",
+    **dict.fromkeys(("BeirModel", "Comparison", "evaluate"), "st_asym.evaluation"),
+    **dict.fromkeys(("Diagnosis", "diagnose"), "st_asym.diagnosis"),
+    **dict.fromkeys(("FitReport", "FitResult", "Settings", "fit"), "st_asym.fitting"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Load what most users of the modules alone do not need when it is asked for."""
+    """Load it when it is asked for."""
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"st_asym.{_LAZY[name]}"), name)
+    return getattr(import_module(_LAZY[name]), name)

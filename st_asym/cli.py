@@ -99,6 +99,43 @@ def fit(
 
 
 @app.command()
+def evaluate(
+    data: Annotated[
+        list[str], typer.Argument(help="BEIR folders or zips, files of pairs, or tasks of MTEB.", show_default=False)
+    ],
+    *,
+    models: Annotated[
+        list[str],
+        typer.Option("--model", "-m", help="A model's path or Hub id, or NAME=PATH; the first one is compared with."),
+    ],
+    split: Annotated[str, typer.Option(help="The queries to judge, of local data.")] = "test",
+    train: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="What was trained on, to tell queries on known documents from others."),
+    ] = None,
+    cache: Annotated[Optional[Path], typer.Option(help="Folder of the encoder's vectors.")] = None,  # noqa: UP045
+    results: Annotated[Path, typer.Option(help="Folder of scores; what is there is not evaluated again.")] = Path(
+        "runs/evaluate"
+    ),
+    json: Annotated[Optional[Path], typer.Option(help="Write the comparison there.")] = None,  # noqa: UP045
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the wide table as Markdown.")] = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Compare models on retrieval data sets, with the scores of MTEB."""
+    with _one_line_errors(debug=debug), _quiet(quiet=quiet):
+        from st_asym.evaluation import evaluate
+
+        named = {name or path: path for name, _, path in (entry.rpartition("=") for entry in models)}
+        if len(named) < len(models):
+            raise ValueError("Two models have one name: give others with --model NAME=PATH.")
+        found = evaluate(named, data, cache=cache, results=results, split=split, train=train)
+        if json is not None:
+            found.to_json(json)
+    typer.echo(found.to_markdown(wide=True) if markdown else str(found))
+
+
+@app.command()
 def diagnose(
     model: Annotated[str, typer.Argument(help="A saved model with heads, or its Hub id.", show_default=False)],
     data: Annotated[str, typer.Argument(help="BEIR folder or zip, or a file of pairs.", show_default=False)],

@@ -101,7 +101,9 @@ def test_the_module_runs_as_the_command() -> None:
     assert "--output-dir" in subprocess.run(code, capture_output=True, text=True, check=True).stdout
 
 
-def test_a_model_is_diagnosed(folder: Path) -> None:
+@pytest.fixture
+def beir(folder: Path) -> Path:
+    """A BEIR folder, and a model with heads in ``model`` beside it."""
     tiny = SentenceTransformer(str(folder / "encoder"), device="cpu")
     st_asym.asymmetric_model(tiny).save_pretrained(str(folder / "model"))
     beir = folder / "beir"
@@ -111,6 +113,10 @@ def test_a_model_is_diagnosed(folder: Path) -> None:
     queries = [{"_id": f"q{i}", "text": text} for i, (text, _) in enumerate(PAIRS)]
     (beir / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
     (beir / "qrels" / "test.tsv").write_text("".join(f"q{i}\td{i}\t1\n" for i in range(len(PAIRS))))
+    return beir
+
+
+def test_a_model_is_diagnosed(folder: Path, beir: Path) -> None:
     paths = [str(folder / "model"), str(beir)]
     options = ["--cache", str(folder / "vectors"), "--quiet"]
     result = CliRunner().invoke(app, ["diagnose", *paths, *options, "--json", str(folder / "figures.json")])
@@ -120,3 +126,15 @@ def test_a_model_is_diagnosed(folder: Path) -> None:
     result = CliRunner().invoke(app, ["diagnose", *paths, *options, "--split", "dev"])
     assert result.exit_code == 2
     assert "has no split 'dev': choose one of test" in result.stderr
+
+
+def test_models_are_compared(folder: Path, beir: Path) -> None:
+    places = ["--cache", str(folder / "vectors"), "--results", str(folder / "results")]
+    options = ["-m", f"untouched={folder / 'encoder'}", "-m", f"heads={folder / 'model'}", "--quiet", *places]
+    result = CliRunner().invoke(app, ["evaluate", str(beir), *options, "--json", str(folder / "comparison.json")])
+    assert result.exit_code == 0, result.output
+    assert [row.name for row in st_asym.Comparison.load(folder / "comparison.json").rows] == ["untouched", "heads"]
+    assert "untouched" in result.stdout
+    result = CliRunner().invoke(app, ["evaluate", str(beir), "-m", "x=a", "-m", "x=b", *places])
+    assert result.exit_code == 2
+    assert "Two models have one name" in result.stderr

@@ -7,7 +7,14 @@ identifies a vector), ``filling`` (the encoder runs), ``parquet``, ``embedding_c
 from st_asym.cache.cached_model import CachedSentenceTransformer
 from st_asym.cache.embedding_cache import EmbeddingCache
 from st_asym.cache.environment import CacheError
-from st_asym.cache.fingerprint import encoder_fingerprint
+from st_asym.cache.fingerprint import encoder_fingerprint, model_fingerprint
 from st_asym.cache.keys import record_keys
 
-__all__ = ["CacheError", "CachedSentenceTransformer", "EmbeddingCache", "encoder_fingerprint", "record_keys"]
+__all__ = [
+    "CacheError",
+    "CachedSentenceTransformer",
+    "EmbeddingCache",
+    "encoder_fingerprint",
+    "model_fingerprint",
+    "record_keys",
+]

@@ -80,6 +80,31 @@ def encoder_fingerprint(model: SentenceTransformer) -> str:
     return remembered.digest
 
 
+def model_fingerprint(model: SentenceTransformer) -> str:
+    """Digest what shapes a whole model's vectors and how they are compared: 64 hexadecimal digits.
+
+    Unlike :func:`encoder_fingerprint` it covers the heads, the prompts, ``truncate_dim`` and the similarity too, and
+    reads all weights at every call. It is the same in every process, after saving and loading, and for a model that is
+    answered from a cache.
+
+    Args:
+        model: A ``SentenceTransformer``, with or without heads.
+
+    Raises:
+        ValueError: The model does not run in torch, or has weights that are not in memory.
+    """
+    modules = list(model.children())
+    inner = [part for module in modules for part in module.modules() if isinstance(part, Module)]
+    settings = {
+        "modules": [_settings(part) for part in inner],
+        "prompts": {name: prompt for name, prompt in model.prompts.items() if prompt},
+        "default_prompt_name": model.default_prompt_name,
+        "truncate_dim": model.truncate_dim,
+        "similarity": model.similarity_fn_name,
+    }
+    return hashlib.blake2b(_as_json([_digest(model, modules), settings]), digest_size=32).hexdigest()
+
+
 def listens_to_task(model: SentenceTransformer) -> bool:
     """Whether the encoder treats a query and a document of the same text and prompt differently, before the heads."""
     for module in encoder_modules(model).values():

@@ -1,0 +1,12 @@
+"""Models on retrieval data sets: MTEB's scores, and tables that say what is more than chance.
+
+From the bottom up: ``scores`` (by query, and where they are kept), ``statistics``, ``verdict``, ``comparison`` and
+``tables`` (the result), ``models``, ``comparing`` (scores to rows), ``tasks``, ``compression``, ``running`` and
+``seen`` (which need MTEB), ``main``; and ``beir``, for BEIR's own evaluation.
+"""
+
+from st_asym.evaluation.beir import BeirModel
+from st_asym.evaluation.comparison import Comparison
+from st_asym.evaluation.main import evaluate
+
+__all__ = ["BeirModel", "Comparison", "evaluate"]

@@ -1,0 +1,182 @@
+"""Systems beside each other: every number with its spread, and every difference with its chance."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from st_asym.evaluation.scores import FORMAT, METRICS
+from st_asym.evaluation.statistics import Difference
+
+MAIN = METRICS[0]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The queries of a data set whose relevant documents were in training, or the others.
+
+    Attributes:
+        queries: How many.
+        score: Their mean nDCG@10.
+        difference: To the first system, None for that itself.
+    """
+
+    queries: int
+    score: float
+    difference: Difference | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One system; with several seeds, their mean.
+
+    Attributes:
+        name: As given.
+        digests: Of each of its models.
+        seeds: Of each, where they were given.
+        scores: Data set to metric to mean score.
+        average: Metric to the mean over data sets.
+        spread: Data set, and ``"average"``, to the standard deviation of nDCG@10 over seeds; empty for one.
+        difference: In average nDCG@10 to the first system, None for that itself.
+        differences: The same for each data set.
+        groups: Data set to ``"seen"`` and ``"unseen"``, where training data were given.
+        compressed: Form to data set, and ``"average"``, to nDCG@10 with compressed vectors.
+        verdict: ``"works"``, ``"marginal"`` or ``"fails"``, None for the first system.
+        next_steps: What the evidence suggests, a sentence each.
+    """
+
+    name: str
+    digests: tuple[str, ...]
+    seeds: tuple[int, ...] | None
+    scores: dict[str, dict[str, float]]
+    average: dict[str, float]
+    spread: dict[str, float] = field(default_factory=dict)
+    difference: Difference | None = None
+    differences: dict[str, Difference] = field(default_factory=dict)
+    groups: dict[str, dict[str, Group]] = field(default_factory=dict)
+    compressed: dict[str, dict[str, float]] = field(default_factory=dict)
+    verdict: str | None = None
+    next_steps: tuple[str, ...] = ()
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Row:
+        """What ``asdict`` made of it, out of JSON."""
+        groups = {
+            data: {
+                name: Group(**{**group, "difference": _difference(group["difference"])}) for name, group in own.items()
+            }
+            for data, own in values["groups"].items()
+        }
+        return cls(
+            **{
+                **values,
+                "digests": tuple(values["digests"]),
+                "seeds": None if values["seeds"] is None else tuple(values["seeds"]),
+                "difference": _difference(values["difference"]),
+                "differences": {data: Difference(**own) for data, own in values["differences"].items()},
+                "groups": groups,
+                "next_steps": tuple(values["next_steps"]),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What :func:`st_asym.evaluate` gives: ``print(comparison)`` is the table.
+
+    Attributes:
+        rows: One per system, the first being what the others are compared with.
+        data: Data set to its split, version, and numbers of documents and queries.
+        queries: Data set to ``"ids"``, ``"seen"`` (ids, None where training data were not given) and ``"scores"``:
+            system to metric to one list of scores per model, in the order of the ids.
+        settings: Of the comparison.
+        versions: Of the packages.
+        notes: What was left out of the data, or is odd about the models.
+        created: When, in UTC.
+
+    Example:
+        >>> comparison = Comparison.load("comparison.json")  # doctest: +SKIP
+        >>> print(comparison.to_markdown())  # doctest: +SKIP
+    """
+
+    rows: tuple[Row, ...]
+    data: dict[str, dict[str, Any]]
+    queries: dict[str, dict[str, Any]]
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    notes: tuple[str, ...] = ()
+    created: str = ""
+
+    def __getitem__(self, name: str) -> Row:
+        """The row of a system.
+
+        Raises:
+            KeyError: There is none of this name. The message names those that are.
+        """
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise KeyError(f"There is no system {name!r}: this comparison has {[row.name for row in self.rows]}.")
+
+    def __str__(self) -> str:
+        """The table for a terminal."""
+        from st_asym.evaluation.tables import terminal_tables
+
+        return terminal_tables(self)
+
+    def to_markdown(self, *, wide: bool = True) -> str:
+        """The table ``Model | Avg NDCG@10 | vs Baseline``, and under it the wider one with what it rests on.
+
+        Args:
+            wide: False for the first table alone.
+        """
+        from st_asym.evaluation.tables import narrow_table, notes, wide_tables
+
+        parts = [narrow_table(self)]
+        if wide:
+            parts += [*wide_tables(self), *notes(self)]
+        return "\n\n".join(parts) + "\n"
+
+    def to_json(self, path: str | os.PathLike[str]) -> None:
+        """Write everything, per-query scores included."""
+        content = {"format": FORMAT, **asdict(self)}
+        Path(path).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Comparison:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It is no comparison, or of another format.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            found = content.pop("format")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not a comparison that Comparison.to_json wrote.") from error
+        if found != FORMAT:
+            raise ValueError(
+                f"{path} is of format {found}, this version of st_asym reads {FORMAT}: evaluate again, or read it with "
+                f"the version that wrote it ({content.get('versions', {}).get('st_asym', 'unknown')})."
+            )
+        try:
+            rows = tuple(Row.from_dict(row) for row in content.pop("rows"))
+            return cls(**{**content, "rows": rows, "notes": tuple(content["notes"])})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not a comparison that Comparison.to_json wrote: {error}.") from error
+
+
+def mean(values: Sequence[float]) -> float:
+    """As Python's own float, which JSON knows."""
+    return float(np.mean(values))
+
+
+def _difference(values: Mapping[str, Any] | None) -> Difference | None:
+    return None if values is None else Difference(**values)

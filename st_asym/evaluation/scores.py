@@ -1,0 +1,111 @@
+"""Scores of one model on one data set, by query, and where they are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
+
+Floats = NDArray[np.float64]
+
+METRICS = ("ndcg@10", "map@100", "mrr@10", "recall@100")
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one model scored on one data set.
+
+    Attributes:
+        benchmark: Name of the task.
+        data: Name of the data set, which is that of the task where the task has only one.
+        split: Its split.
+        documents: Size of the corpus that was searched.
+        queries: Ids of the queries.
+        means: Each of :data:`METRICS` over all queries, as MTEB gives it.
+        by_query: The same for each query, in the order of ``queries``.
+        relevant: Query id to the ids of its relevant documents, each with a digest of its text.
+        mteb: Everything else that MTEB measured.
+    """
+
+    benchmark: str
+    data: str
+    split: str
+    documents: int
+    queries: tuple[str, ...]
+    means: dict[str, float]
+    by_query: dict[str, tuple[float, ...]]
+    relevant: dict[str, dict[str, str]]
+    mteb: dict[str, Any] = field(default_factory=dict)
+
+    def array(self, metric: str) -> Floats:
+        """One score per query, shape ``(n,)``."""
+        return np.array(self.by_query[metric], dtype=np.float64)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Scores:
+        """What ``asdict`` made of it, out of JSON."""
+        return cls(
+            **{
+                **values,
+                "queries": tuple(values["queries"]),
+                "by_query": {metric: tuple(scores) for metric, scores in values["by_query"].items()},
+            }
+        )
+
+
+class ResultStore:
+    """Scores on disk, found by everything that they depend on.
+
+    A file is written when a model has been through a data set, in one step, so that an interrupted evaluation goes on
+    with the next one. A file that is damaged, or of another format or version, counts as missing.
+
+    Args:
+        folder: Made when the first scores are written; None keeps nothing.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None) -> None:
+        self.folder = None if folder is None else Path(folder)
+
+    def get(self, key: Mapping[str, str]) -> list[Scores] | None:
+        """The scores under exactly this key."""
+        path = self._path(key)
+        if path is None or not path.is_file():
+            return None
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if found["format"] != FORMAT or found["key"] != dict(key):
+                raise ValueError("it is of another version")
+            return [Scores.from_dict(values) for values in found["scores"]]
+        except (KeyError, TypeError, ValueError) as error:
+            logger.warning("%s cannot be used (%s): this is evaluated again.", path, error)
+            return None
+
+    def put(self, key: Mapping[str, str], scores: Sequence[Scores]) -> None:
+        """Keep the scores under this key."""
+        path = self._path(key)
+        if path is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {"format": FORMAT, "key": dict(key), "scores": [asdict(one) for one in scores]}
+        unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+        unfinished.write_text(json.dumps(content), encoding="utf-8")
+        unfinished.replace(path)
+
+    def _path(self, key: Mapping[str, str]) -> Path | None:
+        if self.folder is None:
+            return None
+        digest = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=8).hexdigest()
+        name = re.sub(r"[^\w.-]+", "_", key["name"])
+        return self.folder / name / f"{key['model'][:12]}-{key['form']}-{digest}.json"

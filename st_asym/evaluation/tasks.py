@@ -1,0 +1,218 @@
+"""What models are evaluated on: tasks of MTEB by name, and collections of one's own as such tasks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, TypeAlias, Union
+
+import mteb
+from datasets import Dataset
+from mteb.abstasks import AbsTaskRetrieval
+from mteb.abstasks.aggregated_task import AbsTaskAggregate
+from mteb.abstasks.task_metadata import TaskMetadata
+
+from st_asym.data import RetrievalData, load_data
+from st_asym.data.beir import check_ids
+from st_asym.data.checks import check_texts
+from st_asym.data.collection import Qrels, counted, first_few
+from st_asym.data.sources import read
+
+Source: TypeAlias = Union[str, "PathLike[str]", RetrievalData, Any]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A retrieval task of MTEB, with what tells it from others.
+
+    Attributes:
+        name: As in the tables.
+        task: The task, its data perhaps not loaded yet.
+        version: The revision of the data on the Hub, or a digest of the data.
+        notes: What was left out of the data, a sentence each.
+    """
+
+    name: str
+    task: AbsTaskRetrieval
+    version: str
+    notes: tuple[str, ...] = ()
+
+
+class LocalRetrieval(AbsTaskRetrieval):
+    """A collection that is in memory, as a task of MTEB.
+
+    Args:
+        name: Of the task.
+        data: The collection.
+        split: The split of ``data`` whose queries are judged, each with a relevant document.
+        ignore_identical_ids: Whether a document with the id of the query is left out of its results.
+    """
+
+    def __init__(self, name: str, data: RetrievalData, split: str, *, ignore_identical_ids: bool) -> None:
+        self.metadata = TaskMetadata(
+            name=name,
+            description=f"{name}, a local collection.",
+            dataset={"path": name, "revision": data_digest(data, split)},
+            type="Retrieval",
+            category="t2t",
+            eval_splits=[split],
+            eval_langs=["eng-Latn"],
+            main_score="ndcg_at_10",
+        )
+        super().__init__()
+        self.ignore_identical_ids = ignore_identical_ids
+        self._data = data
+        self._split = split
+
+    def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:  # noqa: ARG002 - MTEB's signature
+        """Put the collection into MTEB's shape."""
+        if self.data_loaded:
+            return
+        judged = self._data.qrels[self._split]
+        queries = {query_id: self._data.queries[query_id] for query_id in judged}
+        self.dataset = {
+            "default": {
+                self._split: {
+                    "corpus": _table(self._data.corpus),
+                    "queries": _table(queries),
+                    "relevant_docs": {query_id: dict(documents) for query_id, documents in judged.items()},
+                    "top_ranked": None,
+                }
+            }
+        }
+        self.data_loaded = True
+
+    def unload_data(self) -> None:
+        """Let go of MTEB's copy, and not, as MTEB does, of the metadata: they are this collection's own."""
+        self.dataset = {}
+        self.data_loaded = False
+
+
+def benchmarks(tasks: Source | Mapping[str, Source] | Iterable[Source], split: str) -> list[Benchmark]:
+    """Find what is to be evaluated.
+
+    Args:
+        tasks: One or several names of MTEB's retrieval tasks, paths of BEIR folders, zips or files of pairs,
+            collections, or data sets; or a mapping of names to such.
+        split: The split that is judged where a collection has several.
+
+    Raises:
+        TypeError: Something else.
+        ValueError: A name that is neither a file nor a retrieval task of MTEB, two data sets with one name, or a
+            collection that cannot be judged: see :func:`local_benchmark`.
+    """
+    named: list[tuple[str | None, Source]]
+    if isinstance(tasks, Mapping) and not hasattr(tasks, "column_names"):
+        named = list(tasks.items())
+    elif isinstance(tasks, str | PathLike | RetrievalData | AbsTaskRetrieval) or hasattr(tasks, "column_names"):
+        named = [(None, tasks)]
+    else:
+        named = [(None, source) for source in tasks]
+    found = [_benchmark(name, source, split, number) for number, (name, source) in enumerate(named, start=1)]
+    if not found:
+        raise ValueError("There is nothing to evaluate on: name a task of MTEB or give the path of a collection.")
+    names = [benchmark.name for benchmark in found]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(
+            f"{counted(len(repeated), 'name')} given to more than one data set: {first_few(repeated)}. "
+            'Give tasks as {"name": data, ...}.'
+        )
+    return found
+
+
+def _benchmark(name: str | None, source: Source, split: str, number: int) -> Benchmark:
+    if isinstance(source, AbsTaskRetrieval):
+        return _of_task(name, source)
+    if isinstance(source, str | PathLike):
+        path = Path(fspath(source))
+        if path.exists():
+            return local_benchmark(name or path.name.partition(".")[0] or path.resolve().name, load_data(path), split)
+        return _of_task(name, _task_by_name(fspath(source)))
+    data = read(source, name or f"data set {number}")
+    if not isinstance(data, RetrievalData):
+        raise ValueError(f"{name or f'Data set {number}'} holds documents alone, no queries.")
+    if not isinstance(source, RetrievalData) and set(data.qrels) == {"train"}:
+        data = replace(data, qrels={split: data.qrels["train"]})  # pairs, or qrels without a split: all are judged
+    return local_benchmark(name or f"data set {number}", data, split)
+
+
+def _task_by_name(name: str) -> AbsTaskRetrieval:
+    try:
+        task = mteb.get_task(name)
+    except KeyError as error:
+        hint = str(error).partition("not found")[2].strip(" .\"'")
+        raise ValueError(f"{name!r} is neither a file or folder here nor a task of MTEB: {hint}") from error
+    if isinstance(task, AbsTaskAggregate):
+        parts = [part.metadata.name for part in task.metadata.tasks]
+        raise ValueError(f"{name} is an aggregate of {len(parts)} tasks: name those wanted of {first_few(parts, 12)}.")
+    if not isinstance(task, AbsTaskRetrieval):
+        raise ValueError(f"{name} is a task of {task.metadata.type}, not of retrieval.")
+    return task
+
+
+def _of_task(name: str | None, task: AbsTaskRetrieval) -> Benchmark:
+    metadata = task.metadata
+    version = f"{metadata.dataset['path']}@{metadata.dataset['revision']}"
+    parts = f"{list(task.eval_splits)} {list(task.hf_subsets)}"
+    return Benchmark(name or metadata.name, task, f"{metadata.name} {version} {parts}")
+
+
+def local_benchmark(name: str, data: RetrievalData, split: str) -> Benchmark:
+    """A collection of one's own as a task.
+
+    Documents without text stay in the corpus, as in MTEB; queries without a relevant document are left out. A document
+    with the id of the query is left out of its results, as BEIR does (a query of ArguAna is a document of the corpus
+    itself), unless it is relevant: then queries and documents are numbered independently.
+
+    Raises:
+        ValueError: No such split, no query in it that has a relevant document, or qrels that name a missing query or
+            document. The message counts and names the first ones.
+    """
+    check_texts(data.queries, data.corpus)
+    if split not in data.qrels:
+        splits = ", ".join(sorted(data.qrels)) or "none"
+        raise ValueError(f"{name} has no split {split!r} to evaluate on; it has {splits}. Give split=...")
+    check_ids(data.queries, data.corpus, data.qrels[split], f"{name}, split {split!r},")
+    judged = {query_id: documents for query_id, documents in data.qrels[split].items() if _answered(documents)}
+    if not judged:
+        raise ValueError(f"{name}: no query of the split {split!r} has a relevant document.")
+    notes = list(data.notes)
+    if bare := [query_id for query_id in data.qrels[split] if query_id not in judged]:
+        notes.append(
+            f"{counted(len(bare), 'query', 'queries')} without a relevant document left out: {first_few(bare)}."
+        )
+    for what, texts in (("document", data.corpus), ("query", {key: data.queries[key] for key in judged})):
+        if empty := [key for key, text in texts.items() if not text.strip()]:
+            plural = "queries" if what == "query" else None
+            notes.append(f"{counted(len(empty), what, plural)} without text kept: {first_few(empty)}.")
+    same = [query_id for query_id in judged if query_id in data.corpus]
+    relevant = [query_id for query_id in same if judged[query_id].get(query_id, 0) > 0]
+    if same and not relevant:
+        notes.append(f"{counted(len(same), 'query has', 'queries have')} the id of a document, which is not a result.")
+    data = replace(data, qrels={split: judged})
+    task = LocalRetrieval(name, data, split, ignore_identical_ids=bool(same) and not relevant)
+    return Benchmark(name, task, task.metadata.dataset["revision"], tuple(notes))
+
+
+def data_digest(data: RetrievalData, split: str) -> str:
+    """Digest what is searched, asked and judged: 16 hexadecimal digits."""
+    judged: Qrels = data.qrels[split]
+    queries = {query_id: data.queries[query_id] for query_id in judged}
+    digest = hashlib.blake2b(digest_size=8)
+    for part in (data.corpus, queries, judged):
+        digest.update(b"\0")
+        for key in sorted(part):
+            digest.update(json.dumps([key, part[key]], sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _answered(documents: Mapping[str, int]) -> bool:
+    return any(grade > 0 for grade in documents.values())
+
+
+def _table(texts: Mapping[str, str]) -> Dataset:
+    return Dataset.from_dict({"id": list(texts), "text": list(texts.values())})
