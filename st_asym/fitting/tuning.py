@@ -65,7 +65,7 @@ def tune(
         def progress(epoch: int, gain: float) -> bool:
             nonlocal stopped
             trial.report(gain, epoch)
-            stopped = trial.should_prune()
+            stopped = bool(trial.should_prune())  # a pruner may answer with numpy
             return stopped
 
         try:
