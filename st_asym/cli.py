@@ -126,7 +126,9 @@ def evaluate(
     with _one_line_errors(debug=debug), _quiet(quiet=quiet):
         from st_asym.evaluation import evaluate
 
-        named = {name or path: path for name, _, path in (entry.rpartition("=") for entry in models)}
+        # A path may hold an equals sign itself, after the name's or without one.
+        split_up = ((entry, "", "") if Path(entry).exists() else entry.partition("=") for entry in models)
+        named = {name: path or name for name, _, path in split_up}
         if len(named) < len(models):
             raise ValueError("Two models have one name: give others with --model NAME=PATH.")
         found = evaluate(named, data, cache=cache, results=results, split=split, train=train)

@@ -135,6 +135,13 @@ def test_models_are_compared(folder: Path, beir: Path) -> None:
     assert result.exit_code == 0, result.output
     assert [row.name for row in st_asym.Comparison.load(folder / "comparison.json").rows] == ["untouched", "heads"]
     assert "untouched" in result.stdout
+    odd = folder / "lr=1e-3"
+    (folder / "model").rename(odd)
+    options = ["-m", str(odd), "-m", f"best={odd}", "--quiet", *places]
+    result = CliRunner().invoke(app, ["evaluate", str(beir), *options, "--json", str(folder / "comparison.json")])
+    assert result.exit_code == 0, result.output
+    names = [row.name for row in st_asym.Comparison.load(folder / "comparison.json").rows]
+    assert names[-2:] == [str(odd), "best"]
     result = CliRunner().invoke(app, ["evaluate", str(beir), "-m", "x=a", "-m", "x=b", *places])
     assert result.exit_code == 2
     assert "Two models have one name" in result.stderr
