@@ -7,17 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pytrec_eval
-from numpy.typing import NDArray
 
 from st_asym.data import Qrels, RetrievalData
 from st_asym.diagnosis.result import Example, Judged, Relevance
-from st_asym.diagnosis.similarities import TOP, Similarities, by_query
+from st_asym.diagnosis.similarities import Similarities, by_query
 from st_asym.fitting.gate import Gain
+from st_asym.ndcg import Ndcg, Scores
 
 _SHOWN = 10
 _LONGEST = 300
-_MEASURE = f"ndcg_cut_{TOP}"
 
 
 @dataclass(frozen=True)
@@ -71,18 +69,10 @@ def judge(data: RetrievalData, positions: Positions, before: Similarities, after
     )
 
 
-def ndcg(positions: Positions, found: Similarities) -> NDArray[np.float64]:
+def ndcg(positions: Positions, found: Similarities) -> Scores:
     """nDCG@10 of each judged query, as ``trec_eval`` computes it from grades, shape ``(n,)``."""
-    rows = _rows(positions)
-    run = {
-        query_id: {
-            positions.documents[document]: value
-            for document, value in zip(found.top[row].tolist(), found.top_values[row].tolist(), strict=True)
-        }
-        for query_id, row in rows.items()
-    }
-    scores = pytrec_eval.RelevanceEvaluator(positions.qrels, {f"ndcg_cut.{TOP}"}).evaluate(run)
-    return np.array([scores[query_id][_MEASURE] for query_id in positions.qrels])
+    rows = list(_rows(positions).values())
+    return Ndcg(positions.qrels)(positions.documents, found.top[rows].tolist(), found.top_values[rows].tolist())
 
 
 def relevance(positions: Positions, found: Similarities) -> Relevance:

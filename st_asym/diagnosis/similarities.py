@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-TOP = 10
+from st_asym.ndcg import TOP
+
 BINS = 100
 # Similarities that are in memory at a time.
 _AT_ONCE = 2**24

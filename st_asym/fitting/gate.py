@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from st_asym.fitting.judging import Scores
+from st_asym.ndcg import Scores
 
 Collection = Literal["open", "closed"]
 

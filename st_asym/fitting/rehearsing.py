@@ -12,10 +12,11 @@ from st_asym.data import RetrievalData
 from st_asym.data.collection import normalised
 from st_asym.fitting.gate import Choice, Collection, Evidence, Rehearsal, choose, weigh
 from st_asym.fitting.heads import State, dialled, heads_state, load_heads
-from st_asym.fitting.judging import Judge, Scores
+from st_asym.fitting.judging import Judge
 from st_asym.fitting.settings import Settings
 from st_asym.fitting.training import train_heads
 from st_asym.fitting.workbench import Stage, Workbench
+from st_asym.ndcg import Scores
 from st_asym.splitting import HeldOut, folds, hold_out, seen_unseen
 
 # Weights of trained heads that are turned back towards the identity.
@@ -126,5 +127,6 @@ def _rehearse(bench: Workbench, stage: Stage, part: HeldOut, progress: Progress 
     for dial in _DIALS if bench.dials_back else ():
         load_heads(stage.model, dialled(stage.start, end, dial))
         scores[Choice(last, dial)] = judge()
-    seen = np.array([query_id in set(part.seen) for query_id in judge.queries], dtype=bool)
+    known = set(part.seen)
+    seen = np.array([query_id in known for query_id in judge.queries], dtype=bool)
     return Rehearsal(judge.queries, seen, untouched, scores), end
