@@ -30,7 +30,7 @@ class Ndcg:
 
     def __init__(self, qrels: Qrels) -> None:
         self.queries: tuple[str, ...] = tuple(qrels)
-        # trec_eval leaves negative grades out, where the field counts them as not relevant.
+        # The field counts negative grades as not relevant; trec_eval crashes where a query has no others.
         graded = {q: {d: max(int(grade), 0) for d, grade in judged.items()} for q, judged in qrels.items()}
         self._evaluator = pytrec_eval.RelevanceEvaluator(graded, {f"ndcg_cut.{TOP}"})
 

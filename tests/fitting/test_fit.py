@@ -19,7 +19,7 @@ from sentence_transformers import SentenceTransformer
 
 from st_asym import EmbeddingCache, FitResult, Settings, fit
 from st_asym.data import RetrievalData
-from st_asym.fitting import main, training, workbench
+from st_asym.fitting import main, rehearsing, training, workbench
 from st_asym.systems import SYSTEMS
 
 
@@ -83,6 +83,26 @@ def test_where_nothing_can_be_learned_the_model_is_the_untouched_encoder(
     for model in (result.model, SentenceTransformer(str(tmp_path / "model"), device="cpu")):
         np.testing.assert_allclose(both_sides(model, data), before, atol=1e-6)
     assert result.report.first_line in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_the_last_training_is_on_all_training_queries(
+    quick: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, data = rotated(60)
+    trained: list[set[str]] = []
+    train_heads = training.train_heads
+
+    def spy(bench: Any, stage: Any, judged: Any, **options: Any) -> Any:
+        trained.append(set(judged))
+        return train_heads(bench, stage, judged, **options)
+
+    for module in (main, rehearsing):
+        monkeypatch.setattr(module, "train_heads", spy)
+    assert quick(encoder, data).report.refitted
+    *rehearsed, last = trained
+    assert last == set(data.qrels["train"])
+    assert rehearsed
+    assert all(fold < last for fold in rehearsed)
 
 
 def test_a_seed_gives_the_same_model_whatever_ran_before(quick: Callable[..., FitResult]) -> None:

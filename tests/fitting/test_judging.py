@@ -16,6 +16,7 @@ from sklearn.metrics import ndcg_score
 from st_asym.data import Qrels, RetrievalData
 from st_asym.fitting import judging
 from st_asym.fitting.judging import Judge
+from st_asym.ndcg import Ndcg
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -50,6 +51,12 @@ def test_scores_are_those_of_scikit_learn(
         # The discounts of trec_eval are of the grades themselves, and those below zero count as zero.
         relevance = [[max(qrels[query_id].get(d, 0), 0) for d in corpus]]
         assert score == pytest.approx(ndcg_score(relevance, [similar], k=10), abs=1e-5)
+
+
+def test_negative_grades_count_as_not_relevant() -> None:
+    ndcg = Ndcg({"only": {"a": -2}, "other": {"a": -2, "b": 1}})
+    found = ndcg(["a", "b"], [[0, 1], [0, 1]], [[0.9, 0.8], [0.9, 0.8]])
+    assert found == pytest.approx([0, 1 / np.log2(3)])
 
 
 def test_the_heads_are_judged_as_they_are_and_stay_in_their_mode(tmp_path: Path) -> None:
