@@ -180,10 +180,12 @@ class CachedSentenceTransformer(SentenceTransformer):
 def _share(source: SentenceTransformer, target: SentenceTransformer) -> None:
     """Make ``target`` the same model, with its own lists of modules and hooks but the same modules in them.
 
-    The constructor would cast the heads to the encoder's dtype, and forget the model card.
+    The constructor would cast the heads to the encoder's dtype, and forget the model card. A ``forward`` of the
+    source's own is not shared: mixed precision training leaves one there, which would run the source.
     """
     for name, value in vars(source).items():
-        target.__dict__[name] = value.copy() if isinstance(value, dict | OrderedDict | list) else value
+        if name not in ("forward", "_original_forward"):
+            target.__dict__[name] = value.copy() if isinstance(value, dict | OrderedDict | list) else value
 
 
 def _check_frozen(model: SentenceTransformer) -> None:

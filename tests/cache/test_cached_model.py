@@ -279,6 +279,18 @@ def test_trains_as_the_model_does(bert: Path, tmp_path: Path) -> None:
     assert 0 <= sum(encoded) - len(distinct) <= 4
 
 
+@pytest.mark.parametrize("kind", ["stock", "cached"])
+def test_after_training_in_mixed_precision_each_runs_itself(bert: Path, tmp_path: Path, kind: str) -> None:
+    model = asymmetric_model(SentenceTransformer(str(bert), device="cpu"))
+    cache = EmbeddingCache(tmp_path / "vectors")
+    used = model if kind == "stock" else CachedSentenceTransformer(model, cache)
+    trainer(used, tmp_path / "run", bf16=True, max_steps=2).train()
+    other = CachedSentenceTransformer(model, cache) if kind == "stock" else used.stock_model()
+    model.save_pretrained(str(tmp_path / "model"))
+    loaded = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    np.testing.assert_allclose(other.encode_query(["red text"]), loaded.encode_query(["red text"]), atol=1e-6)
+
+
 def test_checkpoints_are_stock_and_resume(bert: Path, tmp_path: Path) -> None:
     """Uses what the trainer reads checkpoints with, which is private: it fails here if that changes."""
     torch.manual_seed(0)
