@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -28,8 +29,10 @@ from st_asym import (
     Settings,
     asymmetric_model,
     fit,
+    freeze_encoder,
+    mine_negatives,
+    unfreeze_last_layers,
 )
-from st_asym.data import RetrievalData
 from st_asym.systems import Init, get_system
 
 # The experiment that the four systems come from trained on so many pairs.
@@ -103,11 +106,7 @@ def ungated(bench: Bench, collection: Collection, seed: int, *, loss: str) -> Tr
         "num_train_epochs": settings.epochs,
     }
     if loss == "in-batch":
-        pairs = drawn_pairs(data, settings.epochs, seed)
-        arguments["num_train_epochs"] = 1
-        in_batch = MultipleNegativesRankingLoss(model, scale=1 / settings.temperature)
-        stock_training(model, in_batch, pairs, seed=seed, in_batch=True, **arguments)
-        return Trained(model.stock_model())
+        return in_batch(bench, model, drawn(data.pairs("train"), settings.epochs, seed), seed)
     contrastive = CorpusContrastiveLoss(
         model, data.corpus, data.qrels["train"], temperature=settings.temperature, precision="bf16"
     )
@@ -116,13 +115,50 @@ def ungated(bench: Bench, collection: Collection, seed: int, *, loss: str) -> Tr
     return Trained(model.stock_model())
 
 
-def drawn_pairs(data: RetrievalData, rounds: int, seed: int) -> Dataset:
-    """For each query so many of its relevant documents, drawn at random, so that all queries count the same."""
+def hard_negatives(bench: Bench, collection: Collection, seed: int, *, count: int) -> Trained:
+    """As ``ungated`` with the in-batch loss, each pair with the documents that the encoder takes for relevant."""
+    model = bench.cached(asymmetric_model(bench.encoder), collection)
+    mined = mine_negatives(model, collection.data, num_negatives=count)
+    return in_batch(bench, model, drawn(mined, bench.settings.epochs, seed), seed)
+
+
+def unfrozen(bench: Bench, collection: Collection, seed: int, *, layers: int) -> Trained:
+    """Heads and the last layers of a copy of the encoder, in-batch, for three passes: every step runs the encoder."""
+    model = unfreeze_last_layers(asymmetric_model(copy.deepcopy(bench.encoder)), layers)
+    pairs = drawn(collection.data.pairs("train"), 1 if bench.quick else 3, seed)
+    loss = MultipleNegativesRankingLoss(model, scale=1 / bench.settings.temperature)
+    arguments: dict[str, Any] = {
+        "learning_rate": 1e-4,
+        "learning_rate_mapping": {r"^model\.0\.": 2e-5},
+        "per_device_train_batch_size": 64,
+        "num_train_epochs": 1,
+        "warmup_steps": 0.1,
+        "bf16": True,
+    }
+    stock_training(model, loss, pairs, seed=seed, in_batch=True, **arguments)
+    return Trained(freeze_encoder(model).eval())
+
+
+def in_batch(bench: Bench, model: CachedSentenceTransformer, rows: Dataset, seed: int) -> Trained:
+    """Heads trained with the library's loss on rows that hold all passes."""
+    settings = bench.settings
+    arguments: dict[str, Any] = {
+        "learning_rate": settings.learning_rate,
+        "per_device_train_batch_size": settings.batch_size,
+        "num_train_epochs": 1,
+    }
+    loss = MultipleNegativesRankingLoss(model, scale=1 / settings.temperature)
+    stock_training(model, loss, rows, seed=seed, in_batch=True, **arguments)
+    return Trained(model.stock_model())
+
+
+def drawn(pairs: Dataset, rounds: int, seed: int) -> Dataset:
+    """For each query so many of its rows, drawn at random, so that all queries count the same."""
     random = np.random.default_rng(seed)
-    relevant = {query_id: sorted(found) for query_id, found in data.relevant("train").items()}
-    drawn = [(q, found[random.integers(len(found))]) for _ in range(rounds) for q, found in relevant.items()]
-    columns = {"query": [data.queries[q] for q, _ in drawn], "document": [data.corpus[d] for _, d in drawn]}
-    return Dataset.from_dict(columns)
+    places: dict[str, list[int]] = {}
+    for place, query in enumerate(pairs["query"]):
+        places.setdefault(query, []).append(place)
+    return pairs.select([random.choice(own) for _ in range(rounds) for own in places.values()])
 
 
 class WithOrthogonality(nn.Module):
@@ -193,6 +229,8 @@ def rows(trials: int) -> dict[str, tuple[Train, int]]:
         "frozen": (frozen, 1),
         **originals,
         "no gate, in-batch loss": (partial(ungated, loss="in-batch"), 2),
+        "no gate, in-batch loss, 4 hard negatives": (partial(hard_negatives, count=4), 3),
+        **{f"no gate, in-batch loss, last {n} layer(s) unfrozen": (partial(unfrozen, layers=n), 6) for n in (1, 2)},
         "no gate, CorpusContrastiveLoss": (partial(ungated, loss="corpus"), 1),
         regularised: (partial(ungated, loss="orthogonality"), 2),
         "fit, defaults": (fitted, 1),

@@ -175,6 +175,7 @@ def transfer(options: argparse.Namespace, seeds: list[int]) -> Iterator[Job]:
             yield Job("transfer", f"MedQuAD, {init} start", "medquad", seed, train, medquad, both, wave=3 * wave)
     for wave, seed in enumerate(seeds[:1]):
         yield Job("transfer", "MedQuAD, fit", "medquad", seed, fitted, medquad, both, wave=wave + 2)
+        yield from (judged_elsewhere(medquad, name, own, seed, wave + 2) for name, own in tested.items())
     for name, collection in tested.items():
         train = partial(fitted_on_documents, path=options.data / f"{name}.zip")
         for wave, seed in enumerate(seeds[:3]):
@@ -215,6 +216,32 @@ def first_pairs(data: RetrievalData, count: int) -> RetrievalData:
         qrels.setdefault(query_id, {})[document_id] = 1
     corpus = {d: data.corpus[d] for documents in qrels.values() for d in documents}
     return RetrievalData({q: data.queries[q] for q in qrels}, corpus, {"train": qrels})
+
+
+def judged_elsewhere(
+    source: Callable[[], Collection], name: str, target: Callable[[], Collection], seed: int, wave: int
+) -> Job:
+    """Trained on one collection, with the dev queries of another, or else its train queries, to judge on."""
+    row = f"MedQuAD, fit, judged on dev queries of {name}"
+    collection = partial(with_dev_of, source, target)
+    return Job("transfer", row, "medquad", seed, fitted, collection, lambda: [target()], wave=wave)
+
+
+def with_dev_of(source: Callable[[], Collection], target: Callable[[], Collection]) -> Collection:
+    """The training pairs of one collection, and as dev the queries of another to judge on."""
+    trained, judged = source(), target().data
+    ours = {key: f"{trained.name} {key}" for key in [*trained.data.queries, *trained.data.corpus]}
+    relevant = trained.data.qrels["train"].items()
+    pairs = {ours[q]: {ours[d]: grade for d, grade in found.items()} for q, found in relevant}
+    dev = judged.qrels.get("dev") or judged.qrels["train"]
+    return replace(
+        trained,
+        data=RetrievalData(
+            {**{ours[q]: text for q, text in trained.data.queries.items()}, **{q: judged.queries[q] for q in dev}},
+            {**{ours[d]: text for d, text in trained.data.corpus.items()}, **judged.corpus},
+            {"train": pairs, "dev": dev},
+        ),
+    )
 
 
 def draw_queries(collection: Callable[[], Collection], count: int, seed: int) -> Collection:

@@ -92,6 +92,8 @@ def _transfer(journal: Journal, rows: list[str]) -> tuple[list[str], dict[str, A
         for source in dict.fromkeys(entry["collection"] for entry in journal.of("transfer", row)):
             for tested in BENCHMARKS:
                 found = summary(journal.of("transfer", row, source), tested)
+                if not found:
+                    continue
                 name = row if source == "medquad" else f"{source}: {row}"
                 figures[f"{name}, on {tested}"] = found
                 lines.append(

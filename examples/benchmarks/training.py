@@ -6,14 +6,18 @@ import tempfile
 from typing import Any
 
 from datasets import Dataset
-from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
 from torch import nn
 
-from st_asym import CachedSentenceTransformer, column_prompts, router_mapping
+from st_asym import column_prompts, router_mapping
 
 
 def stock_training(
-    model: CachedSentenceTransformer,
+    model: SentenceTransformer,
     loss: nn.Module,
     rows: Dataset,
     *,
