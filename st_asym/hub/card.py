@@ -1,0 +1,146 @@
+"""A model card as metadata and sections, so that one section can be replaced and the others stay as they are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+
+FILE = "README.md"
+TAG = "st-asym"
+
+# What sentence-transformers replaces by the repository's name when it uploads a loaded model, in exactly this line.
+_MODEL_ID = "sentence_transformers_model_id"
+_LOADS = re.compile(r'(model = SentenceTransformer\(")([^"\n]*)(")')
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
+
+
+@dataclass
+class Card:
+    """A model card.
+
+    Attributes:
+        data: Its metadata.
+        lead: What comes before the first section: title and first words.
+        sections: Heading to text.
+    """
+
+    data: ModelCardData
+    lead: str
+    sections: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, content: str) -> Card:
+        """Read a card.
+
+        Raises:
+            ValueError: Its metadata are not what a card may have.
+        """
+        try:
+            card = ModelCard(content)
+        except Exception as error:  # of YAML, or of what metadata may hold
+            raise ValueError(f"its metadata cannot be read: {' '.join(str(error).split())}") from error
+        (_, lead), *sections = _parts(card.text)
+        assert isinstance(card.data, ModelCardData)  # noqa: S101 - for the type checker
+        return cls(card.data, lead, dict(sections))
+
+    @classmethod
+    def load(cls, folder: Path) -> Card | None:
+        """The card of a saved model; None where there is none.
+
+        Raises:
+            ValueError: As for :meth:`parse`; the message names the file.
+        """
+        path = folder / FILE
+        if not path.is_file():
+            return None
+        try:
+            return cls.parse(path.read_text(encoding="utf-8-sig"))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}. Mend it, or write a new card (new=True).") from error
+
+    def __str__(self) -> str:
+        """The card as it stands in ``README.md``."""
+        return f"---\n{self.data.to_yaml()}\n---\n\n{self.text()}"
+
+    def text(self) -> str:
+        """The card without its metadata."""
+        parts = [self.lead, *(f"## {heading}\n\n{text}" for heading, text in self.sections.items())]
+        return "\n\n".join(part.strip() for part in parts) + "\n"
+
+    def save(self, folder: Path) -> Path:
+        """Write it beside its place, then put it there."""
+        path, unfinished = folder / FILE, folder / f".{FILE}.new"
+        unfinished.unlink(missing_ok=True)  # a link would be followed
+        unfinished.write_text(str(self), encoding="utf-8")
+        return unfinished.replace(path)
+
+    @property
+    def name(self) -> str:
+        """The title."""
+        first = next((line for line in self.lead.splitlines() if line.startswith("# ")), "")
+        return first.removeprefix("# ").strip() or "Query and document heads"
+
+    def set_model_id(self, model_id: str) -> None:
+        """Name the model in the line that loads it."""
+        for heading, text in self.sections.items():
+            self.sections[heading] = _LOADS.sub(lambda match: match[1] + model_id + match[3], text)
+
+    def put(self, heading: str, text: str, order: Sequence[str] = ()) -> None:
+        """Replace a section, or add it: in the order given, before the first of those after it, else at the end."""
+        if heading in self.sections:
+            self.sections[heading] = text
+            return
+        later = order[order.index(heading) :] if heading in order else ()
+        names = list(self.sections)
+        place = next((number for number, name in enumerate(names) if name in later), len(names))
+        items = list(self.sections.items())
+        self.sections = dict([*items[:place], (heading, text), *items[place:]])
+
+
+def usage(model_id: str = _MODEL_ID) -> str:
+    """The line that loads the model."""
+    return f'model = SentenceTransformer("{model_id}")'
+
+
+def checked_license(name: str) -> str:
+    """The Hub's name of a licence.
+
+    Raises:
+        ValueError: It cannot be one.
+    """
+    if not _LICENSE.fullmatch(name):
+        raise ValueError(
+            f"license must be an identifier of the Hub, such as 'apache-2.0' or 'other', got {name!r}: see "
+            "https://huggingface.co/docs/hub/repositories-licenses."
+        )
+    return name
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def code(text: str) -> str:
+    """A name as code, whatever is in it, on one line."""
+    return "`" + " ".join(text.replace("`", "'").split()) + "`"
+
+
+def _parts(text: str) -> Iterator[tuple[str, str]]:
+    """The lead and the sections; a heading inside a block of code is none."""
+    heading, lines, fence = "", list[str](), ""
+    for line in text.splitlines():
+        mark = re.match(r"\s*(`{3,}|~{3,})", line)
+        if mark and (not fence or (line.strip() == mark[1] and mark[1].startswith(fence))):
+            fence = "" if fence else mark[1]
+        if line.startswith("## ") and not fence:
+            yield heading, "\n".join(lines).strip()
+            heading, lines = line[3:].strip(), []
+        else:
+            lines.append(line)
+    yield heading, "\n".join(lines).strip()
