@@ -128,8 +128,8 @@ def held_out(report: Mapping[str, Any]) -> str:
     ]
     parts.append(table(["nDCG@10 of held-out queries", "queries", "untouched encoder", "heads", "difference"], rows))
     parts.append(
-        "The heads of this table were trained without these queries. ± is one standard error. Epoch and dial were chosen "
-        "on them, so the figures flatter the choice: they are no test."
+        "The heads of this table were trained without these queries. ± is one standard error. Epoch and dial were "
+        "chosen on them, so the figures flatter the choice: they are no test."
     )
     return "\n\n".join(parts)
 

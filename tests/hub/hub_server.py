@@ -140,7 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
             match = re.fullmatch(pattern, path)
             if match and self.command in method:
                 return getattr(self, f"_{name}")(*match.groups(), body=body, known=known)  # type: ignore[no-any-return]
-        raise _RefusedError(404, message=f"The stand-in does not know {self.command} {path}.")
+        raise _RefusedError(501, message=f"The stand-in does not know {self.command} {path}.")
 
     def _repository(self, name: str, known: bool, *, write: bool = False) -> Repository:
         """As the Hub does: who may not see a repository is told that there is none."""
