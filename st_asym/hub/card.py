@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -24,13 +25,11 @@ class Card:
 
     Attributes:
         data: Its metadata.
-        lead: What comes before the first section: title and first words.
-        sections: Heading to text.
+        text: What people read, in Markdown.
     """
 
     data: ModelCardData
-    lead: str
-    sections: dict[str, str] = field(default_factory=dict)
+    text: str
 
     @classmethod
     def parse(cls, content: str) -> Card:
@@ -43,9 +42,8 @@ class Card:
             card = ModelCard(content)
         except Exception as error:  # of YAML, or of what metadata may hold
             raise ValueError(f"its metadata cannot be read: {' '.join(str(error).split())}") from error
-        (_, lead), *sections = _parts(card.text)
         assert isinstance(card.data, ModelCardData)  # noqa: S101 - for the type checker
-        return cls(card.data, lead, dict(sections))
+        return cls(card.data, card.text.lstrip("\n"))
 
     @classmethod
     def load(cls, folder: Path) -> Card | None:
@@ -64,12 +62,7 @@ class Card:
 
     def __str__(self) -> str:
         """The card as it stands in ``README.md``."""
-        return f"---\n{self.data.to_yaml()}\n---\n\n{self.text()}"
-
-    def text(self) -> str:
-        """The card without its metadata."""
-        parts = [self.lead, *(f"## {heading}\n\n{text}" for heading, text in self.sections.items())]
-        return "\n\n".join(part.strip() for part in parts) + "\n"
+        return f"---\n{self.data.to_yaml()}\n---\n\n{self.text}"
 
     def save(self, folder: Path) -> Path:
         """Write it beside its place, then put it there."""
@@ -79,26 +72,26 @@ class Card:
         return unfinished.replace(path)
 
     @property
-    def name(self) -> str:
-        """The title."""
-        first = next((line for line in self.lead.splitlines() if line.startswith("# ")), "")
-        return first.removeprefix("# ").strip() or "Query and document heads"
+    def title(self) -> str:
+        """Its first heading."""
+        first = re.search(r"^# (.+)$", self.text, re.MULTILINE)
+        return first[1].strip() if first else "Query and document heads"
 
     def set_model_id(self, model_id: str) -> None:
         """Name the model in the line that loads it."""
-        for heading, text in self.sections.items():
-            self.sections[heading] = _LOADS.sub(lambda match: match[1] + model_id + match[3], text)
+        self.text = _LOADS.sub(lambda match: match[1] + model_id + match[3], self.text)
 
     def put(self, heading: str, text: str, order: Sequence[str] = ()) -> None:
         """Replace a section, or add it: in the order given, before the first of those after it, else at the end."""
-        if heading in self.sections:
-            self.sections[heading] = text
-            return
-        later = order[order.index(heading) :] if heading in order else ()
-        names = list(self.sections)
-        place = next((number for number, name in enumerate(names) if name in later), len(names))
-        items = list(self.sections.items())
-        self.sections = dict([*items[:place], (heading, text), *items[place:]])
+        lines = self.text.splitlines(keepends=True)
+        places = [*_headings(lines), (len(lines), "")]
+        new = f"## {heading}\n\n{text.strip()}\n"
+        spans = {name: (start, end) for (start, name), (end, _) in itertools.pairwise(places)}
+        later = order[order.index(heading) + 1 :] if heading in order else ()
+        place = next((start for start, name in places if name in later), len(lines))
+        start, end = spans.get(heading, (place, place))
+        before, after = "".join(lines[:start]).rstrip("\n"), "".join(lines[end:])
+        self.text = "\n\n".join(filter(None, [before, f"{new}\n{after}" if after else new]))
 
 
 def usage(model_id: str = _MODEL_ID) -> str:
@@ -131,16 +124,14 @@ def code(text: str) -> str:
     return "`" + " ".join(text.replace("`", "'").split()) + "`"
 
 
-def _parts(text: str) -> Iterator[tuple[str, str]]:
-    """The lead and the sections; a heading inside a block of code is none."""
-    heading, lines, fence = "", list[str](), ""
-    for line in text.splitlines():
-        mark = re.match(r"\s*(`{3,}|~{3,})", line)
+def _headings(lines: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """The sections' lines; a heading inside a block of code or a comment is none."""
+    fence, comment = "", False
+    for place, line in enumerate(lines):
+        mark = re.match(r" {0,3}(`{3,}|~{3,})", line)
         if mark and (not fence or (line.strip() == mark[1] and mark[1].startswith(fence))):
             fence = "" if fence else mark[1]
-        if line.startswith("## ") and not fence:
-            yield heading, "\n".join(lines).strip()
-            heading, lines = line[3:].strip(), []
-        else:
-            lines.append(line)
-    yield heading, "\n".join(lines).strip()
+        if not fence and ("<!--" in line or "-->" in line):
+            comment = line.rfind("<!--") > line.rfind("-->")
+        if line.startswith("## ") and not fence and not comment:
+            yield place, line[3:].strip()

@@ -153,7 +153,7 @@ def new_card(facts: Facts, encoder: Encoder, report: Mapping[str, Any] | None, d
         model_name=None,
         **encoder.license,  # type: ignore[arg-type] # the keys of a licence alone
     )
-    card = Card(metadata, sections.lead(facts, encoder, None if report is None else report["first_line"]))
+    card = Card(metadata, sections.lead(facts, encoder, None if report is None else report["first_line"]) + "\n")
     card.put(sections.USE, sections.use(facts))
     card.put(sections.MODEL, sections.model(facts, encoder))
     card.put(sections.TRAINING, sections.training(report, data))
@@ -169,7 +169,7 @@ def _add_plot(card: Card, report: Mapping[str, Any] | None, folder: Path) -> Non
     """Draw the curve of the held-out queries, and show it in their section."""
     picture = None if report is None else plot(report, folder)
     if report is not None and picture is not None:
-        card.sections[sections.HELD_OUT] += f"\n\n![{sections.caption(report)}]({picture})"
+        card.put(sections.HELD_OUT, f"{sections.held_out(report)}\n\n![{sections.caption(report)}]({picture})")
 
 
 def _evaluate(card: Card, comparison: Comparison | str | os.PathLike[str], model: SentenceTransformer) -> None:
@@ -178,7 +178,7 @@ def _evaluate(card: Card, comparison: Comparison | str | os.PathLike[str], model
 
     own = Own.of(comparison if isinstance(comparison, Comparison) else Comparison.load(comparison), model)
     card.put(sections.EVALUATION, own.text(), sections.ORDER)
-    card.data.model_name = card.name
+    card.data.model_name = card.title
     card.data.eval_results = list(own.results())
     card.data.metrics = list(METRIC_TYPES.values())
 

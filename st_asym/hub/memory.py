@@ -25,7 +25,7 @@ class WrittenCardData(SentenceTransformerModelCardData):
         """What the template shows; its plot goes where the card will be."""
         if self._picture is not None and self.save_dir is not None:
             Path(self.save_dir, plot.FILE).write_bytes(self._picture)
-        text = self._written().text()
+        text = self._written().text
         return {"text": _TRAINED_SINCE + text if self._trained_since else text}
 
     def to_yaml(self, line_break: str | None = None, original_order: list[str] | None = None) -> str:
