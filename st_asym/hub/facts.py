@@ -29,11 +29,13 @@ class Encoder:
         name: Its Hub id; None for a folder, whose name means nothing to others.
         revision: Its commit on the Hub.
         license: ``license``, ``license_name`` and ``license_link`` of its own card, as far as they are there.
+        recorded: False where nobody has said where it is from.
     """
 
     name: str | None = None
     revision: str | None = None
     license: dict[str, str] = field(default_factory=dict)
+    recorded: bool = True
 
     @classmethod
     def of(cls, given: SentenceTransformer | str | os.PathLike[str], loaded: SentenceTransformer) -> Encoder:

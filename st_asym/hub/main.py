@@ -13,7 +13,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from sentence_transformers import SentenceTransformer
 
 from st_asym.hub import sections
-from st_asym.hub.card import TAG, Card, checked_license
+from st_asym.hub.card import TAG, Card, checked_license, code
 from st_asym.hub.facts import Encoder, Facts
 from st_asym.hub.plot import plot
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # As ``fit`` names it.
 _REPORT = "st_asym_report.json"
+NOT_RECORDED = "not recorded"
 _TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", TAG]
 
 
@@ -80,6 +81,7 @@ def write_card(
         card = _fresh(model, folder) if card is None else card
         if encoder is not None:
             card.data.base_model = encoder.name
+            card.text = card.text.replace(f"# {sections.title(Encoder())}\n", f"# {sections.title(encoder)}\n", 1)
             card.put(sections.MODEL, sections.model(Facts.of(model), encoder), sections.ORDER)
         if comparison is not None:
             _evaluate(card, comparison, model)
@@ -110,7 +112,7 @@ def _fresh(model: SentenceTransformer, folder: Path) -> Card:
     """A card of a model, and of the report of ``fit`` beside it."""
     try:
         report = _report(folder)
-        card = new_card(Facts.of(model), Encoder(), report)
+        card = new_card(Facts.of(model), Encoder(recorded=False), report, NOT_RECORDED)
         _add_plot(card, report, folder)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
@@ -133,7 +135,7 @@ def fitted_card(
 
 def data_name(train: Any) -> str | None:
     """What training data are called: the name of a file or folder, without where it is."""
-    return Path(train).name if isinstance(train, str | os.PathLike) else None
+    return code(Path(train).name) if isinstance(train, str | os.PathLike) else None
 
 
 def new_card(facts: Facts, encoder: Encoder, report: Mapping[str, Any] | None, data: str | None = None) -> Card:
@@ -143,7 +145,7 @@ def new_card(facts: Facts, encoder: Encoder, report: Mapping[str, Any] | None, d
         facts: Of the model.
         encoder: Where its encoder is from.
         report: ``as_dict()`` of the report of ``fit``; None where the model was trained otherwise.
-        data: The name of the training data.
+        data: The name of the training data; None where they had none.
     """
     metadata = ModelCardData(
         library_name="sentence-transformers",

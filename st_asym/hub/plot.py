@@ -35,7 +35,8 @@ def plot(report: Mapping[str, Any], folder: Path) -> str | None:
             axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.plot(epochs, means, style, color=colour, marker="o", markersize=3.5, label=shown)
         axes.axhline(gains[0]["untouched"], color=colour, linestyle=":", linewidth=1.2)
-    axes.set(title="nDCG@10 of held-out queries, before the dial", xlabel="epoch")
+    _mark_choice(axes, report["chosen"])
+    axes.set(title="nDCG@10 of held-out queries", xlabel="epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     axes.plot([], [], ":", color="black", label="untouched encoder")
@@ -43,3 +44,15 @@ def plot(report: Mapping[str, Any], folder: Path) -> str | None:
     (folder / FILE).unlink(missing_ok=True)  # a link would be followed
     figure.savefig(folder / FILE, metadata={"Software": None})
     return FILE
+
+
+def _mark_choice(axes: Any, chosen: Mapping[str, Any] | None) -> None:
+    """What was kept is off the curve where the dial turned the heads back."""
+    if chosen is None:
+        return
+    choice, label = chosen["choice"], f"kept, dial {chosen['choice']['dial']:g}"
+    for name, _, _, colour in _HALVES:
+        gain = chosen[name]
+        if gain["queries"]:
+            axes.plot(choice["epoch"], gain["untouched"] + gain["mean"], "*", color=colour, markersize=11, label=label)
+            label = "_"  # one star in the legend stands for both

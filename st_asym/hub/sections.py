@@ -49,7 +49,7 @@ def use(facts: Facts) -> str:
             "```python",
             "from sentence_transformers import SentenceTransformer",
             "",
-            f"{usage()}  # the id of this repository, or a folder",
+            f"{usage()}  # this repository, or a folder",
             'queries = model.encode_query(["a question"])',
             'documents = model.encode_document(["a text that answers it", "another text"])',
             "print(model.similarity(queries, documents))",
@@ -71,7 +71,7 @@ def use(facts: Facts) -> str:
 
 def model(facts: Facts, encoder: Encoder) -> str:
     """What it consists of."""
-    name = "a local folder or a model in memory, without a Hub id"
+    name = "from a local folder or from memory, without a Hub id" if encoder.recorded else "not recorded"
     if encoder.name:
         name = f"[{encoder.name}](https://huggingface.co/{encoder.name})"
     rows = [["base encoder", name]]
@@ -97,6 +97,7 @@ def training(report: Mapping[str, Any] | None, data: str | None) -> str:
     parts = [_data(report, data)]
     if report["evidence"]:
         trained = {**{key: report[key] for key in _LABELS}, **report["settings"]}
+        trained["collection"] = report["collection"] or "open and closed alike"
         rows = [[_LABELS.get(name, name.replace("_", " ")), _value(value)] for name, value in trained.items()]
         chosen = report["chosen"]
         if chosen is not None:
@@ -137,7 +138,8 @@ def held_out(report: Mapping[str, Any]) -> str:
 def caption(report: Mapping[str, Any]) -> str:
     """What the plot shows, also for those who do not see it."""
     last = max(entry["choice"]["epoch"] for entry in report["evidence"])
-    return f"nDCG@10 of held-out queries after each of {counted(last, 'epoch')}, on seen and on unseen documents"
+    kept = "" if report["chosen"] is None else f", and of what was kept ({_choice(report['chosen'])})"
+    return f"nDCG@10 of held-out queries after each of {counted(last, 'epoch')}, on seen and unseen documents{kept}"
 
 
 def no_evaluation() -> str:
@@ -171,7 +173,7 @@ def licence(given: str | None, encoder: Encoder | None = None) -> str:
         name = encoder.license.get("license_name") or encoder.license["license"]
         where = f" ({link})" if link else ""
         return f"{code(name)}, that of the encoder by its own card{where}. What the training data ask for is not known."
-    return "Unknown: neither the encoder's card nor who made this model states one."
+    return "Unknown: none is stated for this model, and none could be read from its encoder's card."
 
 
 def _data(report: Mapping[str, Any], data: str | None) -> str:
@@ -179,7 +181,7 @@ def _data(report: Mapping[str, Any], data: str | None) -> str:
     for split, count in report["counts"].items():
         role = {"documents": "", "train": "trained on", "dev": "to choose epoch and dial"}.get(split, "not used here")
         rows.append([split if split == "documents" else f"queries, {split}", f"{count:,}", role])
-    source = code(data) if data else "given in memory, without a name"
+    source = "given in memory, without a name" if data is None else data
     return f"Data: {source}.\n\n{table(['texts', 'number', ''], rows)}"
 
 

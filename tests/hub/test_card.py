@@ -200,9 +200,13 @@ def test_what_is_written_by_hand_stays(tmp_path: Path, fitted: Callable[..., Fit
     assert (card.data.license, card.data.base_model, card.data.datasets) == ("mit", "user/words", ["user/pairs"])
     assert "[user/words](https://huggingface.co/user/words)" in card.text
     assert "`abc`" in card.text
+    assert "# Query and document heads on user/words\n" in card.text
     assert "`mit`, as stated by who published this model." in card.text
     write_card(tmp_path / "model", new=True)
-    assert "Thanks" not in card_of(tmp_path / "model").text
+    text = card_of(tmp_path / "model").text
+    assert "Thanks" not in text
+    assert "Data: not recorded." in text  # what only fit knew is not guessed
+    assert "| base encoder | not recorded |" in text
 
 
 def test_a_model_that_the_stock_trainer_made(tmp_path: Path, tiny_encoder: SentenceTransformer) -> None:
@@ -219,7 +223,7 @@ def test_a_model_that_the_stock_trainer_made(tmp_path: Path, tiny_encoder: Sente
     card = card_of(tmp_path / "model")
     assert "How the model was trained is not recorded with it." in card.text
     assert card.data.license is None
-    assert "Unknown: neither" in card.text
+    assert "Unknown: none is stated" in card.text
     assert "32 tokens" in card.text
 
 
