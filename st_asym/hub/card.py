@@ -99,13 +99,18 @@ def usage(model_id: str = _MODEL_ID) -> str:
     return f'model = SentenceTransformer("{model_id}")'
 
 
+def is_license(name: object) -> bool:
+    """Whether the Hub could have a licence of this name."""
+    return isinstance(name, str) and _LICENSE.fullmatch(name) is not None
+
+
 def checked_license(name: str) -> str:
     """The Hub's name of a licence.
 
     Raises:
         ValueError: It cannot be one.
     """
-    if not _LICENSE.fullmatch(name):
+    if not is_license(name):
         raise ValueError(
             f"license must be an identifier of the Hub, such as 'apache-2.0' or 'other', got {name!r}: see "
             "https://huggingface.co/docs/hub/repositories-licenses."

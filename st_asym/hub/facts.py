@@ -15,6 +15,7 @@ from sentence_transformers.base.modules import Dense, Router
 from sentence_transformers.util import load_file_path
 
 from st_asym.cache import encoder_fingerprint
+from st_asym.hub.card import is_license
 
 logger = logging.getLogger(__name__)
 
@@ -119,10 +120,20 @@ def _widths(route: Any) -> str:
 def _license_of(source: str, revision: str | None) -> dict[str, str]:
     """What the card of an encoder says, from its folder or the local cache of the Hub."""
     try:
-        path = load_file_path(source, "README.md", revision=revision, local_files_only=True)
+        path = load_file_path(
+            source,
+            "README.md",
+            cache_folder=os.getenv("SENTENCE_TRANSFORMERS_HOME"),  # where SentenceTransformer puts it
+            revision=revision,
+            local_files_only=True,
+        )
         data = None if path is None else ModelCard.load(Path(path), ignore_metadata_errors=True).data
     except Exception as error:  # whatever is wrong with the card of another model, its licence is unknown
         logger.debug("The encoder's card cannot be read: %s", error)
         return {}
-    found = {} if data is None else {key: data.get(key) for key in _LICENSE_KEYS}
-    return {key: value for key, value in found.items() if isinstance(value, str)} if found.get("license") else {}
+    if data is None:
+        return {}
+    found = {key: data.get(key) for key in _LICENSE_KEYS}
+    return (
+        {key: value for key, value in found.items() if isinstance(value, str)} if is_license(found["license"]) else {}
+    )

@@ -171,7 +171,7 @@ def licence(given: str | None, encoder: Encoder | None = None) -> str:
     if encoder is not None and encoder.license:
         link = encoder.license.get("license_link")
         name = encoder.license.get("license_name") or encoder.license["license"]
-        where = f" ({link})" if link else ""
+        where = f" ({code(link)})" if link else ""
         return f"{code(name)}, that of the encoder by its own card{where}. What the training data ask for is not known."
     return "Unknown: none is stated for this model, and none could be read from its encoder's card."
 

@@ -209,6 +209,49 @@ def test_what_is_written_by_hand_stays(tmp_path: Path, fitted: Callable[..., Fit
     assert "| base encoder | not recorded |" in text
 
 
+@pytest.mark.parametrize(
+    ("metadata", "expected", "said"),
+    [
+        (
+            "license: other\nlicense_name: mine\nlicense_link: LICENSE",
+            "other",
+            "`mine`, that of the encoder by its own card",
+        ),
+        ("license: [a, b]", None, "Unknown: none is stated"),
+        ("license: <b>free</b>", None, "Unknown: none is stated"),
+        ("license: [", None, "Unknown: none is stated"),
+        ("tags: x", None, "Unknown: none is stated"),
+    ],
+)
+def test_the_licence_is_that_of_the_encoder_or_unknown(
+    tmp_path: Path,
+    make_encoder: Callable[..., SentenceTransformer],
+    metadata: str,
+    expected: str | None,
+    said: str,
+) -> None:
+    make_encoder().save_pretrained(str(tmp_path / "encoder"))
+    (tmp_path / "encoder" / "README.md").write_text(f"---\n{metadata}\n---\n# Words\n")
+    fit(
+        tmp_path / "encoder",
+        [("red head", "red"), ("text", "small")],
+        output_dir=tmp_path / "model",
+        system="frozen",
+        cache=tmp_path / "vectors",
+    )
+    card = card_of(tmp_path / "model")
+    assert card.data.license == expected
+    assert said in card.text
+
+
+def test_the_card_of_the_stock_trainer_names_the_encoder(tmp_path: Path, tiny_encoder: SentenceTransformer) -> None:
+    tiny_encoder.model_card_data.base_model = "user/encoder"  # as loading it from the Hub does
+    tiny_encoder.model_card_data.base_model_revision = "abc"
+    asymmetric_model(tiny_encoder).save_pretrained(str(tmp_path))
+    assert card_of(tmp_path).data.base_model == "user/encoder"
+    assert "at revision abc" in card_of(tmp_path).text
+
+
 def test_a_model_that_the_stock_trainer_made(tmp_path: Path, tiny_encoder: SentenceTransformer) -> None:
     model = asymmetric_model(tiny_encoder)
     model.save_pretrained(str(tmp_path / "model"))
