@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from st_asym.diagnosis import Diagnosis, diagnose
     from st_asym.evaluation import BeirModel, Comparison, evaluate
     from st_asym.fitting import FitReport, FitResult, Settings, fit
+    from st_asym.hub import write_card
 
 __version__ = "0.1.0.dev0"
 
@@ -46,6 +47,7 @@ __all__ = [
     "router_mapping",
     "unfreeze_last_layers",
     "watch",
+    "write_card",
 ]
 
 # What most users of the modules alone do not need, and where it is.
@@ -53,6 +55,7 @@ _LAZY = {
     **dict.fromkeys(("BeirModel", "Comparison", "evaluate"), "st_asym.evaluation"),
     **dict.fromkeys(("Diagnosis", "diagnose"), "st_asym.diagnosis"),
     **dict.fromkeys(("FitReport", "FitResult", "Settings", "fit"), "st_asym.fitting"),
+    "write_card": "st_asym.hub",
 }
 
 

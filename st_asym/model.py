@@ -88,6 +88,9 @@ def asymmetric_model(
         # Whoever kept the encoder from asking the Hub wants the same of the model's card.
         model_card_data=SentenceTransformerModelCardData(local_files_only=encoder.model_card_data.local_files_only),
     )
+    # Otherwise the library would guess the encoder's name from where its folder is.
+    card, known = model.model_card_data, encoder.model_card_data
+    card.base_model, card.base_model_revision = known.base_model, known.base_model_revision
     if encoder.module_kwargs:
         model.module_kwargs = {str(names.index(name)): value for name, value in encoder.module_kwargs.items()}
     return freeze_encoder(model)

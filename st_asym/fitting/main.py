@@ -30,6 +30,9 @@ from st_asym.fitting.settings import Settings
 from st_asym.fitting.training import train_heads
 from st_asym.fitting.tuning import check_optuna, tune
 from st_asym.fitting.workbench import Workbench
+from st_asym.hub.facts import Encoder
+from st_asym.hub.main import data_name, fitted_card
+from st_asym.hub.memory import attach
 from st_asym.model import load_encoder
 from st_asym.systems import Init, get_system
 
@@ -151,7 +154,7 @@ def fit(
         with _quiet():
             model = _fitted(bench, settings, trials, collection, report)
     with report.timed("save"):
-        _save(model, report, output)
+        _save(model, report, output, Encoder.of(encoder, bench.encoder), data_name(corpus if train is None else train))
     return FitResult(model, report)
 
 
@@ -212,15 +215,16 @@ def _free(output: Path) -> Path:
     return output
 
 
-def _save(model: SentenceTransformer, report: FitReport, output: Path) -> None:
-    """Write model and report beside their place, then put them there."""
+def _save(model: SentenceTransformer, report: FitReport, output: Path, encoder: Encoder, data: str | None) -> None:
+    """Write model, report and card beside their place, then put them there."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as beside:
         new, old = Path(beside, "new"), Path(beside, "old")
-        model.save_pretrained(str(new))
+        model.save_pretrained(str(new), create_model_card=False)
         report.save(new / REPORT_FILE)
-        with (new / "README.md").open("a", encoding="utf-8") as card:
-            card.write(f"\n## Fitted with st_asym\n\n```\n{report}\n```\n")
+        card = fitted_card(model, report, encoder, data, new)
+        if report.kept:  # otherwise it is the user's own encoder, with the encoder's own card
+            attach(model, card, new)
         if output.exists():
             output.rename(old)
         try:

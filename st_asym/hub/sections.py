@@ -1,0 +1,198 @@
+"""What the sections of a card say: use, model, training, held-out queries, limits and licence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from st_asym.data.collection import counted
+from st_asym.hub.card import code, table, usage
+from st_asym.hub.facts import Encoder, Facts
+
+USE, MODEL, TRAINING, HELD_OUT = "Use", "Model", "Training", "Held-out queries"
+EVALUATION, LIMITS, LICENSE = "Evaluation", "Limits", "License"
+ORDER = (USE, MODEL, TRAINING, HELD_OUT, EVALUATION, LIMITS, LICENSE)
+
+_SIDES = (("query", "queries"), ("document", "documents"))
+_LABELS = {
+    "system": "system",
+    "init": "heads start as",
+    "collection": "collection",
+    "seed": "seed",
+}
+
+
+def title(encoder: Encoder) -> str:
+    """The heading of the card, and the name of the model in its metadata."""
+    return f"Query and document heads on {encoder.name}" if encoder.name else "Query and document heads on an encoder"
+
+
+def lead(facts: Facts, encoder: Encoder, first_line: str | None) -> str:
+    """Title, what the model is, and what came of the fit."""
+    learned = [plural for side, plural in _SIDES if facts.heads.get(side)]
+    dimensions = "" if facts.dimension is None else f" It maps a text to {facts.dimension} dimensions."
+    what = "an encoder without heads"
+    if learned:
+        what = f"a frozen encoder with a small trained head for {' and one for '.join(learned)}"
+    lines = [
+        f"# {title(encoder)}" if learned else f"# {encoder.name or 'An encoder'}, as it is",
+        f"A [sentence-transformers](https://sbert.net) model: {what}.{dimensions} Vectors are compared by "
+        f"{facts.similarity}. It needs sentence-transformers alone; st_asym, which made it, need not be installed.",
+    ]
+    return "\n\n".join([*lines, *([f"**{first_line}**"] if first_line else [])])
+
+
+def use(facts: Facts) -> str:
+    """How to load it and encode both sides."""
+    example = "\n".join(
+        [
+            "```python",
+            "from sentence_transformers import SentenceTransformer",
+            "",
+            f"{usage()}  # this repository, or a folder",
+            'queries = model.encode_query(["a question"])',
+            'documents = model.encode_document(["a text that answers it", "another text"])',
+            "print(model.similarity(queries, documents))",
+            "```",
+        ]
+    )
+    lines = ["```bash\npip install -U sentence-transformers\n```", example]
+    if facts.plain is not None:
+        lines.append(
+            "Queries and documents take different ways through the model: use `encode_query` for the one and "
+            f"`encode_document` for the other. Plain `encode` treats every text as a {facts.plain}."
+        )
+    if facts.heads and not facts.heads.get("document"):
+        lines.append("Documents get the encoder's own vectors: an index of them that exists stays valid, by cosine.")
+    if facts.heads and not facts.heads.get("query"):
+        lines.append("Queries get the encoder's own vectors, by cosine.")
+    return "\n\n".join(lines)
+
+
+def model(facts: Facts, encoder: Encoder) -> str:
+    """What it consists of."""
+    name = "from a local folder or from memory, without a Hub id" if encoder.recorded else "not recorded"
+    if encoder.name:
+        name = f"[{encoder.name}](https://huggingface.co/{encoder.name})"
+    rows = [["base encoder", name]]
+    if encoder.name:
+        rows.append(["its revision", code(encoder.revision) if encoder.revision else "unknown"])
+    rows += [
+        ["its fingerprint (`st_asym.encoder_fingerprint`)", code(facts.fingerprint)],
+        ["dimensions", str(facts.dimension or "unknown")],
+        ["longest text", f"{counted(facts.max_tokens, 'token')}" if facts.max_tokens else "not limited"],
+        ["similarity", facts.similarity],
+        ["weights", facts.dtype],
+    ]
+    rows += [[f"head for {plural}", facts.heads.get(side) or "none"] for side, plural in _SIDES]
+    rows.append(["weights of the heads", f"{facts.trained:,}"])
+    rows += [[f"prompt {code(side)}", code(prompt)] for side, prompt in facts.prompts.items()]
+    return table(["part", ""], rows)
+
+
+def training(report: Mapping[str, Any] | None, data: str | None) -> str:
+    """Data, settings and versions."""
+    if report is None:
+        return "How the model was trained is not recorded with it."
+    parts = [_data(report, data)]
+    if report["evidence"]:
+        trained = {**{key: report[key] for key in _LABELS}, **report["settings"]}
+        trained["collection"] = report["collection"] or "open and closed alike"
+        rows = [[_LABELS.get(name, name.replace("_", " ")), _value(value)] for name, value in trained.items()]
+        chosen = report["chosen"]
+        if chosen is not None:
+            rows.append(["epoch and dial that were kept", _choice(chosen)])
+        intro = "Settings of the heads that were kept." if chosen is not None else "Settings that were tried."
+        parts += [intro, table(["setting", "value"], rows)]
+    if report["refitted"]:
+        parts.append("The kept heads were then trained on all training queries, those held out included.")
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    return "\n\n".join([*parts, f"Made with {versions}."])
+
+
+def held_out(report: Mapping[str, Any]) -> str:
+    """What the choice was made on."""
+    shown = report["chosen"] or max(report["evidence"], key=lambda entry: entry["gain"])
+    parts = list(dict.fromkeys(report["held_out"]))
+    if report["chosen"] is None:
+        parts.append(f"The best of what was tried, {_choice(shown)}, which was not kept:")
+    rows = [
+        [
+            name,
+            f"{gain['queries']:,}",
+            f"{gain['untouched']:.4f}",
+            f"{gain['untouched'] + gain['mean']:.4f}",
+            _gain(gain),
+        ]
+        for name, gain in (("on documents of training", shown["seen"]), ("on other documents", shown["unseen"]))
+        if gain["queries"]
+    ]
+    parts.append(table(["nDCG@10 of held-out queries", "queries", "untouched encoder", "heads", "difference"], rows))
+    parts.append(
+        "The heads of this table were trained without these queries. ± is one standard error. Epoch and dial were "
+        "chosen on them, so the figures flatter the choice: they are no test."
+    )
+    return "\n\n".join(parts)
+
+
+def caption(report: Mapping[str, Any]) -> str:
+    """What the plot shows, also for those who do not see it."""
+    last = max(entry["choice"]["epoch"] for entry in report["evidence"])
+    kept = "" if report["chosen"] is None else f", and of what was kept ({_choice(report['chosen'])})"
+    return f"nDCG@10 of held-out queries after each of {counted(last, 'epoch')}, on seen and unseen documents{kept}"
+
+
+def no_evaluation() -> str:
+    """Where no test queries were judged."""
+    return "Not evaluated on test queries yet."
+
+
+def limits(facts: Facts, report: Mapping[str, Any] | None) -> str:
+    """What not to expect."""
+    lines = []
+    if facts.trained:
+        lines = [
+            "On text unlike what the heads were trained on, expect the encoder's own quality at best.",
+            "On documents that training has not seen, expect less than on those that it has.",
+            "The encoder stays as it is: what its vectors do not hold, its biases and its languages, no head changes.",
+        ]
+    if report is not None and report["labels"] != "judged":
+        lines.append(f"There were no judged queries: they are the documents' own {report['labels']}.")
+    if facts.max_tokens:
+        lines.append(f"Of a text, the first {counted(facts.max_tokens, 'token')} count.")
+    lines.append("Vectors of different models, and of other heads on the same encoder, must not be mixed in one index.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def licence(given: str | None, encoder: Encoder | None = None) -> str:
+    """Under what it may be used, as far as that is known."""
+    if given is not None:
+        return f"{code(given)}, as stated by who published this model."
+    if encoder is not None and encoder.license:
+        link = encoder.license.get("license_link")
+        name = encoder.license.get("license_name") or encoder.license["license"]
+        where = f" ({code(link)})" if link else ""
+        return f"{code(name)}, that of the encoder by its own card{where}. What the training data ask for is not known."
+    return "Unknown: none is stated for this model, and none could be read from its encoder's card."
+
+
+def _data(report: Mapping[str, Any], data: str | None) -> str:
+    rows = []
+    for split, count in report["counts"].items():
+        role = {"documents": "", "train": "trained on", "dev": "to choose epoch and dial"}.get(split, "not used here")
+        rows.append([split if split == "documents" else f"queries, {split}", f"{count:,}", role])
+    source = "given in memory, without a name" if data is None else data
+    return f"Data: {source}.\n\n{table(['texts', 'number', ''], rows)}"
+
+
+def _choice(entry: Mapping[str, Any]) -> str:
+    return f"epoch {entry['choice']['epoch']}, dial {entry['choice']['dial']:g}"
+
+
+def _gain(gain: Mapping[str, Any]) -> str:
+    error = "" if gain["error"] is None else f" ± {gain['error']:.4f}"
+    return f"{gain['mean']:+.4f}{error}"
+
+
+def _value(value: Any) -> str:
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
