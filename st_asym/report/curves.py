@@ -1,0 +1,85 @@
+"""Figures of training as lines over its epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from st_asym.report.page import Picture
+from st_asym.report.plotting import MARKERS, Theme, picture
+
+SPREAD = "Of unit vectors, scaled by the root of the dimension: 1 is even, 0 is collapsed."
+# More points than this are a line without markers.
+_MANY = 60
+
+
+@dataclass(frozen=True)
+class Line:
+    """A figure over epochs.
+
+    Attributes:
+        name: What the legend says.
+        places: The epochs.
+        values: The figure at each.
+        dashed: Whether it is drawn dashed, as what is measured beside training.
+    """
+
+    name: str
+    places: Sequence[float]
+    values: Sequence[float]
+    dashed: bool = False
+
+
+def lines_of(log: Sequence[dict[str, float]], names: dict[str, str], *, dashed: str = "") -> list[Line]:
+    """The figures of a log that are there, as lines.
+
+    Args:
+        log: Entries with ``epoch`` and figures.
+        names: Figure to what the legend says.
+        dashed: What the names of figures begin with that are drawn dashed.
+    """
+    found = []
+    for name, shown in names.items():
+        entries = [entry for entry in log if name in entry]
+        if entries:
+            values = [entry[name] for entry in entries]
+            own = bool(dashed) and name.startswith(dashed)
+            found.append(Line(shown, [entry["epoch"] for entry in entries], values, own))
+    return found
+
+
+def curves(title: str, lines: Sequence[Line], caption: str = "", kept: float | None = None) -> list[Picture]:
+    """One picture of all lines, none without lines.
+
+    Args:
+        title: What is drawn.
+        lines: The lines.
+        caption: How to read it.
+        kept: The epoch that is marked.
+    """
+    if not lines:
+        return []
+    places = [place for line in lines for place in line.places]
+
+    def draw(axes: Any, theme: Theme) -> None:
+        for number, line in enumerate(lines):
+            marker = MARKERS[number % len(MARKERS)] if len(line.places) <= _MANY else None
+            axes.plot(
+                line.places,
+                line.values,
+                "--" if line.dashed else "-",
+                color=theme.lines[number % len(theme.lines)],
+                marker=marker,
+                markersize=4,
+                linewidth=1.8,
+                label=line.name,
+            )
+        if kept is not None:
+            axes.axvline(kept, color=theme.text, linewidth=0.8, label="kept")
+        axes.set(title=title, xlabel="epoch")
+        if max(places) - min(places) >= 4:
+            axes.xaxis.get_major_locator().set_params(integer=True)
+
+    first = [f"{line.name} from {line.values[0]:.3g} to {line.values[-1]:.3g}" for line in lines]
+    return [picture(draw, f"Line plot by epoch: {title}; {', '.join(first)}.", caption)]
