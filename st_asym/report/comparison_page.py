@@ -158,7 +158,7 @@ def _changes(comparison: Comparison) -> list[Table]:
             ]
             header = ["query", first.name, row.name, "difference", *([] if seen is None else ["documents"])]
             if rows:
-                tables.append(Table(header, rows, f"{row.name} on {data}", folded=True))
+                tables.append(Table(header, rows, f"{data}: {row.name}", folded=True))
     return tables
 
 

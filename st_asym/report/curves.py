@@ -10,8 +10,8 @@ from st_asym.report.page import Picture
 from st_asym.report.plotting import MARKERS, Theme, picture
 
 SPREAD = "Of unit vectors, scaled by the root of the dimension: 1 is even, 0 is collapsed."
-# More points than this are a line without markers.
-_MANY = 60
+# About how many points of a line are marked.
+_MARKED = 20
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ def curves(title: str, lines: Sequence[Line], caption: str = "", kept: float | N
 
     def draw(axes: Any, theme: Theme) -> None:
         for number, line in enumerate(lines):
-            marker = MARKERS[number % len(MARKERS)] if len(line.places) <= _MANY else None
             axes.plot(
                 line.places,
                 line.values,
                 "--" if line.dashed else "-",
                 color=theme.lines[number % len(theme.lines)],
-                marker=marker,
+                marker=MARKERS[number % len(MARKERS)],
+                markevery=max(1, len(line.places) // _MARKED),
                 markersize=4,
                 linewidth=1.8,
                 label=line.name,

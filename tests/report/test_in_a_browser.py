@@ -92,6 +92,7 @@ def test_a_reader_sees_everything(chromium: Any, page_of_everything: Path, width
     assert {url.partition(":")[0] for url in requests} <= {"file", "data"}
     assert sum(url.startswith("file:") for url in requests) == 1
 
+    page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
     assert page.evaluate("document.images.length") > 15
     assert page.evaluate(_NOT_LOADED) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
