@@ -20,12 +20,14 @@ class Line:
 
     Attributes:
         name: What the legend says.
+        kind: Lines of one kind have one colour.
         places: The epochs.
         values: The figure at each.
         dashed: Whether it is drawn dashed, as what is measured beside training.
     """
 
     name: str
+    kind: str
     places: Sequence[float]
     values: Sequence[float]
     dashed: bool = False
@@ -45,7 +47,8 @@ def lines_of(log: Sequence[dict[str, float]], names: dict[str, str], *, dashed: 
         if entries:
             values = [entry[name] for entry in entries]
             own = bool(dashed) and name.startswith(dashed)
-            found.append(Line(shown, [entry["epoch"] for entry in entries], values, own))
+            kind = name.removeprefix(dashed)
+            found.append(Line(shown, kind, [entry["epoch"] for entry in entries], values, own))
     return found
 
 
@@ -61,9 +64,11 @@ def curves(title: str, lines: Sequence[Line], caption: str = "", kept: float | N
     if not lines:
         return []
     places = [place for line in lines for place in line.places]
+    kinds = list(dict.fromkeys(line.kind for line in lines))
 
     def draw(axes: Any, theme: Theme) -> None:
-        for number, line in enumerate(lines):
+        for line in lines:
+            number = kinds.index(line.kind)
             axes.plot(
                 line.places,
                 line.values,
@@ -72,7 +77,8 @@ def curves(title: str, lines: Sequence[Line], caption: str = "", kept: float | N
                 marker=MARKERS[number % len(MARKERS)],
                 markevery=max(1, len(line.places) // _MARKED),
                 markersize=4,
-                linewidth=1.8,
+                # A sum is often as large as its first part, which would hide it.
+                linewidth=3 if line.kind == "loss" and len(kinds) > 1 else 1.6,
                 label=line.name,
             )
         if kept is not None:

@@ -13,6 +13,7 @@ from st_asym.report.page import Page, Picture, Section, Table
 _PACKAGES = ("st_asym", "sentence-transformers", "transformers", "torch")
 # In the entries of a training step, but no part of its loss.
 _NO_LOSSES = ("epoch", "step", "grad_norm", "learning_rate", "num_input_tokens_seen")
+_NO_FIGURES = ("epoch", "step", "runtime", "per_second", "total_flos")
 _SPREADS = ("query_std", "document_std")
 _DASHED = "Dashed: evaluation."
 _WATCHED = ("in_batch_accuracy", "positive_similarity", "negative_similarity", *_SPREADS)
@@ -27,14 +28,14 @@ def training_page(state: TrainerState) -> Page:
     log = [entry for entry in map(_numbers, state.log_history) if "epoch" in entry]
     # A state that was read from a file has its figures by the alphabet.
     names = sorted({name for entry in log for name in entry}, key=_place)
-    if not any(name not in ("epoch", "step") for name in names):
+    if all(name.endswith(_NO_FIGURES) for name in names):
         raise ValueError(
             "The trainer's log is empty: there are no curves to draw. Train first, with logging_strategy='steps' or "
             "'epoch' in the training arguments."
         )
     sections = [
         Section("Curves", pictures=_pictures(log, names)),
-        Section("Last figures", tables=[Table(["figure", "first", "last"], _ends(log, names))]),
+        Section("First and last", tables=[Table(["figure", "first", "last"], _ends(log, names))]),
     ]
     lead = f"{state.global_step:,} of {state.max_steps:,} steps, {state.epoch or 0:.3g} epochs."
     if state.best_metric is not None:
@@ -87,6 +88,6 @@ def _ends(log: list[dict[str, float]], names: list[str]) -> list[list[str]]:
     rows = []
     for name in names:
         values = [entry[name] for entry in log if name in entry]
-        if name not in ("epoch", "step"):
+        if not name.endswith(_NO_FIGURES):
             rows.append([_shown(name), f"{values[0]:.4g}", f"{values[-1]:.4g}"])
     return rows
