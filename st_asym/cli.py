@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import typer
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 # The same for all commands.
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars and warnings.")]
+Html = Annotated[Optional[Path], typer.Option(help="Write a page there (extra 'report').")]  # noqa: UP045
 
 
 @app.callback()
@@ -60,6 +61,7 @@ def fit(
     cache: Annotated[Optional[Path], typer.Option(help="Folder of the encoder's vectors.")] = None,  # noqa: UP045
     precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="How texts are encoded.")] = "fp32",
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    html: Html = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -70,6 +72,7 @@ def fit(
         from st_asym.fitting import Settings, fit
         from st_asym.systems import get_system
 
+        _check_html(html)
         settings = None
         if sides is not None:
             kind = get_system(system)
@@ -96,6 +99,7 @@ def fit(
     first, *rest = str(result.report).splitlines()
     typer.secho(first, bold=True)
     typer.echo("\n".join([*rest, f"Saved in {output_dir}."]))
+    _write_html(html, result.report, debug=debug)
 
 
 @app.command()
@@ -118,6 +122,7 @@ def evaluate(
         "runs/evaluate"
     ),
     json: Annotated[Optional[Path], typer.Option(help="Write the comparison there.")] = None,  # noqa: UP045
+    html: Html = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the wide table as Markdown.")] = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -126,6 +131,7 @@ def evaluate(
     with _one_line_errors(debug=debug), _quiet(quiet=quiet):
         from st_asym.evaluation import evaluate
 
+        _check_html(html)
         # A path may hold an equals sign itself, after the name's or without one.
         split_up = ((entry, "", "") if Path(entry).exists() else entry.partition("=") for entry in models)
         named = {name: path or name for name, _, path in split_up}
@@ -135,6 +141,7 @@ def evaluate(
         if json is not None:
             found.to_json(json)
     typer.echo(found.to_markdown(wide=True) if markdown else str(found))
+    _write_html(html, found, debug=debug)
 
 
 @app.command()
@@ -145,7 +152,7 @@ def diagnose(
     split: Annotated[str, typer.Option(help="The queries to look at.")] = "test",
     cache: Annotated[Optional[Path], typer.Option(help="Folder of the encoder's vectors.")] = None,  # noqa: UP045
     json: Annotated[Optional[Path], typer.Option(help="Write the figures there.")] = None,  # noqa: UP045
-    html: Annotated[Optional[Path], typer.Option(help="Write a page there (extra 'report').")] = None,  # noqa: UP045
+    html: Html = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -156,6 +163,7 @@ def diagnose(
         from st_asym.data import load_data
         from st_asym.diagnosis import diagnose
 
+        _check_html(html)
         collection = load_data(data)
         if split not in collection.qrels:
             raise ValueError(f"{data} has no split {split!r}: choose one of {', '.join(sorted(collection.qrels))}.")
@@ -164,11 +172,27 @@ def diagnose(
         found = diagnose(SentenceTransformer(model), queries, collection.corpus, qrels, cache=cache)
         if json is not None:
             found.save(json)
-        if html is not None:
+    typer.echo(str(found))
+    _write_html(html, found, debug=debug)
+
+
+def _check_html(html: Path | None) -> None:
+    """Refuse before the work whose page could not be written."""
+    if html is not None:
+        from st_asym.report import check_installed
+
+        check_installed()
+        if html.is_dir():
+            raise IsADirectoryError(f"{html} is a folder: name a file for the page.")
+
+
+def _write_html(html: Path | None, found: Any, *, debug: bool) -> None:
+    """After the result is printed: it stays, whatever becomes of the page."""
+    if html is not None:
+        with _one_line_errors(debug=debug):
             from st_asym.report import save_html
 
             save_html(html, found)
-    typer.echo(str(found))
 
 
 @app.command()

@@ -145,3 +145,30 @@ def test_models_are_compared(folder: Path, beir: Path) -> None:
     result = CliRunner().invoke(app, ["evaluate", str(beir), "-m", "x=a", "-m", "x=b", *places])
     assert result.exit_code == 2
     assert "Two models have one name" in result.stderr
+
+
+def test_each_command_writes_its_page(folder: Path, beir: Path) -> None:
+    heads, places = str(folder / "model"), ["--cache", str(folder / "vectors"), "--quiet"]
+    commands = {
+        "Diagnosis": ["diagnose", heads, str(beir)],
+        "Comparison": ["evaluate", str(beir), "-m", heads, "--results", str(folder / "results")],
+        "Fit": ["fit", str(folder / "encoder"), str(folder / "pairs.jsonl"), "-o", str(folder / "fitted")],
+    }
+    for title, command in commands.items():
+        page = folder / "pages" / f"{title}.html"
+        result = CliRunner().invoke(app, [*command, *places, "--html", str(page)])
+        assert result.exit_code == 0, result.output
+        assert f"<h1>{title}" in page.read_text(encoding="utf-8")
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_the_work(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("st_asym.fitting.fit", lambda *_, **__: pytest.fail("fitted"))
+    result = run(folder, "--html", str(folder))
+    assert result.exit_code == 2
+    assert "is a folder: name a file" in result.stderr
+    monkeypatch.setattr("st_asym.report.main.find_spec", lambda _: None)
+    result = run(folder, "--html", str(folder / "page.html"))
+    assert result.exit_code == 2
+    assert "st_asym[report]" in result.stderr

@@ -18,16 +18,21 @@ _TITLES = {"ndcg@10": "nDCG@10", "map@100": "MAP@100", "mrr@10": "MRR@10", "reca
 
 def narrow_table(comparison: Comparison) -> str:
     """``Model | Avg NDCG@10 | vs Baseline`` in Markdown."""
+    return _markdown(*short_table(comparison))
+
+
+def short_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of :func:`narrow_table`."""
     rows = [
         [row.name, f"{row.average[MAIN]:.4f}", "" if row.difference is None else _percent(row.difference)]
         for row in comparison.rows
     ]
-    return _markdown(["Model", "Avg NDCG@10", "vs Baseline"], rows)
+    return ["Model", "Avg NDCG@10", "vs Baseline"], rows
 
 
 def wide_tables(comparison: Comparison) -> list[str]:
     """Everything, in Markdown: averages, and what they are made of."""
-    return [_markdown(header, rows) for header, rows in _tables(comparison)]
+    return [_markdown(header, rows) for header, rows in long_tables(comparison)]
 
 
 def terminal_tables(comparison: Comparison) -> str:
@@ -38,7 +43,7 @@ def terminal_tables(comparison: Comparison) -> str:
 
     console = Console(width=shutil.get_terminal_size((200, 24)).columns, color_system=None, highlight=False)
     lines: list[str] = []
-    for header, rows in _tables(comparison):
+    for header, rows in long_tables(comparison):
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for number, title in enumerate(header):
             table.add_column(title, justify="left" if number == 0 else "right", overflow="fold")
@@ -76,7 +81,7 @@ def notes(comparison: Comparison) -> list[str]:
     return lines
 
 
-def _tables(comparison: Comparison) -> list[tuple[list[str], list[list[str]]]]:
+def long_tables(comparison: Comparison) -> list[tuple[list[str], list[list[str]]]]:
     """Header and rows: of the averages, and, where there is more to say, of nDCG@10 in detail."""
     several = len(comparison.data) > 1
     header = ["Model", "Avg nDCG@10" if several else "nDCG@10", "points", "%", "95 %", "p", "verdict"]
@@ -120,7 +125,7 @@ def _of_group(row: Row, data: str, group: str) -> str:
 
 def _short(difference: Difference) -> str:
     """The difference in points, with its p-value."""
-    return f"({100 * difference.points:+.2f}, p {_p(difference.p_corrected, '= ')})"
+    return f"({100 * difference.points:+.2f}, p {p_value(difference.p_corrected, '= ')})"
 
 
 def _difference(difference: Difference | None) -> list[str]:
@@ -129,14 +134,15 @@ def _difference(difference: Difference | None) -> list[str]:
     interval = ""
     if difference.low is not None and difference.high is not None:
         interval = f"[{100 * difference.low:+.2f}, {100 * difference.high:+.2f}]"
-    return [f"{100 * difference.points:+.2f}", _percent(difference), interval, _p(difference.p_corrected)]
+    return [f"{100 * difference.points:+.2f}", _percent(difference), interval, p_value(difference.p_corrected)]
 
 
 def _percent(difference: Difference) -> str:
     return "" if difference.relative is None else f"{difference.relative:+.1%}"
 
 
-def _p(value: float, sign: str = "") -> str:
+def p_value(value: float, sign: str = "") -> str:
+    """``0.012``, with ``sign`` before it, or ``< .001``."""
     return "< .001" if value < 0.001 else f"{sign}{value:.3f}"
 
 

@@ -14,7 +14,7 @@ from st_asym.fitting.gate import Choice, Collection, Evidence, Rehearsal, choose
 from st_asym.fitting.heads import State, dialled, heads_state, load_heads
 from st_asym.fitting.judging import Judge
 from st_asym.fitting.settings import Settings
-from st_asym.fitting.training import train_heads
+from st_asym.fitting.training import Log, train_heads
 from st_asym.fitting.workbench import Stage, Workbench
 from st_asym.ndcg import Scores
 from st_asym.splitting import HeldOut, folds, hold_out, seen_unseen
@@ -36,6 +36,8 @@ class Attempt:
         end: The heads at the end of the last of them.
         evidence: What the held-out queries say about each choice.
         chosen: What they say about the chosen one, None where the encoder is better left alone.
+        log: For each epoch, from 0, the figures of :class:`st_asym.fitting.judging.Judge`, and, from 1, the losses of
+            training; each the mean over the rehearsals.
     """
 
     stage: Stage
@@ -43,6 +45,7 @@ class Attempt:
     end: State
     evidence: Sequence[Evidence]
     chosen: Evidence | None
+    log: Log
 
     @property
     def last_epoch(self) -> int:
@@ -88,17 +91,19 @@ def attempt(
     """Rehearse one way to train on all cuts, and choose how far to go."""
     stage = bench.stage(settings)
     rehearsals: list[Rehearsal] = []
+    logs: list[Log] = []
     for part in parts:
         started = time.monotonic()
-        rehearsal, reached = _rehearse(bench, stage, part, _from(len(rehearsals) * settings.epochs, progress))
+        rehearsal, reached, log = _rehearse(bench, stage, part, _from(len(rehearsals) * settings.epochs, progress))
         whole = max(rehearsal.scores).epoch == settings.epochs
         if whole or not rehearsals:
             rehearsals.append(rehearsal)
+            logs.append(log)
             end = reached
         if not whole or not bench.has_time_for(time.monotonic() - started):
             break
     evidence = weigh(rehearsals, collection)
-    return Attempt(stage, rehearsals, end, evidence, choose(rehearsals, collection))
+    return Attempt(stage, rehearsals, end, evidence, choose(rehearsals, collection), _mean(logs))
 
 
 def _from(done: int, progress: Progress | None) -> Progress | None:
@@ -106,7 +111,16 @@ def _from(done: int, progress: Progress | None) -> Progress | None:
     return None if progress is None else lambda epoch, gain: progress(done + epoch, gain)
 
 
-def _rehearse(bench: Workbench, stage: Stage, part: HeldOut, progress: Progress | None) -> tuple[Rehearsal, State]:
+def _mean(logs: Sequence[Log]) -> Log:
+    means = []
+    for entries in zip(*logs, strict=True):
+        first = entries[0]
+        own = {name: round(float(np.mean([entry[name] for entry in entries])), 6) for name in first}
+        means.append({**own, "epoch": first["epoch"]})
+    return means
+
+
+def _rehearse(bench: Workbench, stage: Stage, part: HeldOut, progress: Progress | None) -> tuple[Rehearsal, State, Log]:
     """Train on one side of a cut and judge on the other, after each epoch and turned back by each dial."""
     started = time.monotonic()
     load_heads(stage.model, stage.start)
@@ -114,14 +128,17 @@ def _rehearse(bench: Workbench, stage: Stage, part: HeldOut, progress: Progress 
     judge = Judge(stage.model, bench.searched(stage, judged), bench.data.queries, judged)
     untouched = judge()
     scores: dict[Choice, Scores] = {}
+    figures: Log = [{"epoch": 0, **judge.figures}]
 
     def after_epoch(epoch: int) -> bool:
         scores[Choice(epoch, 1.0)] = judge()
+        figures.append(dict(judge.figures))
         gain = float((scores[Choice(epoch, 1.0)] - untouched).mean())
         bench.seconds_kept_back = max(bench.seconds_kept_back, time.monotonic() - started)
         return bench.out_of_time or (progress is not None and progress(epoch, gain))
 
-    train_heads(bench, stage, part.train, ignored=part.withheld, after_epoch=after_epoch)
+    losses = train_heads(bench, stage, part.train, ignored=part.withheld, after_epoch=after_epoch)
+    log = [{**loss, **own} for loss, own in zip([{}, *losses], figures, strict=True)]
     end = heads_state(stage.model)
     last = max(scores).epoch
     for dial in _DIALS if bench.dials_back else ():
@@ -129,4 +146,4 @@ def _rehearse(bench: Workbench, stage: Stage, part: HeldOut, progress: Progress 
         scores[Choice(last, dial)] = judge()
     known = set(part.seen)
     seen = np.array([query_id in known for query_id in judge.queries], dtype=bool)
-    return Rehearsal(judge.queries, seen, untouched, scores), end
+    return Rehearsal(judge.queries, seen, untouched, scores), end, log

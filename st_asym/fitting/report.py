@@ -37,6 +37,7 @@ class FitReport:
         held_out: How queries were held out, in words.
         chosen: What the held-out queries say about the choice; None where the encoder was left alone.
         evidence: The same for all choices.
+        log: Training by epoch, from 0, as the rehearsals saw it, see :class:`st_asym.fitting.rehearsing.Attempt`.
         refitted: Whether the heads were trained again at the end, on all queries.
         trials: The settings that were tried, with the gain of each.
         notes: What was left out or changed in the data.
@@ -59,6 +60,7 @@ class FitReport:
     held_out: list[str] = field(default_factory=list)
     chosen: Evidence | None = None
     evidence: Sequence[Evidence] = ()
+    log: Sequence[dict[str, float]] = ()
     refitted: bool = False
     trials: Sequence[dict[str, Any]] = ()
     notes: Sequence[str] = ()
@@ -78,7 +80,7 @@ class FitReport:
     def note_attempt(self, best: Attempt, parts: Sequence[HeldOut]) -> None:
         """Say what the held-out queries have decided."""
         self.settings, self.evidence, self.chosen = best.stage.settings, best.evidence, best.chosen
-        judged = len(best.rehearsals)
+        self.log, judged = best.log, len(best.rehearsals)
         self.held_out = [str(parts[0])]
         if judged > 1:
             seen, unseen = (sum(len(getattr(part, kind)) for part in parts[:judged]) for kind in ("seen", "unseen"))

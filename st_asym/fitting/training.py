@@ -21,6 +21,10 @@ from st_asym.routing import column_prompts, router_mapping
 
 # Called after each epoch with its number, from 1; training ends where it returns True.
 AfterEpoch = Callable[[int], bool]
+# Figures of each epoch by name; ``epoch`` itself is one of them.
+Log = list[dict[str, float]]
+
+_NO_LOSSES = ("epoch", "step", "grad_norm", "learning_rate")
 
 
 def train_heads(
@@ -30,7 +34,7 @@ def train_heads(
     *,
     ignored: Qrels | None = None,
     after_epoch: AfterEpoch | None = None,
-) -> None:
+) -> Log:
     """Train the heads of a stage in place, from where they are.
 
     Args:
@@ -39,6 +43,9 @@ def train_heads(
         qrels: What to train on.
         ignored: Documents that are neither positives nor negatives of a query.
         after_epoch: Called after each epoch.
+
+    Returns:
+        The mean loss of each epoch, and of its parts where it has several.
     """
     settings, model = stage.settings, stage.model
     data = replace(bench.data, qrels={"train": qrels})
@@ -71,6 +78,13 @@ def train_heads(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+    return [_losses(entry) for entry in trainer.state.log_history if "loss" in entry]
+
+
+def _losses(entry: dict[str, float]) -> dict[str, float]:
+    parts = {name: value for name, value in entry.items() if name not in _NO_LOSSES}
+    shown = parts if len(parts) > 2 else {"loss": parts["loss"]}
+    return {"epoch": round(entry["epoch"]), **shown}
 
 
 class _Trainer(SentenceTransformerTrainer):
@@ -93,7 +107,7 @@ def _arguments(folder: str, stage: Stage, rows: Dataset, seed: int) -> SentenceT
         prompts=column_prompts(stage.model, mapping) or None,
         optim="adamw_torch_fused",
         max_grad_norm=0.0,
-        logging_strategy="no",
+        logging_strategy="epoch",
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,

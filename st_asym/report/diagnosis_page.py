@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from st_asym.diagnosis.heads import Side
-from st_asym.diagnosis.result import Diagnosis, Example, Judged
+from st_asym.diagnosis.result import Diagnosis, Example
 from st_asym.diagnosis.tables import heads_table, search_table, vectors_table
 from st_asym.report.page import Card, Note, Page, Picture, Section, Table
 from st_asym.report.plotting import Theme, picture
+from st_asym.report.scatter import by_query
 
 _SIDES: dict[Side, str] = {"query": "queries", "document": "documents"}
-# More points than this are one bitmap inside the picture.
-_MANY = 1500
 
 
 def diagnosis_page(diagnosis: Diagnosis) -> Page:
@@ -42,7 +41,8 @@ def _search(diagnosis: Diagnosis) -> list[Picture]:
     pictures = [_histogram(diagnosis, "negative", "other pairs" if diagnosis.judged else "all pairs")]
     if diagnosis.judged is not None:
         pictures.insert(0, _histogram(diagnosis, "positive", "relevant pairs"))
-        pictures.append(_scatter(diagnosis.judged))
+        judged = diagnosis.judged
+        pictures.append(by_query("nDCG@10 by query", judged.ndcg_before, judged.ndcg_after, ("encoder", "with heads")))
     return pictures
 
 
@@ -66,24 +66,6 @@ def _histogram(diagnosis: Diagnosis, kind: str, shown: str) -> Picture:
     return picture(draw, f"Histogram of the cosines of {shown}, before and after the heads.")
 
 
-def _scatter(judged: Judged) -> Picture:
-    def draw(axes: Any, theme: Theme) -> None:
-        axes.plot([0, 1], [0, 1], color=theme.text, linewidth=0.8)
-        axes.scatter(
-            judged.ndcg_before,
-            judged.ndcg_after,
-            s=22,
-            alpha=0.5,
-            color=theme.after,
-            linewidths=0,
-            rasterized=len(judged.query_ids) > _MANY,
-        )
-        axes.set(title="nDCG@10 by query", xlabel="encoder", ylabel="with heads")
-
-    caption = "Above the line a query gained. Darker points are several queries."
-    return picture(draw, "Scatter plot of nDCG@10 by query, before and after the heads.", caption)
-
-
 def _spectra(diagnosis: Diagnosis) -> list[Picture]:
     return [_spectrum(diagnosis, side, shown) for side, shown in _SIDES.items()]
 
@@ -97,6 +79,8 @@ def _spectrum(diagnosis: Diagnosis, side: Side, shown: str) -> Picture:
             places = range(1, len(shares) + 1)
             axes.plot(places, shares, color=getattr(theme, when), linestyle=style, linewidth=1.8, label=name)
         axes.set(title=f"Spectrum of the {shown}", xlabel="principal axis", ylabel="share of variance", yscale="log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
 
     return picture(draw, f"Share of the variance of the {shown} along each axis.", "The flatter, the more even.")
 

@@ -9,9 +9,11 @@ from typing import Any
 from st_asym.data.collection import counted
 from st_asym.fitting.gate import Evidence, Gain
 from st_asym.fitting.report import FitReport
+from st_asym.report.curves import SPREAD, curves, lines_of
 from st_asym.report.page import Note, Page, Picture, Section, Table
 from st_asym.report.plotting import Theme, picture
 
+_HOW = "While training on the others, the held-out queries were looked at after each epoch; mean over the cuts."
 _HALVES = (("seen", "seen documents", "-"), ("unseen", "unseen documents", "--"))
 
 
@@ -22,12 +24,12 @@ def fit_page(report: FitReport) -> Page:
             "Data", notes=[Note(note) for note in report.notes], tables=_data(report), text=" ".join(_held_out(report))
         ),
         Section("Held-out queries", tables=_evidence(report), pictures=_curves(report)),
+        Section("Training", _HOW, pictures=_training(report)),
         Section("Settings", tables=[_settings(report), *_trials(report)]),
         Section("Time", tables=[Table(["part", "seconds"], [[k, f"{v:.1f}"] for k, v in report.seconds.items()])]),
     ]
-    if not report.evidence:
-        del sections[1]
-    return Page("Fit", report.first_line, sections, dict(report.versions))
+    shown = [section for section in sections if section.notes or section.tables or section.pictures]
+    return Page("Fit", report.first_line, shown, dict(report.versions))
 
 
 def _held_out(report: FitReport) -> list[str]:
@@ -47,10 +49,10 @@ def _evidence(report: FitReport) -> list[Table]:
     rows = []
     for entry in report.evidence:
         kept = "kept" if entry == report.chosen else ""
-        choice = [f"epoch {entry.choice.epoch}, dial {entry.choice.dial:g}"]
+        choice = [str(entry.choice.epoch), f"{entry.choice.dial:g}"]
         rows.append([*choice, _gain(entry.seen), _gain(entry.unseen), f"{entry.gain:+.3f} ± {entry.error:.3f}", kept])
-    caption = "Difference in nDCG@10 to the untouched encoder, ± standard error."
-    return [Table(["choice", "seen documents", "unseen documents", "together", ""], rows, caption)]
+    caption = "Difference in nDCG@10 to the untouched encoder by epoch and dial, ± standard error"
+    return [Table(["epoch", "dial", "seen documents", "unseen documents", "together", ""], rows, caption, folded=True)]
 
 
 def _gain(gain: Gain) -> str:
@@ -67,6 +69,20 @@ def _curves(report: FitReport) -> list[Picture]:
         title = f"dial after epoch {max(dialled)} (0: the encoder)"
         pictures.append(_curve(last, lambda entry: entry.choice.dial, title, report.chosen))
     return pictures
+
+
+def _training(report: FitReport) -> list[Picture]:
+    """Losses, and what they do not show, by epoch."""
+    log = list(report.log)
+    figures = {"accuracy": "accuracy", "query_std": "queries", "document_std": "documents"}
+    losses = dict.fromkeys(name for entry in log for name in entry if name != "epoch" and name not in figures)
+    kept = None if report.chosen is None else report.chosen.choice.epoch
+    spread = {name: figures[name] for name in ("query_std", "document_std")}
+    return [
+        *curves("Loss", lines_of(log, {name: name for name in losses}), "", kept),
+        *curves("Accuracy on held-out queries", lines_of(log, {"accuracy": "nearest document is relevant"}), "", kept),
+        *curves("Standard deviation of the vectors", lines_of(log, spread), SPREAD, kept),
+    ]
 
 
 def _curve(
@@ -86,8 +102,10 @@ def _curve(
             axes.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)
             axes.plot(places, means, style, color=color, marker="o", markersize=4, label=shown)
             axes.axhline(gains[0].untouched, color=color, linestyle=":", linewidth=1.2)
-        if chosen in entries:
-            axes.axvline(place(chosen), color=theme.text, linewidth=0.8, label="kept")
+        if chosen is not None:
+            whole = chosen in entries
+            kept = "kept" if whole else f"kept, at dial {chosen.choice.dial:g}"
+            axes.axvline(place(chosen), color=theme.text, linewidth=0.8, linestyle="-" if whole else "-.", label=kept)
         axes.set(title="nDCG@10 of held-out queries", xlabel=label)
         if all(isinstance(value, int) for value in places):
             axes.xaxis.get_major_locator().set_params(integer=True)

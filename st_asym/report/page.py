@@ -27,19 +27,21 @@ class Picture:
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose first column names the rows."""
+    """A table whose first column names the rows; a folded one, which needs a caption, is opened by the reader."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     caption: str = ""
+    folded: bool = False
 
 
 @dataclass(frozen=True)
 class Note:
-    """A sentence or two that stand out, as trouble or as news."""
+    """A sentence or two that stand out, as trouble or as news, after a word for what they are."""
 
     text: str
     trouble: bool = False
+    label: str = ""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import textwrap
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +14,10 @@ from st_asym.report.page import REQUIRES, Picture
 
 # At 400 pixels, the width of a phone, a point is about a pixel.
 _SIZE = (5.4, 3.3)
+# About how many letters fit into a line of the legend, and how many the line before a name takes.
+_LEGEND, _HANDLE = 75, 8
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 @dataclass(frozen=True)
@@ -38,21 +44,29 @@ LIGHT = Theme("#D55E00", "#0072B2", ("#0072B2", *_OTHERS), "#1b1b1b", "#d5d5d5")
 DARK = Theme("#E69F00", "#56B4E9", ("#56B4E9", *_OTHERS), "#ececec", "#3d3d3d")
 
 
-def picture(draw: Callable[[Any, Theme], None], alt: str, caption: str = "") -> Picture:
+def picture(draw: Callable[[Any, Theme], None], alt: str, caption: str = "", *, height: float = _SIZE[1]) -> Picture:
     """Draw a plot in both themes.
 
     Args:
         draw: Draws on matplotlib axes in a theme.
         alt: What it shows, for those who do not see it.
         caption: How to read it.
+        height: In inches.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    return Picture(_drawn(draw, LIGHT), _drawn(draw, DARK), alt, caption)
+    return Picture(_drawn(draw, LIGHT, height), _drawn(draw, DARK, height), alt, caption)
 
 
-def _drawn(draw: Callable[[Any, Theme], None], theme: Theme) -> str:
+def wrapped(name: str, width: int, lines: int = 3) -> str:
+    """A name in lines of that width; matplotlib leaves names out that begin with an underscore."""
+    cut = name if len(name) <= lines * width else name[: lines * width - 1] + "…"
+    text = "\n".join(textwrap.wrap(cut, width)[:lines]) or " "
+    return f" {text}" if text.startswith("_") else text
+
+
+def _drawn(draw: Callable[[Any, Theme], None], theme: Theme, height: float) -> str:
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -74,16 +88,22 @@ def _drawn(draw: Callable[[Any, Theme], None], theme: Theme) -> str:
         "svg.fonttype": "path",
         "svg.hashsalt": "st_asym",
         "text.color": theme.text,
+        # Names of models and data sets may hold a dollar sign.
+        "text.parse_math": False,
         "xtick.color": theme.text,
         "ytick.color": theme.text,
     }
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=_SIZE, layout="constrained")
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        # A name in another script: the picture shows boxes, the tables beside it the name.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure = Figure(figsize=(_SIZE[0], height), layout="constrained")
         axes = figure.add_subplot()
         axes.set_axisbelow(True)
         draw(axes, theme)
-        if axes.get_legend_handles_labels()[1]:
-            axes.legend(labelcolor=theme.text, fontsize=10)
+        handles, names = axes.get_legend_handles_labels()
+        if names:
+            columns = max(1, _LEGEND // (_HANDLE + max(map(len, names))))
+            figure.legend(handles, names, loc="outside lower left", ncols=columns, labelcolor=theme.text, fontsize=10)
         stream = io.BytesIO()
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -59,6 +59,20 @@ def test_negative_grades_count_as_not_relevant() -> None:
     assert found == pytest.approx([0, 1 / np.log2(3)])
 
 
+def test_accuracy_and_spread_are_those_of_the_vectors(tmp_path: Path) -> None:
+    encoder, data = rotated(30, noise=2.0)
+    stage = (bench := bench_of(encoder, data, tmp_path)).stage(QUICK)
+    judge = Judge(stage.model, bench.searched(stage, {}), data.queries, data.qrels["train"])
+    judge()
+    queries = encoder.encode_query(list(data.queries), normalize_embeddings=True)
+    documents = encoder.encode_document(list(data.corpus), normalize_embeddings=True)
+    nearest = (queries @ documents.T).argmax(axis=1)
+    assert 0 < judge.figures["accuracy"] == np.mean(nearest == np.arange(30)) < 1
+    for side, vectors in (("query", queries), ("document", documents)):
+        expected = vectors.std(axis=0, ddof=1).mean() * DIMENSION**0.5
+        assert judge.figures[f"{side}_std"] == pytest.approx(expected, abs=1e-5)
+
+
 def test_the_heads_are_judged_as_they_are_and_stay_in_their_mode(tmp_path: Path) -> None:
     encoder, data = rotated(30)
     bench = bench_of(encoder, data, tmp_path)

@@ -23,9 +23,9 @@ def test_each_query_is_held_out_once_and_never_trains(tmp_path: Path, monkeypatc
     trained: list[set[str]] = []
     train_heads = rehearsing.train_heads
 
-    def spy(bench: Any, stage: Any, qrels: Any, **options: Any) -> None:
+    def spy(bench: Any, stage: Any, qrels: Any, **options: Any) -> Any:
         trained.append(set(qrels))
-        train_heads(bench, stage, qrels, **options)
+        return train_heads(bench, stage, qrels, **options)
 
     monkeypatch.setattr(rehearsing, "train_heads", spy)
     parts = cuts(data, seed=0)
@@ -38,6 +38,25 @@ def test_each_query_is_held_out_once_and_never_trains(tmp_path: Path, monkeypatc
     dials = {choice.dial for choice in found.rehearsals[0].scores}
     assert dials == {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0}
     assert found.last_epoch == QUICK.epochs
+
+
+def test_training_is_logged_by_epoch_as_the_mean_over_the_cuts(tmp_path: Path) -> None:
+    encoder, data = rotated(60)
+    bench, parts = bench_of(encoder, data, tmp_path), cuts(data, seed=0)
+    found = attempt(bench, parts, QUICK)
+    assert [entry["epoch"] for entry in found.log] == [0, 1, 2, 3]
+    assert set(found.log[0]) == {"epoch", "accuracy", "query_std", "document_std"}
+    assert set(found.log[1]) == {"epoch", "loss", "accuracy", "query_std", "document_std"}
+    losses = [entry["loss"] for entry in found.log[1:]]
+    assert losses == sorted(losses, reverse=True)
+    assert found.log[-1]["accuracy"] > found.log[0]["accuracy"]
+    single = [attempt(bench, [part], QUICK).log for part in parts]
+    for name, value in found.log[3].items():
+        assert value == pytest.approx(np.mean([log[3][name] for log in single]), abs=1e-5), name
+    # A trial that is stopped has seen fewer epochs.
+    assert [entry["epoch"] for entry in attempt(bench, parts, QUICK, progress=lambda *_: True).log] == [0, 1]
+    parts_of_loss = attempt(bench, parts[:1], replace(QUICK, isotropy_weight=0.5)).log[1]
+    assert parts_of_loss["loss"] == pytest.approx(parts_of_loss["contrastive"] + parts_of_loss["isotropy"], abs=1e-3)
 
 
 def test_the_dev_split_is_what_is_judged_where_there_is_one() -> None:

@@ -4,49 +4,52 @@ import base64
 import re
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from sentence_transformers import SentenceTransformer
+from datasets import Dataset
+from report_helpers import (
+    DOCUMENTS,
+    HOSTILE,
+    QUERIES,
+    a_comparison,
+    a_diagnosis,
+    a_fit_report,
+    a_trainer_state,
+)
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from transformers import TrainerState
 
-from st_asym import Diagnosis, EmbeddingCache, FitReport, Settings, asymmetric_model, diagnose
-from st_asym.fitting.gate import Choice, Evidence, Gain
-from st_asym.report import as_html, save_html
-
-HOSTILE = '<script>alert("1")</script> & "quotes" </style>'
-QUERIES = {"q0": f"red {HOSTILE}", "q1": "small text", "q2": "big head"}
-DOCUMENTS = {"d0": f"red vector {HOSTILE}", "d1": "small answers", "d2": "the big document", "d3": "query"}
-QRELS = {"q0": {"d3": 1}, "q1": {"d0": 1}, "q2": {"d3": 2}}
+from st_asym import (
+    Diagnosis,
+    EmbeddingCache,
+    FitReport,
+    IsotropyLoss,
+    Settings,
+    asymmetric_model,
+    diagnose,
+    router_mapping,
+    watch,
+)
+from st_asym.report import as_html, check_installed, save_html
 
 
 @pytest.fixture
 def diagnosis(tiny_encoder: SentenceTransformer, tmp_path: Path) -> Diagnosis:
-    model = asymmetric_model(tiny_encoder, hidden_features=None)
-    for name, parameter in model.named_parameters():
-        if "sub_modules.query" in name and name.endswith("weight"):
-            parameter.data *= -1
-    return diagnose(model, QUERIES, DOCUMENTS, QRELS, cache=EmbeddingCache(tmp_path / "vectors"))
+    return a_diagnosis(tiny_encoder, tmp_path)
 
 
 @pytest.fixture
 def fit_report() -> FitReport:
-    gains = Gain(80, 0.67, 0.1, 0.02), Gain(0, 0.0, 0.0, 0.0)
-    evidence = [Evidence(Choice(epoch, dial), *gains, 0.1, 0.02) for epoch, dial in ((1, 1.0), (2, 0.5), (2, 1.0))]
-    return FitReport(
-        "asymmetric",
-        "identity",
-        None,
-        Settings(),
-        0,
-        counts={"documents": 5183},
-        held_out=["A cut."],
-        chosen=evidence[1],
-        evidence=evidence,
-        notes=[HOSTILE],
-        trials=[{"learning_rate": 1e-3, "gain": 0.1}, {"learning_rate": 3e-4, "gain": None}],
-        seconds={"train": 1.25},
-    )
+    return a_fit_report()
 
 
 class Page(HTMLParser):
@@ -70,13 +73,13 @@ class Page(HTMLParser):
 
 
 def test_everything_is_in_the_file_and_every_picture_is_one(diagnosis: Diagnosis, fit_report: FitReport) -> None:
-    text = as_html(fit_report, diagnosis)
+    text = as_html(fit_report, diagnosis, a_comparison(), a_trainer_state())
     page = Page(text)
     assert "script" not in page.tags
     assert all(address.startswith("data:") for address in page.addresses)
     assert "http" not in text
     pictures = [base64.b64decode(a.partition(",")[2]) for a in page.addresses if a.startswith("data:image/svg+xml")]
-    assert len(pictures) == 2 * page.tags.count("img") == 2 * 8
+    assert len(pictures) == 2 * page.tags.count("img") == 2 * 23
     for picture in pictures:
         assert ET.fromstring(picture).tag.endswith("svg")  # noqa: S314 - our own
     light = [a for a, tag in zip(pictures[1::2], pictures[::2], strict=True) if a == tag]
@@ -97,6 +100,136 @@ def test_figures_findings_and_examples_are_shown_and_escaped(diagnosis: Diagnosi
     assert HOSTILE in words
     assert "<script" not in text
     assert text.count("</style>") == 1
+
+
+def cells(text: str) -> list[list[str]]:
+    """The rows of all tables, header included."""
+    rows = re.findall("<tr>(.*?)</tr>", text, re.DOTALL)
+    return [[unescape(cell) for cell in re.findall("<t[hd][^>]*>(.*?)</t[hd]>", row)] for row in rows]
+
+
+def alts(text: str) -> list[str]:
+    return [unescape(alt) for alt in re.findall('alt="([^"]*)"', text)]
+
+
+def test_a_comparison_shows_verdicts_tables_intervals_and_what_it_rests_on() -> None:
+    comparison = a_comparison()
+    text = as_html(comparison)
+    words, rows = "".join(Page(text).texts), cells(text)
+    _, gains, loses = comparison.rows
+    assert (gains.verdict, loses.verdict) == ("works", "fails")
+    assert gains.difference is not None
+    assert f"{gains.name}: works; {loses.name}: fails." in words
+    for step in (*loses.next_steps, *comparison.notes, comparison.created, "mteb 2.26"):
+        assert step in words
+    assert ["Model", "Avg NDCG@10", "vs Baseline"] in rows
+    assert [gains.name, f"{gains.average['ndcg@10']:.4f}", f"{gains.difference.relative:+.1%}"] in rows
+    assert any({"MAP@100", "MRR@10", "recall@100", "verdict"} <= set(row) for row in rows)
+    for seed, digest in (("7", "c" * 64), ("8", "d" * 64)):
+        assert [loses.name, seed, digest] in rows
+    assert ["zwölf 十二", "test", "12", "99", "v"] in rows
+    # The forest plot in words: everything that is drawn is there, by data set and system.
+    (forest,) = (alt for alt in alts(text) if alt.startswith("Forest") and "average" in alt)
+    for group, own in (("average", gains.difference), ("one", gains.differences["one"])):
+        assert own.low is not None
+        assert own.high is not None
+        points, low, high = (f"{100 * value:+.2f}" for value in (own.points, own.low, own.high))
+        assert f"{group}, {gains.name}: {points} [{low}, {high}]" in forest
+    (unseen,) = (alt for alt in alts(text) if alt.startswith("Forest") and "average" not in alt)
+    assert f"one, unseen, {gains.name}:" in unseen
+    assert any(
+        row[:3] == [f"{gains.name}: one, seen", "10", f"{gains.groups['one']['seen'].score:.4f}"] for row in rows
+    )
+
+
+def test_the_queries_of_a_comparison_are_counted_and_the_largest_changes_listed() -> None:
+    comparison = a_comparison()
+    text = as_html(comparison)
+    counts = [alt for alt in alts(text) if alt.startswith("Scatter")]
+    assert ["30 queries gained, 0 lost" in alt for alt in counts] == [True, False, False, False]
+    assert "0 queries gained, 12 lost" in counts[3]
+    before, after = (comparison.queries["one"]["scores"][row.name]["ndcg@10"][0][29] for row in comparison.rows[:2])
+    # The step grows along the queries, so that the last one gains most.
+    listed = [row for row in cells(text) if row[0].startswith("q") and row[-1] in ("seen", "unseen")]
+    assert listed[0] == ["q29", f"{before:.3f}", f"{after:.3f}", "+0.200", "unseen"]
+    assert [row[0] for row in listed[:10]] == [f"q{place}" for place in range(29, 19, -1)]
+    # Two seeds: their mean.
+    assert listed[-1][0] == "q29"
+    assert listed[-1][3] == "-0.150"
+
+
+def test_many_data_sets_are_one_scatter_plot_per_system() -> None:
+    text = as_html(a_comparison(data=[f"set {place}" for place in range(7)]))
+    scatters = [alt for alt in alts(text) if alt.startswith("Scatter")]
+    assert ["102 queries gained" in alt for alt in scatters] == [True, False]
+
+
+def test_one_model_alone_has_nothing_to_be_compared_with() -> None:
+    comparison = replace(a_comparison(), rows=a_comparison().rows[:1])
+    words = "".join(Page(as_html(comparison)).texts)
+    assert f"untouched: {comparison.rows[0].average['ndcg@10']:.4f}." in words
+    assert "Verdicts" not in words
+
+
+def test_the_training_of_a_fit_is_drawn(fit_report: FitReport) -> None:
+    found = alts(as_html(fit_report))
+    assert "loss from 2.5 to 2.5, contrastive from 2 to 2, isotropy from 0.5 to 0.5" in found[2]
+    assert "nearest document is relevant from 0.5 to 0.5" in found[3]
+    assert "queries from 0.9 to 0.9, documents from 0.8 to 0.8" in found[4]
+    # A report of an earlier version has no log.
+    words = "".join(Page(as_html(replace(fit_report, log=()))).texts)
+    assert "Training" not in words
+
+
+def test_the_log_of_a_trainer_is_drawn(tiny_encoder: SentenceTransformer, tmp_path: Path) -> None:
+    model = asymmetric_model(tiny_encoder)
+    rows = Dataset.from_dict({"query": ["red head", "text"], "positive": ["big head", "small text"]})
+    arguments = SentenceTransformerTrainingArguments(
+        str(tmp_path / "run"),
+        num_train_epochs=2,
+        logging_strategy="epoch",
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        router_mapping=router_mapping(rows),
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    trainer = SentenceTransformerTrainer(
+        model=model, args=arguments, train_dataset=rows, eval_dataset=rows, loss=IsotropyLoss(model)
+    )
+    watch(trainer)
+    trainer.train()
+    saved = TrainerState.load_from_json(str(tmp_path / "run" / "checkpoint-2" / "trainer_state.json"))
+    for state in (trainer.state, saved):
+        found = alts(as_html(state))
+        shown = (
+            "Loss; loss",
+            "contrastive",
+            "isotropy",
+            "eval loss",
+            "In-batch accuracy",
+            "Standard deviation",
+            "query std",
+        )
+        for title in (*shown, "Learning rate"):
+            assert any(title in alt for alt in found), title
+    assert "2 of 2 steps, 2 epochs." in "".join(Page(as_html(saved)).texts)
+
+
+def test_evaluators_are_drawn_and_other_figures_listed() -> None:
+    text = as_html(a_trainer_state())
+    assert any("eval dev cosine ndcg@10 from 0.3 to 0.6" in alt for alt in alts(text))
+    assert ["eval loss", "2", "1"] in cells(text)
+    assert "Best checkpoint: 0.6 at step 8." in text
+    with pytest.raises(ValueError, match="log is empty"):
+        as_html(TrainerState())
+
+
+@pytest.mark.parametrize("name", ["$\\undefined$", "_hidden", "名前", "", "x" * 999, "a\nb"])
+def test_any_name_can_be_drawn(name: str) -> None:
+    text = as_html(a_comparison(names=("base", name, "other"), data=("one", f"{name} data")))
+    assert any(f"one, {name}: +" in alt for alt in alts(text))
 
 
 def test_without_qrels_and_without_heads_on_a_side(tiny_encoder: SentenceTransformer, tmp_path: Path) -> None:
@@ -121,7 +254,7 @@ def test_the_file_is_written_the_same_each_time(diagnosis: Diagnosis, tmp_path: 
 
 
 def test_something_else_is_refused() -> None:
-    with pytest.raises(TypeError, match="not of a dict"):
+    with pytest.raises(TypeError, match="a FitReport or a TrainerState, not of a dict"):
         as_html({})  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="nothing to report"):
         as_html()
@@ -132,3 +265,10 @@ def test_a_missing_package_is_named(diagnosis: Diagnosis, monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ModuleNotFoundError, match=r'pip install "st_asym\[report\]"'):
         as_html(diagnosis)
+
+
+def test_a_missing_package_is_known_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_installed()
+    monkeypatch.setattr("st_asym.report.main.find_spec", lambda name: None if name == "matplotlib" else find_spec(name))
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "st_asym\[report\]"'):
+        check_installed()

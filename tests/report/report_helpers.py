@@ -1,0 +1,119 @@
+"""One of each thing that a report is made of, with names and texts that a page must not stumble over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from sentence_transformers import SentenceTransformer
+from transformers import TrainerState
+
+from st_asym import Comparison, Diagnosis, EmbeddingCache, FitReport, Settings, asymmetric_model, diagnose
+from st_asym.evaluation.comparing import Run, System, rows_of, scores_by_query
+from st_asym.evaluation.scores import METRICS, Scores
+from st_asym.evaluation.verdict import Bar
+from st_asym.fitting.gate import Choice, Evidence, Gain
+
+HOSTILE = '<script>alert("1")</script> & "quotes" </style> $\\frac{1}$'
+LONG = "a_path/" * 20
+QUERIES = {"q0": f"red {HOSTILE}", "q1": "small text", "q2": "big head"}
+DOCUMENTS = {"d0": f"red vector {HOSTILE}", "d1": "small answers", "d2": "the big document", "d3": LONG}
+QRELS = {"q0": {"d3": 1}, "q1": {"d0": 1}, "q2": {"d3": 2}}
+
+
+def a_diagnosis(encoder: SentenceTransformer, folder: Path) -> Diagnosis:
+    model = asymmetric_model(encoder, hidden_features=None)
+    for name, parameter in model.named_parameters():
+        if "sub_modules.query" in name and name.endswith("weight"):
+            parameter.data *= -1
+    return diagnose(model, QUERIES, DOCUMENTS, QRELS, cache=EmbeddingCache(folder / "vectors"))
+
+
+def a_fit_report() -> FitReport:
+    gains = Gain(80, 0.67, 0.1, 0.02), Gain(0, 0.0, 0.0, 0.0)
+    evidence = [Evidence(Choice(epoch, dial), *gains, 0.1, 0.02) for epoch, dial in ((1, 1.0), (2, 0.5), (2, 1.0))]
+    figures = {"accuracy": 0.5, "query_std": 0.9, "document_std": 0.8}
+    losses = {"loss": 2.5, "contrastive": 2.0, "isotropy": 0.5}
+    return FitReport(
+        "asymmetric",
+        "identity",
+        None,
+        Settings(),
+        0,
+        counts={"documents": 5183},
+        held_out=["A cut."],
+        chosen=evidence[1],
+        evidence=evidence,
+        log=[{"epoch": 0, **figures}, *({"epoch": epoch, **figures, **losses} for epoch in (1, 2))],
+        notes=[HOSTILE],
+        trials=[{"learning_rate": 1e-3, "gain": 0.1}, {"learning_rate": 3e-4, "gain": None}],
+        seconds={"train": 1.25},
+    )
+
+
+def a_comparison(
+    names: Sequence[str] = ("untouched", HOSTILE, f"_{LONG}"), data: Sequence[str] = ("one", "zwölf 十二")
+) -> Comparison:
+    """The second system gains on every query, the third has two seeds and loses on every query."""
+    random = np.random.default_rng(0)
+    base = {name: random.uniform(0.3, 0.6, 12 if place else 30) for place, name in enumerate(data)}
+
+    def run(step: float) -> Run:
+        return {
+            name: _scores(name, (scores + step * np.linspace(0.5, 1, len(scores))).tolist())
+            for name, scores in base.items()
+        }
+
+    first, second, third = names
+    systems = [
+        System(first, ("a" * 64,), None, [run(0.0)], {"int8": [run(-0.01)]}),
+        System(second, ("b" * 64,), None, [run(0.2)], {"int8": [run(0.19)]}),
+        System(third, ("c" * 64, "d" * 64), (7, 8), [run(-0.1), run(-0.2)], {"int8": [run(-0.2), run(-0.3)]}),
+    ]
+    parts = {data[0]: {"seen": [f"q{i}" for i in range(10)], "unseen": [f"q{i}" for i in range(10, 30)]}}
+    bar = Bar()
+    return Comparison(
+        rows=rows_of(systems, parts, bar, 0),
+        data={name: {"split": "test", "queries": len(base[name]), "documents": 99, "version": "v"} for name in data},
+        queries=scores_by_query(systems, parts),
+        settings={"at_least": bar.at_least, "significance": bar.significance, "seed": 0},
+        versions={"mteb": "2.26"},
+        notes=("2 queries were left out.",),
+        created="2026-01-01T00:00:00+00:00",
+    )
+
+
+def _scores(name: str, scores: Sequence[float]) -> Scores:
+    means = dict.fromkeys(METRICS, float(np.mean(scores)))
+    by_query = dict.fromkeys(METRICS, tuple(scores))
+    queries = tuple(f"q{i}" for i in range(len(scores)))
+    return Scores(name, name, "test", 99, queries, means, by_query, {})
+
+
+def a_trainer_state() -> TrainerState:
+    """As the stock trainer with ``watch``, a loss of two parts, and an evaluator leave it."""
+    figures = {
+        "in_batch_accuracy": 0.5,
+        "positive_similarity": 0.6,
+        "negative_similarity": 0.1,
+        "query_std": 0.9,
+        "document_std": 0.8,
+    }
+    history: list[dict[str, float]] = []
+    for epoch in (1.0, 2.0):
+        losses = {"loss": 3.0 / epoch, "contrastive": 2.0 / epoch, "isotropy": 1.0 / epoch}
+        history.append(
+            {**losses, "grad_norm": 1.0, "learning_rate": 1e-3 / epoch, **figures, "epoch": epoch, "step": 4}
+        )
+        evaluated = {
+            "eval_loss": 2.0 / epoch,
+            "eval_contrastive": 1.5,
+            "eval_dev_cosine_ndcg@10": 0.3 * epoch,
+            "eval_runtime": 9.0,
+        }
+        history.append(
+            {**evaluated, **{f"eval_{name}": value for name, value in figures.items()}, "epoch": epoch, "step": 4}
+        )
+    history.append({"train_runtime": 2.0, "train_loss": 2.0, "epoch": 2.0, "step": 8})
+    return TrainerState(epoch=2.0, global_step=8, max_steps=8, best_metric=0.6, best_global_step=8, log_history=history)
