@@ -22,12 +22,12 @@ def narrow_table(comparison: Comparison) -> str:
         [row.name, f"{row.average[MAIN]:.4f}", "" if row.difference is None else _percent(row.difference)]
         for row in comparison.rows
     ]
-    return _markdown(["Model", "Avg NDCG@10", "vs Baseline"], rows)
+    return markdown(["Model", "Avg NDCG@10", "vs Baseline"], rows)
 
 
 def wide_tables(comparison: Comparison) -> list[str]:
     """Everything, in Markdown: averages, and what they are made of."""
-    return [_markdown(header, rows) for header, rows in _tables(comparison)]
+    return [markdown(header, rows) for header, rows in _tables(comparison)]
 
 
 def terminal_tables(comparison: Comparison) -> str:
@@ -144,6 +144,7 @@ def _spread(value: float, spread: float | None) -> str:
     return f"{value:.4f}" if spread is None else f"{value:.4f} ± {spread:.4f}"
 
 
-def _markdown(header: list[str], rows: list[list[str]]) -> str:
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
