@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="*", type=Path, help="BEIR folders or zips, or files of pairs")
     parser.add_argument("--system", action="append", metavar="NAME=MODEL,...", help="once for each system")
-    parser.add_argument("--pairs", type=int, default=1_000, help="of docstrings (default: %(default)s)")
+    parser.add_argument("--pairs", type=int, default=4_000, help="of docstrings (default: %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
     parser.add_argument("--cache", type=Path, default=Path("runs/vectors"), help="(default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("runs/compare_systems"), help="(default: %(default)s)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,11 +35,9 @@ class Asked:
 
     def as_json(self) -> dict[str, Any] | None:
         """The same for another time, None where a part of it is in memory alone."""
-        tasks = [self.tasks] if isinstance(self.tasks, str | os.PathLike) else self.tasks
-        named = [*tasks, *self.models.values()] if isinstance(tasks, Iterable) else [tasks]
-        if self.train is not None:
-            named.append(self.train)
-        if isinstance(tasks, Mapping) or not all(isinstance(one, str | os.PathLike) for one in named):
+        tasks = self.tasks if isinstance(self.tasks, list) else [self.tasks]
+        named = [*tasks, *self.models.values(), *([] if self.train is None else [self.train])]
+        if not all(isinstance(one, str | os.PathLike) for one in named):
             return None
         return {
             "tasks": [_lasting(one) for one in tasks],
@@ -95,9 +93,11 @@ class RunFolder:
         _OWN.info("\n%s", comparison.to_markdown(wide=False).strip())
 
     def remember(self, asked: Asked) -> None:
-        """Keep what was asked for, where that can be written down."""
+        """Keep what was asked for, where that can be written down, and nothing older where it cannot."""
         content = asked.as_json()
-        if content is not None:
+        if content is None:
+            (self.path / "asked.json").unlink(missing_ok=True)
+        else:
             self.path.mkdir(parents=True, exist_ok=True)
             replace_text(self.path / "asked.json", json.dumps(content, indent=1) + "\n")
 

@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -164,12 +165,24 @@ def test_a_second_evaluation_asks_for_the_same_and_runs_nothing(
     make_encoder().save_pretrained(str(tmp_path / "base"))
     monkeypatch.chdir(tmp_path)
     first = evaluate_run("run", name, models={"base": "base"}, cache=vectors, train=name)
+    asked = (run / "evaluation" / "asked.json").read_text()
+    for other in ("{", "[]", '{"of": "another version"}'):
+        (run / "evaluation" / "asked.json").write_text(other)
+        with pytest.raises(ValueError, match="It was not evaluated before"):
+            evaluate_run("run", cache=vectors)
+    (run / "evaluation" / "asked.json").write_text(asked)
     monkeypatch.chdir(run)
     monkeypatch.setattr(running.mteb, "evaluate", refuse)
     again = evaluate_run(run, cache=vectors)
     assert again.rows == first.rows
     assert [row.name for row in again.rows] == ["base", "checkpoint-3"]
     assert set(again["base"].groups["tiny"]) == {"seen", "unseen"}
+    monkeypatch.undo()
+    other = replace(collection(), qrels={"test": {"q0": {"d3": 1}}})
+    in_memory = evaluate_run(run, {"mine": other}, cache=vectors)  # which nobody can find again
+    assert list(in_memory.data) == ["mine"]
+    with pytest.raises(ValueError, match="It was not evaluated before"):
+        evaluate_run(run, cache=vectors)
 
 
 def test_what_fails_is_in_the_log_and_data_are_looked_at_first(
@@ -403,9 +416,7 @@ def test_the_table_of_another_training_or_other_data_is_not_gone_on_with(
     follow_run(run, [beir], cache=vectors)
     shutil.rmtree(run / "checkpoint-2")
     shutil.rmtree(run / "checkpoint-4")
-    other = write_beir(
-        tmp_path / "other" / "tiny", RetrievalData(**{**vars(collection()), "qrels": {"test": {"q0": {"d3": 1}}}})
-    )
+    other = write_beir(tmp_path / "other" / "tiny", replace(collection(), qrels={"test": {"q0": {"d3": 1}}}))
     follow_run(run, [other], cache=vectors)
     assert names() == ["checkpoint-6"]
     save(with_heads(encoder, 1), run, 4, of=4, log_history=[{"loss": 9.0, "step": 4}])
