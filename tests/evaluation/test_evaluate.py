@@ -241,6 +241,18 @@ def test_all_pairs_of_a_file_count_as_training_data(make_encoder: Make, tmp_path
         evaluate({"plain": make_encoder()}, {"tiny": data}, results=None, train=file)
 
 
+@pytest.mark.parametrize(
+    "options", [{"document": False}, {"query": False}, {"shared": True}, {"hidden_features": None}]
+)
+def test_models_of_all_shapes_are_evaluated(make_encoder: Make, tmp_path: Path, options: dict[str, Any]) -> None:
+    data, model = collection(), asymmetric_model(make_encoder(), init="random", **options)
+    comparison = evaluate({"heads": model}, {"tiny": data}, results=None)
+    found = comparison.queries["tiny"]["scores"]["heads"]["ndcg@10"][0]
+    assert found == pytest.approx(ndcg_at_10(model, data), abs=1e-6)
+    model.save_pretrained(str(tmp_path / "model"))
+    assert model_fingerprint(SentenceTransformer(str(tmp_path / "model"), device="cpu")) == model_fingerprint(model)
+
+
 def test_several_data_sets_are_averaged(make_encoder: Make) -> None:
     encoder, data = make_encoder(), collection()
     half = replace(data, qrels={"test": {q: data.qrels["test"][q] for q in ("q0", "q1")}})
