@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional
 
@@ -61,18 +62,28 @@ def fit(
     cache: Annotated[Optional[Path], typer.Option(help="Folder of the encoder's vectors.")] = None,  # noqa: UP045
     precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="How texts are encoded.")] = "fp32",
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    evaluate: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            help="A BEIR folder or zip, a file of pairs or a task of MTEB to evaluate on in the end, beside the "
+            "untouched encoder; again for more."
+        ),
+    ] = None,
     html: Html = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Fit heads to labelled pairs and save a stock model, or the encoder itself where it is better."""
     with _one_line_errors(debug=debug), _quiet(quiet=quiet):
-        from dataclasses import replace
-
         from st_asym.fitting import Settings, fit
         from st_asym.systems import get_system
 
         _check_html(html)
+        if evaluate:
+            from st_asym.evaluation.runs import check_tasks
+
+            check_tasks(evaluate)
+
         settings = None
         if sides is not None:
             kind = get_system(system)
@@ -99,26 +110,58 @@ def fit(
     first, *rest = str(result.report).splitlines()
     typer.secho(first, bold=True)
     typer.echo("\n".join([*rest, f"Saved in {output_dir}."]))
+    if evaluate:
+        with _one_line_errors(debug=debug), _quiet(quiet=quiet):
+            from st_asym.evaluation import evaluate_run
+            from st_asym.evaluation.models import UNTOUCHED
+
+            trained_on = train if result.report.labels == "judged" else None
+            found = evaluate_run(output_dir, evaluate, models={UNTOUCHED: encoder}, cache=cache, train=trained_on)
+        typer.echo(f"\n{found}\nResults, log and table are in {output_dir / 'evaluation'}.")
     _write_html(html, result.report, debug=debug)
 
 
 @app.command()
 def evaluate(
     data: Annotated[
-        list[str], typer.Argument(help="BEIR folders or zips, files of pairs, or tasks of MTEB.", show_default=False)
+        list[str],
+        typer.Argument(
+            help="With --model: BEIR folders or zips, files of pairs, or tasks of MTEB. Else the folder of a run of "
+            "the stock trainer or of fit, whose best or latest checkpoint is evaluated.",
+            metavar="DATA... | RUN_DIR",
+            show_default=False,
+        ),
     ],
     *,
     models: Annotated[
-        list[str],
-        typer.Option("--model", "-m", help="A model's path or Hub id, or NAME=PATH; the first one is compared with."),
-    ],
-    split: Annotated[str, typer.Option(help="The queries to judge, of local data.")] = "test",
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--model",
+            "-m",
+            help="A model's path or Hub id, or the folder of a run, or NAME= and that; the first is compared with.",
+        ),
+    ] = None,
+    on: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Of RUN_DIR, what to evaluate it on, once for each; what it was before if not given."),
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Of RUN_DIR, evaluate each new checkpoint until the run ends.")
+    ] = False,
+    interval: Annotated[float, typer.Option(help="Of --watch, seconds between looks at the folder.")] = 30.0,
+    patience: Annotated[
+        float, typer.Option(help="Of --watch, seconds without a new checkpoint after which to stop.")
+    ] = 3600.0,
+    split: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="The queries to judge, of local data: test if not given."),
+    ] = None,
     train: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="What was trained on, to tell queries on known documents from others."),
     ] = None,
     cache: Annotated[Optional[Path], typer.Option(help="Folder of the encoder's vectors.")] = None,  # noqa: UP045
-    results: Annotated[Path, typer.Option(help="Folder of scores; what is there is not evaluated again.")] = Path(
+    results: Annotated[Path, typer.Option(help="With DATA, folder of scores, which are not computed again.")] = Path(
         "runs/evaluate"
     ),
     json: Annotated[Optional[Path], typer.Option(help="Write the comparison there.")] = None,  # noqa: UP045
@@ -127,17 +170,27 @@ def evaluate(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Compare models on retrieval data sets, with the scores of MTEB."""
+    """Compare models on retrieval data sets, with the scores of MTEB; or evaluate the model of a run."""
     with _one_line_errors(debug=debug), _quiet(quiet=quiet):
-        from st_asym.evaluation import evaluate
+        from st_asym.evaluation.naming import named_models, the_run
 
         _check_html(html)
-        # A path may hold an equals sign itself, after the name's or without one.
-        split_up = ((entry, "", "") if Path(entry).exists() else entry.partition("=") for entry in models)
-        named = {name: path or name for name, _, path in split_up}
-        if len(named) < len(models):
-            raise ValueError("Two models have one name: give others with --model NAME=PATH.")
-        found = evaluate(named, data, cache=cache, results=results, split=split, train=train)
+        named, chosen = named_models(models or [])
+        if on or not models:
+            from st_asym.evaluation import evaluate_run, follow_run
+
+            follow = {"interval": interval, "patience": patience, "tell": typer.echo} if watch else {}
+            evaluate_it: Any = follow_run if watch else evaluate_run
+            found = evaluate_it(
+                the_run(data, watch=watch), on, models=named or None, cache=cache, split=split, train=train, **follow
+            )
+        else:
+            from st_asym.evaluation import evaluate
+
+            if watch:
+                raise ValueError("--watch follows one run: give its folder, and the data with --on.")
+            found = evaluate(named, data, cache=cache, results=results, split=split or "test", train=train)
+        found = replace(found, notes=(*chosen, *found.notes))
         if json is not None:
             found.to_json(json)
     typer.echo(found.to_markdown(wide=True) if markdown else str(found))

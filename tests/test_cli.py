@@ -172,3 +172,75 @@ def test_a_page_that_cannot_be_written_is_refused_before_the_work(
     result = run(folder, "--html", str(folder / "page.html"))
     assert result.exit_code == 2
     assert "st_asym[report]" in result.stderr
+
+
+def test_fit_ends_with_an_evaluation_that_can_be_asked_for_again(folder: Path, beir: Path) -> None:
+    (folder / "model" / "st_asym_report.json").write_text("{}")  # an earlier result, to be replaced
+    result = run(folder, "--max-seconds", "5", "--evaluate", str(beir), "--evaluate", str(folder / "pairs.jsonl"))
+    assert result.exit_code == 2  # before anything is fitted: of four pairs none fell into a test split
+    assert "pairs: no query of the split 'test' has a relevant document" in result.stderr
+    result = run(folder, "--max-seconds", "5", "--evaluate", str(beir))
+    assert result.exit_code == 0, result.output
+    evaluation = folder / "model" / "evaluation"
+    assert result.stdout.splitlines()[-1] == f"Results, log and table are in {evaluation}."
+    assert sorted(path.name for path in evaluation.iterdir()) == [
+        "asked.json",
+        "log.txt",
+        "results",
+        "table.json",
+        "table.md",
+    ]
+    found = st_asym.Comparison.load(evaluation / "table.json")
+    assert [row.name for row in found.rows] == ["untouched encoder", "model"]
+    assert found.queries["beir"]["seen"] == ["q0", "q1", "q2", "q3"]  # the pairs are those of the folder
+
+    options = ["--cache", str(folder / "vectors"), "--quiet"]
+    result = CliRunner().invoke(app, ["evaluate", str(folder / "model"), *options])
+    assert result.exit_code == 0, result.output
+    assert "which fit saved" in result.stdout
+    again = st_asym.Comparison.load(evaluation / "table.json")
+    assert again.rows == found.rows
+
+
+def test_the_model_of_a_run_is_evaluated(folder: Path, beir: Path) -> None:
+    (folder / "model").rename(folder / "checkpoint-3")
+    state = {"global_step": 3, "max_steps": 3, "log_history": []}
+    (folder / "checkpoint-3" / "trainer_state.json").write_text(json.dumps(state))
+    options = ["--on", str(beir), "--cache", str(folder / "vectors"), "--quiet"]
+    for more in ([], ["--watch", "--interval", "0.1"]):
+        result = CliRunner().invoke(app, ["evaluate", str(folder), *options, *more])
+        assert result.exit_code == 0, result.output
+        assert "Evaluated: checkpoint-3, the latest of 1. The run names no best one." in result.stdout
+    assert "The run has ended: training stopped after step 3 of 3." in result.stdout
+    assert (folder / "evaluation" / "checkpoints.md").is_file()
+    places = ["--cache", str(folder / "vectors"), "--results", str(folder / "results"), "--quiet"]
+    result = CliRunner().invoke(app, ["evaluate", str(beir), "--model", f"run={folder}", *places])
+    assert result.exit_code == 0, result.output
+    assert "run: checkpoint-3, the latest of 1." in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["beir"], "without --model, this must be the folder of one run"),
+        (["SciFact"], "without --model, this must be the folder of one run"),
+        (["model", "encoder", "--on", "beir"], "without --model, this must be the folder of one run"),
+        (["beir", "--model", "encoder", "--watch"], "--watch follows one run"),
+        (["qrels", "--on", "beir"], "qrels holds no model to evaluate. It holds test.tsv."),
+        (["model"], "It was not evaluated before: say what to evaluate it on"),
+        (["beir", "--model", "run"], "run holds no model to evaluate. Not whole"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_said_in_one_line(
+    folder: Path, beir: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    (beir / "qrels").rename(folder / "qrels")
+    (beir / "qrels").mkdir()
+    (folder / "qrels" / "test.tsv").rename(beir / "qrels" / "test.tsv")
+    (folder / "qrels" / "test.tsv").write_text("")
+    (folder / "run" / "checkpoint-1").mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    result = CliRunner().invoke(app, ["evaluate", *arguments, "--cache", "vectors", "--quiet"])
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1

@@ -12,6 +12,7 @@ import pytest
 import python_docs
 from scoring import Scores, score, summarise
 
+from st_asym import Comparison
 from st_asym.data import RetrievalData
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -142,3 +143,42 @@ def test_the_interval_is_that_of_the_paired_difference() -> None:
     assert rows[1]["difference"] == pytest.approx(0.01)
     assert rows[1]["95 %"] == pytest.approx([0.01, 0.01])
     assert "difference" not in rows[0]
+
+
+@pytest.fixture
+def small_beir(tmp_path: Path) -> Path:
+    """Thirty parts that have failed, and as many queries, twenty of them for training."""
+    folder = tmp_path / "parts"
+    (folder / "qrels").mkdir(parents=True)
+    documents = [{"_id": f"d{i}", "title": "", "text": f"part number {i * 7919 % 1000} failed"} for i in range(30)]
+    queries = [{"_id": f"q{i}", "text": f"error {i * 7919 % 1000}"} for i in range(30)]
+    (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, documents)))
+    (folder / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
+    (folder / "qrels" / "train.tsv").write_text("".join(f"q{i}\td{i}\t1\n" for i in range(20)))
+    (folder / "qrels" / "test.tsv").write_text("".join(f"q{i}\td{i}\t1\n" for i in range(20, 30)))
+    return folder
+
+
+def run_example(name: str, folder: Path, *arguments: str) -> str:
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *arguments]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=folder)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+@pytest.mark.usefixtures("real_encoder_path")
+def test_the_examples_of_evaluation(tmp_path: Path, small_beir: Path) -> None:
+    pytest.importorskip("mteb")
+    printed = run_example("compare_systems", tmp_path, str(small_beir), "--seeds", "0", "1")
+    assert "Several seeds, mean ± standard deviation: both sides 2, query side 2." in printed
+    assert "parts, unseen" in printed
+    output = tmp_path / "runs" / "compare_systems"
+    models = f"heads={output / 'both-0'},{output / 'both-1'}"
+    printed = run_example("compare_systems", tmp_path, str(small_beir), "--system", models)
+    assert "Several seeds, mean ± standard deviation: heads 2." in printed
+    assert "unseen" not in printed
+    printed = run_example("evaluate_beir", tmp_path, str(small_beir), "--model", str(output / "both-0"))
+    table = (tmp_path / "runs" / "evaluate_beir" / "beir.md").read_text()
+    assert "both-0" in printed
+    assert table.startswith("| Model | Avg NDCG@10 | vs Baseline |")
+    assert Comparison.load(tmp_path / "runs" / "evaluate_beir" / "beir.json").data["parts"]["queries"] == 10

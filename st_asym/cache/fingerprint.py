@@ -236,12 +236,18 @@ def _digest(model: SentenceTransformer, modules: Sequence[nn.Module]) -> str:
 def _settings(module: nn.Module) -> dict[str, Any]:
     """Everything about a module that shapes vectors, other than its weights."""
     config = getattr(getattr(module, "model", None), "config", None)
+    # A Router with an empty route, which leaves that side as it is, cannot be asked; its parts are.
+    asked = (
+        None
+        if isinstance(module, Router) and not all(list(route.children()) for route in module.sub_modules.values())
+        else module
+    )
     return {
         "class": fullname(module),
         "config": module.get_config_dict() if isinstance(module, Module) else nn.Module.__repr__(module),
-        "max_seq_length": getattr(module, "max_seq_length", None),
+        "max_seq_length": getattr(asked, "max_seq_length", None),
         "network": None if config is None else [fullname(module.model), _network_settings(config)],
-        "tokenizer": _tokenizer_settings(getattr(module, "tokenizer", None)),
+        "tokenizer": _tokenizer_settings(getattr(asked, "tokenizer", None)),
     }
 
 

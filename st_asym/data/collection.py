@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import numbers
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -116,6 +116,25 @@ class RetrievalData:
         if split not in self.qrels:
             raise KeyError(f"There is no split {split!r}: this collection has {sorted(self.qrels)}.")
         return self.qrels[split]
+
+
+def own_documents(corpus: Collection[str], judged: Qrels) -> list[str]:
+    """The ids of queries that are documents themselves, as those of ArguAna: BEIR does not count them as results.
+
+    None where one of them is relevant to itself: then queries and documents are numbered independently.
+
+    Args:
+        corpus: Ids of documents.
+        judged: Query id to graded documents.
+
+    Example:
+        >>> own_documents(["a", "b"], {"a": {"b": 1}})
+        ['a']
+        >>> own_documents(["a", "b"], {"a": {"a": 1}})
+        []
+    """
+    same = [query_id for query_id in judged if query_id in corpus]
+    return [] if any(judged[query_id].get(query_id, 0) > 0 for query_id in same) else same
 
 
 def stable_fraction(text: str) -> float:

@@ -83,6 +83,7 @@ class Heads:
         self.normalised = isinstance(behind[-1], Normalize)
         self._modules = behind[:-1] if self.normalised else behind
         self._device = model.device
+        self._kept = model.truncate_dim
 
     def on_side(self, side: Side) -> list[nn.Module]:
         """The modules that vectors of a side go through."""
@@ -95,6 +96,8 @@ class Heads:
     @torch.no_grad()
     def __call__(self, vectors: Tensor, side: Side) -> Tensor:
         """What the heads make of vectors of shape ``(n, d)``, before a last ``Normalize``, in float32.
+
+        Of a model with a ``truncate_dim``, those dimensions: truncated before or after Normalize, the direction is one.
 
         Raises:
             ValueError: A vector that comes out is not finite. The message names the weights that are not.
@@ -109,7 +112,7 @@ class Heads:
             raise ValueError(
                 f"The {side} head makes {bad} of {len(outputs)} vectors NaN or infinite: {self._why(side)}"
             )
-        return outputs
+        return outputs[:, : self._kept]
 
     def _run(self, vectors: Tensor, side: Side) -> Tensor:
         features: dict[str, Any] = {"sentence_embedding": vectors, "task": side}
@@ -154,6 +157,7 @@ class Heads:
         turns[(outputs == 0).all(dim=1) & (kept == 0).all(dim=1)] = 0.0
         parameter = next((p for module in modules for p in module.parameters()), inputs)
         matrix = mean_derivative(modules, inputs.to(parameter.device, parameter.dtype))
+        matrix = None if matrix is None else matrix[:, : outputs.shape[1]]
         start = resized(torch.eye(inputs.shape[1], dtype=torch.float64), outputs.shape[1])
         mine, other = ({id(p) for module in self.on_side(s) for p in module.parameters()} for s in SIDES)
         return Head(

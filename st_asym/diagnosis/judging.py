@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from st_asym.data import Qrels, RetrievalData
+from st_asym.data.collection import own_documents
 from st_asym.diagnosis.result import Example, Judged, Relevance
 from st_asym.diagnosis.similarities import Similarities, by_query
 from st_asym.fitting.gate import Gain
@@ -27,12 +28,14 @@ class Positions:
         documents: Document ids by row.
         qrels: Grades, zero or more.
         pairs: Rows of a query and of a document that is relevant to it, by query.
+        own: Rows of a query and of the document that it is itself, which is not a result.
     """
 
     queries: Sequence[str]
     documents: Sequence[str]
     qrels: Qrels
     pairs: Sequence[tuple[int, int]]
+    own: Sequence[tuple[int, int]]
 
     @classmethod
     def of(cls, data: RetrievalData, qrels: Qrels) -> Positions:
@@ -42,7 +45,8 @@ class Positions:
         query_rows = {key: row for row, key in enumerate(data.queries)}
         document_rows = {key: row for row, key in enumerate(data.corpus)}
         pairs = [(query_rows[q], document_rows[d]) for q, judged in graded.items() for d, g in judged.items() if g > 0]
-        return cls(list(data.queries), list(data.corpus), graded, pairs)
+        own = [(query_rows[key], document_rows[key]) for key in own_documents(data.corpus, graded)]
+        return cls(list(data.queries), list(data.corpus), graded, pairs, own)
 
 
 def judge(data: RetrievalData, positions: Positions, before: Similarities, after: Similarities) -> Judged | None:

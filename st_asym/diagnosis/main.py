@@ -43,6 +43,9 @@ def diagnose(
     The encoder's vectors come from the cache; what is missing is encoded. On five thousand documents the rest takes
     seconds. The model stays as it is.
 
+    A query that is a document itself (as of ArguAna, by its id in ``qrels``) does not count that as a result. Where the
+    model has a ``truncate_dim``, vectors are truncated before and after the heads.
+
     Args:
         model: A ``SentenceTransformer`` with heads, as of :func:`st_asym.fit` or :func:`st_asym.asymmetric_model`,
             loaded from disk or not, or a :class:`st_asym.CachedSentenceTransformer` of one.
@@ -82,15 +85,17 @@ def diagnose(
     for side, own in texts.items():
         inputs = lookup(own, side)
         outputs = heads(inputs, side)
+        head = heads.describe(side, inputs, outputs)
+        inputs = inputs[:, : model.truncate_dim]  # as the encoder alone would give them
         before[side], after[side] = unit(inputs), unit(outputs)
         sides[side] = SideOf(
             texts=len(own),
             before=spread(inputs, before[side]),
             after=spread(outputs, after[side]),
-            head=heads.describe(side, inputs, outputs),
+            head=head,
         )
-    found_before = compare(before["query"], before["document"], positions.pairs)
-    found_after = compare(after["query"], after["document"], positions.pairs)
+    found_before = compare(before["query"], before["document"], positions.pairs, positions.own)
+    found_after = compare(after["query"], after["document"], positions.pairs, positions.own)
     replaced = entered(found_before, found_after, before["query"], before["document"])
     ranking = _ranking(found_before, found_after, replaced, len(data.corpus))
     by_relevance = judge(data, positions, found_before, found_after)

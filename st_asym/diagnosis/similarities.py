@@ -41,22 +41,30 @@ class Similarities:
     negative_counts: tuple[int, ...]
 
 
-def compare(queries: Tensor, documents: Tensor, positives: Sequence[tuple[int, int]]) -> Similarities:
+def compare(
+    queries: Tensor,
+    documents: Tensor,
+    positives: Sequence[tuple[int, int]],
+    left_out: Sequence[tuple[int, int]] = (),
+) -> Similarities:
     """Compare all queries with all documents.
 
     Args:
         queries: Unit vectors, shape ``(n, d)``.
         documents: Unit vectors, shape ``(m, d)``.
         positives: Distinct positions of queries and of documents that are relevant to them, by query.
+        left_out: Positions of queries and of documents that are no results of theirs, none of which is positive.
     """
     n, m = len(queries), len(documents)
-    pairs = torch.tensor(positives, dtype=torch.int64).reshape(-1, 2)
+    pairs, others = (torch.tensor(places, dtype=torch.int64).reshape(-1, 2) for places in (positives, left_out))
     rows = max(1, _AT_ONCE // m)
     tops, values, best, found = [], [], [], []
     counts = torch.zeros(2, BINS, dtype=torch.int64)
     total = 0.0
     for start in range(0, n, rows):
         block = (queries[start : start + rows] @ documents.T).clamp_(-1.0, 1.0)
+        none = others[(others[:, 0] >= start) & (others[:, 0] < start + rows)]
+        block[none[:, 0] - start, none[:, 1]] = -torch.inf
         nearest = block.topk(min(TOP, m), dim=1)
         tops.append(nearest.indices)
         values.append(nearest.values)
@@ -65,7 +73,9 @@ def compare(queries: Tensor, documents: Tensor, positives: Sequence[tuple[int, i
         found.append(mine)
         counts[0] += _histogram(mine)
         counts[1] += _histogram(block) - _histogram(mine)
+        block[none[:, 0] - start, none[:, 1]] = 0.0
         total += float(block.sum(dtype=torch.float64) - mine.sum(dtype=torch.float64))
+        block[none[:, 0] - start, none[:, 1]] = -torch.inf
         block[own[:, 0] - start, own[:, 1]] = -torch.inf
         best.append(block.amax(dim=1))
     return Similarities(
@@ -73,7 +83,7 @@ def compare(queries: Tensor, documents: Tensor, positives: Sequence[tuple[int, i
         top_values=torch.cat(values),
         positives=torch.cat(found).double().numpy(),
         best_negative=torch.cat(best).double().numpy(),
-        mean_negative=total / max(1, n * m - len(pairs)),
+        mean_negative=total / max(1, n * m - len(pairs) - len(others)),
         positive_counts=tuple(counts[0].tolist()),
         negative_counts=tuple(counts[1].tolist()),
     )

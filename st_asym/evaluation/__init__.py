@@ -2,11 +2,15 @@
 
 From the bottom up: ``scores`` (by query, and where they are kept), ``statistics``, ``verdict``, ``comparison`` and
 ``tables`` (the result), ``models``, ``comparing`` (scores to rows), ``tasks``, ``compression``, ``running`` and
-``seen`` (which need MTEB), ``main``; and ``beir``, for BEIR's own evaluation.
+``seen`` (which need MTEB), ``main``; ``choosing``, ``run_folder``, ``runs``, ``steps`` and ``watching``, for the models
+of a run; and ``beir``, for BEIR's own evaluation.
 """
 
 from st_asym.evaluation.beir import BeirModel
+from st_asym.evaluation.choosing import choose_model
 from st_asym.evaluation.comparison import Comparison
 from st_asym.evaluation.main import evaluate
+from st_asym.evaluation.runs import evaluate_run
+from st_asym.evaluation.watching import follow_run
 
-__all__ = ["BeirModel", "Comparison", "evaluate"]
+__all__ = ["BeirModel", "Comparison", "choose_model", "evaluate", "evaluate_run", "follow_run"]

@@ -7,6 +7,8 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
+from st_asym.evaluation.finite import check_finite
+
 
 class BeirModel:
     """Queries to the query head and documents to the document head, for ``DenseRetrievalExactSearch`` of BEIR.
@@ -16,6 +18,10 @@ class BeirModel:
 
     Args:
         model: A ``SentenceTransformer``, with or without heads, or a :class:`st_asym.CachedSentenceTransformer`.
+
+    Raises:
+        TypeError: Not a model.
+        ValueError: On encoding, vectors that are not finite: BEIR would rank by them.
 
     Example:
         >>> from beir.retrieval.evaluation import EvaluateRetrieval  # doctest: +SKIP
@@ -31,9 +37,13 @@ class BeirModel:
 
     def encode_queries(self, queries: Sequence[str], batch_size: int = 32, **kwargs: Any) -> Any:
         """Vectors of queries, shape ``(n, d)``; ``kwargs`` go to ``encode_query``."""
-        return self.model.encode_query(list(queries), batch_size=batch_size, **kwargs)
+        vectors = self.model.encode_query(list(queries), batch_size=batch_size, **kwargs)
+        check_finite(vectors, "The model", "query")
+        return vectors
 
     def encode_corpus(self, corpus: Sequence[dict[str, str]], batch_size: int = 32, **kwargs: Any) -> Any:
         """Vectors of documents with ``title`` and ``text``, shape ``(n, d)``; ``kwargs`` go to ``encode_document``."""
         texts = [f"{document.get('title') or ''} {document['text']}".strip() for document in corpus]
-        return self.model.encode_document(texts, batch_size=batch_size, **kwargs)
+        vectors = self.model.encode_document(texts, batch_size=batch_size, **kwargs)
+        check_finite(vectors, "The model", "document")
+        return vectors

@@ -71,7 +71,8 @@ def evaluate(
         split: Of local collections, which queries are judged. Tasks of MTEB have their own.
         train: What the models were trained on, to tell queries whose relevant documents were training positives from
             others: a collection or its path, whose documents are recognised by their text, or qrels with the document
-            ids of the data set; or a mapping of data sets to such.
+            ids of the data set; or a mapping of data sets to such. Of a file of pairs all count, as :func:`st_asym.fit`
+            trains on all.
         compressed: Also evaluate with ``"int8"`` or ``"binary"`` vectors, or with so many dimensions, as
             :class:`st_asym.evaluation.compression.CompressedIndex` describes.
         at_least: Share of the first row's nDCG@10 that a system must gain to work.
@@ -94,7 +95,7 @@ def evaluate(
         ... )  # doctest: +SKIP
         >>> print(comparison)  # doctest: +SKIP
     """
-    _require_mteb()
+    require_mteb()
     from st_asym.evaluation.compression import check_forms
     from st_asym.evaluation.running import FULL
     from st_asym.evaluation.seen import TrainingData
@@ -207,7 +208,12 @@ def _facts(found: Sequence[Benchmark], first: Run) -> dict[str, dict[str, Any]]:
     }
 
 
-def _require_mteb() -> None:
+def require_mteb() -> None:
+    """Say what to install.
+
+    Raises:
+        ImportError: MTEB is not installed.
+    """
     if importlib.util.find_spec("mteb") is None:
         raise ImportError("evaluate needs MTEB, which is not installed: pip install 'st_asym[eval]'.")
 

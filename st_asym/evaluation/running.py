@@ -10,7 +10,6 @@ from typing import Any
 
 import mteb
 import pytrec_eval
-import torch
 from mteb.abstasks import AbsTaskRetrieval
 from mteb.models import SearchEncoderWrapper, SentenceTransformerEncoderWrapper
 from mteb.types import PromptType
@@ -19,6 +18,7 @@ from sentence_transformers import SentenceTransformer
 from st_asym.cache import CachedSentenceTransformer
 from st_asym.data.collection import counted, first_few, normalised
 from st_asym.evaluation.compression import CompressedIndex, Form
+from st_asym.evaluation.finite import check_finite
 from st_asym.evaluation.scores import METRICS, Scores
 from st_asym.evaluation.tasks import Benchmark
 
@@ -43,15 +43,7 @@ class _Encoder(SentenceTransformerEncoderWrapper):
 
     def encode(self, inputs: Any, *, prompt_type: PromptType | None = None, **kwargs: Any) -> Any:
         vectors = super().encode(inputs, prompt_type=prompt_type, **kwargs)
-        finite = torch.isfinite(torch.as_tensor(vectors)).all(dim=1)
-        if not finite.all():
-            wrong = torch.nonzero(~finite).flatten().tolist()
-            side = prompt_type.value if prompt_type is not None else "text"
-            raise ValueError(
-                f"{self._name} gives vectors that are not finite for {len(wrong):,} of {len(finite):,} texts "
-                f"({side} side, rows {first_few(wrong)}): there is nothing to rank by. Its weights are damaged, or its "
-                "training has diverged."
-            )
+        check_finite(vectors, self._name, prompt_type.value if prompt_type is not None else "text")
         return vectors
 
 

@@ -6,8 +6,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, Union
 
-from st_asym.data import Qrels, RetrievalData, load_data
+from st_asym.data import Qrels, RetrievalData
 from st_asym.data.collection import counted, first_few
+from st_asym.data.sources import read
 from st_asym.evaluation.running import text_digest
 from st_asym.evaluation.scores import Scores
 from st_asym.splitting import seen_unseen
@@ -55,7 +56,10 @@ class TrainingData:
 def _positives(source: Any) -> tuple[set[str], bool]:
     """Ids of the relevant documents, or digests of their texts, and whether it is those."""
     if isinstance(source, str | os.PathLike):
-        source = load_data(source)
+        found = read(source, "train")  # as fit does: all pairs of a file are for training
+        if not isinstance(found, RetrievalData):
+            raise ValueError(f"{os.fspath(source)} holds documents alone: no query was trained on.")
+        source = found
     if isinstance(source, RetrievalData):
         if "train" not in source.qrels:
             raise ValueError(f"The training data have no split 'train', only {sorted(source.qrels)}.")

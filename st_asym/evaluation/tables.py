@@ -18,7 +18,7 @@ _TITLES = {"ndcg@10": "nDCG@10", "map@100": "MAP@100", "mrr@10": "MRR@10", "reca
 
 def narrow_table(comparison: Comparison) -> str:
     """``Model | Avg NDCG@10 | vs Baseline`` in Markdown."""
-    return _markdown(*short_table(comparison))
+    return markdown(*short_table(comparison))
 
 
 def short_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
@@ -32,7 +32,7 @@ def short_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 def wide_tables(comparison: Comparison) -> list[str]:
     """Everything, in Markdown: averages, and what they are made of."""
-    return [_markdown(header, rows) for header, rows in long_tables(comparison)]
+    return [markdown(header, rows) for header, rows in long_tables(comparison)]
 
 
 def terminal_tables(comparison: Comparison) -> str:
@@ -150,6 +150,7 @@ def _spread(value: float, spread: float | None) -> str:
     return f"{value:.4f}" if spread is None else f"{value:.4f} ± {spread:.4f}"
 
 
-def _markdown(header: list[str], rows: list[list[str]]) -> str:
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

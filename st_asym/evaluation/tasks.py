@@ -19,7 +19,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from st_asym.data import RetrievalData, load_data
 from st_asym.data.beir import check_ids
 from st_asym.data.checks import check_texts
-from st_asym.data.collection import Qrels, counted, first_few
+from st_asym.data.collection import Qrels, counted, first_few, own_documents
 from st_asym.data.sources import read
 
 Source: TypeAlias = Union[str, "PathLike[str]", RetrievalData, Any]
@@ -189,12 +189,10 @@ def local_benchmark(name: str, data: RetrievalData, split: str) -> Benchmark:
         if empty := [key for key, text in texts.items() if not text.strip()]:
             plural = "queries" if what == "query" else None
             notes.append(f"{counted(len(empty), what, plural)} without text kept: {first_few(empty)}.")
-    same = [query_id for query_id in judged if query_id in data.corpus]
-    relevant = [query_id for query_id in same if judged[query_id].get(query_id, 0) > 0]
-    if same and not relevant:
-        notes.append(f"{counted(len(same), 'query has', 'queries have')} the id of a document, which is not a result.")
+    if own := own_documents(data.corpus, judged):
+        notes.append(f"{counted(len(own), 'query has', 'queries have')} the id of a document, which is not a result.")
     data = replace(data, qrels={split: judged})
-    task = LocalRetrieval(name, data, split, ignore_identical_ids=bool(same) and not relevant)
+    task = LocalRetrieval(name, data, split, ignore_identical_ids=bool(own))
     return Benchmark(name, task, task.metadata.dataset["revision"], tuple(notes))
 
 

@@ -186,6 +186,54 @@ def test_figures_are_those_of_the_encoded_texts(tiny_encoder: SentenceTransforme
     assert np.abs(counts - np.array(histograms.negative_after)).sum() <= 4
 
 
+def test_a_truncated_model_is_diagnosed_as_it_encodes(tiny_encoder: SentenceTransformer, cache: EmbeddingCache) -> None:
+    model = asymmetric_model(tiny_encoder)
+    model.truncate_dim = 6
+    fresh = diagnose(model, QUERIES, DOCUMENTS, QRELS, cache=cache)
+    assert troubles(fresh) == {("identity", None)}
+    assert fresh.ranking.changed == 0.0
+    assert fresh.query.head.map_distance == pytest.approx(0.0, abs=1e-6)
+    assert len(fresh.query.head.singular_values) == 6
+    diagnosis = diagnose(shake(model, "query", "document"), QUERIES, DOCUMENTS, QRELS, cache=cache)
+    vectors = [model.encode_query(list(QUERIES.values())), model.encode_document(list(DOCUMENTS.values()))]
+    queries, documents = (found / np.linalg.norm(found, axis=1, keepdims=True) for found in vectors)
+    cosines = queries @ documents.T
+    positive = [cosines[q, list(DOCUMENTS).index(d)] for q, query in enumerate(QUERIES) for d in QRELS[query]]
+    assert queries.shape[1] == diagnosis.query.after.dimension == diagnosis.query.before.dimension == 6
+    assert diagnosis.judged is not None
+    assert diagnosis.judged.after.positive == pytest.approx(np.mean(positive), abs=1e-5)
+    assert diagnosis.query.after.mean_cosine == pytest.approx(
+        (queries @ queries.T)[~np.eye(12, dtype=bool)].mean(), abs=1e-5
+    )
+
+
+def test_a_query_that_is_a_document_does_not_find_itself(
+    tiny_encoder: SentenceTransformer, cache: EmbeddingCache
+) -> None:
+    model = shake(asymmetric_model(tiny_encoder), "query", "document")
+    own = {key: DOCUMENTS[key] for key in ("d37", "d52", "d64")}
+    documents = dict(list(DOCUMENTS.items())[:90])
+    qrels = {"d37": {"d12": 1}, "d52": {"d25": 1, "d52": 0}, "d64": {"d01": 2}}
+    assert set(own) < set(documents)
+    diagnosis = diagnose(model, own, documents, qrels, cache=cache)
+    queries = model.encode_query(list(own.values())).astype(np.float64)
+    cosines = queries @ model.encode_document(list(documents.values())).astype(np.float64).T
+    run = {
+        query: {key: float(value) for key, value in zip(documents, cosines[row], strict=True) if key != query}
+        for row, query in enumerate(own)
+    }
+    expected = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10"}).evaluate(run)
+    judged = diagnosis.judged
+    assert judged is not None
+    assert judged.ndcg_after == pytest.approx([expected[q]["ndcg_cut_10"] for q in judged.query_ids], abs=1e-6)
+    others = [value for q, own_run in run.items() for key, value in own_run.items() if qrels[q].get(key, 0) == 0]
+    assert judged.after.negative == pytest.approx(np.mean(others), abs=1e-5)
+    assert sum(diagnosis.histograms.negative_after) == len(others)
+    chance = diagnose(model, own, documents, {**qrels, "d37": {"d37": 1}}, cache=cache)  # numbered independently
+    assert chance.judged is not None
+    assert sum(chance.histograms.negative_after) == len(others) + 3
+
+
 def test_the_saved_model_is_diagnosed_as_the_one_in_memory(
     tiny_encoder: SentenceTransformer, cache: EmbeddingCache, tmp_path: Path
 ) -> None:

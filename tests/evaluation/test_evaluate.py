@@ -190,6 +190,9 @@ def test_a_model_that_did_not_move_is_said_to(make_encoder: Make) -> None:
     assert row.difference is not None
     assert (row.difference.points, row.difference.p) == (0.0, 1.0)
     assert "did not move" in row.next_steps[0]
+    kept = evaluate({"plain": encoder, "kept": encoder}, {"tiny": collection()}, results=None)
+    assert kept["kept"].next_steps == ()  # fit has left it alone: no learning rate is to blame
+    assert "kept and plain are the same model." in kept.notes
 
 
 def test_queries_on_training_documents_are_told_from_others(make_encoder: Make) -> None:
@@ -226,6 +229,28 @@ def test_training_data_are_looked_at_before_anything_is_evaluated(
     no_runs(monkeypatch)
     with pytest.raises(error, match=message):
         evaluate({"plain": make_encoder()}, {"tiny": collection()}, results=None, train=train)
+
+
+def test_all_pairs_of_a_file_count_as_training_data(make_encoder: Make, tmp_path: Path) -> None:
+    data, file = collection(), tmp_path / "pairs.csv"
+    file.write_text("query,positive\n" + "".join(f"query {key},{text}\n" for key, text in data.corpus.items()))
+    found = evaluate({"plain": make_encoder()}, {"tiny": data}, results=None, train=file)
+    assert found.queries["tiny"]["seen"] == [f"q{i}" for i in range(6)]
+    file.write_text("_id,text\nd0,alone\n")
+    with pytest.raises(ValueError, match=r"pairs.csv holds documents alone: no query was trained on"):
+        evaluate({"plain": make_encoder()}, {"tiny": data}, results=None, train=file)
+
+
+@pytest.mark.parametrize(
+    "options", [{"document": False}, {"query": False}, {"shared": True}, {"hidden_features": None}]
+)
+def test_models_of_all_shapes_are_evaluated(make_encoder: Make, tmp_path: Path, options: dict[str, Any]) -> None:
+    data, model = collection(), asymmetric_model(make_encoder(), init="random", **options)
+    comparison = evaluate({"heads": model}, {"tiny": data}, results=None)
+    found = comparison.queries["tiny"]["scores"]["heads"]["ndcg@10"][0]
+    assert found == pytest.approx(ndcg_at_10(model, data), abs=1e-6)
+    model.save_pretrained(str(tmp_path / "model"))
+    assert model_fingerprint(SentenceTransformer(str(tmp_path / "model"), device="cpu")) == model_fingerprint(model)
 
 
 def test_several_data_sets_are_averaged(make_encoder: Make) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset
 from evaluation_helpers import collection, ndcg_at_10, with_heads
 from mteb.abstasks import AbsTaskRetrieval
@@ -205,5 +206,14 @@ def test_the_adapter_takes_each_side_to_its_head(make_encoder: Make) -> None:
     assert (adapter.encode_queries(["red head"], batch_size=2) == model.encode_query(["red head"])).all()
     documents = adapter.encode_corpus([{"title": "red", "text": "head"}, {"text": "head"}])
     assert documents == pytest.approx(model.encode_document(["red head", "head"]), abs=1e-6)
+    for side, encode in (
+        ("query", adapter.encode_queries),
+        ("document", lambda _: adapter.encode_corpus([{"text": "a"}])),
+    ):
+        weight = next(layer.linear.weight for layer in model[-2].sub_modules[side])
+        with torch.no_grad():
+            weight.fill_(float("nan"))
+        with pytest.raises(ValueError, match=f"not finite for 1 of 1 texts \\({side} side, rows 0\\)"):
+            encode(["red head"])
     with pytest.raises(TypeError, match="not a str"):
         BeirModel("all-MiniLM-L6-v2")  # type: ignore[arg-type]

@@ -1,0 +1,139 @@
+"""What lies in ``RUN_DIR/evaluation``: results, log and tables of a run, and what it was evaluated on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from st_asym.evaluation.comparison import Comparison
+
+_PACKAGE = logging.getLogger("st_asym")
+_OWN = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a run is evaluated on, as :func:`st_asym.evaluate` takes it.
+
+    Attributes:
+        tasks: Paths, names or collections.
+        split: Of local collections.
+        train: What the run was trained on, if that is known.
+        models: What it is compared with.
+    """
+
+    tasks: Any
+    split: str = "test"
+    train: Any = None
+    models: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any] | None:
+        """The same for another time, None where a part of it is in memory alone."""
+        tasks = self.tasks if isinstance(self.tasks, list) else [self.tasks]
+        named = [*tasks, *self.models.values(), *([] if self.train is None else [self.train])]
+        if not all(isinstance(one, str | os.PathLike) for one in named):
+            return None
+        return {
+            "tasks": [_lasting(one) for one in tasks],
+            "split": self.split,
+            "train": None if self.train is None else _lasting(self.train),
+            "models": {name: _lasting(one) for name, one in self.models.items()},
+        }
+
+
+class RunFolder:
+    """The folder ``evaluation`` of a run: loading the model beside it takes no notice of it.
+
+    - ``results``: scores by query of each model and data set, which are not evaluated again;
+    - ``log.txt``: what was done when, appended to;
+    - ``table.md`` and ``table.json``: the last comparison;
+    - ``asked.json``: what it was asked for.
+
+    Args:
+        run_dir: The run.
+    """
+
+    def __init__(self, run_dir: str | os.PathLike[str]) -> None:
+        self.path = Path(run_dir) / "evaluation"
+        self.results = self.path / "results"
+
+    @contextmanager
+    def log(self) -> Iterator[None]:
+        """Write what the package logs, and an error, to ``log.txt``; what the console gets stays the same."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        handler = _Log(self.path / "log.txt", _PACKAGE.getEffectiveLevel())
+        level, propagated = _PACKAGE.level, _PACKAGE.propagate
+        _PACKAGE.addHandler(handler)
+        _PACKAGE.setLevel(min(logging.INFO, _PACKAGE.getEffectiveLevel()))
+        _PACKAGE.propagate = False
+        try:
+            yield
+        except BaseException as error:
+            handler.write(logging.ERROR, f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            _PACKAGE.removeHandler(handler)
+            _PACKAGE.setLevel(level)
+            _PACKAGE.propagate = propagated
+            handler.close()
+
+    def write(self, comparison: Comparison) -> None:
+        """Write the tables, and the first into the log."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        replace_text(self.path / "table.md", comparison.to_markdown(wide=True))
+        unfinished = self.path / f"table.json.{os.getpid()}"
+        comparison.to_json(unfinished)
+        unfinished.replace(self.path / "table.json")
+        _OWN.info("\n%s", comparison.to_markdown(wide=False).strip())
+
+    def remember(self, asked: Asked) -> None:
+        """Keep what was asked for, where that can be written down, and nothing older where it cannot."""
+        content = asked.as_json()
+        if content is None:
+            (self.path / "asked.json").unlink(missing_ok=True)
+        else:
+            self.path.mkdir(parents=True, exist_ok=True)
+            replace_text(self.path / "asked.json", json.dumps(content, indent=1) + "\n")
+
+    def remembered(self) -> Asked | None:
+        """What was asked for the last time."""
+        try:
+            return Asked(**json.loads((self.path / "asked.json").read_text(encoding="utf-8")))
+        except (OSError, TypeError, ValueError):
+            return None
+
+
+class _Log(logging.FileHandler):
+    """Writes to a file, and passes on what would have been shown without it."""
+
+    def __init__(self, path: Path, shown: int) -> None:
+        super().__init__(path, encoding="utf-8", errors="backslashreplace")
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._shown = shown
+
+    def emit(self, record: logging.LogRecord) -> None:
+        super().emit(record)
+        if record.levelno >= self._shown and _PACKAGE.parent is not None:
+            _PACKAGE.parent.callHandlers(record)
+
+    def write(self, level: int, text: str) -> None:
+        """A line for the file alone."""
+        super().emit(logging.LogRecord(_OWN.name, level, "", 0, text, None, None))
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file in one step: whoever reads it sees the old text or the new one."""
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
+
+
+def _lasting(name: str | os.PathLike[str]) -> str:
+    """A path that is found from any working directory; another name as it is."""
+    return str(Path(name).resolve()) if Path(name).exists() else os.fspath(name)
