@@ -15,6 +15,7 @@ from st_asym.unfreezing import unfreeze_last_layers
 if TYPE_CHECKING:
     from st_asym.diagnosis import Diagnosis, diagnose
     from st_asym.evaluation import BeirModel, Comparison, evaluate
+    from st_asym.export import Export, export_side
     from st_asym.fitting import FitReport, FitResult, Settings, fit
 
 __version__ = "0.1.0.dev0"
@@ -28,6 +29,7 @@ __all__ = [
     "CorpusContrastiveLoss",
     "Diagnosis",
     "EmbeddingCache",
+    "Export",
     "FitReport",
     "FitResult",
     "IsotropyLoss",
@@ -39,6 +41,7 @@ __all__ = [
     "diagnose",
     "encoder_fingerprint",
     "evaluate",
+    "export_side",
     "fit",
     "freeze_encoder",
     "mine_negatives",
@@ -52,6 +55,7 @@ __all__ = [
 _LAZY = {
     **dict.fromkeys(("BeirModel", "Comparison", "evaluate"), "st_asym.evaluation"),
     **dict.fromkeys(("Diagnosis", "diagnose"), "st_asym.diagnosis"),
+    **dict.fromkeys(("Export", "export_side"), "st_asym.export"),
     **dict.fromkeys(("FitReport", "FitResult", "Settings", "fit"), "st_asym.fitting"),
 }
 

@@ -145,3 +145,18 @@ def test_models_are_compared(folder: Path, beir: Path) -> None:
     result = CliRunner().invoke(app, ["evaluate", str(beir), "-m", "x=a", "-m", "x=b", *places])
     assert result.exit_code == 2
     assert "Two models have one name" in result.stderr
+
+
+@pytest.mark.usefixtures("beir")
+def test_a_side_is_exported(folder: Path) -> None:
+    command = ["export", str(folder / "model"), "--side", "query", "--quiet"]
+    result = CliRunner().invoke(app, [*command, "--output", str(folder / "side")])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith(f"{folder / 'side'}: ")
+    assert SentenceTransformer(str(folder / "side"), device="cpu").encode("red head").shape == (16,)
+    result = CliRunner().invoke(app, [*command, "--output", str(folder / "side")])
+    assert result.exit_code == 2
+    assert "exists and is not an empty folder" in result.stderr
+    result = CliRunner().invoke(app, [*command, "--output", str(folder / "other"), "--int8"])
+    assert result.exit_code == 2
+    assert "int8 is for format='onnx'" in result.stderr
