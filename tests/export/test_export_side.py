@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from export_helpers import TEXTS, trained
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
@@ -22,17 +23,7 @@ from st_asym import asymmetric_model, export_side
 from st_asym.export.sides import side_modules
 from st_asym.systems import get_system
 
-TEXTS = ["frozen encoder", "red head", "big document text", "vector " * 50, "small"]
 SIDES = ["query", "document"]
-
-
-def trained(model: SentenceTransformer) -> SentenceTransformer:
-    """Heads as training could leave them."""
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
-    return model
 
 
 def vectors(model: SentenceTransformer, side: str) -> np.ndarray:

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from export_helpers import TEXTS, trained
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import BoW
 from server_readers import read_json
-from test_export_side import TEXTS, trained
 
 from st_asym import asymmetric_model, export_side
 
@@ -83,8 +83,8 @@ def test_eight_bits_are_smaller_and_close(model: SentenceTransformer, tmp_path: 
 def test_nothing_is_left_of_a_graph_that_gives_other_vectors(
     model: SentenceTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, int8: bool
 ) -> None:
-    def other(*arguments: Any, **options: Any) -> np.ndarray:
-        arguments[1].mkdir()
+    def other(_: SentenceTransformer, folder: Path, **__: Any) -> np.ndarray:
+        folder.mkdir()
         return -np.ones((len(TEXTS), 16), dtype=np.float32) / 4
 
     monkeypatch.setattr("st_asym.export.main.write_onnx", other)
