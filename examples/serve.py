@@ -3,10 +3,10 @@
     pip install -c constraints.txt ".[demo,onnx,serve]" && python examples/serve.py --port 8000
     curl -d '{"query": "Sort an array along an axis.", "top": 3}' http://127.0.0.1:8000/search
 
-An index of documents (Qdrant, in a folder of its own) is built with the untouched encoder, once. A head for queries alone
-is fitted to training queries and exported as a plain model; the index is opened again and not written to. nDCG@10 of the
-test queries, as the index answers them, is printed before and after. The default collection is docstrings of installed
-packages (python_docs.py). Nothing is downloaded; without ``--port`` nothing is served.
+An index of documents (Qdrant, in a folder of its own) is built with the untouched encoder, once. A head for queries
+alone is fitted to training queries and exported as a plain model; the index is opened again and not written to. nDCG@10
+of the test queries, as the index answers them, is printed before and after. The default collection is docstrings of
+installed packages (python_docs.py). Nothing is downloaded; without ``--port`` nothing is served.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytrec_eval
+import torch
 import uvicorn
 from packaged_encoder import packaged_encoder
 from python_docs import python_docs
@@ -47,7 +48,8 @@ def main() -> None:
     data = load_data(options.data) if options.data else python_docs(options.pairs)
     encoder = SentenceTransformer(packaged_encoder())
     build_index(options.output / "index", encoder, data, EmbeddingCache(options.cache))
-    settings = Settings(sides="query", **({"hidden_features": None, "bias": False} if options.linear else {}))
+    linear = Settings(sides="query", hidden_features=None, bias=False)
+    settings = linear if options.linear else Settings(sides="query")
     result = fit(
         encoder, data, output_dir=options.output / "model", settings=settings, cache=options.cache, seed=options.seed
     )
@@ -113,7 +115,9 @@ def query_encoder(folder: Path) -> Encode:
     tokenizer.enable_padding()
     settings = read("config_sentence_transformers.json")
     prompt = settings["prompts"].get(settings["default_prompt_name"], "")
-    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    threads = onnxruntime.SessionOptions()
+    threads.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), threads, providers=["CPUExecutionProvider"])
 
     def encode(texts: Sequence[str]) -> Vectors:
         rows = tokenizer.encode_batch([prompt + text for text in texts])
