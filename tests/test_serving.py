@@ -100,10 +100,14 @@ def test_the_score_is_that_of_what_the_index_answers(folder: Path, data: Retriev
 
 
 def test_the_load_test_counts_answers(folder: Path, data: RetrievalData) -> None:
-    found = serving.load(folder, data, argparse.Namespace(requests=25, clients=3, seconds=60.0))
-    assert found["answered"] == 25
+    (folder / "query").rename(folder / "0")
+    options = argparse.Namespace(rounds=2, requests=12, clients=3, seconds=60.0)
+    with serving.service(folder, 1) as port:
+        found = serving.summary(serving.measure(port, list(data.queries.values()), 1, options)[0])
+    assert found["answered"] == 24
     assert 0 < found["p50 ms"] <= found["p99 ms"]
     assert found["requests per second"] > 0
+    assert found["cpu ms per request"] > 0
 
 
 def test_the_example_on_pairs_of_its_own(real_encoder_path: str, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
     python examples/benchmarks/serving.py --output examples/benchmarks/serving.json
 
-The same index and the same service, on 127.0.0.1, for each model of queries: a warm-up, then ``--requests`` test
-queries from ``--clients`` threads, each of which waits for its answer. Clients, service and index share the machine.
+One service on 127.0.0.1 with one index answers for every model of queries, under a path of its own. In each round each
+model gets ``--requests`` test queries from ``--clients`` threads, which wait for their answers, so that all models meet
+the same load of the machine, which clients, service and index share. Medians over rounds; p99 over all answers. CPU
+time is that of the service's process.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ import os
 import shutil
 import socket
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +34,10 @@ from python_docs import python_docs
 from qdrant_client import QdrantClient
 from sentence_transformers import SentenceTransformer
 from serve import build_index, ndcg, query_encoder, search_app
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Mount, Route
 
 from st_asym import EmbeddingCache, Settings, export_side, fit
 from st_asym.data import load_data
@@ -43,52 +49,36 @@ if TYPE_CHECKING:
 
 PACKAGES = ("st_asym", "sentence-transformers", "torch", "onnxruntime", "qdrant-client", "starlette", "uvicorn")
 WARM_UP = 20
-FORMATS: dict[str, dict[str, Any]] = {
-    "sentence-transformers": {},
-    "onnx": {"format": "onnx"},
-    "onnx, int8": {"format": "onnx", "int8": True},
+EXPORTS: dict[tuple[str, str], dict[str, Any]] = {
+    ("bare encoder", "sentence-transformers"): {},
+    ("bare encoder", "onnx"): {"format": "onnx"},
+    ("linear head", "sentence-transformers"): {},
+    ("head", "sentence-transformers"): {},
+    ("head", "onnx"): {"format": "onnx"},
+    ("head", "onnx, int8"): {"format": "onnx", "int8": True},
 }
+Measured = dict[str, list[float]]
 
 
 def main() -> None:
     options = parse_options()
     data = load_data(options.data) if options.data else python_docs(options.pairs)
-    encoder = SentenceTransformer(packaged_encoder())
     folder: Path = options.folder
-    build_index(folder / "index", encoder, data, EmbeddingCache(options.cache))
-    kinds = {"head": Settings(sides="query"), "linear head": Settings(sides="query", hidden_features=None, bias=False)}
-    models = {"bare encoder": encoder}
-    for name, settings in kinds.items():
-        output = folder / name.replace(" ", "-")
-        models[name] = fit(encoder, data, output_dir=output, settings=settings, cache=options.cache).model
-
-    rows = []
-    for name, model in models.items():
-        for format_, arguments in FORMATS.items():
-            shutil.rmtree(folder / "query", ignore_errors=True)
-            export = export_side(model, "query", folder / "query", **arguments)
-            row = {
-                "queries": name,
-                "format": format_,
-                "megabytes": export.size / 1e6,
-                "largest difference": export.agreement.difference,
-                "lowest cosine": export.agreement.cosine,
-                "not served": export.not_served,
-                "ndcg@10": judged(folder, data),
-                **load(folder, data, options),
-                "load average": os.getloadavg()[0],
-            }
-            rows.append(row)
-            print(json.dumps(row), flush=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    rows = exported(folder, data, options)
+    queries = [data.queries[query_id] for query_id in data.qrels["test"]]
+    with service(folder, len(rows)) as port:
+        for path, measured in measure(port, queries, len(rows), options).items():
+            rows[path] |= summary(measured)
     print_table(rows)
     if options.output:
         result = {
             "data": options.data.stem if options.data else "python_docs",
             "documents": len(data.corpus),
-            "test queries": len(data.qrels["test"]),
-            "requests": options.requests,
-            "clients": options.clients,
+            "test queries": len(queries),
+            **{name: getattr(options, name) for name in ("rounds", "requests", "clients")},
             "cores": os.cpu_count(),
+            "load average": os.getloadavg()[1],
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
             "versions": {name: version(name) for name in PACKAGES},
             "rows": rows,
@@ -100,43 +90,79 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="a BEIR folder or zip, or a JSONL of query and positive")
     parser.add_argument("--pairs", type=int, default=2_000, help="how many docstrings to use (default: %(default)s)")
-    parser.add_argument("--requests", type=int, default=500, help="for each model (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
+    parser.add_argument("--requests", type=int, default=100, help="in a round, by model (default: %(default)s)")
     parser.add_argument("--clients", type=int, default=4, help="(default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=60, help="stop a load test then (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=60, help="cut a model's round short then (default: %(default)s)"
+    )
     parser.add_argument("--cache", type=Path, default=Path("runs/vectors"), help="(default: %(default)s)")
     parser.add_argument("--folder", type=Path, default=Path("runs/serving"), help="(default: %(default)s)")
     parser.add_argument("--output", type=Path, help="write the results as JSON")
     return parser.parse_args()
 
 
-def judged(folder: Path, data: RetrievalData) -> float:
+def exported(folder: Path, data: RetrievalData, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Fit, write the index and every export; a row for each, with size, agreement and score."""
+    encoder = SentenceTransformer(packaged_encoder())
+    build_index(folder / "index", encoder, data, EmbeddingCache(options.cache))
+    models = {"bare encoder": encoder}
+    settings = {"head": Settings(sides="query"), "linear head": Settings("query", hidden_features=None, bias=False)}
+    for name, chosen in settings.items():
+        models[name] = fit(encoder, data, output_dir=folder / name, settings=chosen, cache=options.cache).model
+    rows: list[dict[str, Any]] = []
     with closing(QdrantClient(path=str(folder / "index"))) as index:
-        return ndcg(index, query_encoder(folder / "query"), data)
+        for number, ((name, format_), arguments) in enumerate(EXPORTS.items()):
+            export = export_side(models[name], "query", folder / str(number), **arguments)
+            row = {
+                "queries": name,
+                "format": format_,
+                "megabytes": export.size / 1e6,
+                "largest difference": export.agreement.difference,
+                "lowest cosine": export.agreement.cosine,
+                "not served": export.not_served,
+                "ndcg@10": ndcg(index, query_encoder(folder / str(number)), data),
+            }
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+    return rows
 
 
-def load(folder: Path, data: RetrievalData, options: argparse.Namespace) -> dict[str, float]:
-    """Requests per second, and milliseconds from a request to its answer."""
-    queries = [data.queries[query_id] for query_id in data.qrels["test"]]
-    with service(folder) as port:
-        ask(port, queries[:WARM_UP])
-        parts = [
-            [queries[i % len(queries)] for i in range(client, options.requests, options.clients)]
-            for client in range(options.clients)
-        ]
-        deadline = time.monotonic() + options.seconds
-        taken: list[float] = []
-        threads = [threading.Thread(target=lambda part=part: taken.extend(ask(port, part, deadline))) for part in parts]
-        started = time.monotonic()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        elapsed = time.monotonic() - started
-    p50, p99 = np.percentile(taken, [50, 99]) * 1e3
-    return {"answered": len(taken), "requests per second": len(taken) / elapsed, "p50 ms": p50, "p99 ms": p99}
+def measure(port: int, queries: list[str], models: int, options: argparse.Namespace) -> dict[int, Measured]:
+    """Ask all models, round by round."""
+    found: dict[int, Measured] = {model: {"seconds": [], "rate": [], "cpu": []} for model in range(models)}
+    for round_ in range(-1, options.rounds):  # the first is a warm-up
+        for model, measured in found.items():
+            count = WARM_UP if round_ < 0 else options.requests
+            asked = [queries[(round_ * count + i) % len(queries)] for i in range(count)]
+            cpu, started = cpu_seconds(port), time.monotonic()
+            taken = together(port, model, asked, options.clients, started + options.seconds)
+            if round_ >= 0:
+                measured["rate"].append(len(taken) / (time.monotonic() - started))
+                measured["cpu"].append((cpu_seconds(port) - cpu) / len(taken))
+                measured["seconds"] += taken
+    return found
 
 
-def ask(port: int, queries: list[str], deadline: float = float("inf")) -> list[float]:
+def summary(measured: Measured) -> dict[str, float]:
+    p50, p99 = np.percentile(measured["seconds"], [50, 99]) * 1e3
+    return {
+        "answered": len(measured["seconds"]),
+        "requests per second": float(np.median(measured["rate"])),
+        "p50 ms": float(p50),
+        "p99 ms": float(p99),
+        "cpu ms per request": float(np.median(measured["cpu"]) * 1e3),
+    }
+
+
+def together(port: int, model: int, queries: list[str], clients: int, deadline: float) -> list[float]:
+    """Send queries from several clients at a time; seconds of each answer."""
+    with ThreadPoolExecutor(clients) as pool:
+        parts = pool.map(lambda client: ask(port, model, queries[client::clients], deadline), range(clients))
+        return [seconds for part in parts for seconds in part]
+
+
+def ask(port: int, model: int, queries: list[str], deadline: float) -> list[float]:
     """Send queries one after the other; seconds of each answer."""
     taken = []
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
@@ -144,7 +170,7 @@ def ask(port: int, queries: list[str], deadline: float = float("inf")) -> list[f
             if time.monotonic() > deadline:
                 break
             started = time.perf_counter()
-            connection.request("POST", "/search", json.dumps({"query": query, "top": 10}))
+            connection.request("POST", f"/{model}/search", json.dumps({"query": query, "top": 10}))
             answer = connection.getresponse()
             hits = json.loads(answer.read())
             taken.append(time.perf_counter() - started)
@@ -153,16 +179,22 @@ def ask(port: int, queries: list[str], deadline: float = float("inf")) -> list[f
     return taken
 
 
+def cpu_seconds(port: int) -> float:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
+        connection.request("GET", "/cpu")
+        return float(connection.getresponse().read())
+
+
 @contextmanager
-def service(folder: Path) -> Iterator[int]:
+def service(folder: Path, models: int) -> Iterator[int]:
     """The service in a process of its own, once it answers: its port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
-    process = multiprocessing.get_context("spawn").Process(target=serve, args=(folder, port))
+    process = multiprocessing.get_context("spawn").Process(target=serve, args=(folder, models, port))
     process.start()
     try:
-        for _ in range(600):
+        for _ in range(1200):
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
@@ -175,18 +207,26 @@ def service(folder: Path) -> Iterator[int]:
         process.join()
 
 
-def serve(folder: Path, port: int) -> None:
-    app = search_app(QdrantClient(path=str(folder / "index")), query_encoder(folder / "query"))
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", access_log=False)
+def serve(folder: Path, models: int, port: int) -> None:
+    index = QdrantClient(path=str(folder / "index"))
+
+    async def cpu(_: Request) -> JSONResponse:
+        return JSONResponse(time.process_time())
+
+    apps = [Mount(f"/{n}", search_app(index, query_encoder(folder / str(n)))) for n in range(models)]
+    uvicorn.run(Starlette(routes=[Route("/cpu", cpu), *apps]), host="127.0.0.1", port=port, log_level="warning")
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    print("\n| queries | format | MB | lowest cosine | nDCG@10 | requests per second | p50, p99 ms |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "\n| queries | format | MB | lowest cosine | nDCG@10 | CPU ms per request | requests per second | p50, p99 ms |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for row in rows:
-        speed = f"{row['requests per second']:.0f} | {row['p50 ms']:.0f}, {row['p99 ms']:.0f}"
         quality = f"{row['lowest cosine']:.4f} | {row['ndcg@10']:.3f}"
-        print(f"| {row['queries']} | {row['format']} | {row['megabytes']:.0f} | {quality} | {speed} |")
+        speed = f"{row['cpu ms per request']:.0f} | {row['requests per second']:.0f}"
+        waiting = f"{row['p50 ms']:.0f}, {row['p99 ms']:.0f}"
+        print(f"| {row['queries']} | {row['format']} | {row['megabytes']:.0f} | {quality} | {speed} | {waiting} |")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,8 @@ class Export:
         """In one line."""
         found = self.agreement
         how = f"largest difference {found.difference:.1e}, lowest cosine {found.cosine:.6f}"
-        return f"{self.path}: {self.size / 1e6:.1f} MB, {how}"
+        servers = f"; not for {' and '.join(self.not_served)}" if self.not_served else ""
+        return f"{self.path}: {self.size / 1e6:.1f} MB, {how}{servers}"
 
 
 def export_side(
