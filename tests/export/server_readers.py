@@ -63,6 +63,9 @@ def tei(folder: Path) -> Served:
     _need(config, "max_position_embeddings", int)
     if not (folder / "tokenizer.json").is_file() or not (folder / "model.safetensors").is_file():
         raise Refused("tokenizer.json and model.safetensors are needed")
+    names = load_file(folder / "model.safetensors").keys()
+    if not any({f"{root}embeddings.word_embeddings.weight", *_layer(root)} <= names for root in ("", "bert.")):
+        raise Refused("weights of another name")
     length = None
     if (folder / "sentence_bert_config.json").exists():
         length = _need(read_json(folder / "sentence_bert_config.json"), "max_seq_length", int)
@@ -70,6 +73,11 @@ def tei(folder: Path) -> Served:
     if any(not isinstance(prompt, str) for prompt in prompts.values()):
         raise Refused("prompts are strings")
     return Served(_tei_pooling(folder), length, prompts, _tei_layers(folder))
+
+
+def _layer(root: str) -> set[str]:
+    parts = ("attention.self.query.weight", "intermediate.dense.weight", "output.dense.weight")
+    return {f"{root}encoder.layer.0.{part}" for part in parts}
 
 
 def _tei_pooling(folder: Path) -> str:
