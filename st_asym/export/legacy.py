@@ -1,4 +1,4 @@
-"""Settings in the files and under the names that sentence-transformers wrote before 6.0, which servers still read."""
+"""Settings in the files and under the names that sentence-transformers wrote before 6.0, which every server reads."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """What Text Embeddings Inference and vLLM make of pooled vectors, from a model's files and by their rules.
 
 Rules of huggingface/text-embeddings-inference, 0d124dc of July 2026 (router/src/lib.rs, backends/src/lib.rs,
-backends/candle/src/lib.rs, backends/candle/src/models/dense.rs), and of vllm-project/vllm, main of 2026
-(transformers_utils/config.py, model_executor/models/adapters.py, model_executor/layers/activation.py).
+backends/candle/src/lib.rs, backends/candle/src/models/dense.rs), and of vllm-project/vllm, 0036026
+(transformers_utils/config.py, with adapters.py and activation.py of model_executor of about then), which also knows the
+names of sentence-transformers 6.
 """
 
 from __future__ import annotations
