@@ -72,9 +72,9 @@ def export_side(
     ``"sentence-transformers"`` writes ``[Transformer, Pooling, Dense..., Normalize]``: ``SentenceTransformer(path)``
     loads it, and its ``encode`` gives what ``encode_query`` or ``encode_document`` of ``model`` gives. A linear head
     becomes one ``Dense``; a side without a head is the encoder itself. Settings are in the files and under the names
-    that Text Embeddings Inference and every vLLM read (sentence-transformers 6 writes others, which the former refuses,
-    and no maximum length, which both look for). What they cannot run is logged as a warning: Text Embeddings Inference then refuses to start, and vLLM may log an error and
-    serve the encoder's vectors.
+    that Text Embeddings Inference and vLLM read (sentence-transformers 6 writes others, which the former does not, and
+    no maximum length, which both look for). What they cannot run is logged as a warning. With a head that it cannot
+    run, Text Embeddings Inference refuses to start; vLLM logs an error and serves the encoder's vectors.
 
     - Text Embeddings Inference knows ``Identity`` and ``Tanh``, so it cannot run a head with a hidden layer. Write
       ``"onnx"``, or refit with ``Settings(hidden_features=None, bias=False)``.
