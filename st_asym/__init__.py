@@ -15,6 +15,7 @@ from st_asym.unfreezing import unfreeze_last_layers
 if TYPE_CHECKING:
     from st_asym.diagnosis import Diagnosis, diagnose
     from st_asym.evaluation import BeirModel, Comparison, evaluate
+    from st_asym.export import Export, export_side
     from st_asym.fitting import FitReport, FitResult, Settings, fit
     from st_asym.hub import write_card
 
@@ -29,6 +30,7 @@ __all__ = [
     "CorpusContrastiveLoss",
     "Diagnosis",
     "EmbeddingCache",
+    "Export",
     "FitReport",
     "FitResult",
     "IsotropyLoss",
@@ -40,6 +42,7 @@ __all__ = [
     "diagnose",
     "encoder_fingerprint",
     "evaluate",
+    "export_side",
     "fit",
     "freeze_encoder",
     "mine_negatives",
@@ -54,6 +57,7 @@ __all__ = [
 _LAZY = {
     **dict.fromkeys(("BeirModel", "Comparison", "evaluate"), "st_asym.evaluation"),
     **dict.fromkeys(("Diagnosis", "diagnose"), "st_asym.diagnosis"),
+    **dict.fromkeys(("Export", "export_side"), "st_asym.export"),
     **dict.fromkeys(("FitReport", "FitResult", "Settings", "fit"), "st_asym.fitting"),
     "write_card": "st_asym.hub",
 }

@@ -280,6 +280,27 @@ def card(
     typer.echo(f"Wrote {path}.")
 
 
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A model with or without heads, or its Hub id.", show_default=False)],
+    *,
+    side: Annotated[Literal["query", "document"], typer.Option(help="Which side.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; it must not exist yet.")],
+    format: Annotated[  # noqa: A002
+        Literal["sentence-transformers", "onnx"], typer.Option(help="'onnx' needs the extra of this name.")
+    ] = "sentence-transformers",
+    int8: Annotated[bool, typer.Option("--int8", help="With 'onnx': 8-bit weights.")] = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Write one side as a plain dense model, for servers."""
+    with _one_line_errors(debug=debug), _quiet(quiet=quiet):
+        from st_asym.export import export_side
+
+        found = export_side(model, side, output, format=format, int8=int8)
+    typer.echo(str(found))
+
+
 @contextlib.contextmanager
 def _one_line_errors(*, debug: bool) -> Iterator[None]:
     """What is wrong with the input in one line, and exit code 2; with ``debug``, and for anything else, a traceback."""

@@ -36,8 +36,8 @@ def asymmetric_model(
 
     Args:
         encoder: A ``SentenceTransformer``, or the Hub id or path of one.
-        **projection: ``out_features``, ``hidden_features``, ``activation``, ``init``, ``query``, ``document`` and
-            ``shared`` of :func:`st_asym.AsymmetricProjection`.
+        **projection: ``out_features``, ``hidden_features``, ``activation``, ``init``, ``query``, ``document``,
+            ``shared`` and ``bias`` of :func:`st_asym.AsymmetricProjection`.
 
     Returns:
         The model, with the heads as its only trainable parameters.

@@ -38,6 +38,7 @@ class ProjectionOptions(TypedDict, total=False):
     query: bool
     document: bool
     shared: bool
+    bias: bool
 
 
 def AsymmetricProjection(  # noqa: N802 - it stands where a module class would, and returns a stock module
@@ -50,6 +51,7 @@ def AsymmetricProjection(  # noqa: N802 - it stands where a module class would, 
     query: bool = True,
     document: bool = True,
     shared: bool = False,
+    bias: bool = True,
 ) -> Router:
     """Build one head for queries and one for documents, to be placed between an encoder and a ``Normalize``.
 
@@ -80,6 +82,8 @@ def AsymmetricProjection(  # noqa: N802 - it stands where a module class would, 
         query: Whether queries get a head. False leaves query vectors as the encoder gives them.
         document: Whether documents get a head. False keeps an existing vector index valid.
         shared: One head for both sides, saved once.
+        bias: Whether layers have one. Without, a linear head is one matrix, which servers can run behind an encoder
+            that normalises (see :func:`st_asym.export_side`).
 
     Returns:
         A ``Router`` with the routes ``query`` and ``document``; without a task it takes the document route.
@@ -107,8 +111,8 @@ def AsymmetricProjection(  # noqa: N802 - it stands where a module class would, 
     elif init != "random":
         raise ValueError(f"init must be 'identity' or 'random', got {init!r}.")
 
-    query_head = _head(sizes, activation, init) if query else []
-    document_head = query_head if shared else _head(sizes, activation, init) if document else []
+    query_head = _head(sizes, activation, init, bias=bias) if query else []
+    document_head = query_head if shared else _head(sizes, activation, init, bias=bias) if document else []
     return require_tasks(Router.for_query_document(query_head, document_head))
 
 
@@ -120,11 +124,11 @@ def require_tasks(router: Router) -> Router:
     return router
 
 
-def _head(sizes: Sequence[int], activation: str, init: str) -> list[Module]:
+def _head(sizes: Sequence[int], activation: str, init: str, *, bias: bool) -> list[Module]:
     """A list of ``Dense`` layers of these sizes, the last one linear."""
     last = len(sizes) - 2
     layers = [
-        Dense(sizes[i], sizes[i + 1], activation_function=None if i == last else _ACTIVATIONS[activation]())
+        Dense(sizes[i], sizes[i + 1], bias=bias, activation_function=None if i == last else _ACTIVATIONS[activation]())
         for i in range(last + 1)
     ]
     if init == "identity":
@@ -146,7 +150,8 @@ def _start_as_identity(layers: Sequence[Dense]) -> None:
         rows, columns = block.shape
         layer.linear.weight[:rows] = 0.0
         layer.linear.weight[:rows, :columns] = block
-        layer.linear.bias[:rows] = 0.0
+        if layer.bias:
+            layer.linear.bias[:rows] = 0.0
 
 
 def _hidden_sizes(in_features: int, hidden_features: HiddenFeatures) -> list[int]:

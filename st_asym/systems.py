@@ -72,7 +72,7 @@ class System:
             encoder: A ``SentenceTransformer``, or the Hub id or path of one. Its modules are shared, not copied.
             **projection: ``init``, :attr:`init` if not given, and more of the options of
                 :func:`st_asym.AsymmetricProjection`. Systems with one shared head take ``out_features``,
-                ``hidden_features`` and ``activation``, ``frozen`` takes none.
+                ``hidden_features``, ``activation`` and ``bias``, ``frozen`` takes none.
 
         Returns:
             The model, with the heads as its only trainable parameters.

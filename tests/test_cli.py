@@ -244,3 +244,18 @@ def test_what_cannot_be_evaluated_is_said_in_one_line(
     assert result.exit_code == 2
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.usefixtures("beir")
+def test_a_side_is_exported(folder: Path) -> None:
+    command = ["export", str(folder / "model"), "--side", "query", "--quiet"]
+    result = CliRunner().invoke(app, [*command, "--output", str(folder / "side")])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith(f"{folder / 'side'}: ")
+    assert SentenceTransformer(str(folder / "side"), device="cpu").encode("red head").shape == (16,)
+    result = CliRunner().invoke(app, [*command, "--output", str(folder / "side")])
+    assert result.exit_code == 2
+    assert "exists and is not an empty folder" in result.stderr
+    result = CliRunner().invoke(app, [*command, "--output", str(folder / "other"), "--int8"])
+    assert result.exit_code == 2
+    assert "int8 is for format='onnx'" in result.stderr

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -150,3 +151,11 @@ def test_a_call_without_a_task_is_refused_in_training_and_takes_the_document_rou
     with pytest.raises(ValueError, match="router_mapping"):
         router.train()({"sentence_embedding": vectors})
     assert torch.equal(router.eval()({"sentence_embedding": vectors})["sentence_embedding"], vectors)
+
+
+@pytest.mark.parametrize("hidden_features", [None, "2x"])
+def test_heads_without_bias_start_as_the_identity_too(hidden_features: Any) -> None:
+    router = AsymmetricProjection(8, hidden_features=hidden_features, bias=False)
+    assert not any(name.endswith("bias") for name, _ in router.named_parameters())
+    vectors = torch.randn(4, 8)
+    assert torch.equal(router({"sentence_embedding": vectors}, task="query")["sentence_embedding"], vectors)

@@ -25,6 +25,8 @@ class Settings:
         sides: Which sides get a head: ``"both"``, ``"query"`` (documents stay as they are, and so does an existing
             index), ``"document"``, or ``"shared"``, one head for both.
         hidden_features: Width of the hidden layer, as for :func:`st_asym.AsymmetricProjection`.
+        bias: Whether layers have one, as for :func:`st_asym.AsymmetricProjection`. Servers that know no heads of
+            their own run ``hidden_features=None, bias=False`` (see :func:`st_asym.export_side`).
         contrastive: ``"corpus"`` for :class:`st_asym.CorpusContrastiveLoss`, ``"in-batch"`` for the library's
             ``MultipleNegativesRankingLoss``.
         temperature: Divides the similarities in the loss.
@@ -54,6 +56,7 @@ class Settings:
     isotropy_weight: float = 0.0
     isotropy_kind: IsotropyKind = "covariance"
     hard_negatives: int = 0
+    bias: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what would fail later, in the middle of a fit."""
@@ -97,9 +100,10 @@ class Settings:
     def projection(self, system: System) -> ProjectionOptions:
         """The options of :meth:`st_asym.systems.System.build`."""
         if system.shared:
-            return {"hidden_features": self.hidden_features}
+            return {"hidden_features": self.hidden_features, "bias": self.bias}
         return {
             "hidden_features": self.hidden_features,
+            "bias": self.bias,
             "query": self.sides != "document",
             "document": self.sides != "query",
             "shared": self.sides == "shared",
