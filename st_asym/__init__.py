@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from st_asym.fitting import FitReport, FitResult, Settings, fit
     from st_asym.hub import write_card
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "AsymmetricProjection",
