@@ -11,11 +11,15 @@ from st_asym.negatives import mine_negatives
 from st_asym.projection import AsymmetricProjection
 from st_asym.routing import check_router_mapping, column_prompts, router_mapping
 from st_asym.unfreezing import unfreeze_last_layers
+from st_asym.verification import VerificationError
 
 if TYPE_CHECKING:
     from st_asym.diagnosis import Diagnosis, diagnose
     from st_asym.evaluation import BeirModel, Comparison, evaluate
     from st_asym.fitting import FitReport, FitResult, Settings, fit
+    from st_asym.heads_alone import attach_heads, save_heads
+    from st_asym.provenance import Provenance, save_provenance
+    from st_asym.verification.main import Verification, verify
 
 __version__ = "0.1.0.dev0"
 
@@ -31,9 +35,13 @@ __all__ = [
     "FitReport",
     "FitResult",
     "IsotropyLoss",
+    "Provenance",
     "Settings",
     "TrainingMonitor",
+    "Verification",
+    "VerificationError",
     "asymmetric_model",
+    "attach_heads",
     "check_router_mapping",
     "column_prompts",
     "diagnose",
@@ -44,7 +52,10 @@ __all__ = [
     "mine_negatives",
     "record_keys",
     "router_mapping",
+    "save_heads",
+    "save_provenance",
     "unfreeze_last_layers",
+    "verify",
     "watch",
 ]
 
@@ -53,6 +64,9 @@ _LAZY = {
     **dict.fromkeys(("BeirModel", "Comparison", "evaluate"), "st_asym.evaluation"),
     **dict.fromkeys(("Diagnosis", "diagnose"), "st_asym.diagnosis"),
     **dict.fromkeys(("FitReport", "FitResult", "Settings", "fit"), "st_asym.fitting"),
+    **dict.fromkeys(("Provenance", "save_provenance"), "st_asym.provenance"),
+    **dict.fromkeys(("Verification", "verify"), "st_asym.verification.main"),
+    **dict.fromkeys(("attach_heads", "save_heads"), "st_asym.heads_alone"),
 }
 
 

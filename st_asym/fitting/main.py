@@ -20,7 +20,7 @@ from sentence_transformers import SentenceTransformer
 from st_asym.cache import EmbeddingCache
 from st_asym.cache.embedding_cache import open_cache
 from st_asym.cache.filling import Precision
-from st_asym.data import as_retrieval_data
+from st_asym.data import RetrievalData, as_retrieval_data
 from st_asym.data.inputs import Corpus, Pairs
 from st_asym.fitting.gate import Collection
 from st_asym.fitting.heads import State, dialled, heads_state, load_heads
@@ -31,6 +31,7 @@ from st_asym.fitting.training import train_heads
 from st_asym.fitting.tuning import check_optuna, tune
 from st_asym.fitting.workbench import Workbench
 from st_asym.model import load_encoder
+from st_asym.provenance import public_name, save_provenance
 from st_asym.systems import Init, get_system
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,8 @@ def fit(
         show_progress_bar: Whether to show encoding and training.
 
     Returns:
-        The model and the report. ``output_dir`` holds the model, and the report as ``st_asym_report.json``.
+        The model and the report. ``output_dir`` holds the model, the report as ``st_asym_report.json``, and what the
+        model was made of, see :func:`st_asym.save_provenance`.
 
     Raises:
         FileExistsError: ``output_dir`` holds something else than an earlier result.
@@ -151,7 +153,8 @@ def fit(
         with _quiet():
             model = _fitted(bench, settings, trials, collection, report)
     with report.timed("save"):
-        _save(model, report, output)
+        names = {"train": train, "corpus": corpus, "dev": dev}
+        _save(model, report, output, data, ", ".join(public_name(name) for name in names.values() if name is not None))
     return FitResult(model, report)
 
 
@@ -212,8 +215,8 @@ def _free(output: Path) -> Path:
     return output
 
 
-def _save(model: SentenceTransformer, report: FitReport, output: Path) -> None:
-    """Write model and report beside their place, then put them there."""
+def _save(model: SentenceTransformer, report: FitReport, output: Path, data: RetrievalData, name: str) -> None:
+    """Write model, report and provenance beside their place, then put them there."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as beside:
         new, old = Path(beside, "new"), Path(beside, "old")
@@ -221,6 +224,8 @@ def _save(model: SentenceTransformer, report: FitReport, output: Path) -> None:
         report.save(new / REPORT_FILE)
         with (new / "README.md").open("a", encoding="utf-8") as card:
             card.write(f"\n## Fitted with st_asym\n\n```\n{report}\n```\n")
+        settings = {**report.settings.as_dict(), **{k: getattr(report, k) for k in ("system", "init", "collection")}}
+        save_provenance(new, model, data={name: data}, settings=settings, seed=report.seed)
         if output.exists():
             output.rename(old)
         try:
