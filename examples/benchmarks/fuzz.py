@@ -2,15 +2,16 @@
 
 python examples/benchmarks/fuzz.py --mutations 10000 --seed 0 --output fuzz.json
 
-A tiny model, its heads alone and a vector cache are changed by accident and by malice (``fuzz_mutations.py``), each in a
-process of its own. Watched are its errors, its vectors, its memory, the files that it opens outside the folder, what it
-runs, and whether it ends.
+A tiny model, its heads alone and a vector cache are changed by accident and by malice (``fuzz_mutations.py``), and read
+in forked processes. Watched are errors, vectors, memory, what is opened or changed outside the folder, what runs, and
+whether it ends.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import gc
 import hashlib
 import json
 import logging
@@ -22,7 +23,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -57,6 +58,10 @@ MOST_BYTES = 1 << 28
 
 REFUSED, RIGHT, UNTOLD, STOCK = "refused", "right answer", "other weights, loads", "stock loading refused"
 FINE = (REFUSED, RIGHT, UNTOLD, STOCK)
+BATCH = 50
+RUNS = frozenset({"os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "pickle.find_class", "socket.connect"})
+LOOKS = ("open", "os.listdir", "os.scandir")
+CHANGES = ("os.mkdir", "os.remove", "os.rename", "os.link", "os.symlink", "os.truncate", "os.rmdir", "shutil.rmtree")
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,21 @@ class Target:
     mutations: dict[str, Any]
     read: Callable[[Path], str]
     sealed: bool = True
+
+
+@dataclass(frozen=True)
+class Job:
+    """One changed folder."""
+
+    number: int
+    target: Target
+    mutation: str
+    folder: Path
+
+    def row(self, outcome: str, detail: str, more_bytes: int) -> dict[str, Any]:
+        """The result as JSON knows it."""
+        names = {"number": self.number, "target": self.target.name, "mutation": self.mutation}
+        return {**names, "outcome": outcome, "detail": detail[:300], "bytes": more_bytes}
 
 
 class Fuzz:
@@ -115,6 +135,10 @@ class Fuzz:
             # Loads what is loaded at the first use, so that it is not taken for something that a folder asked for.
             if (found := target.read(target.folder)) != RIGHT:
                 raise RuntimeError(f"The unchanged {target.name} gives {found!r}.")
+        # A collection in a forked process would copy all objects of all modules.
+        gc.collect()
+        gc.freeze()
+        gc.disable()
 
     def read_model(self, folder: Path) -> str:
         """Verify, then load as anybody would."""
@@ -145,8 +169,19 @@ class Fuzz:
                     return "WRONG records"
         return RIGHT
 
-    def run(self, number: int, seed: int) -> dict[str, Any]:
-        """Make one mutation, in a process of its own, and say what came of it."""
+    def run(self, numbers: Sequence[int], seed: int) -> list[dict[str, Any]]:
+        """Make mutations, read each in a forked process, and say what came of it."""
+        jobs = [self._changed(number, seed) for number in numbers]
+        rows: list[dict[str, Any]] = []
+        # The first that ends its process is followed by a new one.
+        while len(rows) < len(jobs):
+            rows += self._apart(jobs[len(rows) :])
+        for folder in (self.work, self.root / "kept"):
+            shutil.rmtree(folder, ignore_errors=True)
+        self.work.mkdir()
+        return rows
+
+    def _changed(self, number: int, seed: int) -> Job:
         target = self.targets[number % len(self.targets)]
         chance = random.Random(seed * 1_000_003 + number)  # noqa: S311 - no secret
         name = chance.choice(sorted(target.mutations))
@@ -155,81 +190,101 @@ class Fuzz:
         target.mutations[name](folder, chance, self.canary)
         if target.name == "heads sealed anew":
             _seal(folder)
-        before = _state(self.root, self.work)
-        outcome, detail, more_bytes = self._apart(target, folder)
-        if _state(self.root, self.work) != before:
-            outcome, detail = "WROTE OUTSIDE", f"{outcome}: {detail}"
-            shutil.rmtree(self.canary / "ran", ignore_errors=True)
-        if outcome == UNTOLD and target.sealed:
-            outcome = "WRONG vectors"
-        if outcome == STOCK and target.sealed:
-            outcome = "passed, and could not be loaded"
-        shutil.rmtree(folder)
-        shutil.rmtree(self.root / "kept", ignore_errors=True)
-        return {
-            "number": number,
-            "target": target.name,
-            "mutation": name,
-            "outcome": outcome,
-            "detail": detail,
-            "bytes": more_bytes,
-        }
+        return Job(number, target, name, folder)
 
-    def _apart(self, target: Target, folder: Path) -> tuple[str, str, int]:
-        """Read a folder in a forked process, with limits on its memory and time."""
+    def _apart(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+        """Read folders in one forked process, up to the end or to what ends it."""
         read, write = os.pipe()
         child = os.fork()
         if child == 0:
             os.close(read)
             try:
-                os.write(write, json.dumps(self._watched(target, folder)).encode())
+                watch = Watch(self.root, self.work)
+                for job in jobs:
+                    os.write(write, json.dumps(watch.result(job)).encode() + b"\n")
             finally:
                 os._exit(0)
         os.close(write)
         with os.fdopen(read, "rb") as pipe:
-            answer = pipe.read()
+            rows = [json.loads(line) for line in pipe]
         _, status = os.waitpid(child, 0)
-        if os.WIFSIGNALED(status):
-            number = os.WTERMSIG(status)
-            return ("HANG" if number == signal.SIGALRM else "CRASH"), signal.Signals(number).name, 0
-        if not answer:
-            return "CRASH", f"exit code {os.WEXITSTATUS(status)}", 0
-        outcome, detail, more_bytes = json.loads(answer)
-        return str(outcome), str(detail), int(more_bytes)
-
-    def _watched(self, target: Target, folder: Path) -> tuple[str, str, int]:
-        signal.alarm(SECONDS)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        if target.mutations is not CACHES:
-            # A cache maps its whole file, which takes addresses and no memory.
-            limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + (1 << 30)
-            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        seen: list[str] = []
-        sys.addaudithook(_hook(seen, self.root, folder))
-        start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        try:
-            outcome, detail = target.read(folder), ""
-        except (VerificationError, CacheError, ValueError, OSError, KeyError) as error:
-            outcome = REFUSED if str(error).strip() else "ERROR without a message"
-            detail = f"{type(error).__name__}: {error}"
-        except BaseException as error:  # what must not happen is what is looked for
-            outcome, detail = f"ERROR {type(error).__name__}", str(error)
-        more_bytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) * 1024
-        if seen:
-            outcome, detail = "OUTSIDE", seen[0]
-        elif more_bytes > MOST_BYTES:
-            outcome = "MEMORY"
-        return outcome, detail[:300], more_bytes
+        if len(rows) < len(jobs):
+            signalled = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+            outcome = "HANG" if signalled == signal.SIGALRM else "CRASH"
+            detail = str(status) if signalled is None else signal.Signals(signalled).name
+            rows.append(jobs[len(rows)].row(outcome, detail, 0))
+        return rows
 
     def _compared(self, found: list[np.ndarray], expected: list[np.ndarray]) -> str:
         same = all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
         return RIGHT if same else UNTOLD
 
 
+class Watch:
+    """Reads folders in this process, and sees what it does outside them, what it runs, and how much memory it takes."""
+
+    def __init__(self, root: Path, work: Path) -> None:
+        self.root, self.work = root, work
+        self.folder: str | None = None
+        self.seen: list[str] = []
+        self.installed = tuple(
+            {sys.prefix, sys.base_prefix, "/proc/", "/sys/", "/dev/null", "/dev/urandom", *_sources()}
+        )
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        sys.addaudithook(self._note)
+
+    def result(self, job: Job) -> dict[str, Any]:
+        """What reading a folder gives."""
+        before = _state(self.root, self.work)
+        # A cache maps its whole file, which takes addresses and no memory.
+        used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+        limit = resource.RLIM_INFINITY if job.target.mutations is CACHES else used + (1 << 30)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+        start = _reset_peak()
+        signal.alarm(SECONDS)
+        self.folder = str(job.folder)
+        try:
+            outcome, detail = job.target.read(job.folder), ""
+        except (VerificationError, CacheError, ValueError, OSError, KeyError) as error:
+            outcome = REFUSED if str(error).strip() else "ERROR without a message"
+            detail = f"{type(error).__name__}: {error}"
+        except BaseException as error:  # what must not happen is what is looked for
+            outcome, detail = f"ERROR {type(error).__name__}", str(error)
+        self.folder = None
+        signal.alarm(0)
+        more_bytes = _peak() - start
+        if outcome in (UNTOLD, STOCK) and job.target.sealed:
+            outcome = "WRONG vectors" if outcome == UNTOLD else "passed, and could not be loaded"
+        if self.seen:
+            outcome, detail = "OUTSIDE", self.seen.pop()
+            self.seen.clear()
+        elif more_bytes > MOST_BYTES:
+            outcome = "MEMORY"
+        if _state(self.root, self.work) != before:
+            outcome, detail = "WROTE OUTSIDE", f"{outcome}: {detail}"
+            shutil.rmtree(self.root / "canary" / "ran", ignore_errors=True)
+        return job.row(outcome, detail, more_bytes)
+
+    def _note(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self.folder is None:
+            return
+        if event in RUNS:
+            self.seen.append(f"{event} {arguments!r:.200}")
+        elif event in (*LOOKS, *CHANGES) and isinstance(arguments[0], str | bytes):
+            path = os.path.realpath(os.fsdecode(arguments[0]))
+            inside = path == self.folder or path.startswith(f"{self.folder}/")
+            own = event in LOOKS and path.startswith(self.installed) and not path.startswith(str(self.root))
+            if not inside and not own:
+                self.seen.append(f"{event} {path}")
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Outcomes by folder, as Markdown."""
     outcomes = sorted({row["outcome"] for row in rows}, key=lambda one: (FINE.index(one) if one in FINE else 9, one))
-    lines = ["| folder | mutations | " + " | ".join(outcomes) + " | most memory, MB |", "|---" * (len(outcomes) + 3) + "|"]
+    lines = [
+        "| folder | mutations | " + " | ".join(outcomes) + " | most memory, MB |",
+        "|---" * (len(outcomes) + 3) + "|",
+    ]
     for target in dict.fromkeys(row["target"] for row in rows):
         own = [row for row in rows if row["target"] == target]
         counts = collections.Counter(row["outcome"] for row in own)
@@ -276,6 +331,8 @@ def _vectors(model: SentenceTransformer) -> list[np.ndarray]:
 def _seal(folder: Path) -> None:
     """Write the digests of what is there now, as whoever made the folder could."""
     path = folder / "st_asym.json"
+    if not path.is_file() or not (folder / "router_config.json").is_file() or path.stat().st_size > 1 << 24:
+        return
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         router = json.loads((folder / "router_config.json").read_text(encoding="utf-8"))
@@ -299,28 +356,22 @@ def _state(root: Path, work: Path) -> list[tuple[str, int, int]]:
     found = []
     for folder, names, files in os.walk(root):
         names[:] = [name for name in names if Path(folder, name) != work]
-        found += [(str(Path(folder, name)), (s := os.lstat(Path(folder, name))).st_size, s.st_mtime_ns) for name in files]
+        found += [
+            (str(Path(folder, name)), (s := os.lstat(Path(folder, name))).st_size, s.st_mtime_ns) for name in files
+        ]
         found += [(str(Path(folder, name)), 0, 0) for name in names]
     return sorted(found)
 
 
-def _hook(seen: list[str], root: Path, folder: Path) -> Callable[[str, tuple[Any, ...]], None]:
-    """Notes what runs, and what is opened or listed outside the folder and the installation."""
-    installed = tuple({sys.prefix, sys.base_prefix, "/proc/", "/sys/", "/dev/null", "/dev/urandom", *_sources()})
-    runs = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "pickle.find_class", "socket.connect", "exec")
-    changes = ("os.mkdir", "os.remove", "os.rename", "os.link", "os.symlink", "os.truncate", "os.rmdir", "shutil.rmtree")
+def _reset_peak() -> int:
+    """Bytes of memory in use now, from where its peak is counted."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return _peak()
 
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in runs[:-1]:
-            seen.append(f"{event} {arguments!r:.200}")
-        elif event in ("open", "os.listdir", "os.scandir", *changes) and isinstance(arguments[0], str | bytes):
-            path = os.path.realpath(os.fsdecode(arguments[0]))
-            inside = path == str(folder) or path.startswith(f"{folder}/")
-            known = path.startswith(installed) and not path.startswith(str(root)) and event in ("open", "os.listdir")
-            if not inside and not known and not (event == "os.scandir" and path.startswith(installed)):
-                seen.append(f"{event} {path}")
 
-    return hook
+def _peak() -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def _sources() -> list[str]:
@@ -338,16 +389,19 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     start = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
+    # Each commit of a cache waits for the disk, where there is one.
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:  # noqa: S108
         fuzz = Fuzz(Path(folder).resolve())
         if arguments.only is not None:
-            print(json.dumps(fuzz.run(arguments.only, arguments.seed), indent=2))
+            print(json.dumps(fuzz.run([arguments.only], arguments.seed), indent=2))
             return
         rows = []
-        for number in range(arguments.mutations):
-            rows.append(fuzz.run(number, arguments.seed))
-            if rows[-1]["outcome"] not in FINE:
-                print(json.dumps(rows[-1]), flush=True)
+        for number in range(0, arguments.mutations, BATCH):
+            found = fuzz.run(range(number, min(number + BATCH, arguments.mutations)), arguments.seed)
+            for row in found:
+                if row["outcome"] not in FINE:
+                    print(json.dumps(row), flush=True)
+            rows += found
     print(table(rows))
     print(f"{len(rows):,} mutations, seed {arguments.seed}, {time.monotonic() - start:.0f} s.")
     if arguments.output:

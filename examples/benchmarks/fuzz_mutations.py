@@ -99,9 +99,9 @@ def files_exchanged(folder: Path, chance: random.Random, _: Path) -> None:
 @_of(FOLDERS, CACHES)
 def link(folder: Path, chance: random.Random, canary: Path) -> None:
     path = _any_file(folder, chance)
-    kept = canary.parent / "kept" / path.name
+    kept = canary.parent / "kept" / folder.name / path.name
     if chance.random() < 0.5:
-        kept.parent.mkdir(exist_ok=True)
+        kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, kept)
     targets = [canary / "secret.json", kept, Path("/dev/zero"), Path("/etc/passwd"), folder / "nowhere", folder]
     path.unlink()
@@ -136,7 +136,9 @@ def pickle_for_a_file(folder: Path, chance: random.Random, canary: Path) -> None
 
 @_of(FOLDERS)
 def extra_pickle(folder: Path, chance: random.Random, canary: Path) -> None:
-    name = chance.choice(("pytorch_model.bin", "model.pkl", "training_args.bin", "weights.pt", "x.PTH", "a.npy", "b.h5"))
+    name = chance.choice(
+        ("pytorch_model.bin", "model.pkl", "training_args.bin", "weights.pt", "x.PTH", "a.npy", "b.h5")
+    )
     place = chance.choice([folder, *(path for path in sorted(folder.rglob("*")) if path.is_dir())])
     (place / name).write_bytes(pickle.dumps(_Canary(canary / "ran")))
     weights = place / "model.safetensors"
@@ -235,7 +237,17 @@ def json_value(folder: Path, chance: random.Random, canary: Path) -> None:
         return
     holder, key = chance.choice(places)
     hostile = ["../../canary/secret", str(canary / "secret.json"), "posix.system", "torch.hub.load", 1e308, -1, 0, None]
-    hostile += [[], {}, "x" * 100_000, "\0", True, 1 << 62, ["../canary"], "\u202ereversed", "sentence_transformers.models"]
+    hostile += [
+        [],
+        {},
+        "x" * 100_000,
+        "\0",
+        True,
+        1 << 62,
+        ["../canary"],
+        "\u202ereversed",
+        "sentence_transformers.models",
+    ]
     action = chance.random()
     if action < 0.2:
         del holder[key]
@@ -263,7 +275,11 @@ def path_out_of_the_folder(folder: Path, chance: random.Random, canary: Path) ->
 @_of(FOLDERS)
 def foreign_class(folder: Path, chance: random.Random, _: Path) -> None:
     classes = ("os.system", "posix.system", "custom.Head", "sentence_transformers.util.import_from_string")
-    classes += ("sentence_transformers.SentenceTransformer", "torch.nn.Linear", "sentence_transformers.models.CLIPModel")
+    classes += (
+        "sentence_transformers.SentenceTransformer",
+        "torch.nn.Linear",
+        "sentence_transformers.models.CLIPModel",
+    )
     path = chance.choice([path for path in _files(folder, ".json") if path.name in _CLASSES])
     text = path.read_text()
     found = [line.split('"')[3] for line in text.splitlines() if '": "' in line and "." in line.split('"')[3]]

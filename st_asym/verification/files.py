@@ -38,6 +38,13 @@ def is_document(name: str) -> bool:
     return path.name in _DOCUMENT_NAMES or path.suffix.lower() in _DOCUMENTS or bool(report)
 
 
+def is_too_large(name: str, size: int) -> bool:
+    """Whether a file other than weights is longer than any that a model has, so that it is not read at all."""
+    path = PurePosixPath(name)
+    most = _MOST_LARGE if path.name in _LARGE else _MOST_SMALL
+    return path.suffix.lower() != ".safetensors" and size > most
+
+
 def check_files(folder: Folder) -> None:
     """Refuse files of kinds that run code, or that no saved model has, and files of absurd sizes."""
     for name, size in folder.sizes.items():
@@ -52,10 +59,8 @@ def check_files(folder: Folder) -> None:
             folder.findings.add(name, "makes this an adapter, which loads another model. Merge it and save the whole.")
         elif not is_document(name) and kind not in _DATA:
             folder.findings.add(name, "is no kind of file that a saved model has. Remove it.")
-        elif kind != ".safetensors":
-            most = _MOST_LARGE if PurePosixPath(name).name in _LARGE else _MOST_SMALL
-            if size > most:
-                folder.findings.add(name, f"is {size:,} bytes long: at most {most:,} are read. Remove or shorten it.")
+        elif is_too_large(name, size):
+            folder.findings.add(name, f"is {size:,} bytes long: no such file is. Remove it, or download it again.")
 
 
 def check_configuration(folder: Folder, name: str, configuration: Any) -> None:
@@ -89,7 +94,7 @@ def _mentions(value: Any, wanted: str) -> bool:
         if isinstance(part, dict):
             if part.get(wanted):
                 return True
-            below.extend(part.values())
+            below.extend(one for one in part.values() if one)
         elif isinstance(part, list):
-            below.extend(part)
+            below.extend(one for one in part if one)
     return False

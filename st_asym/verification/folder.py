@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from st_asym.verification.findings import Findings, shown
 
 CHUNK = 1 << 20
-MOST_JSON = 4 << 20
+MOST_JSON = 2 << 20
 
 _MOST_FILES = 10_000
 _MOST_LEVELS = 8
@@ -158,7 +158,7 @@ def parsed(content: bytes) -> Any:
         )
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    if _depth(value) > _MOST_NESTED:
+    if _is_deep(value):
         raise ValueError("it is nested too deeply")
     return value
 
@@ -170,10 +170,10 @@ def strings(value: Any) -> Iterator[tuple[str, str]]:
         key, part = below.pop()
         if isinstance(part, str):
             yield key, part
-        elif isinstance(part, dict):
+        elif part and isinstance(part, dict):
             below.extend(part.items())
         elif isinstance(part, list):
-            below.extend((key, one) for one in part)
+            below.extend((key, one) for one in part if one and isinstance(one, str | dict | list))
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -200,11 +200,15 @@ def _number(digits: str) -> float:
     return value
 
 
-def _depth(value: Any) -> int:
-    deepest, below = 0, [(value, 1)]
-    while below:
-        part, level = below.pop()
-        deepest = max(deepest, level)
-        parts = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
-        below.extend((one, level + 1) for one in parts if isinstance(one, dict | list))
-    return deepest
+def _is_deep(value: Any) -> bool:
+    parts = [value]
+    for _ in range(_MOST_NESTED):
+        parts = [
+            one
+            for part in parts
+            for one in (part.values() if isinstance(part, dict) else part if isinstance(part, list) else ())
+            if one and isinstance(one, dict | list)
+        ]
+        if not parts:
+            return False
+    return True

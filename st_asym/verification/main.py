@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from st_asym.provenance import Provenance, read_provenance
-from st_asym.verification.files import PROVENANCE_FILE, check_configuration, check_files, configurations, is_document
+from st_asym.verification.files import (
+    PROVENANCE_FILE,
+    check_configuration,
+    check_files,
+    configurations,
+    is_document,
+    is_too_large,
+)
 from st_asym.verification.findings import Findings, shown
 from st_asym.verification.folder import Folder
 from st_asym.verification.modules import ROUTES, Chain, Heads, read_chain, read_heads
@@ -158,6 +165,8 @@ def _check_made(
     for name, digest in provenance.files.items():
         if not folder.has(name):
             folder.findings.add(name, f"is missing, and {PROVENANCE_FILE} says that it was saved. Download it again.")
+        elif is_too_large(name, folder.sizes[name]):
+            continue
         elif digest != (weights[name].digest if name in weights else folder.digest(name)):
             folder.findings.add(
                 name,
