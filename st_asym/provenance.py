@@ -186,6 +186,7 @@ def read_provenance(folder: Folder) -> Provenance | None:
     wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]
     wrong += sorted(set(found) - set(kinds) - {"seed"})
     wrong += [name for name in ("files", "heads") if name not in wrong and not _are_digests(found[name])]
+    wrong += ["model"] if "model" not in wrong and not _are_prompts(found["model"]) else []
     if wrong or not isinstance(found.get("seed"), int | None):
         folder.findings.add(
             PROVENANCE_FILE, f"is damaged ({', '.join(wrong[:5]) or 'seed'}). Download the model again."
@@ -333,6 +334,13 @@ def installed() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def _are_prompts(value: Mapping[str, Any]) -> bool:
+    prompts = value.get("prompts", {})
+    if not isinstance(prompts, dict) or not all(isinstance(prompt, str | None) for prompt in prompts.values()):
+        return False
+    return value.get("default_prompt_name") in (None, *prompts)
 
 
 def _are_digests(value: Mapping[str, Any]) -> bool:

@@ -216,6 +216,8 @@ class Fuzz:
         return rows
 
     def _compared(self, found: list[np.ndarray], expected: list[np.ndarray]) -> str:
+        if not all(np.isfinite(one).all() for one in found):
+            return "vectors that are not finite"
         same = all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
         return RIGHT if same else UNTOLD
 
@@ -230,6 +232,7 @@ class Watch:
         self.installed = tuple(
             {sys.prefix, sys.base_prefix, "/proc/", "/sys/", "/dev/null", "/dev/urandom", *_sources()}
         )
+        self.searched = {os.path.realpath(path) for path in sys.path}
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         sys.addaudithook(self._note)
 
@@ -273,7 +276,9 @@ class Watch:
         elif event in (*LOOKS, *CHANGES) and isinstance(arguments[0], str | bytes):
             path = os.path.realpath(os.fsdecode(arguments[0]))
             inside = path == self.folder or path.startswith(f"{self.folder}/")
-            own = event in LOOKS and path.startswith(self.installed) and not path.startswith(str(self.root))
+            # Imports list the folders of sys.path anew when something is added there.
+            installed = path.startswith(self.installed) or (event == "os.listdir" and path in self.searched)
+            own = event in LOOKS and installed and not path.startswith(str(self.root))
             if not inside and not own:
                 self.seen.append(f"{event} {path}")
 

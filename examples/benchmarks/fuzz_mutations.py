@@ -274,7 +274,7 @@ def path_out_of_the_folder(folder: Path, chance: random.Random, canary: Path) ->
 
 @_of(FOLDERS)
 def foreign_class(folder: Path, chance: random.Random, _: Path) -> None:
-    classes = ("os.system", "posix.system", "custom.Head", "sentence_transformers.util.import_from_string")
+    classes = ["os.system", "posix.system", "custom.Head", "sentence_transformers.util.import_from_string"]
     classes += (
         "sentence_transformers.SentenceTransformer",
         "torch.nn.Linear",

@@ -219,7 +219,7 @@ class VectorStore:
 
     def _remove(self, txn: Any, group: bytes, portion: int) -> int:
         keys = _keys_from(txn, group, group, portion)
-        removed = sum(txn.delete(key) for key in keys)
+        removed = sum(bool(txn.delete(key)) for key in keys)
         value = txn.get(_group_key(group))
         if value is not None:
             settings = _unpack_json(_group_key(group), value)

@@ -240,7 +240,7 @@ def _dense(folder: Folder, weights: Mapping[str, Weights], path: str) -> tuple[i
         folder.findings.add(name, f"goes from {shown(columns)} to {shown(rows)}, which are no dimensions.")
         return None
     activation = configuration.get("activation_function", "torch.nn.modules.activation.Tanh")
-    if activation not in _ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         folder.findings.add(name, f"has the activation {shown(activation)!r}: only those of torch.nn can be loaded.")
     expected = _dense_shapes(configuration, rows, columns)
     shapes = {key: tensor.shape for key, tensor in weights[file].tensors.items()}

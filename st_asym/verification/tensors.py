@@ -21,7 +21,8 @@ _TYPES: dict[str, tuple[int, Any]] = {
     **{name: (size, None) for size, names in ((8, ("I64", "U64")), (4, ("I32", "U32"))) for name in names},
     **{name: (size, None) for size, names in ((2, ("I16", "U16")), (1, ("I8", "U8", "BOOL"))) for name in names},
 }
-_BFLOAT16_EXPONENT = 0x7F80
+# A value beyond it overflows in float32 where it is squared for the length of a vector.
+_LARGEST = 1e15
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,13 @@ def read_weights(folder: Folder, name: str) -> Weights | None:
                     folder.findings.add(name, "became shorter while it was read.")
                     return None
                 digest.update(chunk)
-                sound = sound and _is_finite(chunk, tensor.dtype)
+                sound = sound and _is_sound(chunk, tensor.dtype)
                 left -= len(chunk)
             if not sound:
                 folder.findings.add(
                     name,
-                    f"tensor {shown(key)!r} has values that are not finite, so its vectors would be NaN. Train again.",
+                    f"tensor {shown(key)!r} has values that are not finite, or beyond {_LARGEST:.0e}: its vectors "
+                    "would be NaN. Train again.",
                 )
     return Weights(digest.hexdigest(), tensors)
 
@@ -119,11 +121,13 @@ def _are_sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(one) is int and 0 <= one < 1 << 62 for one in value)
 
 
-def _is_finite(chunk: bytes, dtype: str) -> bool:
+def _is_sound(chunk: bytes, dtype: str) -> bool:
     kind = _TYPES[dtype][1]
     if kind is None:
         return True
     values = np.frombuffer(chunk, kind)
     if dtype == "BF16":
-        return not bool(((values & _BFLOAT16_EXPONENT) == _BFLOAT16_EXPONENT).any())
-    return bool(np.isfinite(values).all())
+        # The upper half of a float32.
+        values = (values.astype(np.uint32) << 16).view(np.float32)
+    # False for NaN.
+    return bool((np.abs(values) <= _LARGEST).all())
