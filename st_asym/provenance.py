@@ -200,6 +200,7 @@ def describe_encoder(model: SentenceTransformer) -> dict[str, Any]:
     name, revision = _origin(model)
     modules = list(encoder_modules(model).values())
     first = modules[0]
+    longest = getattr(first, "max_seq_length", None)
     sizes = [module.get_embedding_dimension() for module in modules if hasattr(module, "get_embedding_dimension")]  # type: ignore[operator]
     return {
         "name": name,
@@ -207,7 +208,8 @@ def describe_encoder(model: SentenceTransformer) -> dict[str, Any]:
         "fingerprint": encoder_fingerprint(model),
         "weights": _weights_digest(model),
         "vocabulary": _vocabulary_digest(getattr(first, "tokenizer", None)),
-        "max_seq_length": getattr(first, "max_seq_length", None),
+        # Infinite where nothing is cut, and JSON has no name for that.
+        "max_seq_length": longest if isinstance(longest, int) else None,
         "dimension": sizes[-1] if sizes else None,
     }
 
