@@ -11,13 +11,17 @@ from st_asym.negatives import mine_negatives
 from st_asym.projection import AsymmetricProjection
 from st_asym.routing import check_router_mapping, column_prompts, router_mapping
 from st_asym.unfreezing import unfreeze_last_layers
+from st_asym.verification import VerificationError
 
 if TYPE_CHECKING:
     from st_asym.diagnosis import Diagnosis, diagnose
     from st_asym.evaluation import BeirModel, Comparison, evaluate
     from st_asym.export import Export, export_side
     from st_asym.fitting import FitReport, FitResult, Settings, fit
+    from st_asym.heads_alone import attach_heads, save_heads
     from st_asym.hub import write_card
+    from st_asym.provenance import Provenance, save_provenance
+    from st_asym.verification.main import Verification, verify
 
 __version__ = "0.1.0"
 
@@ -34,9 +38,13 @@ __all__ = [
     "FitReport",
     "FitResult",
     "IsotropyLoss",
+    "Provenance",
     "Settings",
     "TrainingMonitor",
+    "Verification",
+    "VerificationError",
     "asymmetric_model",
+    "attach_heads",
     "check_router_mapping",
     "column_prompts",
     "diagnose",
@@ -48,7 +56,10 @@ __all__ = [
     "mine_negatives",
     "record_keys",
     "router_mapping",
+    "save_heads",
+    "save_provenance",
     "unfreeze_last_layers",
+    "verify",
     "watch",
     "write_card",
 ]
@@ -60,6 +71,9 @@ _LAZY = {
     **dict.fromkeys(("Export", "export_side"), "st_asym.export"),
     **dict.fromkeys(("FitReport", "FitResult", "Settings", "fit"), "st_asym.fitting"),
     "write_card": "st_asym.hub",
+    **dict.fromkeys(("Provenance", "save_provenance"), "st_asym.provenance"),
+    **dict.fromkeys(("Verification", "verify"), "st_asym.verification.main"),
+    **dict.fromkeys(("attach_heads", "save_heads"), "st_asym.heads_alone"),
 }
 
 

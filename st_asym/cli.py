@@ -301,6 +301,30 @@ def export(
     typer.echo(str(found))
 
 
+@app.command()
+def verify(
+    path: Annotated[Path, typer.Argument(help="A saved model, or heads saved alone.", show_default=False)],
+    *,
+    debug: Debug = False,
+) -> None:
+    """Check, without loading it, that a saved model is whole, finite, stock and on its own encoder."""
+    from st_asym.verification import VerificationError
+
+    with _one_line_errors(debug=debug):
+        from st_asym.verification.main import verify
+
+        try:
+            found = verify(path)
+        except VerificationError as error:
+            if debug:
+                raise
+            typer.secho(str(error), fg="red", err=True)
+            raise typer.Exit(1) from None
+    first, *rest = str(found).splitlines()
+    typer.secho(first, bold=True)
+    typer.echo("\n".join(rest))
+
+
 @contextlib.contextmanager
 def _one_line_errors(*, debug: bool) -> Iterator[None]:
     """What is wrong with the input in one line, and exit code 2; with ``debug``, and for anything else, a traceback."""

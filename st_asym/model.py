@@ -76,6 +76,11 @@ def asymmetric_model(
     router = AsymmetricProjection(in_features, **options)
 
     _warn_about_encoder(encoder)
+    return behind_encoder(encoder, router)
+
+
+def behind_encoder(encoder: SentenceTransformer, router: Router) -> SentenceTransformer:
+    """The model of :func:`asymmetric_model`, of an encoder and finished heads."""
     names = [name for name, _ in encoder.named_children()]
     model = SentenceTransformer(
         modules=[*encoder.children(), router, Normalize()],

@@ -102,6 +102,10 @@ class Environment:
         self.read_only = not os.access(self.directory, os.W_OK) or (exists and not os.access(path, os.W_OK))
         if self.read_only and not exists:
             raise CacheError(f"{self.directory} is empty and cannot be written to: there is nothing to read.")
+        for own in (path, self.directory / "lock.mdb"):
+            # What a stranger has packed may lead elsewhere, or never end.
+            if own.is_symlink() or (own.exists() and not own.is_file()):
+                raise CacheError(f"{own} is no plain file, and a vector cache has no others: use another directory.")
         size = path.stat().st_size if exists else 0
         try:
             self._handle = lmdb.open(

@@ -219,14 +219,13 @@ class VectorStore:
 
     def _remove(self, txn: Any, group: bytes, portion: int) -> int:
         keys = _keys_from(txn, group, group, portion)
-        for key in keys:
-            txn.delete(key)
+        removed = sum(bool(txn.delete(key)) for key in keys)
         value = txn.get(_group_key(group))
         if value is not None:
             settings = _unpack_json(_group_key(group), value)
-            settings["vectors"] -= len(keys)
+            settings["vectors"] -= removed
             txn.put(_group_key(group), _pack_json(_group_key(group), settings))
-        return len(keys)
+        return removed
 
     def _read(self, job: Callable[[Any], Result]) -> Result:
         return self._environment.run(job, write=False)
@@ -241,8 +240,13 @@ def _keys_from(txn: Any, prefix: bytes, start: bytes, limit: int | None, size: i
     """Up to ``limit`` keys of ``size`` bytes that begin with ``prefix``, from ``start`` on."""
     keys: list[bytes] = []
     cursor = txn.cursor()
+    last = b""
     if cursor.set_range(start):
         for key in map(bytes, cursor.iternext(values=False)):
+            # A damaged tree may lead in a circle.
+            if key < start or key <= last:
+                raise lmdb.CorruptedError("its keys are not in order")
+            last = key
             if not key.startswith(prefix) or (limit is not None and len(keys) == limit):
                 break
             if len(key) == size:

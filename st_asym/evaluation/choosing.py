@@ -12,10 +12,10 @@ from typing import Any
 
 from st_asym.checkpoints import STATE_FILE, Checkpoint, checkpoints, read_state
 from st_asym.data.collection import first_few
+from st_asym.names import EVALUATION_FOLDER, REPORT_FILE
 
 # What marks the folder of a Sentence Transformers model: without it the library makes up a model of its own.
 MODEL_FILE = "modules.json"
-_FIT_REPORT = "st_asym_report.json"
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _metric(state: Mapping[str, Any]) -> str:
 
 def _what_is_saved(run: Path, whole: list[Checkpoint]) -> str:
     try:
-        report = json.loads((run / _FIT_REPORT).read_text(encoding="utf-8"))
+        report = json.loads((run / REPORT_FILE).read_text(encoding="utf-8"))
         return f"{run.resolve().name}, which fit saved. {report['first_line']}"
     except (OSError, KeyError, TypeError, ValueError):
         pass
@@ -138,7 +138,7 @@ def _what_is_saved(run: Path, whole: list[Checkpoint]) -> str:
 
 
 def _contents(run: Path) -> str:
-    names = sorted(entry.name for entry in run.iterdir() if entry.name != "evaluation")  # this package's own
+    names = sorted(entry.name for entry in run.iterdir() if entry.name != EVALUATION_FOLDER)
     if not names:
         return "It is empty."
     parts = []

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from st_asym.evaluation.comparison import Comparison
+from st_asym.names import EVALUATION_FOLDER
 
 _PACKAGE = logging.getLogger("st_asym")
 _OWN = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class RunFolder:
     """
 
     def __init__(self, run_dir: str | os.PathLike[str]) -> None:
-        self.path = Path(run_dir) / "evaluation"
+        self.path = Path(run_dir) / EVALUATION_FOLDER
         self.results = self.path / "results"
 
     @contextmanager

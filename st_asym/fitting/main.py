@@ -7,7 +7,6 @@ import gc
 import logging
 import math
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,19 +25,16 @@ from st_asym.fitting.gate import Collection
 from st_asym.fitting.heads import State, dialled, heads_state, load_heads
 from st_asym.fitting.rehearsing import Attempt, attempt, cuts
 from st_asym.fitting.report import FitReport
+from st_asym.fitting.saving import free_place, save
 from st_asym.fitting.settings import Settings
 from st_asym.fitting.training import train_heads
 from st_asym.fitting.tuning import check_optuna, tune
 from st_asym.fitting.workbench import Workbench
 from st_asym.hub.facts import Encoder
-from st_asym.hub.main import data_name, fitted_card
-from st_asym.hub.memory import attach
 from st_asym.model import load_encoder
 from st_asym.systems import Init, get_system
 
 logger = logging.getLogger(__name__)
-
-REPORT_FILE = "st_asym_report.json"
 
 
 @dataclass(frozen=True)
@@ -109,7 +105,8 @@ def fit(
         show_progress_bar: Whether to show encoding and training.
 
     Returns:
-        The model and the report. ``output_dir`` holds the model, and the report as ``st_asym_report.json``.
+        The model and the report. ``output_dir`` holds the model, the report as ``st_asym_report.json``, and what the
+        model was made of, see :func:`st_asym.save_provenance`.
 
     Raises:
         FileExistsError: ``output_dir`` holds something else than an earlier result.
@@ -123,7 +120,7 @@ def fit(
         >>> SentenceTransformer("model").encode_query("a question")  # doctest: +SKIP
     """
     started = time.monotonic()
-    output = _free(Path(output_dir).resolve())
+    output = free_place(Path(output_dir).resolve())
     _check_arguments(init, collection, trials, max_seconds)
     kind = get_system(system)
     init = init or ("identity" if system == "asymmetric" else kind.init)
@@ -154,7 +151,8 @@ def fit(
         with _quiet():
             model = _fitted(bench, settings, trials, collection, report)
     with report.timed("save"):
-        _save(model, report, output, Encoder.of(encoder, bench.encoder), data_name(corpus if train is None else train))
+        sources = [source for source in (train, corpus, dev) if source is not None]
+        save(model, report, output, Encoder.of(encoder, bench.encoder), data, sources)
     return FitResult(model, report)
 
 
@@ -202,37 +200,6 @@ def _check_arguments(init: Any, collection: Any, trials: int, max_seconds: float
         raise ValueError(f"trials must not be below 0, got {trials}.")
     if max_seconds is not None and not max_seconds > 0:
         raise ValueError(f"max_seconds must be above 0, got {max_seconds}.")
-
-
-def _free(output: Path) -> Path:
-    """A place that is empty, or holds an earlier result: known before hours of work."""
-    if output == Path.cwd() or output.is_mount():
-        raise FileExistsError(f"{output} cannot be replaced by a new folder while it is in use: name a folder in it.")
-    if output.exists() and not (output / REPORT_FILE).is_file() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(
-            f"{output} exists and is not an earlier result of fit (it has no {REPORT_FILE}): name another output_dir."
-        )
-    return output
-
-
-def _save(model: SentenceTransformer, report: FitReport, output: Path, encoder: Encoder, data: str | None) -> None:
-    """Write model, report and card beside their place, then put them there."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as beside:
-        new, old = Path(beside, "new"), Path(beside, "old")
-        model.save_pretrained(str(new), create_model_card=False)
-        report.save(new / REPORT_FILE)
-        card = fitted_card(model, report, encoder, data, new)
-        if report.kept:  # otherwise it is the user's own encoder, with the encoder's own card
-            attach(model, card, new)
-        if output.exists():
-            output.rename(old)
-        try:
-            new.rename(output)
-        except OSError:
-            if old.exists():
-                old.rename(output)
-            raise
 
 
 @contextlib.contextmanager

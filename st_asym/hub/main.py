@@ -16,13 +16,12 @@ from st_asym.hub import sections
 from st_asym.hub.card import TAG, Card, checked_license, code
 from st_asym.hub.facts import Encoder, Facts
 from st_asym.hub.plot import plot
+from st_asym.names import REPORT_FILE
 
 if TYPE_CHECKING:
     from st_asym.evaluation import Comparison
     from st_asym.fitting import FitReport
 
-# As ``fit`` names it.
-_REPORT = "st_asym_report.json"
 NOT_RECORDED = "not recorded"
 _TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", TAG]
 
@@ -116,7 +115,7 @@ def _fresh(model: SentenceTransformer, folder: Path) -> Card:
         _add_plot(card, report, folder)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{folder / _REPORT} is not a report that this version of st_asym can read ({type(error).__name__}: "
+            f"{folder / REPORT_FILE} is not a report that this version of st_asym can read ({type(error).__name__}: "
             f"{error}): move it away to write a card without it."
         ) from error
     return card
@@ -187,7 +186,7 @@ def _evaluate(card: Card, comparison: Comparison | str | os.PathLike[str], model
 
 def _report(folder: Path) -> dict[str, Any] | None:
     """What ``fit`` wrote beside the model."""
-    path = folder / _REPORT
+    path = folder / REPORT_FILE
     if not path.is_file():
         return None
     found = json.loads(path.read_text(encoding="utf-8"))

@@ -495,3 +495,40 @@ def _outcome(directory: Path) -> str:
         return "refused"
     except Exception as error:  # reported to the test
         return repr(error)
+
+
+@pytest.mark.parametrize("name", ["data.mdb", "lock.mdb"])
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_what_is_no_plain_file_is_not_opened(tmp_path: Path, name: str, kind: str) -> None:
+    put(VectorStore(tmp_path / "other"), range(3))
+    (tmp_path / "store").mkdir()
+    path = tmp_path / "store" / name
+    if kind == "link":
+        path.symlink_to(tmp_path / "other" / name)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+    with pytest.raises(CacheError, match=rf"{name} is no plain file"):
+        VectorStore(tmp_path / "store")
+
+
+def test_a_tree_that_leads_in_a_circle_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = VectorStore(tmp_path)
+    put(store, range(3))
+
+    class Circle:
+        def set_range(self, _: bytes) -> bool:
+            return True
+
+        def iternext(self, *, values: bool) -> Iterable[bytes]:  # noqa: ARG002
+            while True:
+                yield from sorted(key(n) for n in range(3))
+
+    class Transaction:
+        def cursor(self) -> Circle:
+            return Circle()
+
+    monkeypatch.setattr(store._environment, "run", lambda job, **_: job(Transaction()))
+    with pytest.raises(lmdb.CorruptedError, match="not in order"):
+        list(store.records(GROUP))

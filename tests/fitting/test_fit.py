@@ -19,7 +19,7 @@ from sentence_transformers import SentenceTransformer
 
 from st_asym import EmbeddingCache, FitResult, Settings, fit
 from st_asym.data import RetrievalData
-from st_asym.fitting import main, rehearsing, training, workbench
+from st_asym.fitting import main, rehearsing, saving, training, workbench
 from st_asym.systems import SYSTEMS
 
 
@@ -200,7 +200,7 @@ def test_an_error_leaves_an_earlier_result_as_it_was(
     assert {path: path.read_bytes() for path in sorted((tmp_path / "model").rglob("*")) if path.is_file()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "vectors"]
     quick(encoder, data, seed=1)
-    assert json.loads((tmp_path / "model" / main.REPORT_FILE).read_text())["seed"] == 1
+    assert json.loads((tmp_path / "model" / saving.REPORT_FILE).read_text())["seed"] == 1
 
 
 def test_a_corpus_larger_than_memory_is_judged_on_a_part_that_has_all_relevant_documents(

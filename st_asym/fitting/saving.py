@@ -1,0 +1,71 @@
+"""Where a fit puts its model: written beside the place, then put there."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from sentence_transformers import SentenceTransformer
+
+from st_asym.data import RetrievalData
+from st_asym.fitting.report import FitReport
+from st_asym.hub.facts import Encoder
+from st_asym.hub.main import data_name, fitted_card
+from st_asym.hub.memory import attach
+from st_asym.names import REPORT_FILE
+from st_asym.provenance import public_name, save_provenance
+
+
+def free_place(output: Path) -> Path:
+    """A place that is empty, or holds an earlier result: known before hours of work.
+
+    Raises:
+        FileExistsError: It holds something else, or is in use.
+    """
+    if output == Path.cwd() or output.is_mount():
+        raise FileExistsError(f"{output} cannot be replaced by a new folder while it is in use: name a folder in it.")
+    if output.exists() and not (output / REPORT_FILE).is_file() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(
+            f"{output} exists and is not an earlier result of fit (it has no {REPORT_FILE}): name another output_dir."
+        )
+    return output
+
+
+def save(
+    model: SentenceTransformer,
+    report: FitReport,
+    output: Path,
+    encoder: Encoder,
+    data: RetrievalData,
+    sources: Sequence[object],
+) -> None:
+    """Write model, report, card and provenance.
+
+    Args:
+        model: The model of stock modules.
+        report: What was done.
+        output: As :func:`free_place` gave it.
+        encoder: Where the encoder is from.
+        data: What was read.
+        sources: What it was read from, as the user named it.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as beside:
+        new, old = Path(beside, "new"), Path(beside, "old")
+        model.save_pretrained(str(new), create_model_card=False)
+        report.save(new / REPORT_FILE)
+        card = fitted_card(model, report, encoder, data_name(sources[0]), new)
+        if report.kept:  # otherwise it is the user's own encoder, with the encoder's own card
+            attach(model, card, new)
+        settings = {**report.settings.as_dict(), **{k: getattr(report, k) for k in ("system", "init", "collection")}}
+        name = ", ".join(map(public_name, sources))
+        save_provenance(new, model, data={name: data}, settings=settings, seed=report.seed)
+        if output.exists():
+            output.rename(old)
+        try:
+            new.rename(output)
+        except OSError:
+            if old.exists():
+                old.rename(output)
+            raise

@@ -1,0 +1,350 @@
+"""What a saved model was made of, in a file beside it that loading ignores."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path, PureWindowsPath
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
+
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+
+from st_asym.cache import encoder_fingerprint
+from st_asym.cache.fingerprint import encoder_modules
+from st_asym.data import RetrievalData
+from st_asym.names import PROVENANCE_FILE
+from st_asym.verification.files import is_document
+from st_asym.verification.findings import Findings
+from st_asym.verification.folder import Folder
+from st_asym.verification.modules import Heads, read_chain, read_heads
+from st_asym.verification.tensors import read_weights
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+Data: TypeAlias = Union[RetrievalData, "Dataset"]
+
+FORMAT = 1
+_PACKAGES = ("st_asym", "sentence-transformers", "transformers", "tokenizers", "torch", "numpy")
+_SETTINGS_FILE = "config_sentence_transformers.json"
+# The first version that has the modules of a saved model under the names that it is saved with.
+_REQUIREMENTS = {
+    "sentence-transformers": {"specifier": ">=6.0", "reason": "Earlier versions have its modules under other names."}
+}
+_HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
+_HUB_CACHE = re.compile(r"(?:.*[/\\])?models--([\w.-]+)[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]?")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a saved model was made of. It has no paths of the machine that made it, and no tokens.
+
+    It tells accidents: whoever can change the model can change this file too.
+
+    Attributes:
+        kind: ``"model"``, or ``"heads"`` where they were saved alone.
+        created: When, in UTC.
+        encoder: ``name`` and ``revision`` where they are known, ``fingerprint`` (of
+            :func:`st_asym.encoder_fingerprint`), ``weights`` (a digest of its tensors alone), ``vocabulary`` (one of
+            its tokens), ``max_seq_length`` and ``dimension``.
+        heads: For ``query`` and ``document``, the digest of their layers; None where that side has none.
+        files: Path in the folder to SHA-256, for all that is loaded.
+        data: Name to what was trained on: numbers and digests of queries, corpus and qrels, or of rows.
+        settings: What it was trained with.
+        seed: Of everything that was drawn.
+        versions: Of the packages that made it.
+        model: Of heads alone: the prompts of their model.
+
+    Example:
+        >>> Provenance.of("model").encoder["name"]  # doctest: +SKIP
+        'sentence-transformers/all-MiniLM-L6-v2'
+    """
+
+    kind: str
+    created: str
+    encoder: dict[str, Any]
+    heads: dict[str, str | None]
+    files: dict[str, str]
+    data: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, path: str | os.PathLike[str]) -> Provenance | None:
+        """Read that of a saved model, or heads; None where it has none.
+
+        Raises:
+            VerificationError: It is damaged.
+        """
+        findings = Findings()
+        folder = Folder(path, findings)
+        found = read_provenance(folder)
+        findings.check(path)
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """What is written."""
+        return {"format": FORMAT, **asdict(self)}
+
+
+def save_provenance(
+    path: str | os.PathLike[str],
+    model: SentenceTransformer,
+    *,
+    data: Mapping[str, Data] | Data | None = None,
+    settings: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+) -> Provenance:
+    """Write beside a saved model what it was made of; :func:`st_asym.fit` does.
+
+    The file is ``st_asym.json``. ``config_sentence_transformers.json`` gets the ``requirements`` that the library
+    checks before it reads weights. Each is written beside its place and then put there. Call it last: what is saved
+    again after it does not fit it any more. A model that :func:`st_asym.verify` would refuse is named in a warning.
+
+    Args:
+        path: Where ``model.save_pretrained(path)`` saved it.
+        model: The model.
+        data: What it was trained on, or several such by name. Texts are not kept, only numbers and digests.
+        settings: Anything that JSON knows.
+        seed: Of everything that was drawn.
+
+    Returns:
+        What was written.
+
+    Raises:
+        FileNotFoundError: Nothing is saved there.
+        TypeError: Data of another kind.
+        ValueError: The model begins with a ``Router``.
+
+    Example:
+        >>> model.save_pretrained("errors-model")  # doctest: +SKIP
+        >>> save_provenance("errors-model", model, data=pairs, seed=0)  # doctest: +SKIP
+    """
+    _require(Path(path))
+    return write_provenance(
+        Path(path),
+        kind="model",
+        encoder=describe_encoder(model),
+        data=describe_all(data),
+        settings=dict(settings or {}),
+        seed=seed,
+    )
+
+
+def write_provenance(path: Path, *, kind: str, **facts: Any) -> Provenance:
+    """Digest the files of a folder and write everything that is known of them."""
+    findings = Findings()
+    folder = Folder(path, findings)
+    weights = {}
+    files = {}
+    for name in sorted(folder.sizes):
+        if name.endswith(".safetensors") and (read := read_weights(folder, name)) is not None:
+            weights[name], files[name] = read, read.digest
+        elif name != PROVENANCE_FILE and not is_document(name):
+            files[name] = folder.digest(name)
+    heads: Heads | None
+    if kind == "heads":
+        heads = read_heads(folder, weights, "")
+    else:
+        chain = read_chain(folder, weights)
+        heads = None if chain is None else chain.heads
+    for sentence in findings.sentences:
+        logger.warning("%s would not pass st_asym.verify: %s", path, sentence)
+    provenance = Provenance(
+        kind=kind,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        heads=dict(heads.digests) if heads is not None else {},
+        files=files,
+        versions=installed(),
+        **facts,
+    )
+    _replace(path / PROVENANCE_FILE, provenance.as_dict())
+    return provenance
+
+
+def read_provenance(folder: Folder) -> Provenance | None:
+    """That of a folder; None where it has none, and with a finding where it cannot be read."""
+    if not folder.has(PROVENANCE_FILE) or (found := folder.json(PROVENANCE_FILE)) is None:
+        return None
+    if found.pop("format", None) != FORMAT:
+        folder.findings.add(PROVENANCE_FILE, f"is not in format {FORMAT}: read it with the st_asym that wrote it.")
+        return None
+    kinds = {"kind": str, "created": str, "encoder": dict, "heads": dict, "files": dict, "data": dict}
+    kinds |= {"settings": dict, "versions": dict, "model": dict}
+    wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]
+    wrong += sorted(set(found) - set(kinds) - {"seed"})
+    wrong += [name for name in ("files", "heads") if name not in wrong and not _are_digests(found[name])]
+    wrong += ["model"] if "model" not in wrong and not _are_prompts(found["model"]) else []
+    if wrong or not isinstance(found.get("seed"), int | None):
+        folder.findings.add(
+            PROVENANCE_FILE, f"is damaged ({', '.join(wrong[:5]) or 'seed'}). Download the model again."
+        )
+        return None
+    return Provenance(**found)
+
+
+def describe_encoder(model: SentenceTransformer) -> dict[str, Any]:
+    """What tells an encoder from others, as :class:`Provenance` holds it."""
+    name, revision = _origin(model)
+    modules = list(encoder_modules(model).values())
+    first = modules[0]
+    longest = getattr(first, "max_seq_length", None)
+    sizes = [module.get_embedding_dimension() for module in modules if hasattr(module, "get_embedding_dimension")]  # type: ignore[operator]
+    return {
+        "name": name,
+        "revision": revision,
+        "fingerprint": encoder_fingerprint(model),
+        "weights": _weights_digest(model),
+        "vocabulary": _vocabulary_digest(getattr(first, "tokenizer", None)),
+        # Infinite where nothing is cut, and JSON has no name for that.
+        "max_seq_length": longest if isinstance(longest, int) else None,
+        "dimension": sizes[-1] if sizes else None,
+    }
+
+
+def describe_all(data: Mapping[str, Data] | Data | None) -> dict[str, Any]:
+    """Numbers and digests of data, by name."""
+    if data is None:
+        return {}
+    if not isinstance(data, Mapping):
+        data = {"train": data}
+    return {public_name(name): _describe(part) for name, part in data.items()}
+
+
+def public_name(source: object) -> str:
+    """What may be told of where something came from: the name of a file or folder without those above it, or a kind."""
+    if not isinstance(source, str | os.PathLike):
+        return type(source).__name__
+    text = os.fspath(source)
+    if _HUB_ID.fullmatch(text) and not text.startswith(".") and not Path(text).exists():
+        return text
+    return PureWindowsPath(text).name or "."
+
+
+def require_version(path: Path) -> None:
+    """Add to a saved model which sentence-transformers can load it."""
+    settings = json.loads((path / _SETTINGS_FILE).read_text(encoding="utf-8"))
+    settings["requirements"] = {**(settings.get("requirements") or {}), **_REQUIREMENTS}
+    _replace(path / _SETTINGS_FILE, settings)
+
+
+def _require(path: Path) -> None:
+    if not (path / "modules.json").is_file():
+        raise FileNotFoundError(f"{path} holds no saved model: call model.save_pretrained({str(path)!r}) first.")
+    require_version(path)
+
+
+def _replace(path: Path, content: dict[str, Any]) -> None:
+    """Write a file beside its place, then put it there."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            json.dump(content, file, indent=2, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _origin(model: SentenceTransformer) -> tuple[str | None, str | None]:
+    """Name and revision of the encoder, where the library or transformers remember them."""
+    network = model.transformers_model
+    config = getattr(network, "config", None)
+    card = model.model_card_data
+    source = str(getattr(config, "name_or_path", "") or card.base_model or "")
+    revision = getattr(config, "_commit_hash", None) or (card.base_model_revision if card.base_model else None)
+    cached = _HUB_CACHE.fullmatch(source)
+    if cached:
+        return cached[1].replace("--", "/", 1), cached[2]
+    return (public_name(source) if source else None), revision
+
+
+def _weights_digest(model: SentenceTransformer) -> str:
+    """A digest of the encoder's tensors, whatever their names are in this version of the packages."""
+    digests = set()
+    for module in encoder_modules(model).values():
+        for value in module.state_dict().values():
+            if isinstance(value, Tensor):
+                digest = hashlib.sha256(json.dumps([str(value.dtype), list(value.shape)]).encode())
+                content: Any = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+                digest.update(content)
+                digests.add(digest.hexdigest())
+    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
+
+
+def _vocabulary_digest(tokenizer: Any) -> str | None:
+    if not hasattr(tokenizer, "get_vocab"):
+        return None
+    vocabulary = tokenizer.get_vocab()
+    words = sorted(vocabulary.items() if isinstance(vocabulary, Mapping) else enumerate(vocabulary))
+    return hashlib.sha256(json.dumps(words).encode()).hexdigest()
+
+
+def _describe(data: Data) -> dict[str, Any]:
+    if isinstance(data, RetrievalData):
+        qrels = {
+            split: {
+                "queries": len(judged),
+                "judgements": sum(map(len, judged.values())),
+                "sha256": _digest_of([query, sorted(grades.items())] for query, grades in sorted(judged.items())),
+            }
+            for split, judged in sorted(data.qrels.items())
+        }
+        return {
+            "labels": data.labels,
+            "queries": {"texts": len(data.queries), "sha256": _digest_of(sorted(data.queries.items()))},
+            "corpus": {"documents": len(data.corpus), "sha256": _digest_of(sorted(data.corpus.items()))},
+            "qrels": qrels,
+        }
+    columns = getattr(data, "column_names", None)
+    if columns is None:
+        raise TypeError(
+            f"data must be RetrievalData or a datasets.Dataset, or a mapping of names to them, not "
+            f"{type(data).__name__}: st_asym.data.as_retrieval_data makes the first of many forms."
+        )
+    sizes = {"rows": len(data)} if hasattr(data, "__len__") else {}
+    return {"columns": list(columns), **sizes, "sha256": _digest_of([row[name] for name in columns] for row in data)}
+
+
+def _digest_of(rows: Iterable[Any]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, default=repr).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def installed() -> dict[str, str]:
+    """The versions of the packages that shape vectors."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _are_prompts(value: Mapping[str, Any]) -> bool:
+    prompts = value.get("prompts", {})
+    if not isinstance(prompts, dict) or not all(isinstance(prompt, str | None) for prompt in prompts.values()):
+        return False
+    return value.get("default_prompt_name") in (None, *prompts)
+
+
+def _are_digests(value: Mapping[str, Any]) -> bool:
+    return all(one is None or (isinstance(one, str) and re.fullmatch("[0-9a-f]{64}", one)) for one in value.values())

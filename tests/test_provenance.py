@@ -1,0 +1,104 @@
+"""What a saved model says of its making, and what it keeps to itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+
+from st_asym import Provenance, asymmetric_model, encoder_fingerprint, save_provenance
+from st_asym.data import as_retrieval_data
+from st_asym.provenance import public_name
+
+PAIRS = [("red head", "big red head"), ("small text", "the small text")]
+
+
+@pytest.fixture
+def model(tiny_encoder: SentenceTransformer, tmp_path: Path) -> SentenceTransformer:
+    model = asymmetric_model(tiny_encoder)
+    model.save_pretrained(str(tmp_path / "model"))
+    return model
+
+
+def test_it_holds_encoder_data_settings_and_seed(model: SentenceTransformer, tmp_path: Path) -> None:
+    data = {"pairs.jsonl": as_retrieval_data(PAIRS), "more": Dataset.from_dict({"query": ["a"], "document": ["b"]})}
+    made = save_provenance(tmp_path / "model", model, data=data, settings={"epochs": 3}, seed=7)
+    assert Provenance.of(tmp_path / "model") == made
+    assert made.encoder["fingerprint"] == encoder_fingerprint(model)
+    assert (made.encoder["dimension"], made.encoder["max_seq_length"]) == (16, 32)
+    assert made.data["pairs.jsonl"]["qrels"]["train"]["queries"] == 2
+    assert made.data["more"]["rows"] == 1
+    assert (made.settings, made.seed) == ({"epochs": 3}, 7)
+    assert made.versions["sentence-transformers"]
+    assert made.heads["query"] == made.heads["document"] is not None
+
+
+def test_digests_of_data_depend_on_its_content_alone(model: SentenceTransformer, tmp_path: Path) -> None:
+    def digest(pairs: list[tuple[str, str]]) -> object:
+        data = as_retrieval_data(
+            ({"1": pairs[0][0], "2": pairs[1][0]}, dict(zip("ab", "xy", strict=True)), {"1": {"a": 1}})
+        )
+        return save_provenance(tmp_path / "model", model, data=data).data
+
+    assert digest(PAIRS) == digest(PAIRS) != digest([("red", "big"), *PAIRS[1:]])
+
+
+def test_neither_paths_nor_tokens_are_written(tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    encoder = SentenceTransformer(str(tiny_bert), device="cpu", local_files_only=True)
+    model = asymmetric_model(encoder)
+    model.save_pretrained(str(tmp_path / "model"))
+    save_provenance(tmp_path / "model", model, data={str(tmp_path / "my pairs.csv"): as_retrieval_data(PAIRS)})
+    text = (tmp_path / "model" / "st_asym.json").read_text()
+    assert Provenance.of(tmp_path / "model").encoder["name"] == tiny_bert.name  # type: ignore[union-attr]
+    assert "my pairs.csv" in text
+    assert "hf_secret" not in text
+    assert str(tmp_path) not in text
+    assert str(tiny_bert.parent) not in text
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("sentence-transformers/all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"),
+        ("/home/me/secret/model", "model"),
+        ("C:\\Users\\me\\model", "model"),
+        ("../other/model/", "model"),
+        ("./model", "model"),
+        (Path("data/scifact.zip"), "data/scifact.zip"),
+        ([1], "list"),
+    ],
+)
+def test_paths_are_reduced_to_names(source: object, name: str) -> None:
+    assert public_name(source) == name
+
+
+def test_loading_ignores_it_and_checks_the_requirements(
+    model: SentenceTransformer, tmp_path: Path, run_without_st_asym: Callable[..., str]
+) -> None:
+    path = tmp_path / "model"
+    save_provenance(path, model)
+    code = (
+        "import sys; from sentence_transformers import SentenceTransformer\n"
+        "print(SentenceTransformer(sys.argv[1], device='cpu', local_files_only=True).encode_query('red').shape)"
+    )
+    assert run_without_st_asym(code, str(path)) == "(16,)\n"
+    settings = json.loads((path / "config_sentence_transformers.json").read_text())
+    assert settings["requirements"]["sentence-transformers"]["specifier"] == ">=6.0"
+    settings["requirements"]["sentence-transformers"]["specifier"] = ">=600"
+    (path / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    with pytest.raises(ImportError, match="sentence-transformers>=600"):
+        SentenceTransformer(str(path), device="cpu", local_files_only=True)
+    assert sorted(p.name for p in path.glob(".*")) == []
+
+
+def test_it_needs_a_saved_model(model: SentenceTransformer, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="save_pretrained"):
+        save_provenance(tmp_path, model)
+    with pytest.raises(TypeError, match="as_retrieval_data"):
+        save_provenance(tmp_path / "model", model, data={"pairs": PAIRS})  # type: ignore[dict-item]
+    assert Provenance.of(tmp_path / "model") is None
