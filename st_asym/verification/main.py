@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from st_asym.names import PROVENANCE_FILE
 from st_asym.provenance import Provenance, read_provenance
 from st_asym.verification.files import (
-    PROVENANCE_FILE,
     check_configuration,
     check_files,
     configurations,
