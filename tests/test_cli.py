@@ -63,6 +63,9 @@ def test_options_reach_fit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     run(folder, "--system", "respred", "--open", train=None)
     assert seen["arguments"] == (str(folder / "encoder"), None)
     assert (seen["system"], seen["collection"], seen["settings"]) == ("respred", "open", None)
+    run(folder, "--linear", "--hard-negatives", "2")
+    expected_settings = st_asym.Settings(hidden_features=None, bias=False, contrastive="in-batch", hard_negatives=2)
+    assert seen["settings"] == expected_settings
 
 
 @pytest.mark.parametrize(
