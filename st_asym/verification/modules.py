@@ -35,11 +35,14 @@ _MODULES = frozenset(
 )
 _HOMES = ("sentence_transformers.base.modules.", "sentence_transformers.sentence_transformer.modules.")
 _FORMER_HOME = "sentence_transformers.models"
+# Under the name of the class and under the one that torch.nn re-exports it by, which exports are written with.
 _ACTIVATIONS = frozenset(
     {
+        "torch.nn.Identity",
         "torch.nn.modules.linear.Identity",
         *(
-            f"torch.nn.modules.activation.{name}"
+            f"{home}.{name}"
+            for home in ("torch.nn", "torch.nn.modules.activation")
             for name in ("ELU", "GELU", "LeakyReLU", "Mish", "ReLU", "SELU", "SiLU", "Sigmoid", "Tanh")
         ),
     }
@@ -241,7 +244,10 @@ def _dense(folder: Folder, weights: Mapping[str, Weights], path: str) -> tuple[i
         return None
     activation = configuration.get("activation_function", "torch.nn.modules.activation.Tanh")
     if not isinstance(activation, str) or activation not in _ACTIVATIONS:
-        folder.findings.add(name, f"has the activation {shown(activation)!r}: only those of torch.nn can be loaded.")
+        folder.findings.add(
+            name,
+            f"has the activation {shown(activation)!r}, none of those of torch.nn that a head can have. Save it again.",
+        )
     expected = _dense_shapes(configuration, rows, columns)
     shapes = {key: tensor.shape for key, tensor in weights[file].tensors.items()}
     if shapes != expected:

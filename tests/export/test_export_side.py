@@ -54,6 +54,7 @@ def test_an_export_gives_the_vectors_of_its_side(
     assert "Router" not in (tmp_path / "side" / "modules.json").read_text()
     assert exported.similarity_fn_name == "cosine"
     assert exported.max_seq_length == model.max_seq_length
+    assert st_asym.verify(tmp_path / "side").kind == "encoder"
     assert [path.name for path in tmp_path.iterdir()] == ["side"]
 
 
