@@ -124,6 +124,7 @@ def test_the_finished_models_of_the_systems_pass(
         (lambda f: tensors(f / QUERY / "model.safetensors", more=torch.zeros(3)), "shapes"),
         (lambda f: (f / QUERY / "model.safetensors").unlink(), "is missing"),
         (lambda f: (f / QUERY / "pytorch_model.bin").write_bytes(pickle.dumps(1)), "may hold a pickle"),
+        (lambda f: (f / "training_args.bin").write_bytes(b"1"), "is the trainer's, and a pickle.* remove it"),
         (lambda f: (f / "modeling.py").write_text("1"), "is code"),
         (lambda f: (f / "adapter_config.json").write_text("{}"), "loads another model"),
         (lambda f: (f / "notes.yaml").write_text("1"), "no kind of file"),
