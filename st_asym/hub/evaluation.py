@@ -11,10 +11,10 @@ from sentence_transformers import SentenceTransformer
 
 from st_asym.cache import model_fingerprint
 from st_asym.cache.fingerprint import encoder_modules
-from st_asym.evaluation.comparison import MAIN, Comparison, Row, mean
-from st_asym.evaluation.scores import METRICS
+from st_asym.evaluation.comparison import Comparison, Row, mean
+from st_asym.evaluation.scores import MAIN, METRICS
 from st_asym.evaluation.tables import notes, wide_tables
-from st_asym.hub.card import code
+from st_asym.markdown import code
 
 # As MTEB names them in its own results.
 METRIC_TYPES = {metric: metric.replace("@", "_at_") for metric in METRICS}

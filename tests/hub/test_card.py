@@ -186,6 +186,21 @@ def test_scores_of_other_models_are_refused(
     assert data  # the words are the same, their vectors are not
 
 
+def test_a_card_that_cannot_be_written_leaves_the_old_one_and_nothing_else(
+    tmp_path: Path, fitted: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted()
+    before = {path: path.read_bytes() for path in (tmp_path / "model").rglob("*") if path.is_file()}
+
+    def fail(_: int) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="no space left"):
+        write_card(tmp_path / "model", license="mit")
+    assert {path: path.read_bytes() for path in (tmp_path / "model").rglob("*") if path.is_file()} == before
+
+
 def test_what_is_written_by_hand_stays(tmp_path: Path, fitted: Callable[..., FitResult]) -> None:
     fitted()
     path = tmp_path / "model" / "README.md"
