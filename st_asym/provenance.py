@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
+from urllib.parse import urlsplit
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -22,11 +23,12 @@ from st_asym.cache import encoder_fingerprint
 from st_asym.cache.fingerprint import encoder_modules
 from st_asym.data import RetrievalData
 from st_asym.names import PROVENANCE_FILE
-from st_asym.verification.files import is_document
+from st_asym.verification.files import check_files, is_document
 from st_asym.verification.findings import Findings
 from st_asym.verification.folder import Folder
 from st_asym.verification.modules import Heads, read_chain, read_heads
 from st_asym.verification.tensors import read_weights
+from st_asym.writing import write_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -148,6 +150,7 @@ def write_provenance(path: Path, *, kind: str, **facts: Any) -> Provenance:
     """Digest the files of a folder and write everything that is known of them."""
     findings = Findings()
     folder = Folder(path, findings)
+    check_files(folder)
     weights = {}
     files = {}
     for name in sorted(folder.sizes):
@@ -171,7 +174,7 @@ def write_provenance(path: Path, *, kind: str, **facts: Any) -> Provenance:
         versions=installed(),
         **facts,
     )
-    _replace(path / PROVENANCE_FILE, provenance.as_dict())
+    _write(path / PROVENANCE_FILE, provenance.as_dict())
     return provenance
 
 
@@ -225,12 +228,17 @@ def describe_all(data: Mapping[str, Data] | Data | None) -> dict[str, Any]:
 
 
 def public_name(source: object) -> str:
-    """What may be told of where something came from: the name of a file or folder without those above it, or a kind."""
+    """What may be told of where something came from: the name of a file or folder without those above it, or a kind.
+
+    Of an address the name alone, without what may be a key behind it.
+    """
     if not isinstance(source, str | os.PathLike):
         return type(source).__name__
     text = os.fspath(source)
     if _HUB_ID.fullmatch(text) and not text.startswith(".") and not Path(text).exists():
         return text
+    if "://" in text:
+        text = urlsplit(text).path
     return PureWindowsPath(text).name or "."
 
 
@@ -238,7 +246,7 @@ def require_version(path: Path) -> None:
     """Add to a saved model which sentence-transformers can load it."""
     settings = json.loads((path / _SETTINGS_FILE).read_text(encoding="utf-8"))
     settings["requirements"] = {**(settings.get("requirements") or {}), **_REQUIREMENTS}
-    _replace(path / _SETTINGS_FILE, settings)
+    _write(path / _SETTINGS_FILE, settings)
 
 
 def _require(path: Path) -> None:
@@ -247,18 +255,8 @@ def _require(path: Path) -> None:
     require_version(path)
 
 
-def _replace(path: Path, content: dict[str, Any]) -> None:
-    """Write a file beside its place, then put it there."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+def _write(path: Path, content: dict[str, Any]) -> None:
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def _origin(model: SentenceTransformer) -> tuple[str | None, str | None]:

@@ -70,6 +70,10 @@ def test_neither_paths_nor_tokens_are_written(tmp_path: Path, tiny_bert: Path, m
         ("../other/model/", "model"),
         ("./model", "model"),
         (Path("data/scifact.zip"), "data/scifact.zip"),
+        ("https://me:hf_secret@host/data.jsonl?token=hf_secret#part", "data.jsonl"),
+        ("s3://me:secret@bucket/data.csv", "data.csv"),
+        ("https://me:hf_secret@host", "."),
+        ("what?.csv", "what?.csv"),
         ([1], "list"),
     ],
 )
@@ -94,6 +98,16 @@ def test_loading_ignores_it_and_checks_the_requirements(
     with pytest.raises(ImportError, match="sentence-transformers>=600"):
         SentenceTransformer(str(path), device="cpu", local_files_only=True)
     assert sorted(p.name for p in path.glob(".*")) == []
+
+
+def test_what_would_not_pass_is_named_in_a_warning(
+    model: SentenceTransformer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_provenance(tmp_path / "model", model)
+    assert caplog.text == ""
+    (tmp_path / "model" / "training_args.bin").write_bytes(b"a pickle")
+    save_provenance(tmp_path / "model", model)
+    assert "would not pass st_asym.verify: training_args.bin: is the trainer's" in caplog.text
 
 
 def test_it_needs_a_saved_model(model: SentenceTransformer, tmp_path: Path) -> None:
