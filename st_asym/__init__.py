@@ -11,7 +11,7 @@ from st_asym.negatives import mine_negatives
 from st_asym.projection import AsymmetricProjection
 from st_asym.routing import check_router_mapping, column_prompts, router_mapping
 from st_asym.unfreezing import unfreeze_last_layers
-from st_asym.verification import VerificationError
+from st_asym.untrusted.findings import VerificationError
 
 if TYPE_CHECKING:
     from st_asym.diagnosis import Diagnosis, diagnose
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from st_asym.heads_alone import attach_heads, save_heads
     from st_asym.hub import write_card
     from st_asym.provenance import Provenance, save_provenance
-    from st_asym.verification.main import Verification, verify
+    from st_asym.verification import Verification, verify
 
 __version__ = "0.1.0"
 
@@ -72,7 +72,7 @@ _LAZY = {
     **dict.fromkeys(("FitReport", "FitResult", "Settings", "fit"), "st_asym.fitting"),
     "write_card": "st_asym.hub",
     **dict.fromkeys(("Provenance", "save_provenance"), "st_asym.provenance"),
-    **dict.fromkeys(("Verification", "verify"), "st_asym.verification.main"),
+    **dict.fromkeys(("Verification", "verify"), "st_asym.verification"),
     **dict.fromkeys(("attach_heads", "save_heads"), "st_asym.heads_alone"),
 }
 

@@ -12,9 +12,10 @@ from sentence_transformers.base.modules import Normalize, Router
 
 from st_asym.model import behind_encoder, load_encoder
 from st_asym.names import PROVENANCE_FILE
-from st_asym.provenance import Provenance, describe_encoder, installed, public_name, write_provenance
-from st_asym.verification.main import verify
-from st_asym.verification.modules import stock_name
+from st_asym.origin import public_name
+from st_asym.provenance import Provenance, describe_encoder, installed, write_provenance
+from st_asym.untrusted.modules import stock_name
+from st_asym.verification import verify
 from st_asym.writing import new_folder
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 
 from st_asym import Provenance, asymmetric_model, encoder_fingerprint, save_provenance
 from st_asym.data import as_retrieval_data
-from st_asym.provenance import public_name
+from st_asym.origin import public_name
 
 PAIRS = [("red head", "big red head"), ("small text", "the small text")]
 

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from st_asym import VerificationError, asymmetric_model, fit, save_provenance, verify
 from st_asym.cli import app
-from st_asym.verification.folder import parsed
+from st_asym.untrusted.folder import parsed
 
 Change = Callable[[Path], Any]
 

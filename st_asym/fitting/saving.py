@@ -15,7 +15,8 @@ from st_asym.hub.main import fitted_card
 from st_asym.hub.memory import attach
 from st_asym.markdown import code
 from st_asym.names import REPORT_FILE
-from st_asym.provenance import public_name, save_provenance
+from st_asym.origin import public_name
+from st_asym.provenance import save_provenance
 from st_asym.writing import new_folder
 
 

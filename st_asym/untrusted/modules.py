@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from st_asym.verification.files import leads_away
-from st_asym.verification.findings import Findings, shown
-from st_asym.verification.folder import Folder
-from st_asym.verification.tensors import Weights
+from st_asym.untrusted.files import leads_away
+from st_asym.untrusted.findings import Findings, shown
+from st_asym.untrusted.folder import Folder
+from st_asym.untrusted.tensors import Weights
 
 ROUTES = ("query", "document")
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-from st_asym.verification.findings import shown
-from st_asym.verification.folder import Folder, strings
+from st_asym.untrusted.findings import shown
+from st_asym.untrusted.folder import Folder, strings
 
 # Read by people. Nothing is loaded from them, so they may change after a model was saved.
 _DOCUMENTS = frozenset({".csv", ".gif", ".html", ".jpeg", ".jpg", ".md", ".pdf", ".png", ".svg"})
