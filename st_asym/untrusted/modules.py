@@ -346,7 +346,7 @@ def _check_order(folder: Folder, chain: Chain) -> None:
     names = chain.names
     if "Router" not in names:
         return
-    if names.count("Router") > 1 or names[0] == "Router" or names[names.index("Router") + 1 :] != ["Normalize"]:
+    if names[0] == "Router" or names[names.index("Router") + 1 :] != ["Normalize"]:
         folder.findings.add(
             "modules.json", f"is {shown(names)}, and a model with heads is [encoder..., Router, Normalize]."
         )
