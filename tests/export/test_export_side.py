@@ -183,6 +183,13 @@ def test_a_pooling_that_leaves_the_prompt_out_is_kept_and_no_server_does_it(tiny
     assert not export_side(model, "document", tmp_path / "document", texts=TEXTS).not_served
 
 
+def test_the_residual_of_a_dense_is_known_to_no_server(tiny_bert: Path, tmp_path: Path) -> None:
+    modules = [Transformer(str(tiny_bert), max_seq_length=32), Pooling(16, "mean"), Dense(16, 16, use_residual=True)]
+    found = export_side(SentenceTransformer(modules=modules, device="cpu"), "query", tmp_path / "side", texts=TEXTS)
+    assert set(found.not_served) == {"Text Embeddings Inference", "vLLM"}
+    assert all("residual" in reason for reason in found.not_served.values())
+
+
 @pytest.mark.parametrize("name", ["passage", "corpus"])
 def test_documents_have_their_prompt_under_other_names_too(
     make_encoder: Callable[..., SentenceTransformer], tmp_path: Path, name: str
