@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from st_asym.provenance import Provenance, save_provenance
     from st_asym.routing import check_router_mapping, column_prompts, router_mapping
     from st_asym.unfreezing import unfreeze_last_layers
-    from st_asym.verification import VerificationError
-    from st_asym.verification.main import Verification, verify
+    from st_asym.untrusted.findings import VerificationError
+    from st_asym.verification import Verification, verify
 
 __version__ = "0.1.0"
 
@@ -72,59 +72,22 @@ _PLACES = {
         "encoder_fingerprint",
         "record_keys",
     ),
-    "st_asym.diagnosis": (
-        "Diagnosis",
-        "diagnose",
-    ),
-    "st_asym.evaluation": (
-        "BeirModel",
-        "Comparison",
-        "evaluate",
-    ),
-    "st_asym.export": (
-        "Export",
-        "export_side",
-    ),
-    "st_asym.fitting": (
-        "FitReport",
-        "FitResult",
-        "Settings",
-        "fit",
-    ),
-    "st_asym.heads_alone": (
-        "attach_heads",
-        "save_heads",
-    ),
+    "st_asym.diagnosis": ("Diagnosis", "diagnose"),
+    "st_asym.evaluation": ("BeirModel", "Comparison", "evaluate"),
+    "st_asym.export": ("Export", "export_side"),
+    "st_asym.fitting": ("FitReport", "FitResult", "Settings", "fit"),
+    "st_asym.heads_alone": ("attach_heads", "save_heads"),
     "st_asym.hub": ("write_card",),
-    "st_asym.losses": (
-        "CorpusContrastiveLoss",
-        "IsotropyLoss",
-    ),
-    "st_asym.model": (
-        "asymmetric_model",
-        "freeze_encoder",
-    ),
-    "st_asym.monitoring": (
-        "TrainingMonitor",
-        "watch",
-    ),
+    "st_asym.losses": ("CorpusContrastiveLoss", "IsotropyLoss"),
+    "st_asym.model": ("asymmetric_model", "freeze_encoder"),
+    "st_asym.monitoring": ("TrainingMonitor", "watch"),
     "st_asym.negatives": ("mine_negatives",),
     "st_asym.projection": ("AsymmetricProjection",),
-    "st_asym.provenance": (
-        "Provenance",
-        "save_provenance",
-    ),
-    "st_asym.routing": (
-        "check_router_mapping",
-        "column_prompts",
-        "router_mapping",
-    ),
+    "st_asym.provenance": ("Provenance", "save_provenance"),
+    "st_asym.routing": ("check_router_mapping", "column_prompts", "router_mapping"),
     "st_asym.unfreezing": ("unfreeze_last_layers",),
-    "st_asym.verification": ("VerificationError",),
-    "st_asym.verification.main": (
-        "Verification",
-        "verify",
-    ),
+    "st_asym.untrusted.findings": ("VerificationError",),
+    "st_asym.verification": ("Verification", "verify"),
 }
 _PLACE = {name: place for place, names in _PLACES.items() for name in names}
 

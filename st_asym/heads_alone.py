@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,11 @@ from sentence_transformers.base.modules import Normalize, Router
 
 from st_asym.model import behind_encoder, load_encoder
 from st_asym.names import PROVENANCE_FILE
-from st_asym.provenance import Provenance, describe_encoder, installed, public_name, write_provenance
-from st_asym.verification.main import verify
-from st_asym.verification.modules import stock_name
+from st_asym.origin import public_name
+from st_asym.provenance import Provenance, describe_encoder, installed, write_provenance
+from st_asym.untrusted.modules import stock_name
+from st_asym.verification import verify
+from st_asym.writing import new_folder
 
 logger = logging.getLogger(__name__)
 
@@ -54,21 +55,11 @@ def save_heads(model: SentenceTransformer | str | os.PathLike[str], path: str | 
         model = load_encoder(model)
     router = _router(model)
     encoder = {**describe_encoder(model), **known}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as beside:
-        new, old = Path(beside, "new"), Path(beside, "old")
+    with new_folder(output, _free) as new:
         new.mkdir()
         router.save(str(new))
         settings = {"prompts": dict(model.prompts), "default_prompt_name": model.default_prompt_name}
         write_provenance(new, kind="heads", encoder=encoder, model=settings, **facts)
-        if output.exists():
-            output.rename(old)
-        try:
-            new.rename(output)
-        except OSError:
-            if old.exists():
-                old.rename(output)
-            raise
     return output
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 import torch
@@ -22,11 +22,13 @@ from st_asym.cache import encoder_fingerprint
 from st_asym.cache.fingerprint import encoder_modules
 from st_asym.data import RetrievalData
 from st_asym.names import PROVENANCE_FILE
-from st_asym.verification.files import is_document
-from st_asym.verification.findings import Findings
-from st_asym.verification.folder import Folder
-from st_asym.verification.modules import Heads, read_chain, read_heads
-from st_asym.verification.tensors import read_weights
+from st_asym.origin import hub_snapshot, public_name
+from st_asym.untrusted.files import check_files, is_document
+from st_asym.untrusted.findings import Findings
+from st_asym.untrusted.folder import Folder
+from st_asym.untrusted.modules import Heads, read_chain, read_heads
+from st_asym.untrusted.tensors import read_weights
+from st_asym.writing import write_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -42,8 +44,6 @@ _SETTINGS_FILE = "config_sentence_transformers.json"
 _REQUIREMENTS = {
     "sentence-transformers": {"specifier": ">=6.0", "reason": "Earlier versions have its modules under other names."}
 }
-_HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
-_HUB_CACHE = re.compile(r"(?:.*[/\\])?models--([\w.-]+)[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]?")
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,7 @@ def write_provenance(path: Path, *, kind: str, **facts: Any) -> Provenance:
     """Digest the files of a folder and write everything that is known of them."""
     findings = Findings()
     folder = Folder(path, findings)
+    check_files(folder)
     weights = {}
     files = {}
     for name in sorted(folder.sizes):
@@ -171,7 +172,7 @@ def write_provenance(path: Path, *, kind: str, **facts: Any) -> Provenance:
         versions=installed(),
         **facts,
     )
-    _replace(path / PROVENANCE_FILE, provenance.as_dict())
+    _write(path / PROVENANCE_FILE, provenance.as_dict())
     return provenance
 
 
@@ -224,21 +225,11 @@ def describe_all(data: Mapping[str, Data] | Data | None) -> dict[str, Any]:
     return {public_name(name): _describe(part) for name, part in data.items()}
 
 
-def public_name(source: object) -> str:
-    """What may be told of where something came from: the name of a file or folder without those above it, or a kind."""
-    if not isinstance(source, str | os.PathLike):
-        return type(source).__name__
-    text = os.fspath(source)
-    if _HUB_ID.fullmatch(text) and not text.startswith(".") and not Path(text).exists():
-        return text
-    return PureWindowsPath(text).name or "."
-
-
 def require_version(path: Path) -> None:
     """Add to a saved model which sentence-transformers can load it."""
     settings = json.loads((path / _SETTINGS_FILE).read_text(encoding="utf-8"))
     settings["requirements"] = {**(settings.get("requirements") or {}), **_REQUIREMENTS}
-    _replace(path / _SETTINGS_FILE, settings)
+    _write(path / _SETTINGS_FILE, settings)
 
 
 def _require(path: Path) -> None:
@@ -247,18 +238,8 @@ def _require(path: Path) -> None:
     require_version(path)
 
 
-def _replace(path: Path, content: dict[str, Any]) -> None:
-    """Write a file beside its place, then put it there."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+def _write(path: Path, content: dict[str, Any]) -> None:
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def _origin(model: SentenceTransformer) -> tuple[str | None, str | None]:
@@ -268,10 +249,7 @@ def _origin(model: SentenceTransformer) -> tuple[str | None, str | None]:
     card = model.model_card_data
     source = str(getattr(config, "name_or_path", "") or card.base_model or "")
     revision = getattr(config, "_commit_hash", None) or (card.base_model_revision if card.base_model else None)
-    cached = _HUB_CACHE.fullmatch(source)
-    if cached:
-        return cached[1].replace("--", "/", 1), cached[2]
-    return (public_name(source) if source else None), revision
+    return hub_snapshot(source) or ((public_name(source) if source else None), revision)
 
 
 def _weights_digest(model: SentenceTransformer) -> str:

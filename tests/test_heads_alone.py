@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from st_asym import VerificationError, asymmetric_model, attach_heads, save_heads, save_provenance, verify
+from st_asym.data import as_retrieval_data
 
 TEXTS = ["red head", "the small text", "vector"]
 Make = Callable[..., SentenceTransformer]
@@ -30,10 +32,11 @@ def trained(encoder: SentenceTransformer, **options: Any) -> SentenceTransformer
 def test_attached_again_they_give_the_same_bits(tmp_path: Path, make_encoder: Make, options: Any) -> None:
     model = trained(make_encoder(prompts={"query": "query: "}), **options)
     model.prompts["document"] = "document: "
+    model.default_prompt_name = "query"
     folder = save_heads(model, tmp_path / "heads")
     again = attach_heads(make_encoder(), folder)
     assert again.prompts == model.prompts
-    for encode in ("encode_query", "encode_document"):
+    for encode in ("encode", "encode_query", "encode_document"):
         assert np.array_equal(getattr(again, encode)(TEXTS), getattr(model, encode)(TEXTS))
     assert not any(parameter.requires_grad for parameter in again[0].parameters())
     assert not again.training
@@ -43,11 +46,13 @@ def test_attached_again_they_give_the_same_bits(tmp_path: Path, make_encoder: Ma
 def test_a_saved_model_hands_on_what_made_it(tmp_path: Path, tiny_encoder: SentenceTransformer) -> None:
     model = trained(tiny_encoder)
     model.save_pretrained(str(tmp_path / "model"))
-    made = save_provenance(tmp_path / "model", model, settings={"epochs": 3}, seed=5)
+    data = as_retrieval_data([("red head", "big red head"), ("small text", "the small text")])
+    made = save_provenance(tmp_path / "model", model, data=data, settings={"epochs": 3}, seed=5)
     found = verify(save_heads(tmp_path / "model", tmp_path / "heads"))
     assert (found.kind, found.heads) == ("heads", {"query": (16, 16), "document": (16, 16)})
     assert found.provenance is not None
     assert (found.provenance.seed, found.provenance.settings) == (5, {"epochs": 3})
+    assert found.provenance.data == made.data != {}
     assert found.provenance.encoder == made.encoder
     assert found.provenance.heads == made.heads
 
@@ -106,6 +111,14 @@ def test_damaged_heads_and_whole_models_are_refused(tmp_path: Path, make_encoder
     model.save_pretrained(str(tmp_path / "model"))
     with pytest.raises(ValueError, match="does not hold heads alone"):
         attach_heads(make_encoder(), tmp_path / "model")
+
+
+@pytest.mark.parametrize("wrong", [{"prompts": {"query": 1}}, {"prompts": {}, "default_prompt_name": "query"}], ids=str)
+def test_prompts_that_are_none_are_refused(tmp_path: Path, make_encoder: Make, wrong: Any) -> None:
+    path = save_heads(trained(make_encoder()), tmp_path / "heads") / "st_asym.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model": wrong}))
+    with pytest.raises(VerificationError, match=r"is damaged \(model\)"):
+        attach_heads(make_encoder(), tmp_path / "heads")
 
 
 def test_only_earlier_heads_are_replaced(tmp_path: Path, make_encoder: Make) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
 from st_asym import Provenance, asymmetric_model, encoder_fingerprint, save_provenance
-from st_asym.data import as_retrieval_data
-from st_asym.provenance import public_name
+from st_asym.data import RetrievalData, as_retrieval_data
+from st_asym.origin import public_name
 
 PAIRS = [("red head", "big red head"), ("small text", "the small text")]
 
@@ -47,6 +48,31 @@ def test_digests_of_data_depend_on_its_content_alone(model: SentenceTransformer,
     assert digest(PAIRS) == digest(PAIRS) != digest([("red", "big"), *PAIRS[1:]])
 
 
+@pytest.mark.parametrize("part", ["queries", "corpus", "qrels"])
+def test_each_part_of_the_data_has_a_digest_of_its_own(model: SentenceTransformer, tmp_path: Path, part: str) -> None:
+    def described(**changes: Any) -> dict[str, Any]:
+        parts = {"queries": {"1": "red"}, "corpus": {"a": "big", "b": "small"}, "qrels": {"train": {"1": {"a": 1}}}}
+        data = RetrievalData(**{**parts, **changes})
+        return dict(save_provenance(tmp_path / "model", model, data=data).data["train"])
+
+    other: Any = {
+        "queries": {"1": "blue"},
+        "corpus": {"a": "bigger", "b": "small"},
+        "qrels": {"train": {"1": {"b": 1}}},
+    }
+    before, after = described(), described(**{part: other[part]})
+    assert {name for name in before if before[name] != after[name]} == {part}
+
+
+def test_requirements_of_others_stay(model: SentenceTransformer, tmp_path: Path) -> None:
+    path = tmp_path / "model" / "config_sentence_transformers.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({**settings, "requirements": {"peft": {"specifier": ">=0.1", "reason": "adapters"}}}))
+    save_provenance(tmp_path / "model", model)
+    save_provenance(tmp_path / "model", model)
+    assert set(json.loads(path.read_text())["requirements"]) == {"peft", "sentence-transformers"}
+
+
 def test_neither_paths_nor_tokens_are_written(tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     encoder = SentenceTransformer(str(tiny_bert), device="cpu", local_files_only=True)
@@ -70,6 +96,10 @@ def test_neither_paths_nor_tokens_are_written(tmp_path: Path, tiny_bert: Path, m
         ("../other/model/", "model"),
         ("./model", "model"),
         (Path("data/scifact.zip"), "data/scifact.zip"),
+        ("https://me:hf_secret@host/data.jsonl?token=hf_secret#part", "data.jsonl"),
+        ("s3://me:secret@bucket/data.csv", "data.csv"),
+        ("https://me:hf_secret@host", "."),
+        ("what?.csv", "what?.csv"),
         ([1], "list"),
     ],
 )
@@ -94,6 +124,16 @@ def test_loading_ignores_it_and_checks_the_requirements(
     with pytest.raises(ImportError, match="sentence-transformers>=600"):
         SentenceTransformer(str(path), device="cpu", local_files_only=True)
     assert sorted(p.name for p in path.glob(".*")) == []
+
+
+def test_what_would_not_pass_is_named_in_a_warning(
+    model: SentenceTransformer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_provenance(tmp_path / "model", model)
+    assert caplog.text == ""
+    (tmp_path / "model" / "training_args.bin").write_bytes(b"a pickle")
+    save_provenance(tmp_path / "model", model)
+    assert "would not pass st_asym.verify: training_args.bin: is the trainer's" in caplog.text
 
 
 def test_it_needs_a_saved_model(model: SentenceTransformer, tmp_path: Path) -> None:

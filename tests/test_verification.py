@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from st_asym import VerificationError, asymmetric_model, fit, save_provenance, verify
 from st_asym.cli import app
-from st_asym.verification.folder import parsed
+from st_asym.untrusted.folder import parsed
 
 Change = Callable[[Path], Any]
 
@@ -54,6 +54,15 @@ def edit(path: Path, change: Callable[[Any], Any]) -> None:
 
 def tensors(path: Path, **changed: torch.Tensor) -> None:
     save_file({**load_file(path), **changed}, path)
+
+
+def safetensors(path: Path, *places: tuple[int, int], rest: int) -> None:
+    """A file of tensors of one value each, where they are said to be, and so many bytes behind the header."""
+    entries = {
+        name: {"dtype": "F32", "shape": [1], "data_offsets": place} for name, place in zip("ab", places, strict=True)
+    }
+    header = json.dumps(entries).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(rest))
 
 
 def swap_heads(folder: Path) -> None:
@@ -124,6 +133,7 @@ def test_the_finished_models_of_the_systems_pass(
         (lambda f: tensors(f / QUERY / "model.safetensors", more=torch.zeros(3)), "shapes"),
         (lambda f: (f / QUERY / "model.safetensors").unlink(), "is missing"),
         (lambda f: (f / QUERY / "pytorch_model.bin").write_bytes(pickle.dumps(1)), "may hold a pickle"),
+        (lambda f: (f / "training_args.bin").write_bytes(b"1"), "is the trainer's, and a pickle.* remove it"),
         (lambda f: (f / "modeling.py").write_text("1"), "is code"),
         (lambda f: (f / "adapter_config.json").write_text("{}"), "loads another model"),
         (lambda f: (f / "notes.yaml").write_text("1"), "no kind of file"),
@@ -132,6 +142,30 @@ def test_the_finished_models_of_the_systems_pass(
         (lambda f: edit(f / "modules.json", lambda m: m[1].update(path="/etc")), "leads out of the folder"),
         (lambda f: edit(f / "modules.json", lambda m: m[4].update(type="os.system")), "no stock module"),
         (lambda f: edit(f / "modules.json", lambda m: m[:-1]), "model with heads is"),
+        (lambda f: edit(f / "modules.json", lambda m: m[3:]), "model with heads is"),
+        (
+            lambda f: edit(f / "modules.json", lambda m: [*m[:3], {**m[3], "name": "x"}, *m[3:]]),
+            "model with heads is",
+        ),
+        (
+            lambda f: edit(
+                f / "3_Router" / "router_config.json", lambda r: r["parameters"].update(route_mappings={1: 2})
+            ),
+            "other ways than by their names",
+        ),
+        (
+            lambda f: edit(f / "config_sentence_transformers.json", lambda c: c.update(truncate_dim=0)),
+            "truncates vectors to 0",
+        ),
+        (
+            lambda f: edit(f / "config_sentence_transformers.json", lambda c: c.update(default_prompt_name="x")),
+            "default prompt that is not among",
+        ),
+        (lambda f: edit(f / "tokenizer_config.json", lambda c: c.update(vocab_file="~")), "leads out"),
+        (lambda f: (f / QUERY / "st_asym_x.json").write_text("{"), "not JSON that can be trusted"),
+        (lambda f: safetensors(f / "model.safetensors", (0, 4), (8, 12), rest=12), "'b' begins at 8"),
+        (lambda f: safetensors(f / "model.safetensors", (0, 4), (0, 4), rest=4), "'b' begins at 0"),
+        (lambda f: safetensors(f / "model.safetensors", (0, 4), (4, 8), rest=12), "bytes, and it has"),
         (lambda f: edit(f / "config.json", lambda c: c.update(auto_map={"AutoModel": "x.Y"})), "code of its own"),
         (lambda f: edit(f / "tokenizer_config.json", lambda c: c.update(vocab_file="/etc/passwd")), "leads out"),
         (lambda f: edit(f / "config.json", lambda c: c.update(hidden_size=32)), "what comes before it gives 32"),
@@ -178,6 +212,20 @@ def test_any_change_is_seen_with_a_record(sealed: Path, change: Change, message:
     change(sealed)
     with pytest.raises(VerificationError, match=message):
         verify(sealed)
+
+
+def test_an_encoder_in_several_files_passes_if_all_are_there(tmp_path: Path, tiny_encoder: SentenceTransformer) -> None:
+    folder, network = tmp_path / "model", tiny_encoder.transformers_model
+    trained(tiny_encoder).save_pretrained(str(folder))
+    (folder / "model.safetensors").unlink()
+    assert network is not None
+    network.save_pretrained(folder, max_shard_size="4KB")
+    shards = sorted(folder.glob("model-*.safetensors"))
+    assert len(shards) > 1
+    assert verify(folder).heads == {"query": (16, 16), "document": (16, 16)}
+    shards[0].unlink()
+    with pytest.raises(VerificationError, match=r"index\.json: names 'model-00001.* no safetensors file beside it"):
+        verify(folder)
 
 
 def test_documents_may_change(sealed: Path) -> None:

@@ -50,6 +50,21 @@ def encoder_modules(model: SentenceTransformer) -> OrderedDict[str, nn.Module]:
     return modules
 
 
+def without_heads(model: SentenceTransformer) -> SentenceTransformer:
+    """The encoder of a model with heads, with its prompts and its similarity; the modules are shared.
+
+    Raises:
+        ValueError: The model begins with its ``Router``.
+    """
+    return SentenceTransformer(
+        modules=list(encoder_modules(model).values()),
+        device=str(model.device),
+        prompts={name: prompt for name, prompt in model.prompts.items() if prompt is not None},
+        default_prompt_name=model.default_prompt_name,
+        similarity_fn_name=model.similarity_fn_name,
+    )
+
+
 def encoder_fingerprint(model: SentenceTransformer) -> str:
     """Digest what shapes an encoder's vectors: 64 hexadecimal digits.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from st_asym.diagnosis.heads import Head, Side
+from st_asym.diagnosis.text import as_text
 
 _PACKAGES = ("st_asym", "sentence-transformers", "torch", "numpy", "scipy")
 
@@ -241,8 +242,6 @@ class Diagnosis:
 
     def __str__(self) -> str:
         """Findings, tables and examples, for the terminal."""
-        from st_asym.diagnosis.text import as_text
-
         return as_text(self)
 
     def as_dict(self) -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from st_asym.diagnosis.result import Diagnosis, Judged, Spread
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from st_asym.diagnosis.result import Diagnosis, Judged, Spread
 
 Rows = list[list[str]]
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from st_asym.diagnosis.result import Diagnosis, Example
 from st_asym.diagnosis.tables import Rows, heads_table, search_table, vectors_table
+
+if TYPE_CHECKING:
+    from st_asym.diagnosis.result import Diagnosis, Example
 
 _WIDTH = 100
 

@@ -58,12 +58,11 @@ def choose_model(run_dir: str | PathLike[str]) -> Chosen:
     for checkpoint in whole:
         if checkpoint.name == best:
             return Chosen(checkpoint.path, f"{best}, the best by {_metric(_newest_state(run, whole))}.")
-    gone = f" The best, {best}, is not there any more." if best else ""
+    named = f"The best, {best}, is not there any more." if best else "The run names no best one."
     if has_final_model(run, whole):
-        return Chosen(run, _what_is_saved(run, whole) + gone)
+        return Chosen(run, _what_is_saved(run, named if best or whole else None))
     if whole:
-        reason = gone or " The run names no best one."
-        return Chosen(whole[-1].path, f"{whole[-1].name}, the latest of {len(whole)}.{reason}")
+        return Chosen(whole[-1].path, f"{whole[-1].name}, the latest of {len(whole)}. {named}")
     raise ValueError(f"{run} holds no model to evaluate. {_contents(run)}")
 
 
@@ -126,15 +125,16 @@ def _metric(state: Mapping[str, Any]) -> str:
     return f"the trainer's metric ({value:.4f})"
 
 
-def _what_is_saved(run: Path, whole: list[Checkpoint]) -> str:
+def _what_is_saved(run: Path, named: str | None) -> str:
+    """What the model in the run folder itself is; ``named`` is what the run says of its best checkpoint."""
     try:
         report = json.loads((run / REPORT_FILE).read_text(encoding="utf-8"))
         return f"{run.resolve().name}, which fit saved. {report['first_line']}"
     except (OSError, KeyError, TypeError, ValueError):
         pass
-    if not whole:
+    if named is None:
         return f"{run.resolve().name}, the model that is saved there."
-    return f"{run.resolve().name}, the model that the run ended with. It names no best checkpoint."
+    return f"{run.resolve().name}, the model that the run ended with. {named}"
 
 
 def _contents(run: Path) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from st_asym.evaluation.comparison import MAIN, Group, Row, mean
-from st_asym.evaluation.scores import METRICS, Floats, Scores
+from st_asym.evaluation.comparison import Group, Row, mean
+from st_asym.evaluation.scores import MAIN, METRICS, Floats, Scores
 from st_asym.evaluation.statistics import Difference, corrected, difference
 from st_asym.evaluation.verdict import Bar, judge, next_steps
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from st_asym.evaluation.scores import FORMAT, METRICS
+from st_asym.evaluation.scores import FORMAT
 from st_asym.evaluation.statistics import Difference
-
-MAIN = METRICS[0]
+from st_asym.evaluation.tables import narrow_table, notes, terminal_tables, wide_tables
+from st_asym.writing import write_text
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,6 @@ class Comparison:
 
     def __str__(self) -> str:
         """The table for a terminal."""
-        from st_asym.evaluation.tables import terminal_tables
-
         return terminal_tables(self)
 
     def to_markdown(self, *, wide: bool = True) -> str:
@@ -136,8 +134,6 @@ class Comparison:
         Args:
             wide: False for the first table alone.
         """
-        from st_asym.evaluation.tables import narrow_table, notes, wide_tables
-
         parts = [narrow_table(self)]
         if wide:
             parts += [*wide_tables(self), *notes(self)]
@@ -146,7 +142,7 @@ class Comparison:
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write everything, per-query scores included."""
         content = {"format": FORMAT, **asdict(self)}
-        Path(path).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Comparison:

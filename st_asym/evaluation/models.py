@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
 
 from st_asym.cache import CachedSentenceTransformer, EmbeddingCache, model_fingerprint
-from st_asym.cache.fingerprint import encoder_modules
+from st_asym.cache.fingerprint import encoder_modules, without_heads
 from st_asym.model import load_encoder
 
 Model: TypeAlias = Union[SentenceTransformer, str, "os.PathLike[str]"]
@@ -110,13 +110,7 @@ def _stock(model: SentenceTransformer) -> SentenceTransformer:
 
 
 def _without_heads(model: SentenceTransformer) -> SentenceTransformer:
-    encoder = SentenceTransformer(
-        modules=list(encoder_modules(model).values()),
-        device=str(model.device),
-        prompts={name: prompt for name, prompt in model.prompts.items() if prompt is not None},
-        default_prompt_name=model.default_prompt_name,
-        similarity_fn_name=model.similarity_fn_name,
-    )
+    encoder = without_heads(model)
     if isinstance(model, CachedSentenceTransformer):
         return CachedSentenceTransformer(encoder, model.cache, precision=model.cache_precision)
     return encoder

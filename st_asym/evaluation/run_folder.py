@@ -13,6 +13,7 @@ from typing import Any
 
 from st_asym.evaluation.comparison import Comparison
 from st_asym.names import EVALUATION_FOLDER
+from st_asym.writing import write_text
 
 _PACKAGE = logging.getLogger("st_asym")
 _OWN = logging.getLogger(__name__)
@@ -34,18 +35,36 @@ class Asked:
     train: Any = None
     models: Mapping[str, Any] = field(default_factory=dict)
 
-    def as_json(self) -> dict[str, Any] | None:
-        """The same for another time, None where a part of it is in memory alone."""
+    def as_json(self, run: Path) -> dict[str, Any] | None:
+        """The same for another time, None where a part of it is in memory alone.
+
+        Paths are told from the run's folder on, so that what is uploaded with a model does not say whose machine it
+        was on.
+        """
         tasks = self.tasks if isinstance(self.tasks, list) else [self.tasks]
         named = [*tasks, *self.models.values(), *([] if self.train is None else [self.train])]
         if not all(isinstance(one, str | os.PathLike) for one in named):
             return None
         return {
-            "tasks": [_lasting(one) for one in tasks],
+            "tasks": [_lasting(one, run) for one in tasks],
             "split": self.split,
-            "train": None if self.train is None else _lasting(self.train),
-            "models": {name: _lasting(one) for name, one in self.models.items()},
+            "train": None if self.train is None else _lasting(self.train, run),
+            "models": {name: _lasting(one, run) for name, one in self.models.items()},
         }
+
+    @classmethod
+    def of_json(cls, content: Mapping[str, Any], run: Path) -> Asked:
+        """What :meth:`as_json` gave.
+
+        Raises:
+            AttributeError, KeyError, TypeError: Something else.
+        """
+        return cls(
+            tasks=[_found(one, run) for one in content["tasks"]],
+            split=str(content["split"]),
+            train=None if content["train"] is None else _found(content["train"], run),
+            models={name: _found(one, run) for name, one in content["models"].items()},
+        )
 
 
 class RunFolder:
@@ -87,26 +106,25 @@ class RunFolder:
     def write(self, comparison: Comparison) -> None:
         """Write the tables, and the first into the log."""
         self.path.mkdir(parents=True, exist_ok=True)
-        replace_text(self.path / "table.md", comparison.to_markdown(wide=True))
-        unfinished = self.path / f"table.json.{os.getpid()}"
-        comparison.to_json(unfinished)
-        unfinished.replace(self.path / "table.json")
+        write_text(self.path / "table.md", comparison.to_markdown(wide=True))
+        comparison.to_json(self.path / "table.json")
         _OWN.info("\n%s", comparison.to_markdown(wide=False).strip())
 
     def remember(self, asked: Asked) -> None:
         """Keep what was asked for, where that can be written down, and nothing older where it cannot."""
-        content = asked.as_json()
+        content = asked.as_json(self.path.parent)
         if content is None:
             (self.path / "asked.json").unlink(missing_ok=True)
         else:
             self.path.mkdir(parents=True, exist_ok=True)
-            replace_text(self.path / "asked.json", json.dumps(content, indent=1) + "\n")
+            write_text(self.path / "asked.json", json.dumps(content, indent=1) + "\n")
 
     def remembered(self) -> Asked | None:
         """What was asked for the last time."""
         try:
-            return Asked(**json.loads((self.path / "asked.json").read_text(encoding="utf-8")))
-        except (OSError, TypeError, ValueError):
+            content = json.loads((self.path / "asked.json").read_text(encoding="utf-8"))
+            return Asked.of_json(content, self.path.parent)
+        except (OSError, AttributeError, KeyError, TypeError, ValueError):
             return None
 
 
@@ -128,13 +146,14 @@ class _Log(logging.FileHandler):
         super().emit(logging.LogRecord(_OWN.name, level, "", 0, text, None, None))
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a file in one step: whoever reads it sees the old text or the new one."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+def _lasting(name: str | os.PathLike[str], run: Path) -> str:
+    """A path from the run's folder on, which begins with a dot; another name as it is."""
+    if not Path(name).exists():
+        return os.fspath(name)
+    way = Path(os.path.relpath(Path(name).resolve(), run.resolve())).as_posix()
+    return way if way.startswith("..") else f"./{way}"
 
 
-def _lasting(name: str | os.PathLike[str]) -> str:
-    """A path that is found from any working directory; another name as it is."""
-    return str(Path(name).resolve()) if Path(name).exists() else os.fspath(name)
+def _found(name: str, run: Path) -> str:
+    """The path or name that :func:`_lasting` was given."""
+    return str((run / name).resolve()) if name.startswith((".", "/")) else name

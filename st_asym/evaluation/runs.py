@@ -62,11 +62,11 @@ def evaluate_run(
     """
     chosen = choose_model(run_dir)
     folder = RunFolder(run_dir)
-    asked = what_to_evaluate(folder, tasks, split, train, models, found=chosen.why)
-    if chosen.name in asked.models:
+    if chosen.name in (models or {}):
         raise ValueError(f"{chosen.name!r} is the model of the run itself: give the other one another name.")
+    asked = what_to_evaluate(folder, tasks, split, train, models, found=chosen.why)
     with folder.log():
-        logger.info("%s: %s", run_dir, chosen.why)
+        logger.info("%s", chosen.why)
         found = evaluate(
             {**asked.models, chosen.name: chosen.path},
             asked.tasks,

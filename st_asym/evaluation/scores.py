@@ -15,11 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from st_asym.writing import write_text
+
 logger = logging.getLogger(__name__)
 
 Floats = NDArray[np.float64]
 
 METRICS = ("ndcg@10", "map@100", "mrr@10", "recall@100")
+MAIN = METRICS[0]
 FORMAT = 1
 
 
@@ -99,9 +102,7 @@ class ResultStore:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {"format": FORMAT, "key": dict(key), "scores": [asdict(one) for one in scores]}
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}")
-        unfinished.write_text(json.dumps(content), encoding="utf-8")
-        unfinished.replace(path)
+        write_text(path, json.dumps(content))
 
     def _path(self, key: Mapping[str, str]) -> Path | None:
         if self.folder is None:

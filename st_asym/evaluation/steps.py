@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from st_asym.checkpoints import Checkpoint
-from st_asym.evaluation.comparison import MAIN, Comparison
-from st_asym.evaluation.run_folder import replace_text
-from st_asym.evaluation.tables import markdown
+from st_asym.evaluation.comparison import Comparison
+from st_asym.evaluation.scores import MAIN
+from st_asym.markdown import table
+from st_asym.writing import write_text
 
 FORMAT = 1
 
@@ -129,8 +129,8 @@ class Steps:
         self.steps = sorted([*kept, step], key=lambda one: one.step)
         self._folder.mkdir(parents=True, exist_ok=True)
         content = {"format": FORMAT, "checkpoints": [asdict(one) for one in self.steps]}
-        replace_text(self._folder / "checkpoints.json", json.dumps(content, indent=1, allow_nan=False) + os.linesep)
-        replace_text(self._folder / "checkpoints.md", self.to_markdown())
+        write_text(self._folder / "checkpoints.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+        write_text(self._folder / "checkpoints.md", self.to_markdown())
 
     def to_markdown(self) -> str:
         """The table of all checkpoints, the system that they are compared with first."""
@@ -146,7 +146,7 @@ class Steps:
             "Difference in nDCG@10, paired by query: 95 % bootstrap interval, and p-value of a randomisation test, not "
             "corrected for the number of checkpoints. Choose a checkpoint by dev queries, not by this table."
         )
-        return f"{markdown(header, rows)}\n\n{note}\n"
+        return f"{table(header, rows)}\n\n{note}\n"
 
 
 def _cells(step: Step, names: list[str]) -> list[str]:

@@ -6,8 +6,8 @@ import shutil
 from typing import TYPE_CHECKING
 
 from st_asym.data.collection import counted
-from st_asym.evaluation.comparison import MAIN
-from st_asym.evaluation.scores import METRICS
+from st_asym.evaluation.scores import MAIN, METRICS
+from st_asym.markdown import table as markdown
 
 if TYPE_CHECKING:
     from st_asym.evaluation.comparison import Comparison, Row
@@ -148,9 +148,3 @@ def p_value(value: float, sign: str = "") -> str:
 
 def _spread(value: float, spread: float | None) -> str:
     return f"{value:.4f}" if spread is None else f"{value:.4f} ± {spread:.4f}"
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
@@ -22,6 +21,7 @@ from st_asym.export.legacy import hide_activations, max_seq_length, rename_modul
 from st_asym.export.onnx_folder import MAX_DIFFERENCE, check_onnx, write_onnx
 from st_asym.export.servers import TEI, VLLM, not_served
 from st_asym.export.sides import Side, side_modules, side_prompt
+from st_asym.writing import new_folder
 
 logger = logging.getLogger(__name__)
 
@@ -141,9 +141,7 @@ def export_side(
         expected = side_vectors(model, side, texts)
         part = _side_model(model, modules, side, prompt)
         unread = {} if format == "onnx" else not_served(modules, prompt=prompt, max_length=max_seq_length(modules[0]))
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as beside:
-            new = Path(beside, "new")
+        with new_folder(output, _free) as new:
             if format == "onnx":
                 found = agreement(write_onnx(part, new, prompt=prompt, texts=texts, int8=int8), expected)
                 _check(found, MAX_DIFFERENCE, int8=int8)
@@ -153,7 +151,6 @@ def export_side(
                     hide_activations(new)
                 found = agreement(side_vectors(_read_back(new, model), side, texts), expected)
                 _check(found, _tolerance(model), int8=False)
-            new.rename(output)
     _warn(unread, prompt, side)
     return Export(output, found, unread, sum(file.stat().st_size for file in output.rglob("*") if file.is_file()))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,10 +11,13 @@ from sentence_transformers import SentenceTransformer
 from st_asym.data import RetrievalData
 from st_asym.fitting.report import FitReport
 from st_asym.hub.facts import Encoder
-from st_asym.hub.main import data_name, fitted_card
+from st_asym.hub.main import fitted_card
 from st_asym.hub.memory import attach
+from st_asym.markdown import code
 from st_asym.names import REPORT_FILE
-from st_asym.provenance import public_name, save_provenance
+from st_asym.origin import public_name
+from st_asym.provenance import save_provenance
+from st_asym.writing import new_folder
 
 
 def free_place(output: Path) -> Path:
@@ -49,23 +52,18 @@ def save(
         encoder: Where the encoder is from.
         data: What was read.
         sources: What it was read from, as the user named it.
+
+    Raises:
+        FileExistsError: Something else has come to be there since.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as beside:
-        new, old = Path(beside, "new"), Path(beside, "old")
+    with new_folder(output, free_place) as new:
         model.save_pretrained(str(new), create_model_card=False)
         report.save(new / REPORT_FILE)
-        card = fitted_card(model, report, encoder, data_name(sources[0]), new)
+        # Data in memory have no name.
+        data_name = code(public_name(sources[0])) if isinstance(sources[0], str | os.PathLike) else None
+        card = fitted_card(model, report.as_dict(), encoder, data_name, new)
         if report.kept:  # otherwise it is the user's own encoder, with the encoder's own card
             attach(model, card, new)
         settings = {**report.settings.as_dict(), **{k: getattr(report, k) for k in ("system", "init", "collection")}}
         name = ", ".join(map(public_name, sources))
         save_provenance(new, model, data={name: data}, settings=settings, seed=report.seed)
-        if output.exists():
-            output.rename(old)
-        try:
-            new.rename(output)
-        except OSError:
-            if old.exists():
-                old.rename(output)
-            raise

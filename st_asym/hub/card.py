@@ -10,6 +10,8 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from st_asym.writing import write_text
+
 FILE = "README.md"
 TAG = "st-asym"
 
@@ -65,11 +67,8 @@ class Card:
         return f"---\n{self.data.to_yaml()}\n---\n\n{self.text}"
 
     def save(self, folder: Path) -> Path:
-        """Write it beside its place, then put it there."""
-        path, unfinished = folder / FILE, folder / f".{FILE}.new"
-        unfinished.unlink(missing_ok=True)  # a link would be followed
-        unfinished.write_text(str(self), encoding="utf-8")
-        return unfinished.replace(path)
+        """Write it."""
+        return write_text(folder / FILE, str(self))
 
     @property
     def title(self) -> str:
@@ -116,17 +115,6 @@ def checked_license(name: str) -> str:
             "https://huggingface.co/docs/hub/repositories-licenses."
         )
     return name
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def code(text: str) -> str:
-    """A name as code, whatever is in it, on one line."""
-    return "`" + " ".join(text.replace("`", "'").split()) + "`"
 
 
 def _headings(lines: Sequence[str]) -> Iterator[tuple[int, str]]:

@@ -10,11 +10,11 @@ from huggingface_hub import EvalResult
 from sentence_transformers import SentenceTransformer
 
 from st_asym.cache import model_fingerprint
-from st_asym.cache.fingerprint import encoder_modules
-from st_asym.evaluation.comparison import MAIN, Comparison, Row, mean
-from st_asym.evaluation.scores import METRICS
+from st_asym.cache.fingerprint import without_heads
+from st_asym.evaluation.comparison import Comparison, Row, mean
+from st_asym.evaluation.scores import MAIN, METRICS
 from st_asym.evaluation.tables import notes, wide_tables
-from st_asym.hub.card import code
+from st_asym.markdown import code
 
 # As MTEB names them in its own results.
 METRIC_TYPES = {metric: metric.replace("@", "_at_") for metric in METRICS}
@@ -52,7 +52,7 @@ class Own:
                 f"The comparison has the models {', '.join(repr(row.name) for row in comparison.rows)}, and none of "
                 "them is this one, by the digest of weights and settings: evaluate this model."
             )
-        return cls(comparison, row, row.digests.index(digest), model_fingerprint(_encoder_of(model)) in first.digests)
+        return cls(comparison, row, row.digests.index(digest), model_fingerprint(without_heads(model)) in first.digests)
 
     def score(self, data: str, metric: str) -> float:
         """The model's own mean score, not that of its row."""
@@ -96,14 +96,3 @@ class Own:
         plain = replace(self.comparison, rows=tuple(replace(row, next_steps=()) for row in rows))
         made = [f"Evaluated on {self.comparison.created[:10]}."] if self.comparison.created else []
         return "\n\n".join([" ".join(lines), *wide_tables(plain), *notes(plain), *made])
-
-
-def _encoder_of(model: SentenceTransformer) -> SentenceTransformer:
-    """The same model without its heads."""
-    return SentenceTransformer(
-        modules=list(encoder_modules(model).values()),
-        device=str(model.device),
-        prompts={name: prompt for name, prompt in model.prompts.items() if prompt is not None},
-        default_prompt_name=model.default_prompt_name,
-        similarity_fn_name=model.similarity_fn_name,
-    )

@@ -16,6 +16,7 @@ from sentence_transformers.util import load_file_path
 
 from st_asym.cache import encoder_fingerprint
 from st_asym.hub.card import is_license
+from st_asym.origin import hub_snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,8 @@ class Encoder:
     """Where an encoder is from.
 
     Attributes:
-        name: Its Hub id; None for a folder, whose name means nothing to others.
+        name: Its Hub id, also where it was read from the Hub's cache; None for another folder, whose name means
+            nothing to others.
         revision: Its commit on the Hub.
         license: ``license``, ``license_name`` and ``license_link`` of its own card, as far as they are there.
         recorded: False where nobody has said where it is from.
@@ -47,6 +49,8 @@ class Encoder:
             loaded: The same, loaded.
         """
         data = loaded.model_card_data
+        if not isinstance(given, SentenceTransformer) and (snapshot := hub_snapshot(given)):
+            return cls(*snapshot, _license_of(os.fspath(given), None))
         name, revision = data.base_model, data.base_model_revision
         source = name
         if not isinstance(given, SentenceTransformer):

@@ -13,14 +13,13 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from sentence_transformers import SentenceTransformer
 
 from st_asym.hub import sections
-from st_asym.hub.card import TAG, Card, checked_license, code
+from st_asym.hub.card import TAG, Card, checked_license
 from st_asym.hub.facts import Encoder, Facts
 from st_asym.hub.plot import plot
 from st_asym.names import REPORT_FILE
 
 if TYPE_CHECKING:
     from st_asym.evaluation import Comparison
-    from st_asym.fitting import FitReport
 
 NOT_RECORDED = "not recorded"
 _TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", TAG]
@@ -122,19 +121,13 @@ def _fresh(model: SentenceTransformer, folder: Path) -> Card:
 
 
 def fitted_card(
-    model: SentenceTransformer, report: FitReport, encoder: Encoder, data: str | None, folder: Path
+    model: SentenceTransformer, report: Mapping[str, Any], encoder: Encoder, data: str | None, folder: Path
 ) -> Card:
-    """Write the card of what ``fit`` saved in ``folder``."""
-    found = report.as_dict()
-    card = new_card(Facts.of(model), encoder, found, data)
-    _add_plot(card, found, folder)
+    """Write the card of what ``fit`` saved in ``folder``; arguments as of :func:`new_card`."""
+    card = new_card(Facts.of(model), encoder, report, data)
+    _add_plot(card, report, folder)
     card.save(folder)
     return card
-
-
-def data_name(train: Any) -> str | None:
-    """What training data are called: the name of a file or folder, without where it is."""
-    return code(Path(train).name) if isinstance(train, str | os.PathLike) else None
 
 
 def new_card(facts: Facts, encoder: Encoder, report: Mapping[str, Any] | None, data: str | None = None) -> Card:

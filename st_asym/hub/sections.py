@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from st_asym.data.collection import counted
-from st_asym.hub.card import code, table, usage
+from st_asym.hub.card import usage
 from st_asym.hub.facts import Encoder, Facts
+from st_asym.markdown import code, table
 
 USE, MODEL, TRAINING, HELD_OUT = "Use", "Model", "Training", "Held-out queries"
 EVALUATION, LIMITS, LICENSE = "Evaluation", "Limits", "License"

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from st_asym.evaluation.comparison import MAIN, Comparison, Row
+from st_asym.evaluation.comparison import Comparison, Row
+from st_asym.evaluation.scores import MAIN
 from st_asym.evaluation.statistics import Difference
 from st_asym.evaluation.tables import long_tables, p_value, short_table
 from st_asym.report.forest import forest

@@ -17,6 +17,7 @@ from st_asym.report.diagnosis_page import diagnosis_page
 from st_asym.report.fit_page import fit_page
 from st_asym.report.page import REQUIRES, Page, html
 from st_asym.report.training_page import training_page
+from st_asym.writing import write_text
 
 Subject: TypeAlias = Comparison | Diagnosis | FitReport | TrainerState
 
@@ -63,7 +64,7 @@ def save_html(path: str | os.PathLike[str], *subjects: Subject) -> None:
     text = as_html(*subjects)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(text, encoding="utf-8", errors="replace")
+    write_text(target, text, errors="replace")
 
 
 _PAGES: dict[type, Any] = {

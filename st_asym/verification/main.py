@@ -10,17 +10,17 @@ from typing import Any
 
 from st_asym.names import PROVENANCE_FILE
 from st_asym.provenance import Provenance, read_provenance
-from st_asym.verification.files import (
+from st_asym.untrusted.files import (
     check_configuration,
     check_files,
     configurations,
     is_document,
     is_too_large,
 )
-from st_asym.verification.findings import Findings, shown
-from st_asym.verification.folder import Folder
-from st_asym.verification.modules import ROUTES, Chain, Heads, read_chain, read_heads
-from st_asym.verification.tensors import Weights, read_weights
+from st_asym.untrusted.findings import Findings, shown
+from st_asym.untrusted.folder import Folder
+from st_asym.untrusted.modules import ROUTES, Chain, Heads, read_chain, read_heads
+from st_asym.untrusted.tensors import Weights, read_weights
 
 _SETTINGS_FILE = "config_sentence_transformers.json"
 

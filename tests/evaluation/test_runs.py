@@ -124,10 +124,32 @@ def test_without_a_best_checkpoint_the_latest_whole_one_or_the_final_model(make_
     assert choose_model(run).why == "checkpoint-12, the latest of 3. The best, checkpoint-7, is not there any more."
     model.save_pretrained(str(run))
     assert choose_model(run).path == run
-    assert choose_model(run).why.startswith("run, the model that the run ended with.")
+    gone = "The best, checkpoint-7, is not there any more."
+    assert choose_model(run).why == f"run, the model that the run ended with. {gone}"
+    shutil.copytree(run, tmp_path / "other")
+    state = tmp_path / "other" / "checkpoint-12" / "trainer_state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "best_model_checkpoint": None}))
+    os.utime(tmp_path / "other" / "modules.json", ns=(2**62, 2**62))
+    assert choose_model(tmp_path / "other").why.endswith("that the run ended with. The run names no best one.")
     newer = save(model, run, 13)  # trained further since
     os.utime(newer / "trainer_state.json", ns=(2**62, 2**62))
     assert choose_model(run).name == "checkpoint-13"
+
+
+def test_what_was_asked_for_tells_no_paths_of_the_machine_and_moves_with_the_run(
+    make_encoder: Make, tmp_path: Path, vectors: Path
+) -> None:
+    home = tmp_path / "olivia"
+    write_beir(home / "tiny", collection())
+    save(with_heads(make_encoder(), 1), home / "run", 3)
+    first = evaluate_run(home / "run", home / "tiny", cache=vectors)
+    with pytest.raises(ValueError, match="is the model of the run itself"):
+        evaluate_run(home / "run", home / "tiny", models={"checkpoint-3": home / "run"}, cache=vectors)
+    written = [path for path in (home / "run" / "evaluation").rglob("*") if path.is_file()]
+    assert "asked.json" in [path.name for path in written]
+    assert [path.name for path in written if "olivia" in path.read_text()] == []
+    home.rename(tmp_path / "moved")
+    assert evaluate_run(tmp_path / "moved" / "run", cache=vectors).rows == first.rows
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ def test_an_export_gives_the_vectors_of_its_side(
     assert "Router" not in (tmp_path / "side" / "modules.json").read_text()
     assert exported.similarity_fn_name == "cosine"
     assert exported.max_seq_length == model.max_seq_length
+    assert st_asym.verify(tmp_path / "side").kind == "encoder"
     assert [path.name for path in tmp_path.iterdir()] == ["side"]
 
 
@@ -122,6 +123,8 @@ def test_a_linear_head_is_one_dense_and_loses_a_normalize_that_changes_nothing(
     assert kinds(hidden_features=None) == ["Transformer", "Pooling", "Normalize", "Dense", "Normalize"]
     assert kinds(query=False) == ["Transformer", "Pooling", "Normalize"]
     assert kinds(bias=False) == ["Transformer", "Pooling", "Dense", "Dense", "Normalize"]
+    # GELU is not linear in the length, whatever its bias.
+    assert kinds(bias=False, activation="gelu") == kinds()
     assert kinds() == ["Transformer", "Pooling", "Normalize", "Dense", "Dense", "Normalize"]
 
 
@@ -166,6 +169,37 @@ def test_the_prompt_of_the_side_is_the_default(
     export_side(model, "document", tmp_path / "document", texts=TEXTS)
     exported = SentenceTransformer(str(tmp_path / "document"), device="cpu")
     np.testing.assert_allclose(exported.encode(TEXTS), model.encode_document(TEXTS), atol=1e-5)
+
+
+def test_a_pooling_that_leaves_the_prompt_out_is_kept_and_no_server_does_it(tiny_bert: Path, tmp_path: Path) -> None:
+    modules = [Transformer(str(tiny_bert), max_seq_length=32), Pooling(16, "mean", include_prompt=False)]
+    encoder = SentenceTransformer(modules=modules, device="cpu", prompts={"query": "big red "})
+    model = trained(asymmetric_model(encoder, hidden_features=None))
+    found = export_side(model, "query", tmp_path / "side", texts=TEXTS)
+    exported = SentenceTransformer(str(tmp_path / "side"), device="cpu")
+    np.testing.assert_allclose(exported.encode(TEXTS), model.encode_query(TEXTS), atol=1e-5)
+    assert all("leaves out" in reason for reason in found.not_served.values())
+    assert set(found.not_served) == {"Text Embeddings Inference", "vLLM"}
+    assert not export_side(model, "document", tmp_path / "document", texts=TEXTS).not_served
+
+
+def test_the_residual_of_a_dense_is_known_to_no_server(tiny_bert: Path, tmp_path: Path) -> None:
+    modules = [Transformer(str(tiny_bert), max_seq_length=32), Pooling(16, "mean"), Dense(16, 16, use_residual=True)]
+    found = export_side(SentenceTransformer(modules=modules, device="cpu"), "query", tmp_path / "side", texts=TEXTS)
+    assert set(found.not_served) == {"Text Embeddings Inference", "vLLM"}
+    assert all("residual" in reason for reason in found.not_served.values())
+
+
+@pytest.mark.parametrize("name", ["passage", "corpus"])
+def test_documents_have_their_prompt_under_other_names_too(
+    make_encoder: Callable[..., SentenceTransformer], tmp_path: Path, name: str
+) -> None:
+    model = trained(asymmetric_model(make_encoder()))
+    model.prompts = {name: "big red "}  # without the empty ones that the library adds
+    export_side(model, "document", tmp_path / "side", texts=TEXTS)
+    exported = SentenceTransformer(str(tmp_path / "side"), device="cpu")
+    np.testing.assert_allclose(exported.encode(TEXTS), model.encode_document(TEXTS), atol=1e-5)
+    assert not np.allclose(model.encode_document(TEXTS), model.encode(TEXTS), atol=1e-3)
 
 
 @pytest.mark.parametrize("mode", ["cls", "mean", "lasttoken", "max", "weightedmean", ["cls", "mean"]])

@@ -176,6 +176,23 @@ def test_a_folder_of_something_else_is_refused_before_anything_is_encoded(
     assert (tmp_path / "model" / "thesis.tex").read_text() == "all of it"
 
 
+def test_what_came_into_the_place_while_it_fitted_stays(
+    tmp_path: Path, quick: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, data = rotated(20)
+
+    def save(*arguments: Any) -> None:
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "thesis.tex").write_text("all of it")
+        saving.save(*arguments)
+
+    monkeypatch.setattr(main, "save", save)
+    with pytest.raises(FileExistsError, match="is not an earlier result of fit"):
+        quick(encoder, data)
+    assert (tmp_path / "model" / "thesis.tex").read_text() == "all of it"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "vectors"]
+
+
 def test_an_error_leaves_an_earlier_result_as_it_was(
     tmp_path: Path, quick: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:

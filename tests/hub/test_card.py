@@ -100,6 +100,18 @@ def test_the_code_of_the_card_runs(tmp_path: Path, fitted: Callable[..., FitResu
     assert (names["queries"].shape, names["documents"].shape) == ((1, 12), (2, 12))
 
 
+def test_an_encoder_in_the_cache_of_the_hub_goes_by_its_id(tmp_path: Path) -> None:
+    encoder, data = rotated(40)
+    folder = tmp_path / "models--someone--words" / "snapshots" / ("ab" * 20)
+    encoder.save_pretrained(str(folder))
+    (folder / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# Words\n")
+    options: Any = {"cache": tmp_path / "vectors", "settings": QUICK, "show_progress_bar": False}
+    fit(folder, data, output_dir=tmp_path / "model", **options)
+    found = card_of(tmp_path / "model").data.to_dict()
+    assert (found["base_model"], found["license"]) == ("someone/words", "cc-by-4.0")
+    assert "ab" * 20 in (tmp_path / "model" / "README.md").read_text()
+
+
 def test_where_the_encoder_is_kept_the_card_says_so(tmp_path: Path, fitted: Callable[..., FitResult]) -> None:
     result = fitted(labels="random")
     assert not result.report.kept
@@ -184,6 +196,21 @@ def test_scores_of_other_models_are_refused(
     write_card(tmp_path / "model", comparison=mixed)
     assert "`strange`, is not its own encoder, but another model" in card_of(tmp_path / "model").text
     assert data  # the words are the same, their vectors are not
+
+
+def test_a_card_that_cannot_be_written_leaves_the_old_one_and_nothing_else(
+    tmp_path: Path, fitted: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted()
+    before = {path: path.read_bytes() for path in (tmp_path / "model").rglob("*") if path.is_file()}
+
+    def fail(_: int) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="no space left"):
+        write_card(tmp_path / "model", license="mit")
+    assert {path: path.read_bytes() for path in (tmp_path / "model").rglob("*") if path.is_file()} == before
 
 
 def test_what_is_written_by_hand_stays(tmp_path: Path, fitted: Callable[..., FitResult]) -> None:

@@ -40,6 +40,7 @@ from st_asym import (
     watch,
 )
 from st_asym.report import as_html, check_installed, save_html
+from st_asym.report.scatter import by_query
 
 
 @pytest.fixture
@@ -272,3 +273,8 @@ def test_a_missing_package_is_known_before_the_work(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("st_asym.report.main.find_spec", lambda name: None if name == "matplotlib" else find_spec(name))
     with pytest.raises(ModuleNotFoundError, match=r'pip install "st_asym\[report\]"'):
         check_installed()
+
+
+def test_queries_that_stayed_are_neither_gained_nor_lost() -> None:
+    drawn = by_query("nDCG@10 by query", [0.5, 0.5, 0.2, 0.0], [0.5, 0.7, 0.1, 1.0], ("before", "after"))
+    assert drawn.caption.startswith("2 queries gained, 1 lost, 1 stayed as they were.")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from st_asym.names import EVALUATION_FOLDER
-from st_asym.verification.findings import Findings, shown
+from st_asym.untrusted.findings import Findings, shown
 
 CHUNK = 1 << 20
 MOST_JSON = 2 << 20

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-from st_asym.verification.findings import shown
-from st_asym.verification.folder import Folder, strings
+from st_asym.untrusted.findings import shown
+from st_asym.untrusted.folder import Folder, strings
 
 # Read by people. Nothing is loaded from them, so they may change after a model was saved.
 _DOCUMENTS = frozenset({".csv", ".gif", ".html", ".jpeg", ".jpg", ".md", ".pdf", ".png", ".svg"})
@@ -18,6 +18,8 @@ _DATA = frozenset({".jinja", ".json", ".model", ".safetensors", ".txt"})
 _PICKLES = frozenset(
     {".bin", ".ckpt", ".dill", ".h5", ".joblib", ".keras", ".npy", ".npz", ".p", ".pickle", ".pkl", ".pt", ".pth"}
 )
+# Beside the models that the stock trainer saves, and in its checkpoints.
+_OF_THE_TRAINER = re.compile(r"training_args\.bin|(?:optimizer|scheduler|scaler)\.pt|rng_state(?:_\d+)?\.pth")
 _CODE = frozenset({".dll", ".dylib", ".js", ".py", ".pyc", ".pyd", ".pyo", ".pyw", ".sh", ".so"})
 # A vocabulary may be long; its parsers have limits of their own on how deep it is nested.
 _LARGE = frozenset({"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt"})
@@ -47,7 +49,13 @@ def check_files(folder: Folder) -> None:
     """Refuse files of kinds that run code, or that no saved model has, and files of absurd sizes."""
     for name, size in folder.sizes.items():
         kind = PurePosixPath(name).suffix.lower()
-        if kind in _PICKLES:
+        if _OF_THE_TRAINER.fullmatch(PurePosixPath(name).name):
+            folder.findings.add(
+                name,
+                "is the trainer's, and a pickle, which can run any code when it is loaded. The model does not need it: "
+                "remove it, or save the model with save_pretrained.",
+            )
+        elif kind in _PICKLES:
             folder.findings.add(
                 name, "may hold a pickle, which can run any code when it is loaded. Save the model as safetensors."
             )

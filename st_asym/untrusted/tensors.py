@@ -9,8 +9,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from st_asym.verification.findings import shown
-from st_asym.verification.folder import CHUNK, MOST_JSON, Folder, parsed
+from st_asym.untrusted.findings import shown
+from st_asym.untrusted.folder import CHUNK, MOST_JSON, Folder, parsed
 
 # Bytes of a value, and what numpy, which does not know bfloat16, reads it as; None where every value is finite.
 _TYPES: dict[str, tuple[int, Any]] = {

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from st_asym.verification.files import leads_away
-from st_asym.verification.findings import Findings, shown
-from st_asym.verification.folder import Folder
-from st_asym.verification.tensors import Weights
+from st_asym.untrusted.files import leads_away
+from st_asym.untrusted.findings import Findings, shown
+from st_asym.untrusted.folder import Folder
+from st_asym.untrusted.tensors import Weights
 
 ROUTES = ("query", "document")
 
@@ -35,11 +35,14 @@ _MODULES = frozenset(
 )
 _HOMES = ("sentence_transformers.base.modules.", "sentence_transformers.sentence_transformer.modules.")
 _FORMER_HOME = "sentence_transformers.models"
+# Under the name of the class and under the one that torch.nn re-exports it by, which exports are written with.
 _ACTIVATIONS = frozenset(
     {
+        "torch.nn.Identity",
         "torch.nn.modules.linear.Identity",
         *(
-            f"torch.nn.modules.activation.{name}"
+            f"{home}.{name}"
+            for home in ("torch.nn", "torch.nn.modules.activation")
             for name in ("ELU", "GELU", "LeakyReLU", "Mish", "ReLU", "SELU", "SiLU", "Sigmoid", "Tanh")
         ),
     }
@@ -241,7 +244,10 @@ def _dense(folder: Folder, weights: Mapping[str, Weights], path: str) -> tuple[i
         return None
     activation = configuration.get("activation_function", "torch.nn.modules.activation.Tanh")
     if not isinstance(activation, str) or activation not in _ACTIVATIONS:
-        folder.findings.add(name, f"has the activation {shown(activation)!r}: only those of torch.nn can be loaded.")
+        folder.findings.add(
+            name,
+            f"has the activation {shown(activation)!r}, none of those of torch.nn that a head can have. Save it again.",
+        )
     expected = _dense_shapes(configuration, rows, columns)
     shapes = {key: tensor.shape for key, tensor in weights[file].tensors.items()}
     if shapes != expected:
@@ -340,7 +346,7 @@ def _check_order(folder: Folder, chain: Chain) -> None:
     names = chain.names
     if "Router" not in names:
         return
-    if names.count("Router") > 1 or names[0] == "Router" or names[names.index("Router") + 1 :] != ["Normalize"]:
+    if names[0] == "Router" or names[names.index("Router") + 1 :] != ["Normalize"]:
         folder.findings.add(
             "modules.json", f"is {shown(names)}, and a model with heads is [encoder..., Router, Normalize]."
         )
