@@ -66,7 +66,8 @@ def fit(
         Optional[list[str]],  # noqa: UP045
         typer.Option(
             help="A BEIR folder or zip, a file of pairs or a task of MTEB to evaluate on in the end, beside the "
-            "untouched encoder; again for more."
+            "untouched encoder; again for more. If it is TRAIN, a file of pairs, a fifth of the queries is kept out of "
+            "training for that."
         ),
     ] = None,
     html: Html = None,
@@ -105,6 +106,7 @@ def fit(
             cache=cache,
             precision=precision,
             seed=seed,
+            hold_out_test=train is not None and _is_among(train, evaluate or []),
             show_progress_bar=not quiet,
         )
     first, *rest = str(result.report).splitlines()
@@ -227,6 +229,10 @@ def diagnose(
             found.save(json)
     typer.echo(str(found))
     _write_html(html, found, debug=debug)
+
+
+def _is_among(path: str, paths: list[str]) -> bool:
+    return Path(path).resolve() in [Path(one).resolve() for one in paths]
 
 
 def _check_html(html: Path | None) -> None:
