@@ -82,8 +82,8 @@ def trained_on_the_queries(models: Models, found: Sequence[Benchmark], split: st
         trained = [part for path in several for part in _trained_on(path) if split not in part.get("qrels", {split})]
         notes += [
             f"{name} was trained on all queries of {data}, those judged here included: its scores say nothing about "
-            "new ones. Keep a part out of training: fit(..., hold_out_test=True), or st-asym fit with --evaluate of the "
-            "file that is trained on."
+            "new ones. Keep a part out of training: fit(..., hold_out_test=True), or st-asym fit with --evaluate of "
+            "the file that is trained on."
             for data, texts in queries.items()
             if any(part.get("queries") == texts for part in trained)
         ]
