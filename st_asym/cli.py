@@ -113,6 +113,8 @@ def fit(
     typer.secho(first, bold=True)
     typer.echo("\n".join([*rest, f"Saved in {output_dir}."]))
     if evaluate:
+        if not quiet:
+            typer.echo(f"Evaluating on {', '.join(evaluate)}: texts without fp32 vectors yet are encoded.", err=True)
         with _one_line_errors(debug=debug), _quiet(quiet=quiet):
             from st_asym.evaluation import evaluate_run
             from st_asym.evaluation.models import UNTOUCHED
