@@ -116,9 +116,7 @@ class FitReport:
             )
         gain, seen, unseen = self.chosen, self.chosen.seen, self.chosen.unseen
         line = f"Trained heads are kept: nDCG@10 of held-out queries {gain.gain:+.3f} ± {gain.error:.3f}"
-        if (
-            min(seen.queries, unseen.queries) > 1
-        ):  # that figure is no mean of all queries: the two do not weigh the same
+        if min(seen.queries, unseen.queries) > 1:  # the figure is no mean of all: the two weigh the same
             line += (
                 f", that is {seen.mean:+.3f} on documents seen in training ({seen.queries:,} queries) and "
                 f"{unseen.mean:+.3f} on others ({unseen.queries:,}),"
