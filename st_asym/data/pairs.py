@@ -46,6 +46,11 @@ def columns_of(names: Iterable[str], source: str) -> Columns:
             raise ValueError(f"{found}: {' and '.join(map(repr, named))} could each be the {what}. Keep one of them.")
         raise ValueError(f"{found}: none is the {what}. Name it one of {', '.join(accepted)}.")
 
+    if not columns.keys() & {*QUERY_NAMES, *DOCUMENT_NAMES}:
+        raise ValueError(
+            f"{found}: none is the query, and none the document. Name the first one of {', '.join(QUERY_NAMES)}, the "
+            f"second one of {', '.join(DOCUMENT_NAMES)}."
+        )
     grades = [columns[name] for name in GRADE_NAMES if name in columns]
     if len(grades) > 1:
         raise ValueError(f"{found}: {' and '.join(map(repr, grades))} could each be the grade. Keep one of them.")
