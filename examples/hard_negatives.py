@@ -1,7 +1,7 @@
 """Hard negatives for the in-batch loss, mined on cached vectors, beside in-batch negatives alone and the whole corpus.
 
     python examples/hard_negatives.py                          # on docstrings, a few minutes on two cores
-    python examples/hard_negatives.py --data scifact.zip       # a BEIR folder or zip, or a .jsonl, .csv or .tsv of query and document
+    python examples/hard_negatives.py --data scifact.zip       # a BEIR folder or zip, or a file of pairs
 
 With ``fit`` the same is ``fit(..., settings=Settings(contrastive="in-batch", hard_negatives=4))``.
 """
