@@ -3,24 +3,23 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from st_asym.cache import CachedSentenceTransformer, CacheError, EmbeddingCache, encoder_fingerprint, record_keys
-from st_asym.losses import CorpusContrastiveLoss, IsotropyLoss
-from st_asym.model import asymmetric_model, freeze_encoder
-from st_asym.monitoring import TrainingMonitor, watch
-from st_asym.negatives import mine_negatives
-from st_asym.projection import AsymmetricProjection
-from st_asym.routing import check_router_mapping, column_prompts, router_mapping
-from st_asym.unfreezing import unfreeze_last_layers
-from st_asym.verification import VerificationError
-
 if TYPE_CHECKING:
+    from st_asym.cache import CachedSentenceTransformer, CacheError, EmbeddingCache, encoder_fingerprint, record_keys
     from st_asym.diagnosis import Diagnosis, diagnose
     from st_asym.evaluation import BeirModel, Comparison, evaluate
     from st_asym.export import Export, export_side
     from st_asym.fitting import FitReport, FitResult, Settings, fit
     from st_asym.heads_alone import attach_heads, save_heads
     from st_asym.hub import write_card
+    from st_asym.losses import CorpusContrastiveLoss, IsotropyLoss
+    from st_asym.model import asymmetric_model, freeze_encoder
+    from st_asym.monitoring import TrainingMonitor, watch
+    from st_asym.negatives import mine_negatives
+    from st_asym.projection import AsymmetricProjection
     from st_asym.provenance import Provenance, save_provenance
+    from st_asym.routing import check_router_mapping, column_prompts, router_mapping
+    from st_asym.unfreezing import unfreeze_last_layers
+    from st_asym.verification import VerificationError
     from st_asym.verification.main import Verification, verify
 
 __version__ = "0.1.0"
@@ -64,21 +63,79 @@ __all__ = [
     "write_card",
 ]
 
-# What most users of the modules alone do not need, and where it is.
-_LAZY = {
-    **dict.fromkeys(("BeirModel", "Comparison", "evaluate"), "st_asym.evaluation"),
-    **dict.fromkeys(("Diagnosis", "diagnose"), "st_asym.diagnosis"),
-    **dict.fromkeys(("Export", "export_side"), "st_asym.export"),
-    **dict.fromkeys(("FitReport", "FitResult", "Settings", "fit"), "st_asym.fitting"),
-    "write_card": "st_asym.hub",
-    **dict.fromkeys(("Provenance", "save_provenance"), "st_asym.provenance"),
-    **dict.fromkeys(("Verification", "verify"), "st_asym.verification.main"),
-    **dict.fromkeys(("attach_heads", "save_heads"), "st_asym.heads_alone"),
+# Loaded when they are asked for: a command's --help, or one class, must not wait for all others.
+_PLACES = {
+    "st_asym.cache": (
+        "CachedSentenceTransformer",
+        "CacheError",
+        "EmbeddingCache",
+        "encoder_fingerprint",
+        "record_keys",
+    ),
+    "st_asym.diagnosis": (
+        "Diagnosis",
+        "diagnose",
+    ),
+    "st_asym.evaluation": (
+        "BeirModel",
+        "Comparison",
+        "evaluate",
+    ),
+    "st_asym.export": (
+        "Export",
+        "export_side",
+    ),
+    "st_asym.fitting": (
+        "FitReport",
+        "FitResult",
+        "Settings",
+        "fit",
+    ),
+    "st_asym.heads_alone": (
+        "attach_heads",
+        "save_heads",
+    ),
+    "st_asym.hub": ("write_card",),
+    "st_asym.losses": (
+        "CorpusContrastiveLoss",
+        "IsotropyLoss",
+    ),
+    "st_asym.model": (
+        "asymmetric_model",
+        "freeze_encoder",
+    ),
+    "st_asym.monitoring": (
+        "TrainingMonitor",
+        "watch",
+    ),
+    "st_asym.negatives": ("mine_negatives",),
+    "st_asym.projection": ("AsymmetricProjection",),
+    "st_asym.provenance": (
+        "Provenance",
+        "save_provenance",
+    ),
+    "st_asym.routing": (
+        "check_router_mapping",
+        "column_prompts",
+        "router_mapping",
+    ),
+    "st_asym.unfreezing": ("unfreeze_last_layers",),
+    "st_asym.verification": ("VerificationError",),
+    "st_asym.verification.main": (
+        "Verification",
+        "verify",
+    ),
 }
+_PLACE = {name: place for place, names in _PLACES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
     """Load it when it is asked for."""
-    if name not in _LAZY:
+    if name not in _PLACE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_LAZY[name]), name)
+    return getattr(import_module(_PLACE[name]), name)
+
+
+def __dir__() -> list[str]:
+    """All that can be asked for."""
+    return sorted({*globals(), *__all__})

@@ -65,6 +65,9 @@ def test_options_reach_fit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert seen["arguments"] == (str(folder / "encoder"), None)
     assert (seen["system"], seen["collection"], seen["settings"]) == ("respred", "open", None)
     assert not seen["hold_out_test"]
+    run(folder, "--linear", "--hard-negatives", "2")
+    expected_settings = st_asym.Settings(hidden_features=None, bias=False, contrastive="in-batch", hard_negatives=2)
+    assert seen["settings"] == expected_settings
 
 
 def test_what_is_evaluated_in_the_end_is_not_trained_on(folder: Path) -> None:

@@ -9,12 +9,20 @@ def test_importing_the_package_adds_little_to_sentence_transformers() -> None:
     code = (
         "import json, sys, sentence_transformers\n"
         "before = set(sys.modules)\n"
-        "import st_asym\n"
+        "from st_asym import CachedSentenceTransformer, IsotropyLoss, asymmetric_model, watch\n"
         "print(json.dumps(sorted({name.partition('.')[0] for name in set(sys.modules) - before})))"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     packages = set(json.loads(output)) - set(sys.stdlib_module_names)
     assert packages <= {"st_asym", "lmdb"}, packages
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = (
+        "import sys, st_asym.cli; print('torch' in sys.modules, 'AsymmetricProjection' in dir(sys.modules['st_asym']))"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.split() == ["False", "True"]
 
 
 def test_the_public_names_of_the_design_are_there() -> None:

@@ -128,14 +128,14 @@ def _write_graph(model: SentenceTransformer, path: Path, *, int8: bool) -> None:
 
 
 def _quantise(path: Path) -> None:
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    whole = path.with_name("float32.onnx")
-    path.rename(whole)
-    quantize_dynamic(str(whole), str(path), weight_type=QuantType.QInt8, per_channel=True)
+    whole = onnx.load(path)
+    del whole.graph.value_info[:]  # shapes that torch 2.6 gives weights which it has transposed since
     for file in path.parent.glob("*"):
-        if file != path:
-            file.unlink()
+        file.unlink()
+    quantize_dynamic(whole, str(path), weight_type=QuantType.QInt8, per_channel=True)
 
 
 def _write_config(transformer: Transformer, folder: Path) -> None:

@@ -26,7 +26,7 @@ from st_asym.fitting.heads import State, dialled, heads_state, load_heads
 from st_asym.fitting.rehearsing import Attempt, attempt, cuts
 from st_asym.fitting.report import FitReport
 from st_asym.fitting.saving import free_place, save
-from st_asym.fitting.settings import Settings
+from st_asym.fitting.settings import Settings, usual_init
 from st_asym.fitting.training import train_heads
 from st_asym.fitting.tuning import check_optuna, tune
 from st_asym.fitting.workbench import Workbench
@@ -127,7 +127,7 @@ def fit(
     output = free_place(Path(output_dir).resolve())
     _check_arguments(init, collection, trials, max_seconds)
     kind = get_system(system)
-    init = init or ("identity" if system == "asymmetric" else kind.init)
+    init = init or usual_init(kind)
     settings = settings or Settings.of(kind, init)
     if trials:
         check_optuna()

@@ -112,3 +112,8 @@ class Settings:
     def as_dict(self) -> dict[str, Any]:
         """The settings by name."""
         return asdict(self)
+
+
+def usual_init(system: System) -> Init:
+    """How heads start if nobody says: as the identity, and in the other systems as they did originally."""
+    return "identity" if system.name == "asymmetric" else system.init
