@@ -1,7 +1,7 @@
 """Hard negatives for the in-batch loss, mined on cached vectors, beside in-batch negatives alone and the whole corpus.
 
     python examples/hard_negatives.py                          # on docstrings, a few minutes on two cores
-    python examples/hard_negatives.py --data scifact.zip       # a BEIR folder or zip, or a JSONL of query and positive
+    python examples/hard_negatives.py --data scifact.zip       # a BEIR folder or zip, or a file of pairs
 
 With ``fit`` the same is ``fit(..., settings=Settings(contrastive="in-batch", hard_negatives=4))``.
 """
@@ -59,7 +59,9 @@ def main() -> None:
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="a BEIR folder or zip, or a JSONL of query and positive")
+    parser.add_argument(
+        "--data", type=Path, help="a BEIR folder or zip, or a .jsonl, .csv or .tsv of query and document"
+    )
     parser.add_argument("--pairs", type=int, default=4_000, help="how many docstrings to use (default: %(default)s)")
     parser.add_argument("--negatives", type=int, nargs="+", default=[1, 4], help="per pair (default: 1 4)")
     parser.add_argument("--epochs", type=int, default=20, help="(default: %(default)s)")

@@ -68,7 +68,9 @@ def main() -> None:
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="a BEIR folder or zip, or a JSONL of query and positive")
+    parser.add_argument(
+        "--data", type=Path, help="a BEIR folder or zip, or a .jsonl, .csv or .tsv of query and document"
+    )
     parser.add_argument("--pairs", type=int, default=2_000, help="how many docstrings to use (default: %(default)s)")
     parser.add_argument("--linear", action="store_true", help="one matrix, which other servers run, see export_side")
     parser.add_argument(

@@ -1,6 +1,6 @@
 """Heads trained on texts with the stock trainer, arguments and loss, for those who bring their own loop.
 
-    python examples/train_with_trainer.py [a BEIR folder or zip, or a JSONL of query and positive]
+    python examples/train_with_trainer.py [a BEIR folder or zip, or a .jsonl, .csv or .tsv of query and document]
 
 The encoder runs for every text in every epoch here; quickstart.py runs it once.
 """

@@ -61,7 +61,9 @@ def main() -> None:
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="a BEIR folder or zip, or a JSONL of query and positive")
+    parser.add_argument(
+        "--data", type=Path, help="a BEIR folder or zip, or a .jsonl, .csv or .tsv of query and document"
+    )
     parser.add_argument("--pairs", type=int, default=600, help="how many docstrings to use (default: %(default)s)")
     parser.add_argument("--layers", type=int, default=1, help="how many train (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=2, help="(default: %(default)s)")

@@ -222,7 +222,7 @@ def describe_all(data: Mapping[str, Data] | Data | None) -> dict[str, Any]:
         return {}
     if not isinstance(data, Mapping):
         data = {"train": data}
-    return {public_name(name): _describe(part) for name, part in data.items()}
+    return {public_name(name): described(part) for name, part in data.items()}
 
 
 def require_version(path: Path) -> None:
@@ -273,7 +273,8 @@ def _vocabulary_digest(tokenizer: Any) -> str | None:
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()
 
 
-def _describe(data: Data) -> dict[str, Any]:
+def described(data: Data) -> dict[str, Any]:
+    """Numbers and digests of one collection."""
     if isinstance(data, RetrievalData):
         qrels = {
             split: {

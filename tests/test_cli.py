@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import st_asym
 from st_asym.cli import app
+from st_asym.data import load_data
 
 PAIRS = [("red head", "big red head"), ("small text", "the small text"), ("query", "answers query"), ("vector", "big")]
 
@@ -63,9 +64,23 @@ def test_options_reach_fit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     run(folder, "--system", "respred", "--open", train=None)
     assert seen["arguments"] == (str(folder / "encoder"), None)
     assert (seen["system"], seen["collection"], seen["settings"]) == ("respred", "open", None)
+    assert not seen["hold_out_test"]
     run(folder, "--linear", "--hard-negatives", "2")
     expected_settings = st_asym.Settings(hidden_features=None, bias=False, contrastive="in-batch", hard_negatives=2)
     assert seen["settings"] == expected_settings
+
+
+def test_what_is_evaluated_in_the_end_is_not_trained_on(folder: Path) -> None:
+    rows = [f"query {number},answers {number}" for number in range(40)]
+    (folder / "clicks.csv").write_text("\n".join(["query,document", *rows]))
+    result = run(folder, "--max-seconds", "5", "--evaluate", str(folder / "clicks.csv"), train="clicks.csv")
+    assert result.exit_code == 0, result.output
+    test = load_data(folder / "clicks.csv").qrels["test"]
+    report = json.loads((folder / "model" / "st_asym_report.json").read_text())
+    assert report["counts"] == {"documents": 40, "train": 40 - len(test), "test": len(test)}
+    found = st_asym.Comparison.load(folder / "model" / "evaluation" / "table.json")
+    assert (found.data["clicks"]["queries"], found.queries["clicks"]["seen"]) == (len(test), [])
+    assert "was trained on all queries" not in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,7 @@ def test_what_cannot_teach_is_left_out_and_counted() -> None:
             r"columns \['qestion', 'answer'\]: none is the query. Name it one of query",
         ),
         ([{"query": "a", "anser": "b"}], r"columns \['query', 'anser'\]: none is the document"),
+        ([{"search": "a", "click": "b"}], r"none is the query, and none the document. Name the first one of query, "),
         ([{"query": "a", "context": "b", "answer": "c"}], "'answer' and 'context' could each be the document"),
         ([{"query": "a", "text": "b", "score": 1, "label": 1}], "could each be the grade"),
         ([{"query": "a", "text": "b"}, {"query": "a"}], "train, row 1: no 'text', only"),

@@ -58,7 +58,8 @@ def fit(
         Optional[list[str]],  # noqa: UP045
         typer.Option(
             help="A BEIR folder or zip, a file of pairs or a task of MTEB to evaluate on in the end, beside the "
-            "untouched encoder; again for more."
+            "untouched encoder; again for more. If it is TRAIN, a file of pairs, a fifth of the queries is kept out of "
+            "training for that."
         ),
     ] = None,
     html: Html = None,
@@ -91,12 +92,15 @@ def fit(
             cache=cache,
             precision=precision,
             seed=seed,
+            hold_out_test=train is not None and _is_among(train, evaluate or []),
             show_progress_bar=not quiet,
         )
     first, *rest = str(result.report).splitlines()
     typer.secho(first, bold=True)
     typer.echo("\n".join([*rest, f"Saved in {output_dir}."]))
     if evaluate:
+        if not quiet:
+            typer.echo(f"Evaluating on {', '.join(evaluate)}: texts without fp32 vectors yet are encoded.", err=True)
         with one_line_errors(debug=debug), quietly(quiet=quiet):
             from st_asym.evaluation import evaluate_run
             from st_asym.evaluation.models import UNTOUCHED
@@ -105,6 +109,10 @@ def fit(
             found = evaluate_run(output_dir, evaluate, models={UNTOUCHED: encoder}, cache=cache, train=trained_on)
         typer.echo(f"\n{found}\nResults, log and table are in {output_dir / 'evaluation'}.")
     write_html(html, result.report, debug=debug)
+
+
+def _is_among(path: str, paths: list[str]) -> bool:
+    return Path(path).resolve() in [Path(one).resolve() for one in paths]
 
 
 def _settings(

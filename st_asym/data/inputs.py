@@ -13,7 +13,7 @@ from st_asym.data.beir import Document
 from st_asym.data.checks import DEV_NAMES, checked
 from st_asym.data.collection import RetrievalData
 from st_asym.data.merging import merged
-from st_asym.data.pairs import PairCollector, into_splits
+from st_asym.data.pairs import PairCollector, into_splits, with_test_queries_apart
 from st_asym.data.pseudo import pseudo_queries
 from st_asym.data.sources import Documents, joined, read, read_path
 
@@ -61,7 +61,11 @@ def load_data(path: str | PathLike[str]) -> RetrievalData:
 
 
 def as_retrieval_data(
-    train: Pairs | Corpus | None = None, *, corpus: Corpus | None = None, dev: Pairs | None = None
+    train: Pairs | Corpus | None = None,
+    *,
+    corpus: Corpus | None = None,
+    dev: Pairs | None = None,
+    hold_out_test: bool = False,
 ) -> RetrievalData:
     """Make a collection to train on of whatever holds queries and documents, or documents alone.
 
@@ -82,14 +86,16 @@ def as_retrieval_data(
       ``corpus.jsonl``, alone or in its folder; a data set with ``text`` and perhaps ``title``. Then the queries are
       made by :func:`st_asym.data.pseudo.pseudo_queries`, and ``labels`` of the result says so.
 
-    Pairs are all for training: no test split is cut. What is wrong but has a remedy, such as a query with no relevant
-    document or a training query that is a dev query too, is left out, counted in the ``notes`` of the result and
-    logged as a warning.
+    Pairs are all for training: without ``hold_out_test`` no test split is cut. What is wrong but has a remedy, such as
+    a query with no relevant document or a training query that is a dev query too, is left out, counted in the ``notes``
+    of the result and logged as a warning.
 
     Args:
         train: See above. None for the documents of ``corpus`` alone.
         corpus: More documents to search among, as documents alone are given above.
         dev: Queries to judge on, given like ``train``, of which the ``dev`` split is taken, or the only one.
+        hold_out_test: Whether to keep the queries out of training that :func:`load_data` puts into ``test``, a fifth of
+            a file of pairs, where there is no ``test`` split.
 
     Returns:
         The collection, with a ``train`` split, and ``dev`` where there was one.
@@ -124,6 +130,8 @@ def as_retrieval_data(
                 "documents without the part that became the query."
             )
         data = pseudo_queries(found)
+    if hold_out_test and data.labels == "judged":
+        data = with_test_queries_apart(data)
     data = checked(data)
     for note in data.notes:
         logger.warning("%s", note)

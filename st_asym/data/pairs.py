@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from st_asym.data.collection import Qrels, RetrievalData, counted, first_few, stable_fraction, whole_number
@@ -46,6 +46,11 @@ def columns_of(names: Iterable[str], source: str) -> Columns:
             raise ValueError(f"{found}: {' and '.join(map(repr, named))} could each be the {what}. Keep one of them.")
         raise ValueError(f"{found}: none is the {what}. Name it one of {', '.join(accepted)}.")
 
+    if not columns.keys() & {*QUERY_NAMES, *DOCUMENT_NAMES}:
+        raise ValueError(
+            f"{found}: none is the query, and none the document. Name the first one of {', '.join(QUERY_NAMES)}, the "
+            f"second one of {', '.join(DOCUMENT_NAMES)}."
+        )
     grades = [columns[name] for name in GRADE_NAMES if name in columns]
     if len(grades) > 1:
         raise ValueError(f"{found}: {' and '.join(map(repr, grades))} could each be the grade. Keep one of them.")
@@ -223,6 +228,33 @@ def into_splits(collector: PairCollector) -> RetrievalData:
     data = collector.collection(_split_of)
     data.qrels.update({split: {} for split in _SPLITS if split not in data.qrels})
     return data
+
+
+def with_test_queries_apart(data: RetrievalData) -> RetrievalData:
+    """The same data, the queries that :func:`from_pairs` puts into ``test`` taken from ``train``; as it is with a test.
+
+    Raises:
+        ValueError: None of the training queries is one of those, or all are.
+
+    Example:
+        >>> data = PairCollector("pairs")
+        >>> for query in ("how to stop", "how to start", "who is there", "what is new"):
+        ...     data.add("", query, f"{query}?")
+        >>> {split: len(judged) for split, judged in with_test_queries_apart(data.collection()).qrels.items()}
+        {'train': 3, 'test': 1}
+    """
+    if "test" in data.qrels or "train" not in data.qrels:
+        return data
+    train: Qrels = {}
+    test: Qrels = {}
+    for query_id, judged in data.qrels["train"].items():
+        (test if _split_of(data.queries[query_id]) == "test" else train)[query_id] = judged
+    if not train or not test:
+        raise ValueError(
+            f"Of {counted(len(data.queries), 'query', 'queries')}, {len(test)} fall among those for the test by the "
+            "hash of their text: give more pairs, or queries of their own to evaluate on."
+        )
+    return replace(data, qrels={**data.qrels, "train": train, "test": test})
 
 
 def _split_of(query: str) -> str:

@@ -72,7 +72,7 @@ def evaluate(
         train: What the models were trained on, to tell queries whose relevant documents were training positives from
             others: a collection or its path, whose documents are recognised by their text, or qrels with the document
             ids of the data set; or a mapping of data sets to such. Of a file of pairs all count, as :func:`st_asym.fit`
-            trains on all.
+            trains on all; of one that is itself evaluated, those that are not judged.
         compressed: Also evaluate with ``"int8"`` or ``"binary"`` vectors, or with so many dimensions, as
             :class:`st_asym.evaluation.compression.CompressedIndex` describes.
         at_least: Share of the first row's nDCG@10 that a system must gain to work.
@@ -98,7 +98,7 @@ def evaluate(
     require_mteb()
     from st_asym.evaluation.compression import check_forms
     from st_asym.evaluation.running import FULL
-    from st_asym.evaluation.seen import TrainingData
+    from st_asym.evaluation.seen import TrainingData, trained_on_the_queries
     from st_asym.evaluation.tasks import benchmarks
     from st_asym.evaluation.undisturbed import undisturbed
 
@@ -106,8 +106,9 @@ def evaluate(
     with ExitStack() as stack:
         stack.enter_context(undisturbed())
         found = benchmarks(tasks, split)
-        known = TrainingData(train, [benchmark.name for benchmark in found])
+        known = TrainingData(train, found, split)
         systems = candidates(models)
+        told = trained_on_the_queries(models, found, split)
         compressed = (compressed,) if isinstance(compressed, str | int) else tuple(compressed)
         for system in systems:
             check_forms(compressed, system.models[0].get_embedding_dimension())
@@ -138,7 +139,7 @@ def evaluate(
             "correction": "Benjamini-Hochberg",
         },
         versions={name: version(name) for name in _PACKAGES},
-        notes=tuple([note for one in found for note in one.notes] + _odd(systems)),
+        notes=tuple(told + [note for one in found for note in one.notes] + _odd(systems)),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
 

@@ -135,5 +135,5 @@ def check_tasks(
 
     if isinstance(tasks, Iterable) and not isinstance(tasks, str | Mapping) and not hasattr(tasks, "column_names"):
         tasks = list(tasks)
-    TrainingData(train, [benchmark.name for benchmark in benchmarks(tasks, split)])
+    TrainingData(train, benchmarks(tasks, split), split)
     return tasks

@@ -1,17 +1,26 @@
-"""Which queries ask for documents that were training positives, and which do not."""
+"""Which queries, and which of the documents that they ask for, were in training."""
 
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias, Union
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from st_asym.data import Qrels, RetrievalData
 from st_asym.data.collection import counted, first_few
 from st_asym.data.sources import read
 from st_asym.evaluation.running import text_digest
 from st_asym.evaluation.scores import Scores
+from st_asym.provenance import Provenance, described
 from st_asym.splitting import seen_unseen
+from st_asym.verification import VerificationError
+
+if TYPE_CHECKING:
+    from st_asym.evaluation.models import Models
+    from st_asym.evaluation.tasks import Benchmark
 
 Train: TypeAlias = Union[RetrievalData, Qrels, str, "os.PathLike[str]"]
 
@@ -21,7 +30,8 @@ class TrainingData:
 
     Args:
         train: As for :func:`st_asym.evaluate`.
-        names: Of the data sets that are evaluated.
+        found: What is evaluated.
+        split: Of local collections.
 
     Raises:
         FileNotFoundError: No such collection.
@@ -29,13 +39,22 @@ class TrainingData:
         ValueError: Names of other data sets, or a collection without a ``train`` split.
     """
 
-    def __init__(self, train: Train | Mapping[str, Train] | None, names: Sequence[str]) -> None:
+    def __init__(
+        self, train: Train | Mapping[str, Train] | None, found: Sequence[Benchmark], split: str = "test"
+    ) -> None:
+        names = [benchmark.name for benchmark in found]
         by_name: dict[str, Any] = dict.fromkeys(names, train)
         if isinstance(train, Mapping) and not _is_qrels(train):
             if unknown := sorted(set(train) - set(names)):
                 number = counted(len(unknown), "data set")
                 raise ValueError(f"train names {number} not evaluated: {first_few(unknown)}; there are {list(names)}.")
             by_name = {name: train.get(name) for name in names}
+        for benchmark in found:
+            source = by_name[benchmark.name]
+            if _is_its_file(source, benchmark) and benchmark.data is not None:
+                qrels = benchmark.data.qrels
+                rest = {query: judged for part in qrels if part != split for query, judged in qrels[part].items()}
+                by_name[benchmark.name] = replace(benchmark.data, qrels={"train": rest})
         # By identity: one collection for all data sets is read once.
         read = {id(source): _positives(source) for source in by_name.values() if source is not None}
         self._known = {name: read[id(source)] for name, source in by_name.items() if source is not None}
@@ -51,6 +70,43 @@ class TrainingData:
         }
         seen, unseen = seen_unseen({"train": dict.fromkeys(positives, 1)}, dev)
         return {"seen": seen, "unseen": unseen}
+
+
+def trained_on_the_queries(models: Models, found: Sequence[Benchmark], split: str) -> list[str]:
+    """What the provenance of saved models says of the queries that they are judged on, a sentence each."""
+    queries = {one.name: described(one.data)["queries"] for one in found if one.data is not None}
+    notes = []
+    for name, given in models.items():
+        models_of_it = list(given.values()) if isinstance(given, Mapping) else given
+        several = models_of_it if isinstance(models_of_it, list | tuple) else [models_of_it]
+        trained = [part for path in several for part in _trained_on(path) if split not in part.get("qrels", {split})]
+        notes += [
+            f"{name} was trained on all queries of {data}, those judged here included: its scores say nothing about "
+            "new ones. Keep a part out of training: fit(..., hold_out_test=True), or st-asym fit with --evaluate of "
+            "the file that is trained on."
+            for data, texts in queries.items()
+            if any(part.get("queries") == texts for part in trained)
+        ]
+    return notes
+
+
+def _trained_on(path: Any) -> list[dict[str, Any]]:
+    """The data of a saved model with heads, as it names them; nothing where it does not."""
+    if not isinstance(path, str | os.PathLike) or not Path(path).is_dir():
+        return []
+    try:
+        made = Provenance.of(path)
+    except VerificationError:  # whether a model is whole is for `verify` to say
+        return []
+    return list(made.data.values()) if made is not None and any(made.heads.values()) else []
+
+
+def _is_its_file(source: Any, benchmark: Benchmark) -> bool:
+    """Whether a file of pairs is itself what is judged: then a part of its queries was kept out of training."""
+    if not isinstance(source, str | os.PathLike) or benchmark.path is None or benchmark.path.is_dir():
+        return False
+    path = Path(source).resolve()
+    return path == benchmark.path and not zipfile.is_zipfile(path)
 
 
 def _positives(source: Any) -> tuple[set[str], bool]:

@@ -34,12 +34,16 @@ class Benchmark:
         task: The task, its data perhaps not loaded yet.
         version: The revision of the data on the Hub, or a digest of the data.
         notes: What was left out of the data, a sentence each.
+        data: All that was read, where the data are local.
+        path: Where it was read, if that is a file or folder.
     """
 
     name: str
     task: AbsTaskRetrieval
     version: str
     notes: tuple[str, ...] = ()
+    data: RetrievalData | None = None
+    path: Path | None = None
 
 
 class LocalRetrieval(AbsTaskRetrieval):
@@ -130,7 +134,8 @@ def _benchmark(name: str | None, source: Source, split: str, number: int) -> Ben
     if isinstance(source, str | PathLike):
         path = Path(fspath(source))
         if path.exists():
-            return local_benchmark(name or path.name.partition(".")[0] or path.resolve().name, load_data(path), split)
+            found = local_benchmark(name or path.name.partition(".")[0] or path.resolve().name, load_data(path), split)
+            return replace(found, path=path.resolve())
         return _of_task(name, _task_by_name(fspath(source)))
     data = read(source, name or f"data set {number}")
     if not isinstance(data, RetrievalData):
@@ -191,9 +196,9 @@ def local_benchmark(name: str, data: RetrievalData, split: str) -> Benchmark:
             notes.append(f"{counted(len(empty), what, plural)} without text kept: {first_few(empty)}.")
     if own := own_documents(data.corpus, judged):
         notes.append(f"{counted(len(own), 'query has', 'queries have')} the id of a document, which is not a result.")
-    data = replace(data, qrels={split: judged})
-    task = LocalRetrieval(name, data, split, ignore_identical_ids=bool(own))
-    return Benchmark(name, task, task.metadata.dataset["revision"], tuple(notes))
+    of_split = replace(data, qrels={split: judged})
+    task = LocalRetrieval(name, of_split, split, ignore_identical_ids=bool(own))
+    return Benchmark(name, task, task.metadata.dataset["revision"], tuple(notes), data)
 
 
 def data_digest(data: RetrievalData, split: str) -> str:

@@ -64,6 +64,7 @@ def fit(
     system: str = "asymmetric",
     init: Init | None = None,
     collection: Collection | None = None,
+    hold_out_test: bool = False,
     settings: Settings | None = None,
     trials: int = 0,
     max_seconds: float | None = None,
@@ -94,6 +95,9 @@ def fit(
         init: ``"identity"`` or ``"random"``; None for the identity, and for what the other systems had originally.
         collection: ``"open"`` where queries will ask for documents that training never saw, ``"closed"`` where the
             corpus stays as it is; None counts both equally.
+        hold_out_test: Whether to leave out of training, of pairs without a ``test`` split, the queries that
+            :func:`st_asym.evaluate` and :func:`st_asym.diagnose` take of a file of them: a fifth, by a hash of their
+            text.
         settings: How heads are shaped and trained; None for defaults that are good across collections.
         trials: How many other settings to try (needs the extra ``tune``). They are compared on the held-out queries.
         max_seconds: When to stop: rehearsing ends after the epoch that leaves no more time than the last training
@@ -131,7 +135,7 @@ def fit(
         raise ValueError(f"The system {system!r} has no contrastive loss to give hard_negatives to: leave them at 0.")
     report = FitReport(system=system, init=init, collection=collection, settings=settings, seed=seed)
     with report.timed("read"):
-        data = as_retrieval_data(train, corpus=corpus, dev=dev)
+        data = as_retrieval_data(train, corpus=corpus, dev=dev, hold_out_test=hold_out_test)
         report.note_data(data)
         bench = Workbench(
             encoder if isinstance(encoder, SentenceTransformer) else load_encoder(encoder),

@@ -114,10 +114,14 @@ class FitReport:
                 "The model is the untouched encoder: no trained heads beat it on held-out queries, beyond noise, "
                 "without a loss on documents that training had not seen."
             )
-        return (
-            f"Trained heads are kept: nDCG@10 of held-out queries {self.chosen.gain:+.3f} ± {self.chosen.error:.3f} "
-            "to the untouched encoder."
-        )
+        gain, seen, unseen = self.chosen, self.chosen.seen, self.chosen.unseen
+        line = f"Trained heads are kept: nDCG@10 of held-out queries {gain.gain:+.3f} ± {gain.error:.3f}"
+        if min(seen.queries, unseen.queries) > 1:  # the figure is no mean of all: the two weigh the same
+            line += (
+                f", that is {seen.mean:+.3f} on documents seen in training ({seen.queries:,} queries) and "
+                f"{unseen.mean:+.3f} on others ({unseen.queries:,}),"
+            )
+        return f"{line} to the untouched encoder."
 
     def __str__(self) -> str:
         """The report as text."""

@@ -13,9 +13,9 @@ from evaluation_helpers import collection, count_encoded, ndcg_at_10, with_heads
 from sentence_transformers import SentenceTransformer
 
 import st_asym
-from st_asym import Comparison, EmbeddingCache, asymmetric_model, evaluate
+from st_asym import Comparison, EmbeddingCache, asymmetric_model, evaluate, save_provenance
 from st_asym.cache import model_fingerprint
-from st_asym.data import load_data
+from st_asym.data import RetrievalData, as_retrieval_data, load_data
 from st_asym.evaluation import running
 
 Make = Callable[..., SentenceTransformer]
@@ -333,3 +333,31 @@ def test_real_abstracts_score_as_by_the_formula(real_encoder: SentenceTransforme
     comparison = evaluate({"MiniLM": real_encoder}, {"SciFact": part}, results=None)
     found = comparison.queries["SciFact"]["scores"]["MiniLM"]["ndcg@10"][0]
     assert found == pytest.approx(ndcg_at_10(real_encoder, part), abs=1e-6)
+
+
+def test_a_file_of_pairs_is_trained_on_without_the_queries_that_are_judged(make_encoder: Make, tmp_path: Path) -> None:
+    file = tmp_path / "clicks.csv"
+    file.write_text("query,document\n" + "".join(f"query {i},answers {i}\n" for i in range(40)))
+    whole, part = as_retrieval_data(file), as_retrieval_data(file, hold_out_test=True)
+    assert part.qrels["test"] == load_data(file).qrels["test"]
+    assert part.qrels["test"].keys() | part.qrels["train"].keys() == whole.qrels["train"].keys()
+    model = asymmetric_model(make_encoder())
+    for name, data in (("whole", whole), ("part", part)):
+        model.save_pretrained(str(tmp_path / name))
+        save_provenance(tmp_path / name, model, data=data)
+    found = {
+        name: evaluate({"plain": make_encoder(), name: str(tmp_path / name)}, file, results=None, train=file)
+        for name in ("whole", "part")
+    }
+    assert found["whole"].notes[0].startswith("whole was trained on all queries of clicks, those judged here included")
+    assert not any("was trained on" in note for note in found["part"].notes)
+    assert found["part"].queries["clicks"]["seen"] == []  # each query has a document of its own
+    (tmp_path / "whole" / "st_asym.json").write_text("{")
+    evaluate({"whole": str(tmp_path / "whole")}, file, results=None)  # the model itself is as good as before
+
+
+def test_no_test_is_held_out_of_pairs_that_have_none_or_one() -> None:
+    data = RetrievalData({"q": "a"}, {"d": "b", "e": "c"}, {"train": {"q": {"d": 1}}})
+    with pytest.raises(ValueError, match=r"Of 1 query, [01] fall among those for the test .*: give more pairs"):
+        as_retrieval_data(data, hold_out_test=True)
+    assert as_retrieval_data(collection(), hold_out_test=True).qrels == as_retrieval_data(collection()).qrels

@@ -22,6 +22,11 @@ def test_the_first_line_says_what_came_of_it() -> None:
     assert report(evidence(0.1)).first_line == (
         "Trained heads are kept: nDCG@10 of held-out queries +0.100 ± 0.010 to the untouched encoder."
     )
+    both = Evidence(Choice(7, 0.6), Gain(35, 0.3, 0.528, 0.05), Gain(732, 0.9, 0.001, 0.004), 0.264, 0.03)
+    assert report(both).first_line == (
+        "Trained heads are kept: nDCG@10 of held-out queries +0.264 ± 0.030, that is +0.528 on documents seen in "
+        "training (35 queries) and +0.001 on others (732), to the untouched encoder."
+    )
     assert report(None, evidence(-0.1)).first_line.startswith("The model is the untouched encoder: no trained heads")
     assert report(None).first_line == "The model is the untouched encoder: there was nothing to train."
     text = str(report(evidence(0.1)))
