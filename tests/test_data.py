@@ -58,6 +58,13 @@ def test_pairs_read_from_jsonl(tmp_path: Path, name: str) -> None:
     assert sum(len(documents) for split in data.qrels.values() for documents in split.values()) == 3
 
 
+def test_a_split_of_all_queries_keeps_the_others() -> None:
+    qrels = {"train": {"a": {"d": 1}}, "test": {"a": {"e": 2}, "b": {"d": 0}}}
+    data = RetrievalData({"a": "one", "b": "two"}, {"d": "red", "e": "big"}, qrels).with_all_split()
+    assert data.qrels == {**qrels, "all": {"a": {"d": 1, "e": 2}, "b": {"d": 0}}}
+    assert data.with_all_split() is data
+
+
 texts = st.text(min_size=1).filter(str.strip)
 
 

@@ -14,7 +14,7 @@ def diagnose(
     model: Annotated[str, typer.Argument(help="A saved model with heads, or its Hub id.", show_default=False)],
     data: Annotated[str, typer.Argument(help="BEIR folder or zip, or a file of pairs.", show_default=False)],
     *,
-    split: Annotated[str, typer.Option(help="The queries to look at.")] = "test",
+    split: Annotated[str, typer.Option(help="The queries to look at: a split, or all.")] = "test",
     cache: Cache = None,
     json: Annotated[Optional[Path], typer.Option(help="Write the figures there.")] = None,  # noqa: UP045
     html: Html = None,
@@ -30,6 +30,8 @@ def diagnose(
 
         check_html(html)
         collection = load_data(data)
+        if split == "all":
+            collection = collection.with_all_split()
         if split not in collection.qrels:
             raise ValueError(f"{data} has no split {split!r}: choose one of {', '.join(sorted(collection.qrels))}.")
         qrels = collection.qrels[split]

@@ -43,7 +43,7 @@ def evaluate(
     ] = 3600.0,
     split: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="The queries to judge, of local data: test if not given."),
+        typer.Option(help="The queries to judge, of local data: a split, or all; test if not given."),
     ] = None,
     train: Annotated[
         Optional[str],  # noqa: UP045

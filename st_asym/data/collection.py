@@ -112,6 +112,16 @@ class RetrievalData:
         dev = {q: documents for q, documents in self.qrels["train"].items() if q in held_out}
         return replace(self, qrels={**self.qrels, "train": train, "dev": dev})
 
+    def with_all_split(self) -> RetrievalData:
+        """The same data with a split ``all`` of every query, where there is none of that name."""
+        if "all" in self.qrels:
+            return self
+        together: Qrels = {}
+        for judged in self.qrels.values():
+            for query_id, documents in judged.items():
+                together[query_id] = {**together.get(query_id, {}), **documents}
+        return replace(self, qrels={**self.qrels, "all": together})
+
     def _split(self, split: str) -> Qrels:
         if split not in self.qrels:
             raise KeyError(f"There is no split {split!r}: this collection has {sorted(self.qrels)}.")

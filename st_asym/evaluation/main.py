@@ -68,7 +68,8 @@ def evaluate(
             such.
         cache: Where the encoders' vectors are, or will be. None keeps them until the end only.
         results: A folder for the scores of every model on every data set. None keeps nothing.
-        split: Of local collections, which queries are judged. Tasks of MTEB have their own.
+        split: Of local collections, which queries are judged, ``"all"`` for those of every split. Tasks of MTEB have
+            their own.
         train: What the models were trained on, to tell queries whose relevant documents were training positives from
             others: a collection or its path, whose documents are recognised by their text, or qrels with the document
             ids of the data set; or a mapping of data sets to such. Of a file of pairs all count, as :func:`st_asym.fit`

@@ -178,9 +178,11 @@ def local_benchmark(name: str, data: RetrievalData, split: str) -> Benchmark:
             document. The message counts and names the first ones.
     """
     check_texts(data.queries, data.corpus)
+    if split == "all":
+        data = data.with_all_split()
     if split not in data.qrels:
         splits = ", ".join(sorted(data.qrels)) or "none"
-        raise ValueError(f"{name} has no split {split!r} to evaluate on; it has {splits}. Give split=...")
+        raise ValueError(f"{name} has no split {split!r} to evaluate on; it has {splits}. Give split=..., or 'all'.")
     check_ids(data.queries, data.corpus, data.qrels[split], f"{name}, split {split!r},")
     judged = {query_id: documents for query_id, documents in data.qrels[split].items() if _answered(documents)}
     if not judged:

@@ -151,6 +151,12 @@ def test_a_missing_split_names_those_that_are_there() -> None:
         benchmarks({"tiny": collection()}, "dev")
 
 
+def test_the_queries_of_all_splits_are_judged_together(tiny_encoder: SentenceTransformer) -> None:
+    data = collection()
+    comparison = evaluate({"plain": tiny_encoder}, {"tiny": data}, results=None, split="all")
+    assert comparison.queries["tiny"]["ids"] == sorted({*data.qrels["train"], *data.qrels["test"]})
+
+
 def test_queries_without_answers_and_documents_without_text_are_counted(tiny_encoder: SentenceTransformer) -> None:
     data = collection()
     data.corpus["d12"] = "  "
