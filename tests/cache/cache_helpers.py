@@ -55,7 +55,7 @@ def tiny_bert(path: Path) -> SentenceTransformer:
 def python(code: str, *, nobody: bool = False) -> subprocess.CompletedProcess[str]:
     """Run code in a new process, as a user who may write nothing if asked."""
     # What is imported must be so before: the interpreter may lie where only root can read.
-    load = "import os, lmdb, numpy, st_asym, tempfile; lmdb.open(tempfile.mkdtemp()).close()\n"
+    load = "import os, lmdb, numpy, st_asym.cache, tempfile; lmdb.open(tempfile.mkdtemp()).close()\n"
     drop = f"{load}os.setgid(65534); os.setuid(65534)\n"
     prefix = drop if nobody and os.getuid() == 0 else ""
     environment = {
