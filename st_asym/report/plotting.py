@@ -95,7 +95,7 @@ def _drawn(draw: Callable[[Any, Theme], None], theme: Theme, height: float) -> s
     }
     with matplotlib.rc_context(style), warnings.catch_warnings():
         # A name in another script: the picture shows boxes, the tables beside it the name.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from (current )?font")
         figure = Figure(figsize=(_SIZE[0], height), layout="constrained")
         axes = figure.add_subplot()
         axes.set_axisbelow(True)
