@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 from sentence_transformers import SentenceTransformer
+from transformers.utils import logging as transformers_logging
 from typer.testing import CliRunner
 
 import st_asym
@@ -277,3 +279,18 @@ def test_a_side_is_exported(folder: Path) -> None:
     result = CliRunner().invoke(app, [*command, "--output", str(folder / "other"), "--int8"])
     assert result.exit_code == 2
     assert "int8 is for format='onnx'" in result.stderr
+
+
+def test_quiet_gives_progress_bars_and_levels_back(folder: Path) -> None:
+    logger = logging.getLogger("st_asym")
+    level, shown = logger.level, transformers_logging.is_progress_bar_enabled()
+    try:
+        transformers_logging.enable_progress_bar()
+        CliRunner().invoke(
+            app, ["export", str(folder / "encoder"), "--side", "query", "-o", str(folder / "s"), "--quiet"]
+        )
+        assert transformers_logging.is_progress_bar_enabled()
+        assert logger.level == level
+    finally:
+        if not shown:
+            transformers_logging.disable_progress_bar()

@@ -237,6 +237,19 @@ def test_documents_may_change(sealed: Path) -> None:
     verify(sealed)
 
 
+def test_an_evaluation_in_the_folder_is_no_part_of_the_model(sealed: Path) -> None:
+    results = sealed / "evaluation" / "results"
+    results.mkdir(parents=True)
+    (results / "scores.json").write_text("{}")
+    (sealed / "evaluation" / "log.txt").write_text("what was done")
+    (sealed / "evaluation" / "asked.json").write_text("{}")
+    verify(sealed)
+    (sealed / "results").mkdir()
+    (sealed / "results" / "scores.json").write_text("{}")  # anywhere else it is
+    with pytest.raises(VerificationError, match="was not there when"):
+        verify(sealed)
+
+
 def test_all_findings_come_at_once(bare: Path) -> None:
     (bare / "a.py").write_text("1")
     (bare / "b.bin").write_text("1")

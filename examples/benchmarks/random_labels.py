@@ -1,6 +1,6 @@
 """How often ``fit`` keeps heads where there is nothing to learn: SciFact with its labels dealt out at random.
 
-    python examples/benchmarks/random_labels.py                 # a quarter of an hour on two cores
+    python examples/benchmarks/random_labels.py
     python examples/benchmarks/random_labels.py --draws 2 --queries 50
 
 Every query gets the documents of another. Whatever heads gain on held-out queries is luck then; the limit is none kept.

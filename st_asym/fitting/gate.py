@@ -14,8 +14,8 @@ from st_asym.ndcg import Scores
 
 Collection = Literal["open", "closed"]
 
-# How many standard errors a gain must be worth. It is the best of several choices, so more than one: on random labels
-# one fit in three kept its heads at one error, one in eight at 1.64, one in fifteen at two.
+# How many standard errors a gain must be worth. It is the best of several choices, so more than one:
+# examples/benchmarks/random_labels.py counts how often heads are kept where there is nothing to learn.
 _BEYOND_NOISE = 2.0
 # How many standard errors behind the best a choice may be to count as good as it.
 _AS_GOOD = 1.0
