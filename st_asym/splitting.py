@@ -170,6 +170,46 @@ def folds(
     return [_cut(graph, fold_of == fold, withhold(graph, fold_of == fold, unseen, max_lost)) for fold in range(k)]
 
 
+def expected_unseen(
+    qrels: Qrels,
+    *,
+    share: float = 0.2,
+    seed: int = 0,
+    queries: Mapping[str, str] | None = None,
+    corpus: Mapping[str, str] | None = None,
+) -> float:
+    """The share of queries on unseen documents that cutting queries at random gives.
+
+    It is what traffic like the training queries would have: each query is held out once, in random cuts.
+
+    Args:
+        qrels: Query id to document id to grade: above zero is relevant.
+        share: Share of the queries that a cut holds out.
+        seed: Of the cuts.
+        queries: Query id to text, so that queries with the same text stay together.
+        corpus: Document id to text, so that documents with the same text count as one.
+
+    Returns:
+        From 0 to 1.
+
+    Raises:
+        ValueError: Fewer than two different queries, or a query without a relevant document.
+
+    Example:
+        >>> expected_unseen({"q1": {"a": 1}, "q2": {"a": 1}, "q3": {"b": 1}, "q4": {"c": 1}}, share=0.25)
+        0.5
+    """
+    graph = QueryGraph(qrels, queries, corpus)
+    count = min(len(graph.units), max(2, round(1 / share)))
+    cut_of = np.random.default_rng(seed).permutation(np.arange(len(graph.units)) % count)
+    found = 0
+    for cut in range(count):
+        held_out = cut_of == cut
+        uses = graph.positives.T @ ~held_out
+        found += int(graph.sizes[held_out & (graph.related @ uses == 0)].sum())
+    return found / int(graph.sizes.sum())
+
+
 def seen_unseen(
     train: Qrels, dev: Qrels, *, corpus: Mapping[str, str] | None = None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
@@ -12,8 +11,7 @@ from st_asym.cli.common import Cache, Debug, Html, Quiet, check_html, one_line_e
 
 if TYPE_CHECKING:
     from st_asym.fitting import Settings
-    from st_asym.fitting.settings import Sides
-    from st_asym.systems import Init
+    from st_asym.fitting.settings import Init, Sides
 
 
 # typer reads the annotations when it runs: with Python 3.10, too, these must be what it knows.
@@ -31,17 +29,24 @@ def fit(
     output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Where the model is saved.")],
     dev: Annotated[Optional[str], typer.Option(help="Queries to judge on; cut from TRAIN if not given.")] = None,  # noqa: UP045
     corpus: Annotated[Optional[str], typer.Option(help="More documents to search among.")] = None,  # noqa: UP045
-    system: Annotated[
-        Literal["asymmetric", "frozen", "iso_pred", "respred"], typer.Option(help="What is trained.")
-    ] = "asymmetric",
-    init: Annotated[Optional[Literal["identity", "random"]], typer.Option(help="How heads start.")] = None,  # noqa: UP045
+    init: Annotated[
+        Optional[Literal["identity", "pairs", "random"]],  # noqa: UP045
+        typer.Option(help="How heads start; the first two are tried if not given."),
+    ] = None,
     open_collection: Annotated[
         Optional[bool],  # noqa: UP045
         typer.Option("--open/--closed", help="Whether queries will ask for documents that training never saw."),
     ] = None,
+    expected_unseen: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(min=0.0, max=1.0, help="The share of queries on such documents; that of TRAIN if not given."),
+    ] = None,
     sides: Annotated[
         Optional[Literal["both", "query", "document", "shared"]],  # noqa: UP045
-        typer.Option(help="Which sides get a head. With 'query', an existing index of documents stays valid."),
+        typer.Option(
+            help="Which sides get a head; 'both' and 'query' are tried if not given. With 'query', an existing index of "
+            "documents stays valid."
+        ),
     ] = None,
     linear: Annotated[
         bool, typer.Option("--linear", help="Heads of one layer without bias, which all servers can run.")
@@ -76,17 +81,15 @@ def fit(
 
             check_tasks(evaluate)
 
-        settings = _settings(system, init, sides, linear=linear, hard_negatives=hard_negatives)
         result = fit(
             encoder,
             train,
             output_dir=output_dir,
             dev=dev,
             corpus=corpus,
-            system=system,
-            init=init,
             collection=None if open_collection is None else "open" if open_collection else "closed",
-            settings=settings,
+            expected_unseen=expected_unseen,
+            settings=_settings(init, sides, linear=linear, hard_negatives=hard_negatives),
             trials=trials,
             max_seconds=max_seconds,
             cache=cache,
@@ -115,20 +118,11 @@ def _is_among(path: str, paths: list[str]) -> bool:
     return Path(path).resolve() in [Path(one).resolve() for one in paths]
 
 
-def _settings(
-    system: str, init: Init | None, sides: Sides | None, *, linear: bool, hard_negatives: int
-) -> Settings | None:
-    """The defaults with what was asked for; None for the defaults alone."""
+def _settings(init: Init | None, sides: Sides | None, *, linear: bool, hard_negatives: int) -> Settings:
+    """What was asked for; all else is left to ``fit``."""
     from st_asym.fitting import Settings
-    from st_asym.fitting.settings import usual_init
-    from st_asym.systems import get_system
 
-    kind = get_system(system)
-    if sides is not None and kind.shared:
-        raise ValueError(f"The system {system!r} has one shared head: leave --sides out.")
-    changes: dict[str, Any] = {} if sides is None else {"sides": sides}
-    if linear:
-        changes |= {"hidden_features": None, "bias": False}
+    options: dict[str, Any] = {"hidden_features": None, "bias": False} if linear else {}
     if hard_negatives:
-        changes |= {"contrastive": "in-batch", "hard_negatives": hard_negatives}
-    return replace(Settings.of(kind, init or usual_init(kind)), **changes) if changes else None
+        options |= {"contrastive": "in-batch", "hard_negatives": hard_negatives}
+    return Settings(init=init, sides=sides, **options)

@@ -1,11 +1,14 @@
-"""From texts to a saved model: rehearse on held-out queries, choose, train.
+"""From texts to a saved model: rehearse candidates on held-out queries, decide, train what is kept.
 
-From the bottom up: ``settings``, ``heads`` (weights as a whole), ``judging``, ``workbench`` (what all runs share),
-``training`` (one run), ``gate`` (the decision), ``rehearsing``, ``tuning``, ``report``, ``main``.
+From left to right: ``settings``; ``vectors`` (all that training sees); ``closed_form`` and ``candidates`` (what is
+tried); ``loop`` (one training run on vectors); ``rehearsal`` (candidates on held-out queries) and ``tuning`` (more of
+them); ``gate`` (the decision); ``refit`` (the training that is kept, by the stock trainer); ``report``, ``saving``,
+``fit``.
 """
 
-from st_asym.fitting.main import FitResult, fit
+from st_asym.fitting.closed_form import whitened_heads
+from st_asym.fitting.fit import FitResult, fit
 from st_asym.fitting.report import FitReport
 from st_asym.fitting.settings import Settings
 
-__all__ = ["FitReport", "FitResult", "Settings", "fit"]
+__all__ = ["FitReport", "FitResult", "Settings", "fit", "whitened_heads"]

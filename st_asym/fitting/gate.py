@@ -1,41 +1,45 @@
-"""The decision whether trained heads are kept: held-out queries, on seen and unseen documents apart."""
+"""The decision whether trained heads are kept, by held-out queries."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from st_asym.ndcg import Scores
+from st_asym.retrieval import Scores
 
-Collection = Literal["open", "closed"]
-
-# How many standard errors a gain must be worth. It is the best of several choices, so more than one:
+# How unlikely the gain of the best of all choices must be where none is worth anything:
 # examples/benchmarks/random_labels.py counts how often heads are kept where there is nothing to learn.
-_BEYOND_NOISE = 2.0
-# How many standard errors behind the best a choice may be to count as good as it.
-_AS_GOOD = 1.0
-# Fewer queries on unseen documents than this say nothing by themselves.
+_CHANCE = 0.025
+# All sign flips of so many queries are tried, and as many random ones of more.
+_ALL_FLIPS, _FLIPS = 12, 4_999
+# How many standard errors a half may lose.
+_NOISE = 1.0
+# Fewer queries than this say nothing by themselves about their half.
 _TOO_FEW_TO_TELL = 3
-# With fewer queries than this, and than a tenth of all, a half is not weighed by itself.
-_HALF = 20
 
 
 @dataclass(frozen=True, order=True)
 class Choice:
-    """How far to train, and how far to turn back: epochs, and the weight of what they gave (1 is all of it)."""
+    """Which heads: a candidate, how long it is trained, and how far it is turned back.
 
-    epoch: int
-    dial: float
+    Attributes:
+        candidate: Its name.
+        epoch: After how many epochs; 0 for heads in closed form.
+        dial: The weight of what training gave, from 0, where the heads started, to 1, all of it.
+    """
+
+    candidate: str
+    epoch: int = 0
+    dial: float = 1.0
 
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """One training run on part of the queries, judged on the others.
+    """Training on part of the queries, judged on the others.
 
     Attributes:
         queries: Ids of the held-out queries.
@@ -58,7 +62,8 @@ class Gain:
         queries: How many queries.
         untouched: Their mean with the encoder as it is.
         mean: The mean difference.
-        error: Its standard error, infinite for one query and 0 for none.
+        error: Its standard error, as if one more query had gained nothing: scores are discrete, and a few that are
+            equal by chance are no certainty. 0 for no queries.
     """
 
     queries: int
@@ -72,8 +77,13 @@ class Gain:
         difference = scores - untouched
         if not len(difference):
             return cls(0, 0.0, 0.0, 0.0)
-        error = float(np.std(difference, ddof=1)) / math.sqrt(len(difference)) if len(difference) > 1 else math.inf
+        error = float(np.std([*difference, 0.0], ddof=1)) / math.sqrt(len(difference))
         return cls(len(difference), float(untouched.mean()), float(difference.mean()), error)
+
+    @property
+    def loses(self) -> bool:
+        """Whether it is a loss beyond noise."""
+        return self.queries >= _TOO_FEW_TO_TELL and self.mean < -_NOISE * self.error
 
     def __str__(self) -> str:
         """``.671 -> .819 (+.148 ± .021, 80 queries)``."""
@@ -93,7 +103,7 @@ class Evidence:
         choice: The choice.
         seen: Gain of the queries on documents that training knows.
         unseen: Gain of the others.
-        gain: Both, weighed as the collection asks.
+        gain: Both, in the proportion of the traffic to expect.
         error: Standard error of ``gain``.
     """
 
@@ -104,77 +114,122 @@ class Evidence:
     error: float
 
     @property
-    def costs_unseen(self) -> bool:
-        """Whether it loses on unseen documents."""
-        return self.unseen.queries >= _TOO_FEW_TO_TELL and self.unseen.mean < 0
-
-    @property
     def worth_it(self) -> bool:
-        """Whether it gains, beyond noise, and loses nothing on unseen documents."""
-        return not self.costs_unseen and self.gain > _BEYOND_NOISE * self.error
+        """Whether it gains, and loses on neither half."""
+        return self.gain > 0 and not self.seen.loses and not self.unseen.loses
 
 
-def weigh(rehearsals: Sequence[Rehearsal], collection: Collection | None = None) -> list[Evidence]:
+@dataclass(frozen=True)
+class Decision:
+    """What the held-out queries decide.
+
+    Attributes:
+        chosen: What they say about the choice; None where the encoder is better left alone.
+        evidence: The same for all choices, in their order.
+        chance: How likely the largest gain, in standard errors, would be if no choice were worth anything.
+    """
+
+    chosen: Evidence | None
+    evidence: tuple[Evidence, ...]
+    chance: float
+
+
+def weigh(rehearsals: Sequence[Rehearsal], expected_unseen: float) -> dict[Choice, Evidence]:
     """Put the rehearsals together, choice by choice.
 
     Args:
-        rehearsals: Runs with the same choices, on different queries.
-        collection: ``"open"`` counts the queries on unseen documents alone, ``"closed"`` those on seen ones, None both
-            halves equally, however many queries are in each, unless one has less than 20 and a tenth of all.
+        rehearsals: Runs on different queries. A choice counts where it was judged.
+        expected_unseen: The share of queries on unseen documents in the traffic to expect, from 0 to 1. A half that has
+            no held-out query leaves its share to the other.
 
     Returns:
-        One entry per choice that all rehearsals reached, in the order of epochs and dials.
+        One entry for each choice, in their order.
     """
-    seen, untouched, scores = _together(rehearsals)
-    return [Evidence(choice, *_gains(seen, untouched, own, collection)) for choice, own in sorted(scores.items())]
+    choices = sorted({choice for rehearsal in rehearsals for choice in rehearsal.scores})
+    return {choice: _evidence(choice, rehearsals, expected_unseen) for choice in choices}
 
 
-def choose(rehearsals: Sequence[Rehearsal], collection: Collection | None = None) -> Evidence | None:
-    """Pick how far to train and how far to turn back; None where the encoder is better left alone.
+def decide(rehearsals: Sequence[Rehearsal], expected_unseen: float, finalists: Iterable[str] | None = None) -> Decision:
+    """Pick the heads, or leave the encoder alone.
 
-    Among the choices that are worth it, the best and those that are not behind it by more than a standard error of the
-    difference, paired by query, are as good as each other: of these, the one that moves least from the encoder is
-    taken, that of the smallest dial, and among equals that of the first epoch. (The one-standard-error rule of Breiman
-    et al. 1984, "Classification and Regression Trees".)
+    The choice is that of the largest gain among those that lose on neither half beyond noise. It is kept if its gain is
+    more than the largest of as many choices would be by chance: the signs of all held-out queries' differences are
+    flipped together, at random, and the largest gain of all choices in standard errors is compared with what was found.
+    (The randomisation test of Fisher, for retrieval Smucker, Allan and Carterette 2007; the largest of several
+    statistics, Westfall and Young 1993, "Resampling-Based Multiple Testing".) So the number of choices is paid for,
+    however alike they are, and five queries that all gain are the least that can be evidence.
 
     Args:
         rehearsals: As for :func:`weigh`.
-        collection: As for :func:`weigh`.
+        expected_unseen: As for :func:`weigh`.
+        finalists: The candidates that were rehearsed to the end, and may be chosen; all, if None.
 
     Returns:
-        What the held-out queries say about the choice.
+        The choice, and what it rests on.
     """
-    evidence = {entry.choice: entry for entry in weigh(rehearsals, collection) if entry.worth_it}
-    if not evidence:
-        return None
-    best = max(evidence.values(), key=lambda entry: entry.gain)
-    seen, _, scores = _together(rehearsals)
-    as_good = []
-    for entry in evidence.values():
-        *_, behind, error = _gains(seen, scores[entry.choice], scores[best.choice], collection)
-        if behind <= _AS_GOOD * error:
-            as_good.append(entry)
-    return min(as_good, key=lambda entry: (entry.choice.dial, entry.choice.epoch))
+    evidence = weigh(rehearsals, expected_unseen)
+    finalists = None if finalists is None else set(finalists)
+    eligible = [entry for entry in evidence.values() if finalists is None or entry.choice.candidate in finalists]
+    worth_it = [entry for entry in eligible if entry.worth_it]
+    if not worth_it:
+        return Decision(None, tuple(evidence.values()), 1.0)
+    best = max(worth_it, key=lambda entry: entry.gain)
+    chance = _chance(best.choice, list(evidence), rehearsals, expected_unseen)
+    return Decision(best if chance <= _CHANCE else None, tuple(evidence.values()), chance)
 
 
-def _together(rehearsals: Sequence[Rehearsal]) -> tuple[NDArray[np.bool_], Scores, dict[Choice, Scores]]:
-    choices = set.intersection(*(set(rehearsal.scores) for rehearsal in rehearsals))
-    return (
-        np.concatenate([rehearsal.seen for rehearsal in rehearsals]),
-        np.concatenate([rehearsal.untouched for rehearsal in rehearsals]),
-        {choice: np.concatenate([rehearsal.scores[choice] for rehearsal in rehearsals]) for choice in choices},
-    )
+def behind(one: Choice, other: Choice, rehearsals: Sequence[Rehearsal], expected_unseen: float) -> tuple[float, float]:
+    """How far a choice is behind another on the queries where both were judged, and the standard error of that."""
+    both = [rehearsal for rehearsal in rehearsals if one in rehearsal.scores and other in rehearsal.scores]
+    pairs = [
+        Rehearsal(part.queries, part.seen, part.scores[one], {other: part.scores[other]}) for part in both
+    ]
+    found = _evidence(other, pairs, expected_unseen)
+    return found.gain, found.error
 
 
-def _gains(
-    seen: NDArray[np.bool_], before: Scores, after: Scores, collection: Collection | None
-) -> tuple[Gain, Gain, float, float]:
-    """The gain on seen and on unseen documents, and of both together with its standard error."""
+def _evidence(choice: Choice, rehearsals: Sequence[Rehearsal], expected_unseen: float) -> Evidence:
+    parts = [rehearsal for rehearsal in rehearsals if choice in rehearsal.scores]
+    seen = np.concatenate([part.seen for part in parts])
+    before = np.concatenate([part.untouched for part in parts])
+    after = np.concatenate([part.scores[choice] for part in parts])
     halves = Gain.of(before[seen], after[seen]), Gain.of(before[~seen], after[~seen])
-    counted = [half for half, kind in zip(halves, ("closed", "open"), strict=True) if collection in (None, kind)]
-    counted = [half for half in counted if half.queries] or [half for half in halves if half.queries]
-    if min(half.queries for half in counted) < min(_HALF, len(seen) / 10):
-        # A handful must not count as much as all others together.
-        counted = [Gain.of(before, after)]
-    gain = sum(half.mean for half in counted) / len(counted)
-    return *halves, gain, math.hypot(*(half.error for half in counted)) / len(counted)
+    shares = _shares(seen, expected_unseen)
+    gain = sum(share * half.mean for share, half in zip(shares, halves, strict=True))
+    error = math.hypot(*(share * half.error for share, half in zip(shares, halves, strict=True)))
+    return Evidence(choice, *halves, gain, error)
+
+
+def _shares(seen: NDArray[np.bool_], expected_unseen: float) -> tuple[float, float]:
+    """What the seen and the unseen half count."""
+    if seen.all():
+        return 1.0, 0.0
+    if not seen.any():
+        return 0.0, 1.0
+    return 1.0 - expected_unseen, expected_unseen
+
+
+def _chance(
+    best: Choice, choices: Sequence[Choice], rehearsals: Sequence[Rehearsal], expected_unseen: float
+) -> float:
+    """How often flipped signs give some choice at least the gain, in standard errors, that the best has."""
+    seen = np.concatenate([part.seen for part in rehearsals])
+    share_seen, share_unseen = _shares(seen, expected_unseen)
+    weights = np.where(seen, share_seen / max(1, seen.sum()), share_unseen / max(1, (~seen).sum()))
+    differences = np.array(
+        [
+            np.concatenate([part.scores.get(choice, part.untouched) - part.untouched for part in rehearsals])
+            for choice in choices
+        ]
+    )
+    weighted = differences * weights
+    lengths = np.linalg.norm(weighted, axis=1, keepdims=True)
+    directions = np.divide(weighted, lengths, out=np.zeros_like(weighted), where=lengths > 0)
+    count = len(seen)
+    if count <= _ALL_FLIPS:
+        signs = 1.0 - 2.0 * ((np.arange(2**count)[:, None] >> np.arange(count)) & 1)
+    else:
+        drawn = np.random.default_rng(0).integers(0, 2, size=(_FLIPS, count))
+        signs = np.concatenate([np.ones((1, count)), 1.0 - 2.0 * drawn])
+    found = directions[list(choices).index(best)].sum()
+    return float(np.mean((signs @ directions.T).max(axis=1) >= found - 1e-9))

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -14,12 +14,30 @@ from pathlib import Path
 from typing import Any
 
 from st_asym.data import RetrievalData
-from st_asym.fitting.gate import Evidence
-from st_asym.fitting.rehearsing import Attempt
+from st_asym.fitting.candidates import Candidate
+from st_asym.fitting.gate import Decision, Evidence
+from st_asym.fitting.rehearsal import Rehearsals
 from st_asym.fitting.settings import Settings
-from st_asym.splitting import HeldOut
 
+_HALVES = ("seen", "unseen")
 _PACKAGES = ("st_asym", "sentence-transformers", "transformers", "torch", "numpy", "datasets")
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A candidate, and what it was worth at its best.
+
+    Attributes:
+        name: Its name.
+        evidence: What the held-out queries say about its best choice.
+        cuts: On how many cuts it was rehearsed; fewer than others where it was clearly behind.
+        seconds: What rehearsing it took.
+    """
+
+    name: str
+    evidence: Evidence
+    cuts: int
+    seconds: float
 
 
 @dataclass
@@ -27,41 +45,46 @@ class FitReport:
     """What a fit did, and why.
 
     Attributes:
-        system: What was trained.
-        init: How its heads started.
+        settings: How the heads that are kept were made; as given, where none are.
         collection: ``"open"``, ``"closed"`` or None, as given.
-        settings: How it was trained; of several trials, the best.
         seed: Of everything that was drawn.
         labels: Where the queries came from: ``"judged"``, ``"titles"`` or ``"sentences"``.
         counts: Documents, and queries by split.
+        expected_unseen: The share of queries on unseen documents in the traffic to expect.
         held_out: How queries were held out, in words.
+        candidates: What was tried, the best first.
         chosen: What the held-out queries say about the choice; None where the encoder was left alone.
-        evidence: The same for all choices.
-        log: Training by epoch, from 0, as the rehearsals saw it, see :class:`st_asym.fitting.rehearsing.Attempt`.
+        chance: How likely the largest gain would be if no choice were worth anything.
+        evidence: What the held-out queries say about all choices.
+        log: Training by epoch, from 0, as the rehearsals saw it, of the candidate that was best, see
+            :meth:`st_asym.fitting.rehearsal.Rehearsals.log_of`.
         refitted: Whether the heads were trained again at the end, on all queries.
-        trials: The settings that were tried, with the gain of each.
+        training: The losses of that training by epoch.
+        trials: The settings that were tried besides, with the gain of each.
         notes: What was left out or changed in the data.
         seconds: What took how long.
         versions: Of the packages.
 
     Example:
         >>> report = fit("all-MiniLM-L6-v2", "scifact.zip", output_dir="model").report  # doctest: +SKIP
-        >>> report.kept, report.chosen.choice.epoch  # doctest: +SKIP
+        >>> report.kept, report.chosen.choice.candidate  # doctest: +SKIP
         >>> print(report)  # doctest: +SKIP
     """
 
-    system: str
-    init: str
-    collection: str | None
     settings: Settings
-    seed: int
+    collection: str | None = None
+    seed: int = 0
     labels: str = "judged"
     counts: dict[str, int] = field(default_factory=dict)
+    expected_unseen: float | None = None
     held_out: list[str] = field(default_factory=list)
+    candidates: Sequence[Tried] = ()
     chosen: Evidence | None = None
+    chance: float | None = None
     evidence: Sequence[Evidence] = ()
     log: Sequence[dict[str, float]] = ()
     refitted: bool = False
+    training: Sequence[dict[str, float]] = ()
     trials: Sequence[dict[str, Any]] = ()
     notes: Sequence[str] = ()
     seconds: dict[str, float] = field(default_factory=dict)
@@ -77,23 +100,32 @@ class FitReport:
         self.labels, self.notes = data.labels, data.notes
         self.counts = {"documents": len(data.corpus), **{split: len(judged) for split, judged in data.qrels.items()}}
 
-    def note_attempt(self, best: Attempt, parts: Sequence[HeldOut]) -> None:
+    def note_rehearsals(
+        self, found: Rehearsals, decision: Decision, tried: Mapping[str, Candidate], expected_unseen: float
+    ) -> None:
         """Say what the held-out queries have decided."""
-        self.settings, self.evidence, self.chosen = best.stage.settings, best.evidence, best.chosen
-        self.log, judged = best.log, len(best.rehearsals)
-        self.held_out = [str(parts[0])]
+        self.expected_unseen, self.chance = expected_unseen, decision.chance
+        self.evidence, self.chosen = decision.evidence, decision.chosen
+        self.candidates = _tried(found, decision)
+        best = decision.chosen or next((one.evidence for one in self.candidates), None)
+        if best is not None:
+            self.log = found.log_of(best.choice.candidate)
+        if self.chosen is not None:
+            self.settings = tried[self.chosen.choice.candidate].settings
+        judged = len(found.stages)
+        self.held_out = [str(found.parts[0])]
         if judged > 1:
-            seen, unseen = (sum(len(getattr(part, kind)) for part in parts[:judged]) for kind in ("seen", "unseen"))
+            seen, unseen = (sum(len(getattr(part, kind)) for part in found.parts[:judged]) for kind in _HALVES)
             self.held_out = [
                 f"{seen + unseen:,} queries were held out, each once, in {judged} cuts: {seen:,} seen, {unseen:,} "
-                f"whose documents are no training positives. The first cut: {parts[0]}"
+                f"whose documents are no training positives. The first cut: {found.parts[0]}"
             ]
-        if self.collection == "open" and not any(part.unseen for part in parts[:judged]):
+        if expected_unseen and not any(part.unseen for part in found.parts[:judged]):
             self.held_out.append(
                 "No query on unseen documents could be held out: an open collection is judged blindly."
             )
-        if judged < len(parts):
-            self.held_out.append(f"There was no time for {len(parts) - judged} of {len(parts)} cuts.")
+        if judged < len(found.parts):
+            self.held_out.append(f"There was no time for {len(found.parts) - judged} of {len(found.parts)} cuts.")
         self.refitted = self.kept and "dev" not in self.counts
 
     @contextmanager
@@ -112,30 +144,34 @@ class FitReport:
         if self.chosen is None:
             return (
                 "The model is the untouched encoder: no trained heads beat it on held-out queries, beyond noise, "
-                "without a loss on documents that training had not seen."
+                "without a loss on documents that training had seen or had not."
             )
         gain, seen, unseen = self.chosen, self.chosen.seen, self.chosen.unseen
         line = f"Trained heads are kept: nDCG@10 of held-out queries {gain.gain:+.3f} ± {gain.error:.3f}"
-        if min(seen.queries, unseen.queries) > 1:  # the figure is no mean of all: the two weigh the same
+        if seen.queries and unseen.queries:
             line += (
-                f", that is {seen.mean:+.3f} on documents seen in training ({seen.queries:,} queries) and "
-                f"{unseen.mean:+.3f} on others ({unseen.queries:,}),"
+                f", that is {seen.mean:+.3f} on documents seen in training and {unseen.mean:+.3f} on others, "
+                f"{self.expected_unseen:.0%} of the traffic to expect,"
             )
         return f"{line} to the untouched encoder."
 
     def __str__(self) -> str:
         """The report as text."""
         lines = [self.first_line, *self.held_out]
-        shown = self.chosen or max(self.evidence, key=lambda entry: entry.gain, default=None)
-        if shown is not None:
+        best = self.chosen or next((one.evidence for one in self.candidates), None)
+        if best is not None:
             what = "kept" if self.kept else "the best of what was tried"
+            choice = best.choice
+            how = f", epoch {choice.epoch}, dial {choice.dial:g}" if choice.epoch else ""
             lines += [
-                f"Epoch {shown.choice.epoch}, dial {shown.choice.dial:g} ({what}), nDCG@10 untouched -> trained:",
-                f"  seen documents    {shown.seen}",
-                f"  unseen documents  {shown.unseen}",
+                f"{choice.candidate}{how} ({what}), nDCG@10 untouched -> with heads:",
+                f"  seen documents    {best.seen}",
+                f"  unseen documents  {best.unseen}",
+                "What was tried, each at its best, on held-out queries:",
+                *(f"  {_worth(one)}" for one in self.candidates),
             ]
         if self.refitted:
-            lines.append("The kept heads were then trained on all queries, those held out included.")
+            lines.append("The kept heads were then made of all queries, those held out included.")
         if self.labels != "judged":
             lines.append(f"There were no labels: queries are the documents' own {self.labels}.")
         lines += [*self.notes, ", ".join(f"{name}: {value:.1f} s" for name, value in self.seconds.items())]
@@ -149,6 +185,28 @@ class FitReport:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the report as JSON."""
         Path(path).write_text(json.dumps(self.as_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _tried(found: Rehearsals, decision: Decision) -> list[Tried]:
+    """Each candidate at its best: what was rehearsed to the end first, then by gain."""
+    best: dict[str, Evidence] = {}
+    for entry in decision.evidence:
+        name = entry.choice.candidate
+        if name not in best or (entry.worth_it, entry.gain) > (best[name].worth_it, best[name].gain):
+            best[name] = entry
+    if decision.chosen is not None:
+        best[decision.chosen.choice.candidate] = decision.chosen
+    tried = [
+        Tried(name, entry, len(found.logs[name]), round(found.seconds[name], 2)) for name, entry in best.items()
+    ]
+    return sorted(tried, key=lambda one: (-one.cuts, not one.evidence.worth_it, -one.evidence.gain))
+
+
+def _worth(tried: Tried) -> str:
+    """``both sides, whitening 1: +.071 ± .010 (seen +.080, unseen +.010)``."""
+    gain = tried.evidence
+    halves = [f"{name} {half.mean:+.3f}" for name, half in (("seen", gain.seen), ("unseen", gain.unseen)) if half.queries]
+    return f"{tried.name}: {gain.gain:+.3f} ± {gain.error:.3f} ({', '.join(halves)}; {tried.cuts} cut(s))"
 
 
 def _finite(value: Any) -> Any:

@@ -64,6 +64,6 @@ def save(
         card = fitted_card(model, report.as_dict(), encoder, data_name, new)
         if report.kept:  # otherwise it is the user's own encoder, with the encoder's own card
             attach(model, card, new)
-        settings = {**report.settings.as_dict(), **{k: getattr(report, k) for k in ("system", "init", "collection")}}
+        settings = {**report.settings.as_dict(), **{k: getattr(report, k) for k in ("collection", "expected_unseen")}}
         name = ", ".join(map(public_name, sources))
         save_provenance(new, model, data={name: data}, settings=settings, seed=report.seed)

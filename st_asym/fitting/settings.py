@@ -1,4 +1,4 @@
-"""What a fit trains with."""
+"""How heads are shaped and trained."""
 
 from __future__ import annotations
 
@@ -6,35 +6,47 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from st_asym.projection import HiddenFeatures, ProjectionOptions
-from st_asym.systems import Init, System
 
 Sides = Literal["both", "query", "document", "shared"]
+Init = Literal["identity", "pairs", "random"]
 Contrastive = Literal["corpus", "in-batch"]
 IsotropyKind = Literal["covariance", "sigreg", "uniformity"]
 _NAMES = {
     name: get_args(kind)
-    for name, kind in (("sides", Sides), ("contrastive", Contrastive), ("isotropy_kind", IsotropyKind))
+    for name, kind in (
+        ("sides", Sides),
+        ("init", Init),
+        ("contrastive", Contrastive),
+        ("isotropy_kind", IsotropyKind),
+    )
 }
+# Larger collections need fewer passes over their queries: about so many steps, and at least so many epochs.
+_EPOCHS, _STEPS, _FEWEST = 20, 1_000, 3
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How heads are shaped and trained. The defaults are good across collections.
+    """How heads are shaped and trained. What is None is left to :func:`st_asym.fit`, which tries what there is.
 
     Attributes:
         sides: Which sides get a head: ``"both"``, ``"query"`` (documents stay as they are, and so does an existing
-            index), ``"document"``, or ``"shared"``, one head for both.
+            index), ``"document"``, or ``"shared"``, one head for both. ``fit`` tries the first two.
+        init: How heads start: ``"identity"``, ``"pairs"`` (within-pair whitening, see
+            :func:`st_asym.fitting.closed_form.pair_whitening`) or ``"random"``. ``fit`` tries the first two.
+        contrastive: ``"corpus"`` for :class:`st_asym.CorpusContrastiveLoss` against the corpus, ``"in-batch"`` for its
+            form against the documents of the batch. ``fit`` tries both.
+        unlabelled_weight: What a document that no training query asks for counts as a negative, with ``"corpus"``.
+            ``fit`` tries 1, where the corpus is closed, and 0.1.
+        whitening: The strength s of the start ``"pairs"``.
         hidden_features: Width of the hidden layer, as for :func:`st_asym.AsymmetricProjection`.
         bias: Whether layers have one, as for :func:`st_asym.AsymmetricProjection`. Servers that know no heads of
             their own run ``hidden_features=None, bias=False`` (see :func:`st_asym.export_side`).
-        contrastive: ``"corpus"`` for :class:`st_asym.CorpusContrastiveLoss`, ``"in-batch"`` for the library's
-            ``MultipleNegativesRankingLoss``.
         temperature: Divides the similarities in the loss.
         learning_rate: At the first step; it falls linearly to zero.
-        epochs: Passes over the training queries.
-        batch_size: Queries (``"corpus"``) or pairs (``"in-batch"``) per step.
+        epochs: Passes over the training queries; None for 20, and fewer where that were more than 1,000 steps.
+        batch_size: Queries per step.
         hard_negatives: With ``"in-batch"``, how many of the documents that the encoder finds most similar to a query
-            its pairs get as negatives, see :func:`st_asym.mine_negatives`.
+            are its negatives besides.
         isotropy_weight: Weight of the isotropy term, 0 for none.
         isotropy_kind: As for :class:`st_asym.IsotropyLoss`.
 
@@ -46,29 +58,37 @@ class Settings:
         256
     """
 
-    sides: Sides = "both"
+    sides: Sides | None = None
+    init: Init | None = None
+    contrastive: Contrastive | None = None
+    unlabelled_weight: float | None = None
+    whitening: float = 1.0
     hidden_features: HiddenFeatures = "2x"
-    contrastive: Contrastive = "corpus"
+    bias: bool = True
     temperature: float = 0.05
-    learning_rate: float = 1e-3
-    epochs: int = 20
+    learning_rate: float = 3e-4
+    epochs: int | None = None
     batch_size: int = 256
+    hard_negatives: int = 0
     isotropy_weight: float = 0.0
     isotropy_kind: IsotropyKind = "covariance"
-    hard_negatives: int = 0
-    bias: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what would fail later, in the middle of a fit."""
         for name, names in _NAMES.items():
-            if getattr(self, name) not in names:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, names))}, got {getattr(self, name)!r}.")
-        for name in ("temperature", "learning_rate", "epochs", "batch_size"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be a finite number above 0, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value is not None and value not in names:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, names))}, got {value!r}.")
+        for name in ("temperature", "learning_rate", "epochs", "batch_size", "whitening"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be a finite number above 0, got {value}.")
         for name in ("epochs", "batch_size"):
-            if getattr(self, name) != int(getattr(self, name)):
-                raise ValueError(f"{name} must be a whole number, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value is not None and value != int(value):
+                raise ValueError(f"{name} must be a whole number, got {value}.")
+        if self.unlabelled_weight is not None and not 0 <= self.unlabelled_weight <= 1:
+            raise ValueError(f"unlabelled_weight must be from 0 to 1, got {self.unlabelled_weight}.")
         if not 0 <= self.isotropy_weight < float("inf"):
             raise ValueError(f"isotropy_weight must be a finite number, 0 or more, got {self.isotropy_weight}.")
         self._check_hard_negatives()
@@ -82,28 +102,18 @@ class Settings:
                 "that is not relevant is a negative of each query already, the hardest among them."
             )
 
-    @classmethod
-    def of(cls, system: System, init: Init) -> Settings:
-        """The defaults of a system: ours for ``asymmetric``, those of the original experiment for the others."""
-        if system.name in ("asymmetric", "frozen"):
-            return cls()
-        arguments = system.arguments(init)
-        return cls(
-            sides="shared",
-            contrastive="in-batch",
-            learning_rate=arguments["learning_rate"],
-            epochs=arguments["num_train_epochs"],
-            batch_size=arguments["per_device_train_batch_size"],
-            isotropy_weight=system.isotropy or 0.0,
-        )
+    def epochs_for(self, queries: int) -> int:
+        """How many passes over so many training queries."""
+        if self.epochs is not None:
+            return self.epochs
+        return max(_FEWEST, min(_EPOCHS, _STEPS // -(-queries // self.batch_size)))
 
-    def projection(self, system: System) -> ProjectionOptions:
-        """The options of :meth:`st_asym.systems.System.build`."""
-        if system.shared:
-            return {"hidden_features": self.hidden_features, "bias": self.bias}
+    def projection(self) -> ProjectionOptions:
+        """The options of :func:`st_asym.asymmetric_model`; the start ``"pairs"`` is written into the identity."""
         return {
             "hidden_features": self.hidden_features,
             "bias": self.bias,
+            "init": "random" if self.init == "random" else "identity",
             "query": self.sides != "document",
             "document": self.sides != "query",
             "shared": self.sides == "shared",
@@ -112,8 +122,3 @@ class Settings:
     def as_dict(self) -> dict[str, Any]:
         """The settings by name."""
         return asdict(self)
-
-
-def usual_init(system: System) -> Init:
-    """How heads start if nobody says: as the identity, and in the other systems as they did originally."""
-    return "identity" if system.name == "asymmetric" else system.init

@@ -1,4 +1,4 @@
-"""Other settings than the defaults, tried on the held-out queries."""
+"""Other settings than those of the candidates, rehearsed on the same held-out queries."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from st_asym.fitting.gate import Collection
-from st_asym.fitting.rehearsing import Attempt, attempt
+from st_asym.fitting.candidates import Candidate
+from st_asym.fitting.gate import Evidence, weigh
+from st_asym.fitting.rehearsal import Clock, Rehearsals
 from st_asym.fitting.settings import Settings
-from st_asym.fitting.workbench import Workbench
-from st_asym.splitting import HeldOut
+from st_asym.fitting.vectors import Vectors
 
 if TYPE_CHECKING:
     import optuna
@@ -28,79 +28,104 @@ def check_optuna() -> None:
 
 
 def tune(
-    bench: Workbench, parts: Sequence[HeldOut], first: Attempt, trials: int, collection: Collection | None = None
-) -> tuple[Attempt, list[dict[str, Any]]]:
-    """Try settings until the trials or the time are used up; poor ones are stopped early.
+    vectors: Vectors,
+    found: Rehearsals,
+    tried: Sequence[Candidate],
+    given: Settings,
+    expected_unseen: float,
+    trials: int,
+    clock: Clock,
+) -> tuple[list[Candidate], list[dict[str, Any]]]:
+    """Try settings until the trials or the time are used up; poor ones are stopped after a cut.
 
-    The sampler is Optuna's tree-structured Parzen estimator (Bergstra et al. 2011, "Algorithms for Hyper-Parameter
-    Optimization"); after the first trials, one whose gain is below the median of the others after as many epochs is
-    stopped.
+    They start from the best candidate that trains. The sampler is Optuna's tree-structured Parzen estimator (Bergstra
+    et al. 2011, "Algorithms for Hyper-Parameter Optimization"); after the first trials, one whose gain is below the
+    median of the others after as many cuts is stopped.
 
     Args:
-        bench: What is trained on.
-        parts: The cuts to rehearse on.
-        first: The attempt with the default settings, which counts as the first trial.
-        trials: How many more.
-        collection: As for :func:`st_asym.fit`.
+        vectors: The collection.
+        found: What the candidates gave; what is tried here is added.
+        tried: The candidates.
+        given: The settings that were asked for; sides that are given stay.
+        expected_unseen: As for :func:`st_asym.fitting.gate.weigh`.
+        trials: How many to try.
+        clock: The time there is.
 
     Returns:
-        The attempt with the largest gain, and what was tried: settings, gain, and whether it was stopped.
+        The candidates that were tried, and of each its settings, gain, and whether it was stopped.
     """
     import optuna
 
-    base = first.stage.settings
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    base = _best(found, [candidate for candidate in tried if candidate.trains], expected_unseen)
     study = optuna.create_study(
         direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=bench.seed),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=max(1, base.epochs // 4)),
+        sampler=optuna.samplers.TPESampler(seed=vectors.seed),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1),
     )
-    best, log = first, [_entry(base, first.gain, stopped=False)]
+    more: list[Candidate] = []
+    log: list[dict[str, Any]] = []
 
     def objective(trial: optuna.Trial) -> float:
-        nonlocal best
-        settings = _suggested(trial, base, bench)
+        candidate = Candidate(f"trial {len(more) + 1}", _suggested(trial, base.settings, given, vectors.dimension))
+        more.append(candidate)
         stopped = False
-
-        def progress(epoch: int, gain: float) -> bool:
-            nonlocal stopped
-            trial.report(gain, epoch)
-            stopped = bool(trial.should_prune())  # a pruner may answer with numpy
-            return stopped
-
+        gain = 0.0
         try:
-            found = attempt(bench, parts, settings, collection, progress)
+            for done, stage in enumerate(found.stages, start=1):
+                found.run(candidate, stage, clock)
+                gain = _gain(candidate, found, expected_unseen)
+                trial.report(gain, done)
+                stopped = bool(trial.should_prune()) or not clock.has()  # a pruner may answer with numpy
+                if stopped:
+                    break
         except ValueError as error:  # diverged: the next one may not
-            log.append({**_entry(settings, 0.0, stopped=True), "error": str(error)})
+            log.append({**_entry(candidate.settings, 0.0, stopped=True), "error": str(error)})
             raise optuna.TrialPruned from error
-        log.append(_entry(settings, found.gain, stopped=stopped))
-        if stopped or bench.out_of_time:
+        log.append(_entry(candidate.settings, gain, stopped=stopped))
+        if stopped:
             raise optuna.TrialPruned
-        if found.gain > best.gain:
-            best = found
-        return found.gain
+        found.finalists.append(candidate.name)
+        return gain
 
     for _ in range(trials):
-        if bench.out_of_time:
+        if not clock.has():
             break
         study.optimize(objective, n_trials=1)
-    return best, log
+    return more, log
 
 
-def _suggested(trial: optuna.Trial, base: Settings, bench: Workbench) -> Settings:
+def _best(found: Rehearsals, tried: Sequence[Candidate], expected_unseen: float) -> Candidate:
+    finalists = [candidate for candidate in tried if candidate.name in found.finalists]
+    return max(finalists or tried, key=lambda candidate: _gain(candidate, found, expected_unseen))
+
+
+def _gain(candidate: Candidate, found: Rehearsals, expected_unseen: float) -> float:
+    """Of the candidate's best choice."""
+    own: list[Evidence] = [
+        entry
+        for choice, entry in weigh(found.judged, expected_unseen).items()
+        if choice.candidate == candidate.name
+    ]
+    return max((entry.gain for entry in own), default=0.0)
+
+
+def _suggested(trial: optuna.Trial, base: Settings, given: Settings, width: int) -> Settings:
     found: dict[str, Any] = {
-        "learning_rate": trial.suggest_float("learning_rate", 2e-4, 4e-3, log=True),
+        "learning_rate": trial.suggest_float("learning_rate", 1e-4, 2e-3, log=True),
         "epochs": trial.suggest_int("epochs", 5, 40, log=True),
+        "temperature": trial.suggest_float("temperature", 0.02, 0.1, log=True),
         "isotropy_weight": trial.suggest_categorical("isotropy_weight", [0.0, 0.1, 0.3, 1.0]),
     }
-    if bench.system.contrastive:
-        found["temperature"] = trial.suggest_float("temperature", 0.02, 0.1, log=True)
+    if given.sides is None:
+        found["sides"] = trial.suggest_categorical("sides", ["both", "query", "shared"])
+    if base.init == "pairs":
+        found["whitening"] = trial.suggest_float("whitening", 0.1, 10.0, log=True)
+    if base.contrastive == "corpus":
+        found["unlabelled_weight"] = trial.suggest_float("unlabelled_weight", 0.01, 1.0, log=True)
     if found["isotropy_weight"]:
         found["isotropy_kind"] = trial.suggest_categorical("isotropy_kind", ["covariance", "sigreg", "uniformity"])
-    if not bench.system.shared:
-        found["sides"] = trial.suggest_categorical("sides", ["both", "query", "shared"])
     shape = trial.suggest_categorical("hidden_features", ["none", "2x", "4x", "2x 2x"])
-    width = bench.dimension
     shapes: dict[str, Any] = {"none": None, "2x": "2x", "4x": 4 * width, "2x 2x": (2 * width, 2 * width)}
     return replace(base, hidden_features=shapes[shape], **found)
 

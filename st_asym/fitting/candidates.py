@@ -1,0 +1,166 @@
+"""What ``fit`` tries: ways to make heads, each with its settings complete."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Normalize, Router
+from torch import Tensor, nn
+
+from st_asym.data import Qrels
+from st_asym.fitting.closed_form import pair_whitening, write_whitening
+from st_asym.fitting.settings import Settings, Sides
+from st_asym.fitting.vectors import Vectors
+from st_asym.losses import CorpusContrastiveLoss, IsotropyLoss
+from st_asym.projection import AsymmetricProjection
+from st_asym.retrieval import nearest
+
+# The strengths of within-pair whitening that are tried without training.
+_STRENGTHS = (0.1, 0.3, 1.0, 3.0)
+# Documents that a step compares its queries with, at the most, besides those that are relevant to them.
+_DOCUMENTS_PER_STEP = 1_024
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to make heads.
+
+    Attributes:
+        name: What reports call it.
+        settings: How, with nothing left open but the number of epochs.
+        trains: Whether the heads are trained; otherwise they are in closed form.
+    """
+
+    name: str
+    settings: Settings
+    trains: bool = True
+
+    def heads(self, dimension: int, out_features: int, covariance: Tensor) -> Router:
+        """The heads as they start, float32.
+
+        Args:
+            dimension: Of the encoder's vectors.
+            out_features: Of the vectors that the heads give.
+            covariance: Of the training pairs, see :func:`st_asym.fitting.closed_form.pair_covariance`.
+        """
+        settings = self.settings
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            router = AsymmetricProjection(dimension, out_features, **settings.projection())
+        if settings.init == "pairs":
+            whitening = pair_whitening(covariance, settings.whitening)
+            # One side alone has to do what both would: q W W d = (W q) (W d).
+            one_side = settings.sides in ("query", "document")
+            write_whitening(router, whitening @ whitening if one_side else whitening)
+        return router
+
+    def loss(self, model: nn.Module, vectors: Vectors, qrels: Qrels, withheld: Qrels) -> nn.Module:
+        """The loss that trains them, see :class:`st_asym.CorpusContrastiveLoss`.
+
+        Args:
+            model: The model that is trained.
+            vectors: The collection.
+            qrels: The queries that are trained on, with their judgments.
+            withheld: Query id to documents that are neither relevant to it nor not, besides ``vectors.no_negatives``.
+        """
+        settings = self.settings
+        ignored = {key: {*vectors.no_negatives.get(key, ()), *withheld.get(key, ())} for key in qrels}
+        if settings.hard_negatives:
+            qrels = with_hard_negatives(vectors, qrels, ignored, settings.hard_negatives)
+        model_: Any = model
+        loss: nn.Module = CorpusContrastiveLoss(
+            model_,
+            (vectors.document_ids, vectors.documents),
+            qrels,
+            ignored=ignored,
+            temperature=settings.temperature,
+            precision="bf16",
+            negatives="batch" if settings.contrastive == "in-batch" else "corpus",
+            unlabelled_weight=1.0 if settings.unlabelled_weight is None else settings.unlabelled_weight,
+            max_documents=_DOCUMENTS_PER_STEP,
+            sampled_documents=_DOCUMENTS_PER_STEP,
+            hard_negatives=0,
+        )
+        if settings.isotropy_weight:
+            loss = IsotropyLoss(model_, loss, weight=settings.isotropy_weight, kind=settings.isotropy_kind)
+        return loss
+
+
+def candidates(settings: Settings, queries: int) -> list[Candidate]:
+    """What to try, in the order of what it costs: the closed forms, then what is trained.
+
+    Args:
+        settings: What is None there is tried in several ways; what is given narrows the candidates.
+        queries: How many are trained on, which sets the number of epochs.
+    """
+    settings = replace(settings, epochs=settings.epochs_for(queries))
+    sides: tuple[Sides, ...] = ("both", "query") if settings.sides is None else (settings.sides,)
+    return [*_closed_forms(settings, sides), *_trained(settings, sides)]
+
+
+def _closed_forms(settings: Settings, sides: tuple[Sides, ...]) -> list[Candidate]:
+    if settings.init not in (None, "pairs"):
+        return []
+    linear = replace(settings, init="pairs", hidden_features=None, bias=False)
+    return [
+        Candidate(f"{_SIDES[side]}, whitening {strength:g}", replace(linear, sides=side, whitening=strength), False)
+        for side in sides
+        for strength in _STRENGTHS
+    ]
+
+
+def _trained(settings: Settings, sides: tuple[Sides, ...]) -> list[Candidate]:
+    found = []
+    for side in sides:
+        for init, contrastive, weight in _WAYS:
+            own = replace(
+                settings,
+                sides=side,
+                init=settings.init or init,
+                contrastive=settings.contrastive or ("in-batch" if settings.hard_negatives else contrastive),
+                unlabelled_weight=settings.unlabelled_weight if settings.unlabelled_weight is not None else weight,
+            )
+            if own.contrastive == "in-batch":
+                own = replace(own, unlabelled_weight=None)
+            found.append(Candidate(_name(own), own))
+    return list({candidate.settings: candidate for candidate in found}.values())
+
+
+_SIDES = {"both": "both sides", "query": "query side", "document": "document side", "shared": "one shared head"}
+_STARTS = {"identity": "identity", "pairs": "whitening", "random": "random"}
+# Start, negatives, and what unlabelled documents count: what won on the dev queries of some collection.
+_WAYS: tuple[tuple[Any, Any, float | None], ...] = (
+    ("pairs", "in-batch", None),
+    ("pairs", "corpus", 0.1),
+    ("identity", "in-batch", None),
+    ("identity", "corpus", 1.0),
+)
+
+
+def _name(settings: Settings) -> str:
+    negatives = "in-batch"
+    if settings.contrastive == "corpus":
+        negatives = f"corpus, unlabelled {settings.unlabelled_weight:g}"
+    return f"{_SIDES[settings.sides or 'both']}, {_STARTS[settings.init or 'identity']} start, {negatives}"
+
+
+def behind_vectors(router: Router) -> SentenceTransformer:
+    """A model that takes the encoder's vectors where it would take texts."""
+    return SentenceTransformer(modules=[nn.Identity(), router, Normalize()], device="cpu", similarity_fn_name="cosine")
+
+
+def with_hard_negatives(vectors: Vectors, qrels: Qrels, ignored: dict[str, set[str]], count: int) -> Qrels:
+    """The qrels with the documents most similar to each query as judged not relevant, by the untouched encoder."""
+    queries = torch.nn.functional.normalize(vectors.of_queries(qrels))
+    known = [(row, vectors.document_rows[key]) for row, q in enumerate(qrels) for key in (*qrels[q], *ignored[q])]
+    rows, columns = torch.tensor(known).T
+    documents = torch.nn.functional.normalize(torch.as_tensor(vectors.taken(range(len(vectors.document_ids)))))
+    similarities, positions = nearest(queries, documents, count, excluded=(rows, columns))
+    found: Qrels = {}
+    for query_id, values, places in zip(qrels, similarities.tolist(), positions.tolist(), strict=True):
+        mined = [vectors.document_ids[place] for place, value in zip(places, values, strict=True) if value > -2]
+        found[query_id] = {**dict.fromkeys(mined, 0), **qrels[query_id]}
+    return found

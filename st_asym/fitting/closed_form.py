@@ -1,0 +1,148 @@
+"""Heads in closed form: within-pair whitening."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from sentence_transformers.base.modules import Dense, Router
+from torch import Tensor
+from typing_extensions import Unpack
+
+from st_asym.projection import AsymmetricProjection, ProjectionOptions
+
+# Pairs whose differences are in memory at a time.
+_PORTION = 8192
+
+
+def pair_covariance(queries: Tensor, documents: Any, rows: Tensor, columns: Tensor, weights: Tensor) -> Tensor:
+    """The second moment of q - d over labelled pairs, of unit vectors.
+
+    Args:
+        queries: Vectors of shape ``(n, d)``.
+        documents: Vectors of shape ``(m, d)``: a tensor, or an array such as a ``numpy.memmap``.
+        rows: The query of each pair, shape ``(pairs,)``.
+        columns: The document of each pair.
+        weights: What each pair counts; they are divided by their sum.
+
+    Returns:
+        Float64, of shape ``(d, d)``.
+    """
+    total = torch.zeros(queries.shape[1], queries.shape[1], dtype=torch.float64)
+    share = weights.double() / weights.double().sum()
+    for start in range(0, len(rows), _PORTION):
+        part = slice(start, start + _PORTION)
+        found = torch.as_tensor(documents[columns[part] if isinstance(documents, Tensor) else columns[part].numpy()])
+        difference = _unit(queries[rows[part]]) - _unit(found)
+        total += difference.T @ (share[part, None] * difference)
+    return total
+
+
+def pair_whitening(covariance: Tensor, strength: float) -> Tensor:
+    r"""The matrix W = (C + s tr(C)/n I)^(-1/2), which makes differences within a pair alike in all directions.
+
+    Directions in which a query and its documents differ anyway tell nothing about relevance, and get less weight. Known
+    as relevant component analysis (Bar-Hillel et al. 2005, "Learning a Mahalanobis Metric from Equivalence
+    Constraints") and as within-class covariance normalisation (Hatch et al. 2006). C alone is singular where there are
+    fewer pairs than dimensions; the shrinkage s takes care of that, and the larger it is, the nearer W is to the
+    identity.
+
+    Args:
+        covariance: C of :func:`pair_covariance`, shape ``(n, n)``.
+        strength: s, above zero.
+
+    Returns:
+        Float64, symmetric and positive definite, of shape ``(n, n)``; scaled to a trace of n, so that the identity is
+        its limit. (Cosine does not see the scale.)
+
+    Raises:
+        ValueError: ``strength`` is not above zero, or the covariance is not finite.
+
+    Example:
+        >>> covariance = torch.diag(torch.tensor([3.0, 1.0], dtype=torch.float64))
+        >>> pair_whitening(covariance, 1.0).diagonal()
+        tensor([0.8740, 1.1260], dtype=torch.float64)
+    """
+    if not strength > 0:
+        raise ValueError(f"strength must be above 0, got {strength}.")
+    if not torch.isfinite(covariance).all():
+        raise ValueError("The covariance is not finite: a vector of a pair is not.")
+    size = len(covariance)
+    identity = torch.eye(size, dtype=torch.float64, device=covariance.device)
+    mean = covariance.double().trace() / size
+    if mean <= 0:  # queries equal to their documents: no direction is worse than another
+        return identity
+    values, vectors = torch.linalg.eigh(covariance.double() + strength * mean * identity)
+    whitening: Tensor = vectors @ torch.diag(values.clamp(min=strength * mean).rsqrt()) @ vectors.T
+    return whitening * (size / whitening.trace())
+
+
+def whitened_heads(
+    queries: Any, documents: Any, *, strength: float = 1.0, **projection: Unpack[ProjectionOptions]
+) -> Router:
+    """Heads that start as within-pair whitening, see :func:`pair_whitening`: good ones, without any training.
+
+    Args:
+        queries: Vectors before the heads, a row for each labelled pair, shape ``(pairs, d)``.
+        documents: The vectors of the relevant documents, row by row.
+        strength: s: the larger, the nearer to the identity. 0.1 to 3 is the range worth trying.
+        **projection: More options of :func:`st_asym.AsymmetricProjection`. One linear layer without bias, if no
+            ``hidden_features`` are given; with ``hidden_features="2x"``, heads to be trained further. With
+            ``document=False`` or ``query=False`` the other side does the work of both.
+
+    Returns:
+        A stock ``Router``, for :class:`~sentence_transformers.SentenceTransformer` pipelines before a ``Normalize``.
+
+    Raises:
+        ValueError: The arrays do not fit each other, hold no pair, or a value that is not finite; ``strength`` is not
+            above 0; ``init`` is not the identity; or as for :func:`st_asym.AsymmetricProjection`.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> documents = torch.randn(20, 4, generator=generator)
+        >>> queries = documents + torch.tensor([1.0, 0.1, 0.1, 0.1]) * torch.randn(20, 4, generator=generator)
+        >>> heads = whitened_heads(queries, documents)
+        >>> projected = heads({"sentence_embedding": queries}, task="query")["sentence_embedding"]
+        >>> projected.shape
+        torch.Size([20, 4])
+    """
+    queries, documents = torch.as_tensor(queries), torch.as_tensor(documents)
+    if queries.ndim != 2 or queries.shape != documents.shape or not len(queries):
+        raise ValueError(
+            f"queries and documents must have one row for each pair and the same dimension, not the shapes "
+            f"{tuple(queries.shape)} and {tuple(documents.shape)}."
+        )
+    if projection.get("init", "identity") != "identity":
+        raise ValueError("Whitened heads start from the identity: leave init out.")
+    options: ProjectionOptions = {"hidden_features": None, "bias": False}
+    options.update(projection)
+    rows = torch.arange(len(queries))
+    covariance = pair_covariance(queries, documents, rows, rows, torch.ones(len(rows)))
+    whitening = pair_whitening(covariance, strength)
+    one_side = not (options.get("query", True) and options.get("document", True))
+    router = AsymmetricProjection(queries.shape[1], **options)
+    return write_whitening(router, whitening @ whitening if one_side else whitening)
+
+
+@torch.no_grad()
+def write_whitening(router: Router, whitening: Tensor) -> Router:
+    """Let heads that start as the identity start as a matrix instead, in place and exactly.
+
+    Args:
+        router: Of :func:`st_asym.AsymmetricProjection` with ``init="identity"``, not trained yet: linear heads, or
+            heads with hidden layers.
+        whitening: The matrix W, of shape ``(n, n)``.
+
+    Returns:
+        The same router: each head gives W x. Of a head with hidden layers the first holds [W; -W].
+    """
+    for layers in {id(route): route for route in router.sub_modules.values()}.values():
+        first = next((layer for layer in layers if isinstance(layer, Dense)), None)
+        if first is not None:
+            weight = first.linear.weight
+            weight.copy_((weight.double() @ whitening.to(weight.device)).to(weight.dtype))
+    return router
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(vectors.double(), dim=1)

@@ -1,0 +1,254 @@
+"""From texts to a saved model in one call, with the untouched encoder kept where training does not beat it."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+import os
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+
+from st_asym.cache import EmbeddingCache
+from st_asym.cache.embedding_cache import open_cache
+from st_asym.cache.filling import Precision
+from st_asym.data import RetrievalData, as_retrieval_data
+from st_asym.data.document import copies
+from st_asym.data.inputs import Corpus, Pairs
+from st_asym.fitting.candidates import Candidate, candidates
+from st_asym.fitting.gate import decide
+from st_asym.fitting.refit import refit
+from st_asym.fitting.rehearsal import Clock, cuts, rehearse
+from st_asym.fitting.report import FitReport
+from st_asym.fitting.saving import free_place, save
+from st_asym.fitting.settings import Settings
+from st_asym.fitting.tuning import check_optuna, tune
+from st_asym.fitting.vectors import Vectors, read_vectors
+from st_asym.hub.facts import Encoder
+from st_asym.model import asymmetric_model, load_encoder
+from st_asym.splitting import HeldOut
+from st_asym.splitting import expected_unseen as unseen_at_random
+
+Collection = Literal["open", "closed"]
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What :func:`fit` gives.
+
+    Attributes:
+        model: A ``SentenceTransformer`` of stock modules, as it was saved.
+        report: What was done, and why: ``print(result.report)``.
+
+    Example:
+        >>> result = fit("all-MiniLM-L6-v2", "scifact.zip", output_dir="model")  # doctest: +SKIP
+        >>> result.model.encode_query("a question")  # doctest: +SKIP
+    """
+
+    model: SentenceTransformer
+    report: FitReport
+
+
+def fit(
+    encoder: SentenceTransformer | str | os.PathLike[str],
+    train: Pairs | Corpus | None = None,
+    *,
+    output_dir: str | os.PathLike[str],
+    dev: Pairs | None = None,
+    corpus: Corpus | None = None,
+    collection: Collection | None = None,
+    expected_unseen: float | None = None,
+    hold_out_test: bool = False,
+    settings: Settings | None = None,
+    trials: int = 0,
+    max_seconds: float | None = None,
+    cache: EmbeddingCache | str | os.PathLike[str] | None = None,
+    precision: Precision = "fp32",
+    seed: int = 0,
+    callbacks: Sequence[TrainerCallback] = (),
+    report_to: str | Sequence[str] = "none",
+    show_progress_bar: bool = True,
+) -> FitResult:
+    """Fit query and document heads to labelled pairs and save a stock model, or the encoder itself where it is better.
+
+    Every text is encoded once, into the cache. Queries are held out, part of them on documents that training does not
+    see: the ``dev`` split, or, without one, a cut of the training queries (each query once, over four or five folds,
+    where they are fewer than 2,000). A few candidates are rehearsed on the others: within-pair whitening in closed
+    form, and heads trained with several losses and starts, on both sides and on queries alone, each at half and all of
+    its epochs and turned back towards its start by a dial; what is clearly behind after a fold is not rehearsed on the
+    next. The one of the largest gain on the held-out queries is kept, if that is more than chance would give the best
+    of so many, and if it loses neither on seen nor on unseen documents; otherwise the model is the untouched encoder,
+    and the first line of the report says so. What is kept is then trained by ``SentenceTransformerTrainer``, on all
+    training queries.
+
+    Args:
+        encoder: A ``SentenceTransformer``, or the Hub id or path of one. It is frozen in place, and shared.
+        train: Pairs or judged queries in any form that :func:`st_asym.data.as_retrieval_data` takes; or documents
+            alone, whose titles or sentences then stand for queries.
+        output_dir: Where the model is saved, made if missing. An earlier result of ``fit`` there is replaced.
+        dev: Queries to judge on, in the same forms. They are never trained on.
+        corpus: More documents to search among.
+        collection: ``"open"`` where queries will ask for documents that training never saw, ``"closed"`` where the
+            corpus stays as it is; None for the share of both that cutting queries at random gives, or that of ``dev``.
+        expected_unseen: That share of queries on unseen documents itself, from 0 (closed) to 1 (open).
+        hold_out_test: Whether to leave out of training, of pairs without a ``test`` split, the queries that
+            :func:`st_asym.evaluate` and :func:`st_asym.diagnose` take of a file of them: a fifth, by a hash of their
+            text.
+        settings: How heads are shaped and trained: what is given narrows the candidates.
+        trials: How many other settings to try (needs the extra ``tune``). They are rehearsed like the candidates.
+        max_seconds: When to stop: rehearsing ends after the epoch that leaves no more time than the last training
+            needs. There is at least one epoch, and encoding is not cut short.
+        cache: An :class:`st_asym.EmbeddingCache`, or its directory; None for one in the cache folder of
+            ``huggingface_hub``.
+        precision: As for :meth:`st_asym.EmbeddingCache.fill`.
+        seed: Of everything that is drawn. The caller's random generators stay as they are.
+        callbacks: For the trainer of the last training.
+        report_to: For its arguments, such as ``"tensorboard"``.
+        show_progress_bar: Whether to show encoding, rehearsing and training.
+
+    Returns:
+        The model and the report. ``output_dir`` holds the model, the report as ``st_asym_report.json``, and what the
+        model was made of, see :func:`st_asym.save_provenance`.
+
+    Raises:
+        FileExistsError: ``output_dir`` holds something else than an earlier result.
+        TypeError, ValueError, FileNotFoundError: As for :func:`st_asym.data.as_retrieval_data` and
+            :func:`st_asym.asymmetric_model`, and for settings that no training can have.
+        CacheError: As for :meth:`st_asym.EmbeddingCache.fill`.
+
+    Example:
+        >>> result = fit("all-MiniLM-L6-v2", "scifact.zip", output_dir="model")  # doctest: +SKIP
+        >>> print(result.report)  # doctest: +SKIP
+        >>> SentenceTransformer("model").encode_query("a question")  # doctest: +SKIP
+    """
+    started = time.monotonic()
+    output = free_place(Path(output_dir).resolve())
+    _check_arguments(collection, expected_unseen, trials, max_seconds)
+    settings = settings or Settings()
+    if trials:
+        check_optuna()
+    report = FitReport(settings=settings, collection=collection, seed=seed)
+    with report.timed("read"):
+        data = as_retrieval_data(train, corpus=corpus, dev=dev, hold_out_test=hold_out_test)
+        report.note_data(data)
+        model = encoder if isinstance(encoder, SentenceTransformer) else load_encoder(encoder)
+        asymmetric_model(model, **settings.projection())  # what cannot be built is refused before anything is encoded
+        given, store = Encoder.of(encoder, model), open_cache(cache)
+    clock = Clock(math.inf if max_seconds is None else started + max_seconds)
+    with _undisturbed():
+        with report.timed("encode"):
+            copied = copies(data.with_all_split().qrels["all"], data.corpus)
+            vectors = read_vectors(
+                model, data, store, copied, precision=precision, seed=seed, show_progress_bar=show_progress_bar
+            )
+        with report.timed("rehearse"):
+            unseen = {"open": 1.0, "closed": 0.0}.get(collection or "", expected_unseen)
+            width = model.get_embedding_dimension() or vectors.dimension
+            chosen = _rehearsed(vectors, data, settings, report, clock, unseen, width, trials, show_progress_bar)
+        if chosen is not None and report.chosen is not None:
+            with report.timed("train"):
+                model, report.training = refit(
+                    model,
+                    chosen,
+                    report.chosen.choice,
+                    vectors,
+                    data,
+                    store,
+                    precision=precision,
+                    callbacks=callbacks,
+                    report_to=report_to,
+                )
+    with report.timed("save"):
+        sources = [source for source in (train, corpus, dev) if source is not None]
+        save(model, report, output, given, data, sources)
+    return FitResult(model, report)
+
+
+def _rehearsed(
+    vectors: Vectors,
+    data: RetrievalData,
+    settings: Settings,
+    report: FitReport,
+    clock: Clock,
+    unseen: float | None,
+    out_features: int,
+    trials: int,
+    show_progress_bar: bool,  # noqa: FBT001 - private
+) -> Candidate | None:
+    """The candidate that is worth being kept, if there is one."""
+    parts = cuts(data, vectors.seed)
+    if not parts:
+        report.held_out = ["There is one training query: none can be held out. Give queries to judge on as dev."]
+        return None
+    if unseen is None:
+        unseen = _usual_unseen(data, parts, vectors.seed)
+    tried = candidates(settings, len(data.qrels["train"]))
+    bar = tqdm(desc="Rehearsing", unit=" runs", disable=not show_progress_bar)
+    with bar:
+        found = rehearse(
+            vectors, parts, tried, unseen, out_features=out_features, clock=clock, progress=bar.update
+        )
+        if trials and clock.has():
+            more, report.trials = tune(vectors, found, tried, settings, unseen, trials, clock)
+            tried = [*tried, *more]
+    decision = decide(found.judged, unseen, found.finalists)
+    by_name = {candidate.name: candidate for candidate in tried}
+    report.note_rehearsals(found, decision, by_name, unseen)
+    return None if decision.chosen is None else by_name[decision.chosen.choice.candidate]
+
+
+def _usual_unseen(data: RetrievalData, parts: Sequence[HeldOut], seed: int) -> float:
+    """The share of queries on unseen documents that traffic like the training queries has, or that of ``dev``."""
+    if "dev" in data.qrels:
+        (part,) = parts
+        return len(part.unseen) / max(1, len(part.seen) + len(part.unseen))
+    return unseen_at_random(data.qrels["train"], seed=seed, queries=data.queries, corpus=data.corpus)
+
+
+def _check_arguments(
+    collection: Any, expected_unseen: float | None, trials: int, max_seconds: float | None
+) -> None:
+    if collection not in (None, "open", "closed"):
+        raise ValueError(f"collection must be 'open', 'closed' or None, got {collection!r}.")
+    if expected_unseen is not None and not 0 <= expected_unseen <= 1:
+        raise ValueError(f"expected_unseen must be from 0 to 1, got {expected_unseen}.")
+    if expected_unseen is not None and collection is not None:
+        raise ValueError(f"collection={collection!r} and expected_unseen={expected_unseen} say the same: give one.")
+    if trials < 0:
+        raise ValueError(f"trials must not be below 0, got {trials}.")
+    if max_seconds is not None and not max_seconds > 0:
+        raise ValueError(f"max_seconds must be above 0, got {max_seconds}.")
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """The caller's random generators as they were, no progress bars of data sets, and no full garbage collections.
+
+    The trainer reseeds all generators, and collects garbage after each run among all objects of all modules that were
+    ever imported. Those that were there before are left out of that.
+    """
+    hidden, frozen = datasets.are_progress_bars_disabled(), gc.get_freeze_count()
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - it is the caller's
+    datasets.disable_progress_bars()
+    gc.freeze()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)  # noqa: NPY002
+        if not frozen:
+            gc.unfreeze()
+        if not hidden:
+            datasets.enable_progress_bars()

@@ -1,0 +1,177 @@
+"""What training sees of a collection: vectors and judgments, no texts and no encoder."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+
+from st_asym.cache import EmbeddingCache
+from st_asym.cache.filling import Precision
+from st_asym.data import Qrels, RetrievalData
+from st_asym.data.collection import own_documents
+
+# The largest corpus whose vectors are held in memory.
+_IN_MEMORY = 100_000
+# The most documents that are searched to judge held-out queries.
+_SEARCHED = 50_000
+# Texts that are looked up at a time.
+_PORTION = 8_192
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """The encoder's vectors of a collection, by id.
+
+    Attributes:
+        query_ids: Ids of the queries, in the order of their vectors.
+        queries: Shape ``(n, d)``, float32.
+        document_ids: Ids of the documents.
+        documents: Shape ``(m, d)``, float32: a tensor, or a ``numpy.memmap`` where they are many.
+        no_negatives: Query id to documents that are neither relevant to it nor not: copies of relevant ones, and the
+            query itself where queries are documents.
+        own: Ids of queries that are documents themselves, which are no results of their own.
+        seed: Of what is drawn.
+    """
+
+    query_ids: Sequence[str]
+    queries: Tensor
+    document_ids: Sequence[str]
+    documents: Any
+    no_negatives: Qrels = field(default_factory=dict)
+    own: frozenset[str] = frozenset()
+    seed: int = 0
+
+    @cached_property
+    def query_rows(self) -> dict[str, int]:
+        """Query id to row."""
+        return {key: row for row, key in enumerate(self.query_ids)}
+
+    @cached_property
+    def document_rows(self) -> dict[str, int]:
+        """Document id to row."""
+        return {key: row for row, key in enumerate(self.document_ids)}
+
+    @property
+    def dimension(self) -> int:
+        """The dimension of the vectors."""
+        return int(self.queries.shape[1])
+
+    def of_queries(self, ids: Iterable[str]) -> Tensor:
+        """The vectors of some queries, in their order."""
+        return self.queries[[self.query_rows[key] for key in ids]]
+
+    def taken(self, rows: Sequence[int] | Tensor) -> Tensor:
+        """The vectors of some documents, in memory."""
+        if isinstance(self.documents, Tensor):
+            return self.documents[rows]
+        return torch.from_numpy(np.asarray(self.documents[np.asarray(rows)], dtype=np.float32))
+
+    def pairs(self, qrels: Qrels) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of queries, rows of their relevant documents, and weights, one in all for each query."""
+        rows: list[int] = []
+        columns: list[int] = []
+        weights: list[float] = []
+        for query_id, judged in qrels.items():
+            relevant = [self.document_rows[key] for key, grade in judged.items() if grade > 0]
+            rows += [self.query_rows[query_id]] * len(relevant)
+            columns += relevant
+            weights += [1.0 / len(relevant)] * len(relevant)
+        return torch.tensor(rows), torch.tensor(columns), torch.tensor(weights)
+
+    def searched(self, qrels: Qrels) -> tuple[Sequence[str], Tensor]:
+        """The documents among which held-out queries are judged: all, or of a large corpus a part that has theirs."""
+        if len(self.document_ids) <= _SEARCHED:
+            every = slice(None)
+            return self.document_ids, self.taken(range(len(self.document_ids))) if not isinstance(
+                self.documents, Tensor
+            ) else self.documents[every]
+        wanted = dict.fromkeys(self.document_rows[key] for judged in qrels.values() for key in judged)
+        room = max(0, _SEARCHED - len(wanted))
+        drawn = np.random.default_rng(self.seed).choice(len(self.document_ids), _SEARCHED, replace=False)
+        others = [row for row in drawn.tolist() if row not in wanted][:room]
+        rows = sorted([*wanted, *others][: max(_SEARCHED, len(wanted))])
+        return [self.document_ids[row] for row in rows], self.taken(rows)
+
+
+def read_vectors(
+    encoder: SentenceTransformer,
+    data: RetrievalData,
+    cache: EmbeddingCache,
+    copies: Qrels,
+    *,
+    precision: Precision = "fp32",
+    seed: int = 0,
+    show_progress_bar: bool = False,
+) -> Vectors:
+    """Encode what is missing of the judged queries and the corpus, and read the vectors.
+
+    Args:
+        encoder: The encoder, with its own prompts for both sides.
+        data: The collection.
+        cache: Where its vectors are, or will be.
+        copies: Query id to documents with the text of a relevant one.
+        precision: As for :meth:`st_asym.EmbeddingCache.fill`.
+        seed: Of what is drawn.
+        show_progress_bar: Whether to show encoding.
+
+    Returns:
+        The vectors. Those of more than 100,000 documents are in a temporary file.
+
+    Raises:
+        ValueError: A vector is not finite. The message names the text.
+    """
+    judged = list(dict.fromkeys(query_id for split in data.qrels.values() for query_id in split))
+    queries = [data.queries[query_id] for query_id in judged]
+    documents = list(data.corpus.values())
+    parts = []
+    for texts, side in ((queries, "query"), (documents, "document")):
+        options: dict[str, Any] = {"prompt": encoder.prompts.get(side), "task": side, "precision": precision}
+        cache.fill(encoder, texts, show_progress_bar=show_progress_bar, **options)
+        parts.append(_read(cache, encoder, texts, options))
+    own = {key for split in data.qrels.values() for key in own_documents(data.corpus, split)}
+    no_negatives = _joined(copies, {key: {key: 1} for key in own})
+    return Vectors(
+        judged,
+        torch.from_numpy(np.asarray(parts[0])),
+        list(data.corpus),
+        parts[1] if isinstance(parts[1], np.memmap) else torch.from_numpy(parts[1]),
+        no_negatives,
+        frozenset(own),
+        seed,
+    )
+
+
+def _read(cache: EmbeddingCache, encoder: SentenceTransformer, texts: Sequence[str], options: dict[str, Any]) -> Any:
+    """All vectors, in memory, or of many texts in a file that is gone with the process."""
+    if len(texts) <= _IN_MEMORY:
+        return cache.get(encoder, texts, **options)
+    first = cache.get(encoder, texts[:1], **options)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        found = np.memmap(
+            Path(folder) / "vectors", dtype=np.float32, mode="w+", shape=(len(texts), first.shape[1])
+        )
+        for start, portion in _portions(texts):
+            found[start : start + len(portion)] = cache.get(encoder, portion, **options)
+    return found
+
+
+def _portions(texts: Sequence[str]) -> Iterator[tuple[int, Sequence[str]]]:
+    for start in range(0, len(texts), _PORTION):
+        yield start, texts[start : start + _PORTION]
+
+
+def _joined(*parts: Mapping[str, Mapping[str, int]]) -> Qrels:
+    """Documents by query, of all parts."""
+    found: Qrels = {}
+    for query_id, documents in ((q, d) for part in parts for q, d in part.items()):
+        found[query_id] = {**found.get(query_id, {}), **documents}
+    return found
