@@ -1,0 +1,329 @@
+"""``fit`` with its defaults on nine collections, open and closed, beside each of its candidates and other ways.
+
+    pip install bm25s nudge-ft
+    python examples/benchmarks/nine_collections.py                      # stopped, it goes on where it was
+    python examples/benchmarks/nine_collections.py --collections scifact docstrings --seeds 0
+
+Rows: the untouched encoder; BM25; NUDGE-N (Zeighami et al. 2024, https://arxiv.org/abs/2409.02343); each candidate of
+``fit`` trained to its end on all training queries, without a gate; ``fit``; and the untouched encoder and ``fit`` with
+BM25 added to the cosine, standardised over the corpus, with a weight chosen on dev. Test queries are looked at for the
+table alone. Vectors are encoded before, into the cache, and their seconds do not count. (The name is not
+``collections``: a file of that name beside a script replaces Python's own module.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import bm25s
+import datasets
+import numpy as np
+import torch
+import transformers
+from journal import Journal
+from nudge import NUDGEN
+from packaged_encoder import packaged_encoder
+from python_docs import python_docs
+from retrieval import SHARED, Floats, Vectors, p_value, spread, unit, with_dev_in_train
+from sentence_transformers import SentenceTransformer
+
+from st_asym import CachedSentenceTransformer, EmbeddingCache, Settings, fit
+from st_asym.data import Qrels, RetrievalData, from_pairs, load_data
+from st_asym.data.collection import own_documents
+from st_asym.data.document import copies
+from st_asym.fitting.candidates import Candidate, behind_vectors, candidates
+from st_asym.fitting.closed_form import pair_covariance
+from st_asym.fitting.loop import train_heads
+from st_asym.fitting.vectors import read_vectors
+from st_asym.retrieval import Judgments
+from st_asym.splitting import seen_unseen
+
+BM25_WEIGHTS = (0.0, 0.02, 0.04, 0.06)
+HALVES = ("all", "seen", "unseen")
+
+
+def main() -> None:
+    options = parse_options()
+    torch.set_num_threads(options.threads)
+    encoder = SentenceTransformer(packaged_encoder(), device="cpu").requires_grad_(False).eval()
+    cache = EmbeddingCache(options.cache)
+    journal = Journal(options.output.with_suffix(".jsonl"))
+    for name in options.collections:
+        bench = Bench(name, SOURCES[name](options.data), encoder, cache)
+        for row, seeds, make in bench.rows(options.seeds):
+            for seed in seeds:
+                if ("collections", row, name, seed) not in journal:
+                    entry = bench.measured(row, make, seed)
+                    journal.add({**entry, "block": "collections", "row": row, "collection": name, "seed": seed})
+                    print(time.strftime("%H:%M:%S"), name, row, seed, entry["all"], f"{entry['seconds']} s", flush=True)
+    write(options, journal)
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=SHARED, help="the folder of the zips and of pairs/")
+    parser.add_argument("--collections", nargs="+", choices=list(SOURCES), default=list(SOURCES), metavar="NAME")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of fit (default: 0 1 2)")
+    parser.add_argument("--threads", type=int, default=2, help="(default: %(default)s)")
+    parser.add_argument("--cache", type=Path, default=Path("runs/vectors"), help="(default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("runs/nine_collections.json"), help="(default: %(default)s)")
+    return parser.parse_args()
+
+
+# ---- The collections ----
+
+
+def pairs(name: str, count: int) -> Callable[[Path], RetrievalData]:
+    """So many pairs, drawn at random, documents cut at 1,200 characters."""
+
+    def read(folder: Path) -> RetrievalData:
+        with gzip.open(folder / "pairs" / f"{name}.jsonl.gz", "rt", encoding="utf-8") as file:
+            rows = [json.loads(line) for line in file]
+        random.Random(0).shuffle(rows)  # noqa: S311 - which rows, not a secret
+        return from_pairs((row["query"], row["positive"][:1200]) for row in rows[:count]).with_dev_split()
+
+    return read
+
+
+SOURCES: dict[str, Callable[[Path], RetrievalData]] = {
+    "scifact": lambda folder: load_data(folder / "scifact.zip"),
+    "nfcorpus": lambda folder: load_data(folder / "nfcorpus.zip"),
+    "feedbackqa": lambda folder: with_dev_in_train(load_data(folder / "feedbackqa.zip")),
+    "arguana": lambda folder: load_data(folder / "arguana.zip"),
+    "msmarco_small": lambda folder: load_data(folder / "msmarco_small.zip"),
+    "docstrings": lambda _: python_docs(4_000).with_dev_split(),
+    "medquad": pairs("medquad", 4_000),
+    "scitldr": pairs("scitldr", 3_000),
+    "acl_anthology": pairs("acl_anthology", 6_000),
+}
+
+
+# ---- The rows ----
+
+Similarities = Any  # of shape (queries, documents)
+Made = tuple[Callable[[str], Similarities], dict[str, Any]]
+
+
+@dataclass
+class Bench:
+    """One collection, and all ways to search it. A way gives the similarities of the queries of a split."""
+
+    name: str
+    data: RetrievalData
+    encoder: SentenceTransformer
+    cache: EmbeddingCache
+
+    def rows(self, seeds: Sequence[int]) -> list[tuple[str, Sequence[int], Callable[[int], Made]]]:
+        """Name, seeds, and how it is made."""
+        tried = candidates(Settings(), len(self.data.qrels["train"]))
+        return [
+            ("untouched", seeds[:1], self.untouched),
+            ("BM25", seeds[:1], self.bm25),
+            ("NUDGE-N", seeds[:1], self.nudge),
+            *((f"candidate: {one.name}", seeds[:1], lambda seed, one=one: self.candidate(one, seed)) for one in tried),
+            ("fit", seeds, self.fitted),
+            ("untouched + BM25", seeds[:1], lambda seed: self.fused(self.untouched, seed)),
+            ("fit + BM25", seeds, lambda seed: self.fused(self.fitted, seed)),
+        ]
+
+    def measured(self, row: str, make: Callable[[int], Made], seed: int) -> dict[str, Any]:
+        """nDCG@10 of the test queries, on all, seen and unseen documents."""
+        started = time.perf_counter()
+        similarities, facts = make(seed)
+        seconds = facts.pop("seconds", time.perf_counter() - started)
+        scores = self.ndcg(similarities("test"), "test")
+        base = scores if row == "untouched" else self.ndcg(self.untouched(0)[0]("test"), "test")
+        found: dict[str, Any] = {"seconds": round(seconds, 1), **facts}
+        for half, which in zip(HALVES, (np.ones(len(scores), dtype=bool), self.seen, ~self.seen), strict=True):
+            if which.any():
+                found[half] = round(float(scores[which].mean()), 4)
+                found[f"{half}, to untouched"] = round(float((scores - base)[which].mean()), 4)
+                found[f"{half}, p"] = round(p_value((scores - base)[which]), 4)
+                found[f"{half}, queries"] = int(which.sum())
+        return found
+
+    @cached_property
+    def seen(self) -> Any:
+        """Which test queries ask for a training positive."""
+        seen, _ = seen_unseen(self.data.qrels["train"], self.judged("test"), corpus=self.data.corpus)
+        return np.isin(list(self.judged("test")), seen)
+
+    def judged(self, split: str) -> Qrels:
+        """The queries of a split with a relevant document."""
+        relevant = self.data.relevant(split)
+        return {key: judged for key, judged in self.data.qrels[split].items() if key in relevant}
+
+    def ndcg(self, similarities: Similarities, split: str) -> Floats:
+        """Of each query; where queries are documents, their own is no result."""
+        judged = self.judged(split)
+        rows = {key: row for row, key in enumerate(self.data.corpus)}
+        found = torch.as_tensor(similarities).clone()
+        own = set(own_documents(self.data.corpus, judged))
+        for query, key in enumerate(judged):
+            if key in own:
+                found[query, rows[key]] = -torch.inf
+        return Judgments(judged, rows).ndcg(found.topk(10).indices)
+
+    def embedded(self, model: SentenceTransformer) -> Callable[[str], Similarities]:
+        """The cosine of a model's vectors, its encoder answered from the cache."""
+        cached = CachedSentenceTransformer(model.requires_grad_(False), self.cache)
+        options: dict[str, Any] = {"batch_size": 1024, "show_progress_bar": False}
+        documents = unit(cached.encode_document(list(self.data.corpus.values()), **options))
+
+        def similarities(split: str) -> Similarities:
+            return unit(cached.encode_query([self.data.queries[q] for q in self.judged(split)], **options)) @ documents.T
+
+        return similarities
+
+    def untouched(self, _seed: int) -> Made:
+        return self.embedded(self.encoder), {}
+
+    def bm25(self, _seed: int) -> Made:
+        """``bm25s`` with English stop words, its other defaults."""
+        retriever = bm25s.BM25()
+        retriever.index(bm25s.tokenize(list(self.data.corpus.values()), show_progress=False), show_progress=False)
+
+        def similarities(split: str) -> Similarities:
+            texts = [self.data.queries[key] for key in self.judged(split)]
+            tokens = bm25s.tokenize(texts, show_progress=False, return_ids=False)
+            return np.stack([retriever.get_scores(own) for own in tokens]).astype(np.float32)
+
+        return similarities, {}
+
+    def nudge(self, _seed: int) -> Made:
+        """The documents moved by the package's own settings; how far, by the dev queries or a fifth of the others."""
+        data = self.data
+        if "dev" not in data.qrels:
+            data = RetrievalData(data.queries, data.corpus, {"train": data.qrels["train"]}).with_dev_split()
+        cached = CachedSentenceTransformer(self.encoder, self.cache)
+        options: dict[str, Any] = {"batch_size": 1024, "show_progress_bar": False}
+        documents = unit(cached.encode_document(list(data.corpus.values()), **options))
+        place = {key: row for row, key in enumerate(data.corpus)}
+        answers = [
+            {
+                "q_embs": unit(cached.encode_query([data.queries[q] for q in data.relevant(split)], **options)),
+                "q_ans_indx": [[place[d] for d in sorted(found)] for found in data.relevant(split).values()],
+            }
+            for split in ("train", "dev")
+        ]
+        moved: Vectors = np.asarray(NUDGEN(torch.device("cpu")).finetune_embeddings(documents, *answers))
+
+        def similarities(split: str) -> Similarities:
+            return unit(cached.encode_query([self.data.queries[q] for q in self.judged(split)], **options)) @ moved.T
+
+        return similarities, {}
+
+    def candidate(self, candidate: Candidate, seed: int) -> Made:
+        """Heads of one candidate, trained to their end on all training queries."""
+        started = time.perf_counter()
+        copied = copies(self.data.with_all_split().qrels["all"], self.data.corpus)
+        vectors = read_vectors(self.encoder, self.data, self.cache, copied, seed=seed)
+        train = self.data.qrels["train"]
+        covariance = pair_covariance(vectors.queries, vectors.documents, *vectors.pairs(train))
+        model = behind_vectors(candidate.heads(vectors.dimension, vectors.dimension, covariance))
+        settings = candidate.settings
+        if candidate.trains:
+            train_heads(
+                model,
+                candidate.loss(model, vectors, train, {}),
+                vectors.of_queries(train),
+                torch.arange(len(train)),
+                epochs=settings.epochs or 1,
+                batch_size=settings.batch_size,
+                learning_rate=settings.learning_rate,
+                seed=seed,
+            )
+        seconds = time.perf_counter() - started
+
+        @torch.no_grad()
+        def similarities(split: str) -> Similarities:
+            sides = {"query": vectors.of_queries(self.judged(split)), "document": vectors.documents}
+            found = {
+                side: model({"sentence_embedding": own, "task": side})["sentence_embedding"]  # type: ignore[dict-item]
+                for side, own in sides.items()
+            }
+            return (found["query"] @ found["document"].T).numpy()
+
+        return similarities, {"seconds": seconds}
+
+    def fitted(self, seed: int) -> Made:
+        started = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            result = fit(
+                self.encoder,
+                self.data,
+                output_dir=Path(folder, "model"),
+                cache=self.cache,
+                seed=seed,
+                show_progress_bar=False,
+            )
+        facts = {"seconds": time.perf_counter() - started, "first line": result.report.first_line}
+        if result.report.chosen is not None:
+            choice = result.report.chosen.choice
+            facts |= {"candidate": choice.candidate, "epoch": choice.epoch, "dial": choice.dial}
+        return self.embedded(result.model), facts
+
+    def fused(self, make: Callable[[int], Made], seed: int) -> Made:
+        """Cosine and standardised BM25, the weight by the dev queries, or by the training queries and the encoder."""
+        dense, facts = make(seed)
+        sparse, _ = self.bm25(seed)
+        judge, split = (dense, "dev") if "dev" in self.data.qrels else (self.untouched(seed)[0], "train")
+
+        def together(part: Callable[[str], Similarities], split: str, weight: float) -> Similarities:
+            scores = sparse(split)
+            deviation = np.maximum(scores.std(axis=1, keepdims=True), 1e-9)
+            return part(split) + weight * (scores - scores.mean(axis=1, keepdims=True)) / deviation
+
+        best = max(BM25_WEIGHTS, key=lambda weight: self.ndcg(together(judge, split, weight), split).mean())
+        return (lambda split: together(dense, split, best)), {**facts, "weight": best}
+
+
+# ---- The table ----
+
+
+def write(options: argparse.Namespace, journal: Journal) -> None:
+    """Print the table, and write all figures with the versions that made them."""
+    lines = ["| collection | row | all | seen | unseen | to untouched (p), all | unseen | seconds |", "|---" * 8 + "|"]
+    figures: dict[str, Any] = {}
+    for name in options.collections:
+        for row in dict.fromkeys(key[1] for key in journal.entries if key[2] == name):
+            entries = journal.of("collections", row, name)
+            figures.setdefault(name, {})[row] = entries
+            cells = [mean(entries, half) for half in HALVES] + [change(entries, half) for half in ("all", "unseen")]
+            lines.append(f"| {name} | {row} | {' | '.join(cells)} | {mean(entries, 'seconds', 1)} |")
+    print("\n".join(["", *lines]))
+    packages = ("st_asym", "sentence-transformers", "torch", "numpy", "bm25s", "nudge-ft")
+    facts = {"encoder": "all-MiniLM-L6-v2", "threads": options.threads, "versions": {p: version(p) for p in packages}}
+    options.output.write_text(json.dumps({**facts, "collections": figures}, indent=1) + "\n", encoding="utf-8")
+
+
+def mean(entries: Sequence[dict[str, Any]], key: str, digits: int = 4) -> str:
+    values = [entry[key] for entry in entries if key in entry]
+    if not values:
+        return ""
+    return f"{np.mean(values):.{digits}f}" + (f" ± {spread(values):.{digits}f}" if len(values) > 1 else "")
+
+
+def change(entries: Sequence[dict[str, Any]], half: str) -> str:
+    values = [entry[f"{half}, to untouched"] for entry in entries if half in entry]
+    return f"{np.mean(values):+.4f} ({np.median([e[f'{half}, p'] for e in entries]):.3f})" if values else ""
+
+
+if __name__ == "__main__":
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    main()
