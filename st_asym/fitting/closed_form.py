@@ -136,11 +136,11 @@ def write_whitening(router: Router, whitening: Tensor) -> Router:
     Returns:
         The same router: each head gives W x. Of a head with hidden layers the first holds [W; -W].
     """
-    for layers in {id(route): route for route in router.sub_modules.values()}.values():
-        first = next((layer for layer in layers if isinstance(layer, Dense)), None)
-        if first is not None:
-            weight = first.linear.weight
-            weight.copy_((weight.double() @ whitening.to(weight.device)).to(weight.dtype))
+    # A shared head is both routes.
+    firsts = {next((layer for layer in route if isinstance(layer, Dense)), None) for route in router.sub_modules.values()}
+    for first in firsts - {None}:
+        weight = first.linear.weight
+        weight.copy_((weight.double() @ whitening.to(weight.device)).to(weight.dtype))
     return router
 
 

@@ -47,7 +47,7 @@ def compare(
     columns: Tensor,
     *,
     project: Callable[[Tensor], Tensor] | None,
-    stands_for: Tensor | None = None,
+    weights: Tensor | None = None,
     best: int = 0,
     reduced: bool = False,
 ) -> Comparison:
@@ -61,13 +61,13 @@ def compare(
         rows: Rows of pairs of query and document that are no negatives, shape ``(pairs,)``, on the CPU.
         columns: The documents of these pairs.
         project: What the vectors go through to become unit vectors; None if they are.
-        stands_for: How many documents each counts for, one number per document.
+        weights: The logarithm of how much each document counts, shape ``(documents,)``; None for one each.
         best: How many of the most similar documents of each chunk to return.
         reduced: Whether similarities are computed in bfloat16; their sums are not.
     """
     order = columns.argsort()
     rows, columns = rows[order].to(queries.device), columns[order]
-    weights = None if stands_for is None else stands_for.log().to(queries)
+    weights = None if weights is None else weights.to(queries)
     parts = []
     for start, stop in chunks:
         first, last = torch.searchsorted(columns, torch.tensor([start, stop])).tolist()
@@ -114,6 +114,20 @@ def _compare_chunk(
         if weights is not None:
             logits = logits + weights
         return Comparison(logits.logsumexp(dim=1), pairs, top.indices, top.values)
+
+
+def with_more(sums: Tensor, rows: Tensor, logits: Tensor) -> Tensor:
+    """Log-sum-exp over what ``sums`` stands for and some more terms.
+
+    Args:
+        sums: One number per query, shape ``(n,)``.
+        rows: The queries of the further terms, shape ``(terms,)``.
+        logits: The terms.
+    """
+    if not len(rows):
+        return sums
+    top = sums.detach().scatter_reduce(0, rows, logits.detach(), "amax")
+    return top + (sums - top).exp().index_add(0, rows, (logits - top[rows]).exp()).log()
 
 
 def sum_over_positives(negatives: Tensor, positives: Tensor, rows: Tensor, weights: Tensor) -> Tensor:

@@ -1,200 +1,488 @@
-"""The documents of a corpus: their vectors before the heads, kept or read again, and through the heads as they are."""
+"""Every relevant document of a query against the corpus, or against the documents of the batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal
 
-import numpy as np
 import torch
+import torch.distributed
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Normalize, Router
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.util import get_world_size
 from torch import Tensor, nn
 
-from st_asym.cache.cached_model import CachedSentenceTransformer
-from st_asym.cache.filling import encoding
-from st_asym.cache.fingerprint import encoder_modules
+from st_asym.cache.filling import Precision, has_bfloat16
 from st_asym.isotropy import unit
+from st_asym.losses.comparison import Run, at_once, compare, sum_over_positives, twice, with_more
+from st_asym.losses.distributed import gather_rows, total
+from st_asym.losses.documents import Documents, Texts, Vectors
+from st_asym.losses.relevance import Relevance, Relevant
+from st_asym.losses.sampled import HardNegatives, Sample, hardest
 
-Texts = Mapping[str, str]
-Vectors = tuple[Sequence[str], Any]
-Rows = Tensor | slice
+# Documents that go through the head at once: a processor is fastest where they stay in its cache.
+_CPU_CHUNK, _GPU_CHUNK = 1024, 16_384
+# What the graph of one step may take before its chunks are computed again in the backward pass.
+_GRAPH_BYTES = 1 << 30
+# Without a gradient, chunks may be larger.
+_SCAN_CHUNK = 4096
+# The logarithm of no weight: finite, so that a query without negatives has a gradient, of zero.
+_NOTHING = -1e30
 
-_READ_AT_ONCE = 16_384
+_CITATION = """
+@misc{oord2019representationlearningcontrastivepredictive,
+    title={Representation Learning with Contrastive Predictive Coding},
+    author={Aaron van den Oord and Yazhe Li and Oriol Vinyals},
+    year={2019},
+    eprint={1807.03748},
+    archivePrefix={arXiv},
+    primaryClass={cs.LG}
+}
+@inproceedings{khosla2020supervised,
+    title={Supervised Contrastive Learning},
+    author={Prannay Khosla and Piotr Teterwak and Chen Wang and Aaron Sarna and Yonglong Tian and Phillip Isola and
+        Aaron Maschinot and Ce Liu and Dilip Krishnan},
+    booktitle={Advances in Neural Information Processing Systems},
+    year={2020},
+    eprint={2004.11362},
+    archivePrefix={arXiv}
+}
+"""
+_HARD_CITATION = """
+@misc{xiong2020approximate,
+    title={Approximate Nearest Neighbor Negative Contrastive Learning for Dense Text Retrieval},
+    author={Lee Xiong and Chenyan Xiong and Ye Li and Kwok-Fung Tang and Jialin Liu and Paul Bennett and Junaid Ahmed
+        and Arnold Overwijk},
+    year={2020},
+    eprint={2007.00808},
+    archivePrefix={arXiv},
+    primaryClass={cs.IR}
+}
+"""
 
 
-class Corpus:
-    """Documents by position: vectors before the heads, and unit vectors through the document head as it is now.
+class CorpusContrastiveLoss(nn.Module):
+    r"""Contrast every relevant document of a query with all documents of the corpus that are not relevant to it.
+
+    For query i with relevant documents P_i, grades g and cosine similarities s at temperature t:
+
+        loss_i = sum_{p in P_i} w_ip * -log( exp(s_ip / t) / (exp(s_ip / t) + sum_{n not in P_i} a_in exp(s_in / t)) )
+
+    with w_ip = g_ip / sum_p g_ip, and the mean over the queries of the batch. a_in is 1 for documents that are relevant
+    to some query or were judged not relevant to this one, and ``unlabelled_weight`` for all others: nobody has asked for
+    them yet, and a document that every query pushes away and none pulls teaches the heads to tell what was asked for
+    before from what was not, which new documents pay for. It is InfoNCE (van den Oord et al. 2018,
+    https://arxiv.org/abs/1807.03748) with the sum over positives outside the logarithm, as in Supervised Contrastive
+    Learning (Khosla et al. 2020, https://arxiv.org/abs/2004.11362), but with the other positives left out of the
+    denominator, so that a relevant document is never a negative. A query to which every document is relevant has no
+    negatives: its loss is 0.
+
+    The corpus comes as vectors before the heads, made once, and goes through the document head as it is now: no encoder
+    runs, and the gradient reaches both heads. Where the document side does not train, it is computed once.
+
+    With ``negatives="batch"`` the sum is over the documents that are relevant to the other queries of the batch, each
+    once: in-batch negatives without false ones, also where queries have several relevant documents. Only these go
+    through the head, which is the cheapest step there is.
+
+    Memory: the graph of a step is kept up to about a gigabyte; beyond that, or with ``chunk_size``, chunks of documents
+    are computed again in the backward pass, with the same gradient. A corpus of more than ``max_documents`` is not
+    compared in full: each step takes its positives, the ``hard_negatives`` hardest known negatives of each query, and a
+    fresh sample of ``sampled_documents``, of the relevant and of the unlabelled ones in proportion to what they count,
+    one from each of as many equal stretches. A sampled document counts as often as its stretch has documents (the
+    weights of Horvitz and Thompson 1952), but not for queries that have it among their positives and hard negatives, so
+    that the sum over negatives is estimated without bias; its logarithm is then, on average, a little too low. Hard negatives are counted exactly as they dominate the sum and a sample
+    rarely meets them. They are renewed, as in ANCE (Xiong et al. 2020, https://arxiv.org/abs/2007.00808), from each
+    sample, and every ``refresh_steps`` steps by a scan of the next ``max_documents`` documents for the queries seen
+    since the last one.
+
+    Under several processes each has its own queries, and the mean of the losses and of the gradients over processes is
+    what one process gives for the whole batch, also where they hold unequal numbers of rows. The first draws the sample
+    for all, from torch's generator, and hard negatives are shared, so the number of processes changes neither. A
+    resumed run finds its hard negatives anew.
 
     Args:
-        model: A ``SentenceTransformer`` with a frozen encoder.
-        documents: Document id to text; or ids and their vectors before the heads, an array of shape ``(n, d)``.
-        keep: How many vectors may be kept in memory. Of a larger corpus, an array stays where it is, which may be a
-            ``numpy.memmap`` on disk, and texts are looked up in the cache each time.
+        model: The model to train, with a frozen encoder: an :func:`st_asym.asymmetric_model`, or a
+            :class:`st_asym.CachedSentenceTransformer` of one.
+        corpus: Document id to text, with the model's prompt for documents; or a pair of ids and the encoder's vectors,
+            an array of shape ``(n, d)``. Above ``max_documents`` texts need a ``CachedSentenceTransformer``, and are
+            looked up in each step; an array stays where it is, which may be a ``numpy.memmap`` of any size.
+        relevant: Query id to document id to grade, or to the ids of its relevant documents. Documents with a grade of
+            zero or less were judged not relevant: they count in full for that query.
+        ignored: Query id to the ids of documents that are not known to be relevant, nor that they are not, such as
+            judgments that were held out: they are left out of the negatives of that query.
+        unlabelled_weight: What a document that is relevant to no query counts as a negative, from 0 to 1: 1 where the
+            corpus is closed and every document was there to be asked for, 0 to leave such documents out.
+        negatives: ``"corpus"``, or ``"batch"`` for the documents that are relevant to the queries of the batch.
+        temperature: Divides the similarities.
+        precision: ``"bf16"`` runs the document head and the similarities in bfloat16 where the processor has it, which
+            takes a third of the time for the same result on held-out queries. Sums and the loss are float32 anyway.
+        max_documents: The largest corpus that is compared in full, and how many documents a scan covers.
+        sampled_documents: Documents that are drawn in each step from a larger corpus.
+        hard_negatives: Hard negatives of each query in a larger corpus, 0 for none.
+        refresh_steps: Steps from one scan to the next.
+        chunk_size: Documents that go through the head at once, computed again in the backward pass. None keeps the
+            graph while it is small.
 
     Raises:
-        TypeError: ``documents`` is neither.
-        ValueError: No documents, an encoder that is not frozen, ids and vectors that do not fit each other or the
-            heads, a vector that is not finite, or more texts than ``keep`` and no cache.
+        TypeError: ``corpus`` or the documents of a query are of the wrong kind.
+        ValueError: A setting out of range, an encoder that trains, a relevant document that is not in the corpus, an id
+            that occurs twice, a grade or vector that is not finite, or no query with a relevant document. In training:
+            no labels, labels out of range or of queries without a relevant document, or vectors that are not finite.
+
+    Inputs:
+        +------------------------------------------------+------------------------------------------------+
+        | Inputs                                         | Labels                                         |
+        +================================================+================================================+
+        | query                                          | position of the query in ``relevant``          |
+        +------------------------------------------------+------------------------------------------------+
+        | query, document (and further hard negatives)   | the same, or -1 for a pair without a corpus,   |
+        |                                                | which is contrasted with those of its batch    |
+        +------------------------------------------------+------------------------------------------------+
+
+    Example:
+        >>> from sentence_transformers import SentenceTransformer
+        >>> from sentence_transformers.sentence_transformer.modules import BoW
+        >>> from st_asym import CorpusContrastiveLoss, asymmetric_model
+        >>> from st_asym.data import RetrievalData
+        >>> data = RetrievalData(
+        ...     queries={"q1": "head", "q2": "encoder"},
+        ...     corpus={"d1": "frozen head", "d2": "frozen encoder", "d3": "frozen"},
+        ...     qrels={"train": {"q1": {"d1": 2, "d3": 1}, "q2": {"d2": 1}}},
+        ... )
+        >>> model = asymmetric_model(SentenceTransformer(modules=[BoW(["frozen", "encoder", "head"])]))
+        >>> loss = CorpusContrastiveLoss(model, data.corpus, data.qrels["train"], temperature=1.0)
+        >>> rows = data.labelled_queries("train")  # the trainer's data set: columns query and label
+        >>> queries = {**model.preprocess(rows["query"]), "task": "query"}
+        >>> {name: round(part.item(), 3) for name, part in loss([queries], torch.tensor(rows["label"])).items()}
+        {'contrastive': 0.592}
     """
 
-    def __init__(self, model: SentenceTransformer, documents: Texts | Vectors, *, keep: int) -> None:
-        encoder = encoder_modules(model)
-        self._encoder_parameters = [p for module in encoder.values() for p in module.parameters()]
-        self._heads = [module for name, module in model.named_children() if name not in encoder]
-        self._side = list(chain.from_iterable(_document_side(module) for module in self._heads))
-        self._ends_normalised = bool(self._heads) and isinstance(self._heads[-1], Normalize)
-        self._device = model.device
-        self._outputs: tuple[Any, Tensor] | None = None
-        self.check_frozen()
-        self.ids, read = _ids_and_reader(model, documents, keep)
-        if not len(self.ids):
-            raise ValueError("The corpus is empty.")
-        self._read = read
-        self._kept: Tensor | None = None
-        if len(self) <= keep:
-            parts = range(0, len(self), _READ_AT_ONCE)
-            self._kept = torch.cat([self.take(slice(start, min(start + _READ_AT_ONCE, len(self)))) for start in parts])
-        try:
-            with torch.no_grad():
-                self.project(self.take(slice(0, 1)))
-        except RuntimeError as error:
-            raise ValueError(f"The document head does not take the vectors of the corpus: {error}") from error
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        corpus: Texts | Vectors,
+        relevant: Relevant,
+        *,
+        unlabelled_weight: float = 0.1,
+        negatives: Literal["corpus", "batch"] = "corpus",
+        ignored: Mapping[str, Iterable[str]] | None = None,
+        temperature: float = 0.05,
+        precision: Precision = "fp32",
+        max_documents: int = 100_000,
+        sampled_documents: int = 8192,
+        hard_negatives: int = 16,
+        refresh_steps: int = 50,
+        chunk_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0.0 < temperature < float("inf"):
+            raise ValueError(f"temperature must be a finite number above 0, got {temperature}.")
+        if precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision must be 'fp32' or 'bf16', got {precision!r}.")
+        if negatives not in ("corpus", "batch"):
+            raise ValueError(f"negatives must be 'corpus' or 'batch', got {negatives!r}.")
+        if not 0.0 <= unlabelled_weight <= 1.0:
+            raise ValueError(f"unlabelled_weight must be from 0 to 1, got {unlabelled_weight}.")
+        sizes = {
+            "max_documents": max_documents,
+            "sampled_documents": sampled_documents,
+            "hard_negatives": hard_negatives,
+            "refresh_steps": refresh_steps,
+            "chunk_size": chunk_size,
+        }
+        for name, size in sizes.items():
+            least = 0 if name == "hard_negatives" else 1
+            if size is not None and size < least:
+                raise ValueError(f"{name} must be at least {least}, got {size}.")
+        self.model = model
+        self.unlabelled_weight = unlabelled_weight
+        self.negatives = negatives
+        self.temperature = temperature
+        self.precision = precision
+        self.max_documents = max_documents
+        self.sampled_documents = sampled_documents
+        self.hard_negatives = hard_negatives
+        self.refresh_steps = refresh_steps
+        self.chunk_size = chunk_size
+        self._corpus = Documents(model, corpus, keep=max_documents)
+        self._relevance = Relevance(relevant, self._corpus.ids, ignored)
+        self._in_batch: Any = MultipleNegativesRankingLoss(model, scale=1.0 / temperature)
+        self._sample = Sample(len(self._corpus), self._relevance.labelled, unlabelled_weight)
+        sampled = negatives == "corpus" and len(self._corpus) > max_documents
+        self._hard = HardNegatives(self._relevance, hard_negatives) if sampled and hard_negatives else None
+        self._is_sampled = sampled
+        self._steps = self._scanned = 0
 
-    def __len__(self) -> int:
-        """The number of documents."""
-        return len(self.ids)
+    def forward(
+        self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Embed the queries, and the other columns where rows without a corpus need them.
 
-    @property
-    def trains(self) -> bool:
-        """Whether a gradient would reach the document head."""
-        return torch.is_grad_enabled() and self._side_trains()
+        Args:
+            sentence_features: One dict of model inputs per column, the queries first.
+            labels: Positions of the queries in ``relevant``, -1 for rows without a corpus.
 
-    @property
-    def device(self) -> torch.device:
-        """Where the heads are."""
-        return next((tensor.device for tensor in self._side), self._device)
-
-    @property
-    def activations(self) -> int:
-        """About how many numbers the graph keeps of each document on its way through the head."""
-        return 2 * sum(len(tensor) for tensor in self._side if tensor.dim() == 2)
-
-    def check_frozen(self) -> None:
-        """Refuse an encoder that trains: vectors that were computed before would not follow it."""
-        if any(parameter.requires_grad for parameter in self._encoder_parameters):
-            raise ValueError(
-                "The encoder is trainable, so the vectors of the corpus would not stay as they are: freeze it with "
-                "st_asym.freeze_encoder(model), or train with in-batch negatives."
-            )
-
-    def take(self, rows: Rows) -> Tensor:
-        """Vectors before the heads, shape ``(n, d)``, where the heads are and in their dtype.
-
-        Raises:
-            ValueError: A vector is not finite. The message names the document.
+        Returns:
+            ``{"contrastive": loss}``.
         """
-        dtype = next((tensor.dtype for tensor in self._side if tensor.is_floating_point()), torch.float32)
-        if self._kept is not None:
-            self._kept = self._kept.to(self.device, dtype)
-            return self._kept[rows.to(self.device) if isinstance(rows, Tensor) else rows]
-        vectors = self._read(rows)
-        finite = torch.isfinite(vectors).all(dim=1)
-        if not finite.all():
-            positions = _positions(rows, len(self))
-            bad = [self.ids[positions[row]] for row in (~finite).nonzero().flatten().tolist()]
-            raise ValueError(f"{len(bad)} vectors of the corpus are not finite: document {bad[0]!r} is the first.")
-        return vectors.to(self.device, dtype)
+        columns = list(sentence_features)
+        # Asked of all processes: each must run the model equally often.
+        if labels is not None and not total(int((labels < 0).sum()), labels.device):
+            columns = columns[:1]
+        return self.compute_loss_from_embeddings([self.model(c)["sentence_embedding"] for c in columns], labels)
 
-    def project(self, vectors: Tensor) -> Tensor:
-        """Unit vectors of the document head, float32 or float64, from vectors before it."""
-        features: dict[str, Any] = {"sentence_embedding": vectors, "task": "document"}
-        for module in self._heads:
-            features = module(features)
-        output: Tensor = features["sentence_embedding"]
-        if self._ends_normalised:
-            return output if output.dtype == torch.float64 else output.float()
-        return unit(output)
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> dict[str, Tensor]:
+        """The same from vectors that were computed before.
 
-    def _side_trains(self) -> bool:
-        return any(tensor.requires_grad for tensor in self._side)
+        Args:
+            embeddings: One tensor of shape ``(batch, dimension)`` per column, the queries first.
+            labels: As for :meth:`forward`.
 
-    def projected(self, size: int) -> Iterator[tuple[int, Tensor]]:
-        """The corpus through the head as it is now, without gradient: stretches of ``size``, each with its start."""
-        if self._kept is not None and not self._side_trains():
-            yield 0, self.outputs()
-            return
-        for start in range(0, len(self), size):
-            with torch.no_grad():
-                part = self.project(self.take(slice(start, min(start + size, len(self)))))
-            yield start, part
+        Returns:
+            The parts, as :meth:`forward` returns them.
+        """
+        positions = self._checked_labels(labels, len(embeddings[0]))
+        device = embeddings[0].device
+        judged = positions >= 0
+        rows = total(len(positions), device)
+        pairs = total(int((~judged).sum()), device)
+        with torch.autocast(device.type, enabled=False):
+            queries = unit(embeddings[0])
+        value = queries.new_zeros(())
+        if rows > pairs:
+            # Its processes step together, also one that has pairs alone.
+            found = self._judged_loss(queries[judged.to(device)], positions[judged])
+            value = value + get_world_size() * found / rows
+        if pairs:
+            value = value + self._pair_loss(embeddings, ~judged) * (pairs / rows)
+        if not torch.isfinite(value):
+            raise ValueError(self._trouble(embeddings))
+        return {"contrastive": value}
 
-    def outputs(self) -> Tensor:
-        """All of a kept corpus through the head, without gradient; again only when the head has changed."""
-        version = [(id(tensor), tensor._version, tensor.dtype, tensor.device) for tensor in self._side]
-        if self._outputs is None or self._outputs[0] != version:
-            with torch.no_grad():
-                starts = range(0, len(self), _READ_AT_ONCE)
-                parts = [self.project(self.take(slice(start, start + _READ_AT_ONCE))) for start in starts]
-            self._outputs = version, torch.cat(parts)
-        return self._outputs[1]
+    def sample_documents(self, count: int) -> Tensor:
+        """Documents of the corpus through the head as it is now, for a term such as that of :class:`IsotropyLoss`.
 
+        Args:
+            count: How many for each process; fewer where the corpus has fewer.
 
-def _document_side(module: nn.Module) -> list[Tensor]:
-    """What shapes the vectors of documents."""
-    if isinstance(module, Router) and "document" in module.sub_modules:
-        module = module.sub_modules["document"]
-    return [*module.parameters(), *module.buffers()]
+        Returns:
+            Unit vectors of shape ``(count, dimension)``, with gradient, drawn anew from torch's generator. Together,
+            the processes hold what one would draw for all.
+        """
+        world = get_world_size()
+        count = min(count, len(self._corpus) // world)
+        documents, _ = self._sample.draw(self._sample.everything, count * world, self._corpus.device)
+        rank = torch.distributed.get_rank() if world > 1 else 0
+        return self._project(self._corpus.take(documents[rank * count : (rank + 1) * count]))
 
+    def known_hard_negatives(self, labels: Tensor) -> Tensor:
+        """The hardest negatives that were found so far in a corpus that is sampled.
 
-def _ids_and_reader(
-    model: SentenceTransformer, documents: Texts | Vectors, keep: int
-) -> tuple[Sequence[str], Callable[[Rows], Tensor]]:
-    if isinstance(documents, Mapping):
-        return _texts(model, documents, keep)
-    if not isinstance(documents, tuple) or len(documents) != 2:
-        raise TypeError(
-            "The corpus must be a mapping of document id to text, or a pair (ids, vectors) with the encoder's vectors "
-            f"in an array of shape (n, d), not a {type(documents).__name__}."
+        Args:
+            labels: Positions of queries in ``relevant``, shape ``(n,)``.
+
+        Returns:
+            Positions of documents in the corpus, the hardest first, shape ``(n, hard_negatives)``, -1 where there are
+            none; ``(n, 0)`` for a corpus that is compared in full.
+        """
+        return torch.empty(len(labels), 0, dtype=torch.int64) if self._hard is None else self._hard.of(labels.cpu())
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The settings, as the trainer writes them into the model card."""
+        config: dict[str, Any] = {"negatives": self.negatives}
+        if self.negatives == "corpus":
+            config["unlabelled_weight"] = self.unlabelled_weight
+        config |= {"temperature": self.temperature, "documents": len(self._corpus), "queries": len(self._relevance)}
+        if self._is_sampled:
+            names = ("max_documents", "sampled_documents", "hard_negatives", "refresh_steps")
+            config |= {name: getattr(self, name) for name in names}
+        return config
+
+    @property
+    def citation(self) -> str:
+        """BibTeX of the papers that the loss is from."""
+        return _CITATION if self._hard is None else _CITATION + _HARD_CITATION
+
+    def _checked_labels(self, labels: Tensor | None, rows: int) -> Tensor:
+        if labels is None or labels.is_floating_point() or labels.shape != (rows,):
+            found = "none" if labels is None else f"{labels.dtype} of shape {tuple(labels.shape)}"
+            raise ValueError(
+                f"CorpusContrastiveLoss needs an integer label per row, the position of its query in `relevant`, for "
+                f"{rows} rows; it got {found}. RetrievalData.labelled_queries makes such a data set."
+            )
+        labels = labels.detach().cpu().long()
+        wrong = labels[(labels < -1) | (labels >= len(self._relevance))].tolist()
+        if wrong:
+            raise ValueError(
+                f"{len(wrong)} of {rows} labels are no position in `relevant`, which has {len(self._relevance)} "
+                f"queries, nor -1: {', '.join(map(str, wrong[:3]))}{', ...' if len(wrong) > 3 else ''}."
+            )
+        return labels
+
+    def _judged_loss(self, queries: Tensor, labels: Tensor) -> Tensor:
+        """Sum over the queries, each against its negatives."""
+        corpus = self._corpus
+        corpus.check_frozen()
+        learns = torch.is_grad_enabled() and self._hard is not None
+        if learns:
+            self._steps += 1
+            if self._steps % self.refresh_steps == 0:
+                self._scan()
+        rows, columns, weights = self._relevance.of(labels)
+        own_rows, own, own_weights = self._own_negatives(labels)
+        among, counts = self._shared(columns, weights, own)
+        project: Callable[[Tensor], Tensor] | None = self._project
+        documents = corpus.take if among is None else lambda stretch: corpus.take(among[stretch])
+        if not corpus.trains and not self._is_sampled:
+            outputs, project = corpus.outputs(), None
+            documents = outputs.__getitem__ if among is None else lambda stretch: outputs[among[stretch]]
+        pair_rows, pairs = torch.cat([rows, own_rows]), torch.cat([columns, own])
+        found = compare(
+            queries / self.temperature,
+            documents,
+            *self._plan(len(corpus) if among is None else len(among), queries),
+            pair_rows,
+            pairs if among is None else torch.searchsorted(among, pairs),
+            project=project,
+            weights=counts,
+            best=self._hard.size if learns and self._hard is not None else 0,
+            reduced=self._reduced(queries),
         )
-    ids, array = documents
-    if getattr(array, "ndim", None) != 2 or len(ids) != len(array):
-        raise ValueError(
-            f"The corpus has {len(ids)} ids and vectors of shape {tuple(getattr(array, 'shape', ()))}: it must be "
-            f"({len(ids)}, dimension)."
-        )
+        positives, logits = found.pairs[: len(rows)], found.pairs[len(rows) :]
+        if learns:
+            self._learn_hard(labels, queries, among, found.places, found.logits, own_rows, own, logits.detach())
+        more = logits + own_weights.to(logits)
+        negatives = with_more(found.sums, own_rows.to(queries.device), more)
+        return sum_over_positives(negatives, positives, rows, weights)
 
-    def read(rows: Rows) -> Tensor:
-        if isinstance(array, Tensor):
-            return array[rows.to(array.device) if isinstance(rows, Tensor) else rows].detach()
-        # A copy: what a file holds is read once, and a map of it that is read-only cannot become a tensor.
-        return torch.from_numpy(np.array(array[rows.numpy() if isinstance(rows, Tensor) else rows]))
+    def _own_negatives(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Negatives that are compared with single queries: rows, positions, and the logarithm of what each counts."""
+        rows, columns = self._relevance.refused(labels)
+        weights = torch.zeros(len(rows), dtype=torch.float64)
+        if self._hard is None:
+            return rows, columns, weights
+        hard = self._hard.of(labels)
+        there = hard >= 0
+        hard_rows, hard_columns = there.nonzero()[:, 0], hard[there]
+        if len(rows):  # what was judged counts in full, and once
+            judged = torch.isin(hard_rows * len(self._corpus) + hard_columns, rows * len(self._corpus) + columns)
+            hard_rows, hard_columns = hard_rows[~judged], hard_columns[~judged]
+        of_hard = self._sample.log_weights(hard_columns)
+        return torch.cat([rows, hard_rows]), torch.cat([columns, hard_columns]), torch.cat([weights, of_hard])
 
-    return ids, read
+    def _shared(self, columns: Tensor, weights: Tensor, own: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The documents that all queries are compared with, and the logarithm of what each counts.
 
+        Args:
+            columns: Positions of the documents that are relevant to the queries, or ignored.
+            weights: Of these, 0 for what is ignored.
+            own: Positions of single queries' own negatives.
 
-def _texts(model: SentenceTransformer, texts: Texts, keep: int) -> tuple[Sequence[str], Callable[[Rows], Tensor]]:
-    ids = list(texts)
-    prompt = model.prompts.get("document") or None
-    cached = isinstance(model, CachedSentenceTransformer)
-    if len(ids) > keep and not cached:
-        raise ValueError(
-            f"The corpus has {len(ids)} texts, more than max_documents={keep}, so that each step looks up those it "
-            "needs: make the loss and the trainer with a CachedSentenceTransformer, or give the loss a pair of ids and "
-            "vectors, such as a numpy.memmap."
-        )
+        Returns:
+            Positions in ascending order, None for the whole corpus; and numbers for them, None where each counts one.
+            Documents that are there for single queries count nothing for the others.
+        """
+        if self.negatives == "batch":
+            relevant = columns[weights > 0].to(self._corpus.device)
+            among: Tensor | None = gather_rows(relevant).cpu().unique()
+            counts = None
+        elif self._is_sampled:
+            among, counts = self._sample.documents(self.sampled_documents, self._corpus.device)
+        elif self.unlabelled_weight == 0:
+            among, counts = self._relevance.labelled, None
+        else:
+            return None, self._sample.all_log_weights
+        if among is None:
+            return None, counts
+        needed = torch.cat([columns, own]).unique()
+        missing = needed[~torch.isin(needed, among)]
+        if len(missing):
+            counts = torch.zeros(len(among), dtype=torch.float64) if counts is None else counts
+            among, order = torch.cat([among, missing]).sort()
+            counts = torch.cat([counts, torch.full((len(missing),), _NOTHING, dtype=torch.float64)])[order]
+        return among, counts
 
-    def read(rows: Rows) -> Tensor:
-        wanted = [texts[ids[position]] for position in _positions(rows, len(ids))]
-        if cached:
-            vectors: Tensor = model.preprocess(wanted, prompt=prompt, task="document")["sentence_embedding"]
-            return vectors
-        with encoding(model, precision="fp32", devices=None, prompt=prompt, task="document") as encode:
-            return torch.from_numpy(encode(wanted, 32))
+    def _project(self, vectors: Tensor) -> Tensor:
+        with torch.autocast(vectors.device.type, torch.bfloat16, enabled=self._reduced(vectors)):
+            return self._corpus.project(vectors)
 
-    return ids, read
+    def _reduced(self, vectors: Tensor) -> bool:
+        """Whether matrix products are computed in bfloat16."""
+        return self.precision == "bf16" and vectors.dtype == torch.float32 and has_bfloat16(vectors.device)
 
+    def _plan(self, documents: int, queries: Tensor) -> tuple[list[tuple[int, int]], Run]:
+        """Chunks of documents, and what calls a function of one: now, or again in the backward pass."""
+        size = self.chunk_size or (_CPU_CHUNK if queries.device.type == "cpu" else _GPU_CHUNK)
+        stretches = [(start, min(start + size, documents)) for start in range(0, documents, size)]
+        graph = documents * (self._corpus.activations + 3 * len(queries)) * queries.element_size()
+        return stretches, at_once if self.chunk_size is None and graph <= _GRAPH_BYTES else twice
 
-def _positions(rows: Rows, length: int) -> Sequence[int]:
-    return range(*rows.indices(length)) if isinstance(rows, slice) else rows.tolist()
+    def _learn_hard(
+        self,
+        labels: Tensor,
+        queries: Tensor,
+        among: Tensor | None,
+        places: Tensor,
+        logits: Tensor,
+        own_rows: Tensor,
+        own: Tensor,
+        own_logits: Tensor,
+    ) -> None:
+        """Keep the hardest of this step's documents, for the queries of all processes."""
+        known = self._hard
+        assert known is not None and among is not None  # noqa: S101, PT018 - only sampled corpora have them
+        found = among.to(places.device)[places]
+        kept = known.of(labels)
+        again = torch.full(kept.shape, -torch.inf)
+        # The logits of what was known, in the places where it is kept; what was judged is left to its judgment.
+        keys = torch.arange(len(labels))[:, None] * len(self._corpus) + kept
+        wanted, order = (own_rows * len(self._corpus) + own).sort()
+        if len(wanted):
+            spots = torch.searchsorted(wanted, keys).clamp(max=len(wanted) - 1)
+            same = (wanted[spots] == keys) & (kept >= 0)
+            again[same] = own_logits.float().cpu()[order[spots[same]]]
+        documents = torch.cat([kept.to(found), found], dim=1)
+        values = torch.cat([again.to(logits), logits], dim=1)
+        values = values.masked_fill(values <= torch.finfo(values.dtype).min / 2, -torch.inf)
+        documents, similarities = hardest(documents, values * self.temperature, known.size)
+        mine = (labels.to(queries.device), queries.detach(), documents, similarities)
+        known.update(*(gather_rows(tensor).cpu() for tensor in mine))
+
+    @torch.no_grad()
+    def _scan(self) -> None:
+        """Look through the next stretch of the corpus, each process through its share."""
+        rank, world = (torch.distributed.get_rank(), get_world_size()) if get_world_size() > 1 else (0, 1)
+        if self._hard is not None:
+            self._hard.scan(self._scan_chunks(rank, world))
+        self._scanned = (self._scanned + self.max_documents) % len(self._corpus)
+
+    def _scan_chunks(self, rank: int, world: int) -> Iterator[tuple[int, Tensor]]:
+        end = self._scanned + self.max_documents
+        stretches = [(self._scanned, min(end, len(self._corpus))), (0, max(0, end - len(self._corpus)))]
+        for begin, stop in stretches:
+            for start in range(begin + rank * _SCAN_CHUNK, stop, world * _SCAN_CHUNK):
+                vectors = self._corpus.take(slice(start, min(start + _SCAN_CHUNK, stop)))
+                yield start, self._project(vectors)
+
+    def _pair_loss(self, embeddings: list[Tensor], pairs: Tensor) -> Tensor:
+        """Mean over rows without a corpus, against the documents of all such rows of the batch."""
+        if len(embeddings) < 2:
+            raise ValueError(
+                f"{int(pairs.sum())} of {len(pairs)} rows have the label -1, for pairs without a corpus, but there is "
+                "no document column to contrast them in."
+            )
+        columns = [gather_rows(column[pairs.to(column.device)]) for column in embeddings]
+        value: Tensor = self._in_batch.compute_loss_from_embeddings(columns, None)
+        world = get_world_size()
+        # Every process has the same value, and its own rows' part of the gradient, which averaging would divide.
+        return value * world - value.detach() * (world - 1)
+
+    def _trouble(self, embeddings: list[Tensor]) -> str:
+        for place, column in enumerate(embeddings):
+            bad = (~torch.isfinite(column).all(dim=1)).nonzero().flatten().tolist()
+            if bad:
+                return (
+                    f"{len(bad)} of {len(column)} vectors of column {place} are not finite, the first in row {bad[0]} "
+                    "of the batch: a text without a sound vector, or heads that have diverged."
+                )
+        return "The document head gives vectors that are not finite: it has diverged. Lower the learning rate."

@@ -14,8 +14,8 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from st_asym import EmbeddingCache, Settings
 from st_asym.data import RetrievalData
-from st_asym.fitting.workbench import Workbench
-from st_asym.systems import get_system
+from st_asym.data.document import copies
+from st_asym.fitting.vectors import Vectors, read_vectors
 
 DIMENSION = 12
 QUICK = Settings(epochs=3, batch_size=16, learning_rate=1e-2)
@@ -46,14 +46,10 @@ def rotated(
     return encoder, data
 
 
-def bench_of(
-    encoder: SentenceTransformer, data: RetrievalData, folder: Path, system: str = "asymmetric", **options: Any
-) -> Workbench:
-    """What a fit would train on, its vectors cached."""
-    kind = get_system(system)
-    bench = Workbench(encoder, kind, options.pop("init", "identity"), data, EmbeddingCache(folder), **options)
-    bench.fill(show_progress_bar=False)
-    return bench
+def vectors_of(encoder: SentenceTransformer, data: RetrievalData, folder: Path, seed: int = 0) -> Vectors:
+    """What a fit would train on."""
+    copied = copies(data.with_all_split().qrels["all"], data.corpus)
+    return read_vectors(encoder, data, EmbeddingCache(folder), copied, seed=seed)
 
 
 def both_sides(model: SentenceTransformer, data: RetrievalData) -> np.ndarray:

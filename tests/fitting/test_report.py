@@ -6,33 +6,36 @@ from pathlib import Path
 
 from st_asym.fitting import FitReport, Settings
 from st_asym.fitting.gate import Choice, Evidence, Gain
+from st_asym.fitting.report import Tried
 
 
-def report(chosen: Evidence | None, *others: Evidence) -> FitReport:
-    found = FitReport(system="asymmetric", init="identity", collection=None, settings=Settings(), seed=3)
-    found.chosen, found.evidence = chosen, [entry for entry in (chosen, *others) if entry is not None]
+def report(chosen: Evidence | None, *others: Evidence, expected_unseen: float = 0.25) -> FitReport:
+    found = FitReport(Settings(), seed=3, expected_unseen=expected_unseen, chosen=chosen)
+    found.evidence = [entry for entry in (chosen, *others) if entry is not None]
+    found.candidates = [Tried(entry.choice.candidate, entry, 4, 1.5) for entry in found.evidence]
     return found
 
 
 def evidence(gain: float, error: float = 0.01) -> Evidence:
-    return Evidence(Choice(7, 0.6), Gain(40, 0.5, gain, error), Gain(1, 0.4, gain, math.inf), gain, error)
+    return Evidence(Choice("both sides", 7, 0.6), Gain(40, 0.5, gain, error), Gain(0, 0, 0, 0), gain, error)
 
 
 def test_the_first_line_says_what_came_of_it() -> None:
     assert report(evidence(0.1)).first_line == (
         "Trained heads are kept: nDCG@10 of held-out queries +0.100 ± 0.010 to the untouched encoder."
     )
-    both = Evidence(Choice(7, 0.6), Gain(35, 0.3, 0.528, 0.05), Gain(732, 0.9, 0.001, 0.004), 0.264, 0.03)
+    both = Evidence(Choice("b", 7, 0.6), Gain(35, 0.3, 0.528, 0.05), Gain(732, 0.9, 0.001, 0.004), 0.396, 0.03)
     assert report(both).first_line == (
-        "Trained heads are kept: nDCG@10 of held-out queries +0.264 ± 0.030, that is +0.528 on documents seen in "
-        "training (35 queries) and +0.001 on others (732), to the untouched encoder."
+        "Trained heads are kept: nDCG@10 of held-out queries +0.396 ± 0.030, that is +0.528 on documents seen in "
+        "training and +0.001 on others, 25% of the traffic to expect, to the untouched encoder."
     )
     assert report(None, evidence(-0.1)).first_line.startswith("The model is the untouched encoder: no trained heads")
     assert report(None).first_line == "The model is the untouched encoder: there was nothing to train."
-    text = str(report(evidence(0.1)))
+    text = str(report(evidence(0.1), evidence(0.05)))
     assert text.startswith(report(evidence(0.1)).first_line)
-    assert "Epoch 7, dial 0.6" in text
+    assert "both sides, epoch 7, dial 0.6 (kept)" in text
     assert "seen documents    0.500 -> 0.600 (+0.100 ± 0.010, 40 queries)" in text
+    assert "both sides: +0.050 ± 0.010 (seen +0.050; 4 cut(s))" in text
 
 
 def test_the_file_is_valid_json_also_where_an_error_is_infinite(tmp_path: Path) -> None:
@@ -45,8 +48,9 @@ def test_the_file_is_valid_json_also_where_an_error_is_infinite(tmp_path: Path) 
     saved = json.loads((tmp_path / "report.json").read_text(), parse_constant=refuse)
     assert saved["first_line"] == found.first_line
     assert saved["settings"] == Settings().as_dict()
-    assert saved["chosen"]["choice"] == {"epoch": 7, "dial": 0.6}
-    assert saved["chosen"]["unseen"]["error"] is None
+    assert saved["chosen"]["choice"] == {"candidate": "both sides", "epoch": 7, "dial": 0.6}
+    assert saved["evidence"][1]["error"] is None
+    assert saved["candidates"][1]["name"] == "both sides"
     assert saved["seed"] == 3
     assert {"st_asym", "torch", "sentence-transformers"} <= set(saved["versions"])
 

@@ -7,43 +7,58 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fitting_helpers import QUICK, bench_of, rotated
+from fitting_helpers import QUICK, rotated, vectors_of
 
-from st_asym.fitting.rehearsing import attempt, cuts
+from st_asym.fitting.candidates import candidates
+from st_asym.fitting.gate import weigh
+from st_asym.fitting.rehearsal import Clock, Rehearsals, cuts, rehearse
 from st_asym.fitting.tuning import check_optuna, tune
+from st_asym.fitting.vectors import Vectors
 
 pytestmark = pytest.mark.usefixtures("few_objects_to_collect")
+POOR = replace(QUICK, sides="both", init="identity", contrastive="in-batch", epochs=1, learning_rate=1e-6)
 
 
-def test_the_best_trial_is_taken_and_each_is_named(tmp_path: Path) -> None:
-    encoder, data = rotated(60)
-    bench, parts = bench_of(encoder, data, tmp_path), cuts(data, seed=0)[:2]
-    poor = attempt(bench, parts, replace(QUICK, epochs=1, learning_rate=1e-6))
-    best, log = tune(bench, parts, poor, 3)
-    assert len(log) == 4
-    assert best.gain == max(entry["gain"] for entry in log) > poor.gain
-    assert best.stage.settings.as_dict() == max(log, key=lambda entry: entry["gain"])["settings"]
-    assert tune(bench, parts, poor, 1)[1] == log[:2], "the same for a seed"
+def first(folder: Path, count: int = 60, cut: int = 2) -> tuple[Vectors, Rehearsals]:
+    encoder, data = rotated(count)
+    vectors = vectors_of(encoder, data, folder)
+    parts, tried = cuts(data, seed=0)[:cut], candidates(POOR, count)
+    return vectors, rehearse(vectors, parts, tried, 1.0, out_features=vectors.dimension, clock=Clock())
+
+
+def tuned(vectors: Vectors, found: Rehearsals, trials: int, clock: Clock | None = None) -> tuple[list, list]:
+    return tune(vectors, found, candidates(POOR, 60), POOR, 1.0, trials, clock or Clock())
+
+
+def test_each_trial_is_named_and_rehearsed_like_the_candidates(tmp_path: Path) -> None:
+    vectors, found = first(tmp_path)
+    more, log = tuned(vectors, found, 3)
+    assert [candidate.name for candidate in more] == ["trial 1", "trial 2", "trial 3"]
+    assert [candidate.settings.as_dict() for candidate in more] == [entry["settings"] for entry in log]
+    assert all(candidate.settings.sides == "both" for candidate in more), "what was asked for stays"
+    evidence = weigh(found.judged, 1.0)
+    for candidate, entry in zip(more, log, strict=True):
+        own = [one.gain for choice, one in evidence.items() if choice.candidate == candidate.name]
+        assert entry["gain"] == pytest.approx(max(own))
+        assert (candidate.name in found.finalists) != entry["stopped early"]
+    assert max(entry["gain"] for entry in log) > 0.01
+    again = first(tmp_path)[1]
+    assert tuned(vectors, again, 1)[1] == log[:1], "the same for a seed"
 
 
 def test_a_trial_that_is_stopped_early_is_logged_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Pruners answer with numpy's truth values, which JSON does not know.
     monkeypatch.setattr("optuna.trial.Trial.should_prune", lambda _: np.bool_(True))
-    encoder, data = rotated(20)
-    bench, parts = bench_of(encoder, data, tmp_path), cuts(data, seed=0)[:1]
-    first = attempt(bench, parts, QUICK)
-    best, log = tune(bench, parts, first, 2)
-    assert best is first
-    assert [entry["stopped early"] for entry in json.loads(json.dumps(log))] == [False, True, True]
+    vectors, found = first(tmp_path, 20, 1)
+    before = list(found.finalists)
+    _, log = tuned(vectors, found, 2)
+    assert [entry["stopped early"] for entry in json.loads(json.dumps(log))] == [True, True]
+    assert found.finalists == before
 
 
-def test_without_time_the_first_attempt_stays(tmp_path: Path) -> None:
-    encoder, data = rotated(20)
-    bench, parts = bench_of(encoder, data, tmp_path, deadline=0.0), cuts(data, seed=0)
-    first = attempt(bench, parts, QUICK)
-    best, log = tune(bench, parts, first, 3)
-    assert best is first
-    assert len(log) == 1
+def test_without_time_nothing_is_tried(tmp_path: Path) -> None:
+    vectors, found = first(tmp_path, 20)
+    assert tuned(vectors, found, 3, Clock(0.0)) == ([], [])
 
 
 def test_what_to_install_is_said_where_optuna_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import math
 import os
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from sentence_transformers.sentence_transformer.modules import BoW
 from sentence_transformers.util import get_world_size
 
+import st_asym
 from st_asym import (
     CachedSentenceTransformer,
-    CorpusContrastiveLoss,
     EmbeddingCache,
     IsotropyLoss,
     asymmetric_model,
@@ -34,6 +35,9 @@ from st_asym import (
     router_mapping,
 )
 from st_asym.data import RetrievalData
+
+# Most of what is tested here does not depend on what unlabelled documents count.
+CorpusContrastiveLoss = partial(st_asym.CorpusContrastiveLoss, unlabelled_weight=1.0)
 
 DIMENSION = 6
 DATA = RetrievalData(
@@ -77,15 +81,25 @@ def gradients(model: SentenceTransformer, value: torch.Tensor) -> list[torch.Ten
 
 
 def by_hand(
-    queries: torch.Tensor, documents: torch.Tensor, grades: list[dict[int, float]], temperature: float
+    queries: torch.Tensor,
+    documents: torch.Tensor,
+    grades: list[dict[int, float]],
+    temperature: float,
+    unlabelled_weight: float = 1.0,
+    negatives: str = "corpus",
 ) -> torch.Tensor:
     """The formula, one query and one positive at a time."""
+    labelled = {document for own in grades for document, grade in own.items() if grade > 0}
+    unlabelled = unlabelled_weight if negatives == "corpus" else 0.0
     losses = []
     for query, own in zip(queries, grades, strict=True):
         relevant = {document: grade for document, grade in own.items() if grade > 0}
         s = torch.stack([torch.cosine_similarity(query, document, dim=0) / temperature for document in documents])
-        negatives = [s[n].exp() for n in range(len(documents)) if n not in relevant]
-        rest = torch.stack(negatives).sum() if negatives else torch.zeros((), dtype=s.dtype)
+        weights = [1.0 if n in labelled or n in own else unlabelled for n in range(len(documents))]
+        rest = torch.zeros((), dtype=s.dtype)
+        for n, weight in enumerate(weights):
+            if n not in relevant:
+                rest = rest + weight * s[n].exp()
         loss = sum(g * -(s[p].exp() / (s[p].exp() + rest)).log() for p, g in relevant.items()) / sum(relevant.values())
         losses.append(loss)
     return torch.stack(losses).mean()
@@ -100,26 +114,30 @@ def problems(draw: st.DrawFn) -> tuple[int, list[dict[int, float]], int, int]:
     return documents, grades, draw(st.integers(1, 10)), draw(st.integers(0, 99))
 
 
-@settings(max_examples=60, deadline=None)
-@given(problems(), st.sampled_from([0.05, 1.0]))
+@settings(max_examples=100, deadline=None)
+@given(problems(), st.sampled_from([0.05, 1.0]), st.sampled_from([1.0, 0.1, 0.0]), st.sampled_from(["corpus", "batch"]))
 def test_the_loss_and_its_gradient_are_those_of_the_formula_in_chunks_too(
-    problem: tuple[int, list[dict[int, float]], int, int], temperature: float
+    problem: tuple[int, list[dict[int, float]], int, int], temperature: float, unlabelled_weight: float, negatives: Any
 ) -> None:
     count, grades, chunk_size, seed = problem
     model = vector_model(torch.float64)
     corpus = normal(count, DIMENSION, seed=seed, dtype=torch.float64)
     queries = normal(len(grades), DIMENSION, seed=seed + 100, dtype=torch.float64)
-    expected = by_hand(embed(model, queries, "query"), embed(model, corpus, "document"), grades, temperature)
+    rest = (grades, temperature, unlabelled_weight, negatives)
+    expected = by_hand(embed(model, queries, "query"), embed(model, corpus, "document"), *rest)
     relevant = {f"q{i}": {f"d{d}": g for d, g in own.items()} for i, own in enumerate(grades)}
-    for size in (None, chunk_size):
+    ways: dict[str, Any] = {"unlabelled_weight": unlabelled_weight, "negatives": negatives}
+    # The whole corpus, in chunks, and as a sample of everything with and without hard negatives.
+    sampled = [{"max_documents": 1, "sampled_documents": 9, "hard_negatives": hard} for hard in (0, 2)]
+    for options in ({}, {"chunk_size": chunk_size}, *sampled):
         loss = CorpusContrastiveLoss(
-            model, (ids(count), corpus), relevant, temperature=temperature, chunk_size=size, max_documents=9
+            model, (ids(count), corpus), relevant, temperature=temperature, **ways, **options
         )
         value = loss([{"sentence_embedding": queries, "task": "query"}], torch.arange(len(grades)))["contrastive"]
         torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)
         for own, other in zip(gradients(model, value), gradients(model, expected), strict=True):
-            torch.testing.assert_close(own, other, rtol=1e-10, atol=1e-10)
-        expected = by_hand(embed(model, queries, "query"), embed(model, corpus, "document"), grades, temperature)
+            torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-9)
+        expected = by_hand(embed(model, queries, "query"), embed(model, corpus, "document"), *rest)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
@@ -364,11 +382,11 @@ def test_heads_in_float64_stay_so_whatever_the_precision() -> None:
 # Corpora over the limit.
 
 
-def sampled_loss(model: SentenceTransformer, corpus: Any, relevant: Any, **options: Any) -> CorpusContrastiveLoss:
+def sampled_loss(model: SentenceTransformer, corpus: Any, relevant: Any, **options: Any) -> st_asym.CorpusContrastiveLoss:
     return CorpusContrastiveLoss(model, (ids(len(corpus)), corpus), relevant, max_documents=20, **options)
 
 
-def step(loss: CorpusContrastiveLoss, queries: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+def step(loss: st_asym.CorpusContrastiveLoss, queries: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
     labels = torch.arange(len(queries)) if labels is None else labels
     return loss([{"sentence_embedding": queries, "task": "query"}], labels)["contrastive"]
 
@@ -398,7 +416,7 @@ def test_the_sample_estimates_the_sum_over_negatives_without_bias() -> None:
     full = CorpusContrastiveLoss(model, (ids(203), corpus), relevant, temperature=0.5)
     step(loss, queries)
 
-    def negatives(loss: CorpusContrastiveLoss, label: int) -> float:
+    def negatives(loss: st_asym.CorpusContrastiveLoss, label: int) -> float:
         positive = torch.cosine_similarity(
             embed(model, queries[label], "query"), embed(model, corpus[label], "document"), dim=0
         )
@@ -552,7 +570,9 @@ def test_two_processes_give_the_loss_and_gradient_of_one(tmp_path: Path) -> None
         ({"temperature": math.nan}, ValueError, "temperature must be"),
         ({"precision": "fp16"}, ValueError, "precision must be 'fp32' or 'bf16', got 'fp16'"),
         ({"chunk_size": 0}, ValueError, "chunk_size must be at least 1"),
-        ({"hard_negatives": -1}, ValueError, "hard_negatives must be at least 1"),
+        ({"hard_negatives": -1}, ValueError, "hard_negatives must be at least 0"),
+        ({"unlabelled_weight": 1.1}, ValueError, "unlabelled_weight must be from 0 to 1"),
+        ({"negatives": "all"}, ValueError, "negatives must be 'corpus' or 'batch', got 'all'"),
         ({"corpus": {}}, ValueError, "The corpus is empty"),
         ({"corpus": ["a text"]}, TypeError, "must be a mapping of document id to text"),
         ({"corpus": (["d0"], torch.ones(2, 6))}, ValueError, r"1 ids and vectors of shape \(2, 6\)"),
@@ -630,7 +650,10 @@ def test_the_logits_are_computed_in_float32_under_autocast() -> None:
 def test_settings_and_citation() -> None:
     corpus = normal(30, DIMENSION, seed=1)
     loss = CorpusContrastiveLoss(vector_model(), (ids(30), corpus), {"q": ["d0"]})
-    assert loss.get_config_dict() == {"temperature": 0.05, "documents": 30, "queries": 1}
+    settings = {"temperature": 0.05, "documents": 30, "queries": 1}
+    assert loss.get_config_dict() == {"negatives": "corpus", "unlabelled_weight": 1.0, **settings}
+    batch = CorpusContrastiveLoss(vector_model(), (ids(30), corpus), {"q": ["d0"]}, negatives="batch")
+    assert batch.get_config_dict() == {"negatives": "batch", **settings}
     assert "1807.03748" in loss.citation
     assert "2004.11362" in loss.citation
     large = sampled_loss(vector_model(), corpus, {"q": ["d0"]})

@@ -1,16 +1,91 @@
-"""For each query of a large corpus, the negatives that are most similar to it as the heads are now."""
+"""What only a large corpus needs: a sample of its documents in each step, and the hardest negatives of each query."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from functools import cached_property
 
 import torch
+import torch.distributed
 from sentence_transformers.util import get_world_size
 from torch import Tensor
 
 from st_asym.losses.relevance import Relevance
 
 _QUERIES_AT_ONCE = 1024
+
+
+class Sample:
+    """Documents drawn anew in each step, those that are relevant to some query and the others apart.
+
+    Args:
+        documents: How many there are.
+        labelled: Positions of those that are relevant to some query, ascending.
+        unlabelled_weight: What each of the others counts.
+    """
+
+    def __init__(self, documents: int, labelled: Tensor, unlabelled_weight: float) -> None:
+        self._labelled, self._weight = labelled, unlabelled_weight
+        self.everything = torch.arange(documents)
+        others = torch.ones(documents, dtype=torch.bool)
+        others[labelled] = False
+        self._unlabelled = others.nonzero()[:, 0] if unlabelled_weight > 0 else labelled[:0]
+
+    @cached_property
+    def all_log_weights(self) -> Tensor | None:
+        """The logarithm of what each document of the corpus counts; None where each counts one."""
+        if self._weight == 1 or not len(self._unlabelled):
+            return None
+        return self.log_weights(self.everything)
+
+    def log_weights(self, documents: Tensor) -> Tensor:
+        """The logarithm of what documents at these positions count."""
+        weights = torch.zeros(len(documents), dtype=torch.float64)
+        if self._weight < 1:
+            weights[~torch.isin(documents, self._labelled)] = math.log(max(self._weight, 1e-30))
+        return weights
+
+    def documents(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Draw so many documents, in proportion to what those of either kind count together.
+
+        Args:
+            count: How many; all that count, if there are fewer.
+            device: Where processes exchange what they draw.
+
+        Returns:
+            Positions, ascending, and the logarithm of what each counts, those that it stands for included.
+        """
+        sizes = len(self._labelled), len(self._unlabelled)
+        total = sizes[0] + self._weight * sizes[1]
+        first = min(sizes[0], max(count - sizes[1], round(count * sizes[0] / total)))
+        drawn = [
+            self.draw(part, wanted, device)
+            for part, wanted in ((self._labelled, first), (self._unlabelled, min(sizes[1], count - first)))
+        ]
+        positions = torch.cat([positions for positions, _ in drawn])
+        logs = [stands_for.double().log() for _, stands_for in drawn]
+        if len(logs[1]) and self._weight < 1:
+            logs[1] = logs[1] + math.log(self._weight)
+        positions, order = positions.sort()
+        return positions, torch.cat(logs)[order]
+
+    def draw(self, documents: Tensor, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """One document from each of ``count`` equal stretches of a list, and how many documents it stands for.
+
+        The same on every process. The draws come from torch's CPU generator, whose state the trainer saves with each
+        checkpoint; a list that is taken whole draws nothing.
+        """
+        if count >= len(documents):
+            return documents, torch.ones(len(documents), dtype=torch.int64)
+        draws = torch.rand(count, dtype=torch.float64)
+        if get_world_size() > 1:
+            shared = draws.to(device)
+            torch.distributed.broadcast(shared, src=0)
+            draws = shared.cpu()
+        bounds = torch.arange(count + 1) * len(documents) // max(count, 1)
+        sizes = bounds.diff()
+        return documents[bounds[:-1] + (draws * sizes).long()], sizes
 
 
 class HardNegatives:

@@ -1,0 +1,200 @@
+"""The documents of a corpus: their vectors before the heads, kept or read again, and through the heads as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Normalize, Router
+from torch import Tensor, nn
+
+from st_asym.cache.cached_model import CachedSentenceTransformer
+from st_asym.cache.filling import encoding
+from st_asym.cache.fingerprint import encoder_modules
+from st_asym.isotropy import unit
+
+Texts = Mapping[str, str]
+Vectors = tuple[Sequence[str], Any]
+Rows = Tensor | slice
+
+_READ_AT_ONCE = 16_384
+
+
+class Documents:
+    """Documents by position: vectors before the heads, and unit vectors through the document head as it is now.
+
+    Args:
+        model: A ``SentenceTransformer`` with a frozen encoder.
+        documents: Document id to text; or ids and their vectors before the heads, an array of shape ``(n, d)``.
+        keep: How many vectors may be kept in memory. Of a larger corpus, an array stays where it is, which may be a
+            ``numpy.memmap`` on disk, and texts are looked up in the cache each time.
+
+    Raises:
+        TypeError: ``documents`` is neither.
+        ValueError: No documents, an encoder that is not frozen, ids and vectors that do not fit each other or the
+            heads, a vector that is not finite, or more texts than ``keep`` and no cache.
+    """
+
+    def __init__(self, model: SentenceTransformer, documents: Texts | Vectors, *, keep: int) -> None:
+        encoder = encoder_modules(model)
+        self._encoder_parameters = [p for module in encoder.values() for p in module.parameters()]
+        self._heads = [module for name, module in model.named_children() if name not in encoder]
+        self._side = list(chain.from_iterable(_document_side(module) for module in self._heads))
+        self._ends_normalised = bool(self._heads) and isinstance(self._heads[-1], Normalize)
+        self._device = model.device
+        self._outputs: tuple[Any, Tensor] | None = None
+        self.check_frozen()
+        self.ids, read = _ids_and_reader(model, documents, keep)
+        if not len(self.ids):
+            raise ValueError("The corpus is empty.")
+        self._read = read
+        self._kept: Tensor | None = None
+        if len(self) <= keep:
+            parts = range(0, len(self), _READ_AT_ONCE)
+            self._kept = torch.cat([self.take(slice(start, min(start + _READ_AT_ONCE, len(self)))) for start in parts])
+        try:
+            with torch.no_grad():
+                self.project(self.take(slice(0, 1)))
+        except RuntimeError as error:
+            raise ValueError(f"The document head does not take the vectors of the corpus: {error}") from error
+
+    def __len__(self) -> int:
+        """The number of documents."""
+        return len(self.ids)
+
+    @property
+    def trains(self) -> bool:
+        """Whether a gradient would reach the document head."""
+        return torch.is_grad_enabled() and self._side_trains()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the heads are."""
+        return next((tensor.device for tensor in self._side), self._device)
+
+    @property
+    def activations(self) -> int:
+        """About how many numbers the graph keeps of each document on its way through the head."""
+        return 2 * sum(len(tensor) for tensor in self._side if tensor.dim() == 2)
+
+    def check_frozen(self) -> None:
+        """Refuse an encoder that trains: vectors that were computed before would not follow it."""
+        if any(parameter.requires_grad for parameter in self._encoder_parameters):
+            raise ValueError(
+                "The encoder is trainable, so the vectors of the corpus would not stay as they are: freeze it with "
+                "st_asym.freeze_encoder(model), or train with in-batch negatives."
+            )
+
+    def take(self, rows: Rows) -> Tensor:
+        """Vectors before the heads, shape ``(n, d)``, where the heads are and in their dtype.
+
+        Raises:
+            ValueError: A vector is not finite. The message names the document.
+        """
+        dtype = next((tensor.dtype for tensor in self._side if tensor.is_floating_point()), torch.float32)
+        if self._kept is not None:
+            self._kept = self._kept.to(self.device, dtype)
+            return self._kept[rows.to(self.device) if isinstance(rows, Tensor) else rows]
+        vectors = self._read(rows)
+        finite = torch.isfinite(vectors).all(dim=1)
+        if not finite.all():
+            positions = _positions(rows, len(self))
+            bad = [self.ids[positions[row]] for row in (~finite).nonzero().flatten().tolist()]
+            raise ValueError(f"{len(bad)} vectors of the corpus are not finite: document {bad[0]!r} is the first.")
+        return vectors.to(self.device, dtype)
+
+    def project(self, vectors: Tensor) -> Tensor:
+        """Unit vectors of the document head, float32 or float64, from vectors before it."""
+        features: dict[str, Any] = {"sentence_embedding": vectors, "task": "document"}
+        for module in self._heads:
+            features = module(features)
+        output: Tensor = features["sentence_embedding"]
+        if self._ends_normalised:
+            return output if output.dtype == torch.float64 else output.float()
+        return unit(output)
+
+    def _side_trains(self) -> bool:
+        return any(tensor.requires_grad for tensor in self._side)
+
+    def projected(self, size: int) -> Iterator[tuple[int, Tensor]]:
+        """The corpus through the head as it is now, without gradient: stretches of ``size``, each with its start."""
+        if self._kept is not None and not self._side_trains():
+            yield 0, self.outputs()
+            return
+        for start in range(0, len(self), size):
+            with torch.no_grad():
+                part = self.project(self.take(slice(start, min(start + size, len(self)))))
+            yield start, part
+
+    def outputs(self) -> Tensor:
+        """All of a kept corpus through the head, without gradient; again only when the head has changed."""
+        version = [(id(tensor), tensor._version, tensor.dtype, tensor.device) for tensor in self._side]
+        if self._outputs is None or self._outputs[0] != version:
+            with torch.no_grad():
+                starts = range(0, len(self), _READ_AT_ONCE)
+                parts = [self.project(self.take(slice(start, start + _READ_AT_ONCE))) for start in starts]
+            self._outputs = version, torch.cat(parts)
+        return self._outputs[1]
+
+
+def _document_side(module: nn.Module) -> list[Tensor]:
+    """What shapes the vectors of documents."""
+    if isinstance(module, Router) and "document" in module.sub_modules:
+        module = module.sub_modules["document"]
+    return [*module.parameters(), *module.buffers()]
+
+
+def _ids_and_reader(
+    model: SentenceTransformer, documents: Texts | Vectors, keep: int
+) -> tuple[Sequence[str], Callable[[Rows], Tensor]]:
+    if isinstance(documents, Mapping):
+        return _texts(model, documents, keep)
+    if not isinstance(documents, tuple) or len(documents) != 2:
+        raise TypeError(
+            "The corpus must be a mapping of document id to text, or a pair (ids, vectors) with the encoder's vectors "
+            f"in an array of shape (n, d), not a {type(documents).__name__}."
+        )
+    ids, array = documents
+    if getattr(array, "ndim", None) != 2 or len(ids) != len(array):
+        raise ValueError(
+            f"The corpus has {len(ids)} ids and vectors of shape {tuple(getattr(array, 'shape', ()))}: it must be "
+            f"({len(ids)}, dimension)."
+        )
+
+    def read(rows: Rows) -> Tensor:
+        if isinstance(array, Tensor):
+            return array[rows.to(array.device) if isinstance(rows, Tensor) else rows].detach()
+        # A copy: what a file holds is read once, and a map of it that is read-only cannot become a tensor.
+        return torch.from_numpy(np.array(array[rows.numpy() if isinstance(rows, Tensor) else rows]))
+
+    return ids, read
+
+
+def _texts(model: SentenceTransformer, texts: Texts, keep: int) -> tuple[Sequence[str], Callable[[Rows], Tensor]]:
+    ids = list(texts)
+    prompt = model.prompts.get("document") or None
+    cached = isinstance(model, CachedSentenceTransformer)
+    if len(ids) > keep and not cached:
+        raise ValueError(
+            f"The corpus has {len(ids)} texts, more than max_documents={keep}, so that each step looks up those it "
+            "needs: make the loss and the trainer with a CachedSentenceTransformer, or give the loss a pair of ids and "
+            "vectors, such as a numpy.memmap."
+        )
+
+    def read(rows: Rows) -> Tensor:
+        wanted = [texts[ids[position]] for position in _positions(rows, len(ids))]
+        if cached:
+            vectors: Tensor = model.preprocess(wanted, prompt=prompt, task="document")["sentence_embedding"]
+            return vectors
+        with encoding(model, precision="fp32", devices=None, prompt=prompt, task="document") as encode:
+            return torch.from_numpy(encode(wanted, 32))
+
+    return ids, read
+
+
+def _positions(rows: Rows, length: int) -> Sequence[int]:
+    return range(*rows.indices(length)) if isinstance(rows, slice) else rows.tolist()

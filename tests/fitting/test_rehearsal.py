@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fitting_helpers import DIMENSION, QUICK, encoder_of, rotated, vectors_of
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import ndcg_score
+
+from st_asym.data import Qrels, RetrievalData
+from st_asym.fitting import rehearsal
+from st_asym.fitting.candidates import candidates
+from st_asym.fitting.gate import Choice
+from st_asym.fitting.rehearsal import Clock, Rehearsals, cuts, rehearse
+from st_asym.fitting.settings import Settings
+from st_asym.fitting.vectors import Vectors
+from st_asym.splitting import HeldOut
+
+pytestmark = pytest.mark.usefixtures("few_objects_to_collect")
+ONE = replace(QUICK, sides="both", init="identity", contrastive="in-batch")
+
+
+def rehearsed(vectors: Vectors, parts: list[HeldOut], wanted: Settings = ONE, clock: Clock | None = None) -> Rehearsals:
+    tried = candidates(wanted, 60)
+    return rehearse(vectors, parts, tried, 0.5, out_features=vectors.dimension, clock=clock or Clock())
+
+
+def test_each_query_is_held_out_once_and_never_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, data = rotated(60)
+    vectors = vectors_of(encoder, data, tmp_path)
+    trained: list[set[int]] = []
+    train_heads = rehearsal.train_heads
+
+    def spy(model: Any, loss: Any, queries: torch.Tensor, labels: Any, **options: Any) -> Any:
+        trained.append({int((vectors.queries - query).norm(dim=1).argmin()) for query in queries})
+        return train_heads(model, loss, queries, labels, **options)
+
+    monkeypatch.setattr(rehearsal, "train_heads", spy)
+    found = rehearsed(vectors, cuts(data, seed=0))
+    judged = [query_id for part in found.judged for query_id in part.queries]
+    assert sorted(judged) == sorted(data.queries)
+    for rows, part in zip(trained, found.judged, strict=True):
+        names = {vectors.query_ids[row] for row in rows}
+        assert not names & set(part.queries)
+        assert names | set(part.queries) == set(data.queries)
+    (name,) = found.finalists
+    expected = {Choice(name, 2), Choice(name, 3), *(Choice(name, 3, dial) for dial in (0.2, 0.4, 0.6, 0.8))}
+    assert set(found.judged[0].scores) == expected
+
+
+def test_training_is_logged_by_epoch_as_the_mean_over_the_cuts(tmp_path: Path) -> None:
+    encoder, data = rotated(60)
+    vectors, parts = vectors_of(encoder, data, tmp_path), cuts(data, seed=0)
+    found = rehearsed(vectors, parts)
+    (name,) = found.finalists
+    log = found.log_of(name)
+    assert [entry["epoch"] for entry in log] == [0, 1, 2, 3]
+    assert set(log[0]) == {"epoch", "accuracy", "query_std", "document_std"}
+    assert set(log[1]) == {"epoch", "loss"}
+    assert set(log[3]) == {"epoch", "loss", "accuracy", "query_std", "document_std"}
+    losses = [entry["loss"] for entry in log[1:]]
+    assert losses == sorted(losses, reverse=True)
+    assert log[-1]["accuracy"] > log[0]["accuracy"]
+    single = [rehearsed(vectors, [part]).log_of(name) for part in parts]
+    for figure, value in log[3].items():
+        assert value == pytest.approx(np.mean([own[3][figure] for own in single]), abs=1e-5), figure
+    (isotropic,) = candidates(replace(ONE, isotropy_weight=0.5), 60)
+    entry = rehearsed(vectors, parts[:1], isotropic.settings).log_of(isotropic.name)[1]
+    assert entry["loss"] == pytest.approx(entry["contrastive"] + entry["isotropy"], abs=1e-3)
+
+
+def test_what_is_clearly_behind_after_a_cut_is_not_rehearsed_on_the_next(tmp_path: Path) -> None:
+    encoder, data = rotated(60)
+    vectors, parts = vectors_of(encoder, data, tmp_path), cuts(data, seed=0)
+    found = rehearsed(vectors, parts, replace(QUICK, learning_rate=3e-2))
+    counts = {name: len(logs) for name, logs in found.logs.items()}
+    assert len(parts) == 4
+    assert {name for name, count in counts.items() if count == 4} == set(found.finalists)
+    assert min(counts.values()) == 1
+    assert [len(part.queries) for part in found.judged] == [len(part.dev) for part in parts]
+
+
+def test_the_dev_split_is_what_is_judged_where_there_is_one() -> None:
+    _, data = rotated(10)
+    train, dev = {"q0": {"d0": 1}, "q1": {"d1": 1}}, {"q2": {"d0": 1}, "q3": {"d3": 1}}
+    (part,) = cuts(replace(data, qrels={"train": train, "dev": dev}), seed=0)
+    assert (part.train, part.dev, part.seen, part.unseen) == (train, dev, ("q2",), ("q3",))
+
+
+def test_queries_are_counted_by_their_text() -> None:
+    corpus = {f"d{i}": f"text {i}" for i in range(4)}
+    queries = {"a": "One query", "b": "one  query", "c": "another"}
+    qrels = {"a": {"d0": 1}, "b": {"d1": 1}}
+    assert cuts(RetrievalData(queries, corpus, {"train": qrels}), seed=0) == []
+    parts = cuts(RetrievalData(queries, corpus, {"train": {**qrels, "c": {"d2": 1}}}), seed=0)
+    assert sorted(sorted(part.dev) for part in parts) == [["a", "b"], ["c"]]
+
+
+@pytest.mark.parametrize(("count", "held_out"), [(2_000, 400), (12_000, 2_000)])
+def test_many_queries_are_cut_once(count: int, held_out: int) -> None:
+    queries = {f"q{i}": f"query {i}" for i in range(count)}
+    corpus = {f"d{i}": f"text {i}" for i in range(count)}
+    data = RetrievalData(queries, corpus, {"train": {f"q{i}": {f"d{i}": 1} for i in range(count)}})
+    (part,) = cuts(data, seed=0)
+    assert len(part.dev) == held_out
+
+
+@pytest.fixture
+def ticking(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A second passes each time somebody looks at the clock."""
+    clock = itertools.count()
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    return clock
+
+
+def test_without_time_whole_cuts_are_compared(tmp_path: Path, ticking: Any) -> None:
+    encoder, data = rotated(60)
+    vectors, parts = vectors_of(encoder, data, tmp_path), cuts(data, seed=0)
+    clock = Clock(100.0)
+    found = rehearsed(vectors, parts, replace(ONE, epochs=8), clock)
+    assert 1 <= len(found.stages) < len(parts)
+    assert {choice.epoch for part in found.judged for choice in part.scores} == {4, 8}
+    assert next(ticking) + clock.kept_back <= 100.0, "there is no time left to train"
+
+
+def test_the_first_rehearsal_may_be_cut_off_and_is_judged_as_far_as_it_went(tmp_path: Path, ticking: Any) -> None:
+    encoder, data = rotated(60)
+    vectors = vectors_of(encoder, data, tmp_path)
+    found = rehearsed(vectors, cuts(data, seed=0), replace(ONE, epochs=500), Clock(60.0))
+    (part,) = found.judged
+    last = max(choice.epoch for choice in part.scores)
+    assert 1 < last < 100
+    assert Choice(found.finalists[0], last, 0.6) in part.scores
+    assert next(ticking) < 200
+
+
+def test_a_random_start_has_no_dial(tmp_path: Path) -> None:
+    encoder, data = rotated(20)
+    found = rehearsed(vectors_of(encoder, data, tmp_path), cuts(data, seed=0), replace(ONE, init="random"))
+    assert {choice.dial for choice in found.judged[0].scores} == {1.0}
+
+
+def test_copies_and_withheld_documents_are_never_negatives(tmp_path: Path) -> None:
+    """With all other documents withheld or copies of the relevant one there is nothing to contrast, nor to learn."""
+    random = np.random.default_rng(0)
+    names = ("q0", "q1", "same", "other")
+    encoder = encoder_of({name: random.standard_normal(DIMENSION) for name in names})
+    corpus = {"d0": "same", "copy": "same", "other": "other"}
+    train: Qrels = {"q0": {"d0": 1}, "q1": {"d0": 1}}
+    data = RetrievalData({"q0": "q0", "q1": "q1"}, corpus, {"train": train})
+    vectors = vectors_of(encoder, data, tmp_path)
+    assert vectors.no_negatives == {"q0": {"copy": 1}, "q1": {"copy": 1}}
+    wanted = replace(ONE, contrastive="corpus", unlabelled_weight=1.0)
+    for withheld, learns in (({"q0": {"other": 1}, "q1": {"other": 1}}, False), ({}, True)):
+        part = HeldOut(train, {"q0": {"other": 1}}, (), ("q0",), withheld, ())
+        log = rehearsed(vectors, [part], wanted).log_of(candidates(wanted, 2)[0].name)
+        assert (log[1]["loss"] > 0) == learns
+
+
+def test_where_queries_are_documents_their_own_is_no_result_and_no_negative(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    vectors_by_name = {f"x{i}": random.standard_normal(DIMENSION) for i in range(24)}
+    texts = {name: name for name in vectors_by_name}
+    qrels: Qrels = {f"x{i}": {f"x{i + 12}": 1} for i in range(12)}
+    data = RetrievalData({key: texts[key] for key in qrels}, texts, {"train": qrels})
+    vectors = vectors_of(encoder_of(vectors_by_name), data, tmp_path)
+    assert vectors.own == frozenset(qrels)
+    part = HeldOut(qrels, qrels, tuple(qrels), (), {}, ())
+    found = rehearsed(vectors, [part])
+    array = np.array(list(vectors_by_name.values()))
+    array /= np.linalg.norm(array, axis=1, keepdims=True)
+    similarities = (array @ array.T)[:12]
+    relevance = np.eye(24)[12:]
+    similarities[np.arange(12), np.arange(12)] = -2
+    expected = [ndcg_score([r], [s], k=10) for r, s in zip(relevance, similarities, strict=True)]
+    assert found.judged[0].untouched == pytest.approx(expected, abs=1e-6)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data(), st.integers(2, 30), st.integers(0, 999))
+def test_scores_are_those_of_scikit_learn(
+    tmp_path_factory: pytest.TempPathFactory, draw: Any, documents: int, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    vectors = {f"q{i}": random.standard_normal(DIMENSION) for i in range(3)}
+    vectors |= {f"d{i}": random.standard_normal(DIMENSION) for i in range(documents)}
+    grades = st.dictionaries(st.integers(0, documents - 1), st.integers(-1, 3), min_size=1)
+    qrels: Qrels = {
+        f"q{i}": {f"d{d}": grade for d, grade in own.items()}
+        for i in range(3)
+        if max((own := draw.draw(grades)).values()) > 0
+    }
+    assume(qrels)
+    queries, corpus = ({key: key for key in vectors if key[0] == letter} for letter in "qd")
+    data = RetrievalData(queries, corpus, {"train": qrels})
+    read = vectors_of(encoder_of(vectors), data, tmp_path_factory.mktemp("cache"))
+    found = rehearsed(read, [HeldOut(qrels, qrels, tuple(qrels), (), {}, ())]).judged[0]
+    assert found.queries == tuple(qrels)
+    for query_id, score in zip(found.queries, found.untouched, strict=True):
+        similar = [
+            np.dot(vectors[query_id], vectors[d]) / np.linalg.norm(vectors[query_id]) / np.linalg.norm(vectors[d])
+            for d in corpus
+        ]
+        # The discounts of trec_eval are of the grades themselves, and those below zero count as zero.
+        relevance = [[max(qrels[query_id].get(d, 0), 0) for d in corpus]]
+        assert score == pytest.approx(ndcg_score(relevance, [similar], k=10), abs=1e-5)
+
+
+def test_accuracy_and_spread_are_those_of_the_vectors(tmp_path: Path) -> None:
+    encoder, data = rotated(30, noise=2.0)
+    train = data.qrels["train"]
+    part = HeldOut(train, train, tuple(train), (), {}, ())
+    found = rehearsed(vectors_of(encoder, data, tmp_path), [part])
+    figures = found.log_of(found.finalists[0])[0]
+    queries = encoder.encode_query(list(data.queries), normalize_embeddings=True)
+    documents = encoder.encode_document(list(data.corpus), normalize_embeddings=True)
+    nearest = (queries @ documents.T).argmax(axis=1)
+    assert 0 < figures["accuracy"] == pytest.approx(np.mean(nearest == np.arange(30)), abs=1e-6)
+    for side, own in (("query", queries), ("document", documents)):
+        expected = own.std(axis=0, ddof=1).mean() * DIMENSION**0.5
+        assert figures[f"{side}_std"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_heads_that_diverge_are_named(tmp_path: Path) -> None:
+    encoder, data = rotated(30)
+    with pytest.raises(ValueError, match="diverged"):
+        rehearsed(vectors_of(encoder, data, tmp_path), cuts(data, seed=0), replace(ONE, learning_rate=1e30))
