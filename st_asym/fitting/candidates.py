@@ -89,16 +89,18 @@ class Candidate:
         return loss
 
 
-def candidates(settings: Settings, queries: int) -> list[Candidate]:
+def candidates(settings: Settings, queries: int, *, closed: bool = False) -> list[Candidate]:
     """What to try, in the order of what it costs: the closed forms, then what is trained.
 
     Args:
         settings: What is None there is tried in several ways; what is given narrows the candidates.
         queries: How many are trained on, which sets the number of epochs.
+        closed: Whether to try full negatives of the documents that nobody asks for, too: where there are many, and
+            most queries ask for others.
     """
     settings = replace(settings, epochs=settings.epochs_for(queries))
     sides: tuple[Sides, ...] = ("both", "query") if settings.sides is None else (settings.sides,)
-    return [*_closed_forms(settings, sides), *_trained(settings, sides)]
+    return [*_closed_forms(settings, sides), *_trained(settings, sides, closed=closed)]
 
 
 def _closed_forms(settings: Settings, sides: tuple[Sides, ...]) -> list[Candidate]:
@@ -112,10 +114,10 @@ def _closed_forms(settings: Settings, sides: tuple[Sides, ...]) -> list[Candidat
     ]
 
 
-def _trained(settings: Settings, sides: tuple[Sides, ...]) -> list[Candidate]:
+def _trained(settings: Settings, sides: tuple[Sides, ...], *, closed: bool) -> list[Candidate]:
     found = []
     for side in sides:
-        for init, contrastive, weight in _WAYS:
+        for init, contrastive, weight in [*_WAYS["query" if side == "query" else "both"], *(_CLOSED if closed else ())]:
             own = replace(
                 settings,
                 sides=side,
@@ -131,13 +133,16 @@ def _trained(settings: Settings, sides: tuple[Sides, ...]) -> list[Candidate]:
 
 _SIDES = {"both": "both sides", "query": "query side", "document": "document side", "shared": "one shared head"}
 _STARTS = {"identity": "identity", "pairs": "whitening", "random": "random"}
-# Start, negatives, and what unlabelled documents count: what won on the dev queries of some collection.
-_WAYS: tuple[tuple[Any, Any, float | None], ...] = (
-    ("pairs", "in-batch", None),
-    ("pairs", "corpus", 0.1),
-    ("identity", "in-batch", None),
-    ("identity", "corpus", 1.0),
-)
+# Start, negatives, and what unlabelled documents count, the cheapest first.
+_WAYS: dict[str, tuple[tuple[Any, Any, float | None], ...]] = {
+    "both": (
+        ("pairs", "in-batch", None),
+        ("identity", "in-batch", None),
+        ("pairs", "corpus", 0.1),
+    ),
+    "query": (("pairs", "in-batch", None), ("pairs", "corpus", 0.1)),
+}
+_CLOSED: tuple[tuple[Any, Any, float | None], ...] = (("pairs", "corpus", 1.0),)
 
 
 def _name(settings: Settings) -> str:

@@ -42,6 +42,10 @@ from st_asym.splitting import expected_unseen as unseen_at_random
 
 Collection = Literal["open", "closed"]
 
+# Full negatives of documents that nobody asks for are tried where they are more than this share of the corpus, and
+# fewer than that share of the queries is expected to ask for such.
+_MANY, _MOSTLY = 0.2, 0.5
+
 
 @dataclass(frozen=True)
 class FitResult:
@@ -193,7 +197,10 @@ def _rehearsed(
         return None
     if unseen is None:
         unseen = _usual_unseen(data, parts, vectors.seed)
-    tried = candidates(settings, len(data.qrels["train"]))
+    train = data.qrels["train"]
+    labelled = {key for judged in train.values() for key, grade in judged.items() if grade > 0}
+    closed = unseen < _MOSTLY and len(labelled) < (1 - _MANY) * len(data.corpus)
+    tried = candidates(settings, len(train), closed=closed)
     bar = tqdm(desc="Rehearsing", unit=" runs", disable=not show_progress_bar)
     with bar:
         found = rehearse(

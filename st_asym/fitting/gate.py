@@ -115,8 +115,13 @@ class Evidence:
 
     @property
     def worth_it(self) -> bool:
-        """Whether it gains, and loses on neither half."""
+        """Whether it gains, and loses on neither half beyond noise."""
         return self.gain > 0 and not self.seen.loses and not self.unseen.loses
+
+    @property
+    def rank(self) -> tuple[bool, bool, float]:
+        """Larger is better: first what loses on neither half beyond noise, then what loses on neither at all."""
+        return self.worth_it, min(self.seen.mean, self.unseen.mean) >= 0, self.gain
 
 
 @dataclass(frozen=True)
@@ -152,8 +157,8 @@ def weigh(rehearsals: Sequence[Rehearsal], expected_unseen: float) -> dict[Choic
 def decide(rehearsals: Sequence[Rehearsal], expected_unseen: float, finalists: Iterable[str] | None = None) -> Decision:
     """Pick the heads, or leave the encoder alone.
 
-    The choice is that of the largest gain among those that lose on neither half beyond noise. It is kept if its gain is
-    more than the largest of as many choices would be by chance: the signs of all held-out queries' differences are
+    The choice is that of the largest gain among those that lose on neither half, or, if there is none, that lose on
+    neither beyond noise: new documents do not pay for old ones. It is kept if its gain is more than the largest of as many choices would be by chance: the signs of all held-out queries' differences are
     flipped together, at random, and the largest gain of all choices in standard errors is compared with what was found.
     (The randomisation test of Fisher, for retrieval Smucker, Allan and Carterette 2007; the largest of several
     statistics, Westfall and Young 1993, "Resampling-Based Multiple Testing".) So the number of choices is paid for,
@@ -173,7 +178,7 @@ def decide(rehearsals: Sequence[Rehearsal], expected_unseen: float, finalists: I
     worth_it = [entry for entry in eligible if entry.worth_it]
     if not worth_it:
         return Decision(None, tuple(evidence.values()), 1.0)
-    best = max(worth_it, key=lambda entry: entry.gain)
+    best = max(worth_it, key=lambda entry: entry.rank)
     chance = _chance(best.choice, list(evidence), rehearsals, expected_unseen)
     return Decision(best if chance <= _CHANCE else None, tuple(evidence.values()), chance)
 

@@ -26,7 +26,7 @@ from st_asym.retrieval import Judgments, Scores, nearest
 from st_asym.splitting import HeldOut, folds, hold_out, seen_unseen
 
 # Weights of trained heads that are turned back towards their start.
-_DIALS = (0.2, 0.4, 0.6, 0.8)
+_DIALS = (0.4, 0.7)
 # From how many queries on one cut says enough; below, each query is held out once, in so many folds.
 _ONE_CUT = 2_000
 _FOLDS, _FEW, _FOLDS_OF_FEW = 4, 50, 5
@@ -37,6 +37,8 @@ _PORTION = 8_192
 # Documents of which the spread is measured.
 _SPREAD = 1_000
 _TOP = 10
+# How many standard errors sides are behind in closed form that are not trained.
+_FAR = 2.0
 
 
 class Clock:
@@ -264,33 +266,65 @@ def rehearse(
             break  # a cut that only some have seen would compare them on different queries
         stage = Stage(vectors, part, out_features)
         found.stages.append(stage)
-        for number, candidate in enumerate(alive):
-            if number and len(found.stages) == 1 and not clock.has():
-                alive = alive[:number]
-                break
+        done: list[Candidate] = []
+        for candidate in alive:
+            if done and len(found.stages) == 1:
+                if not clock.has():
+                    break
+                if candidate.trains and _side_is_behind(candidate, done, found.judged, expected_unseen):
+                    continue
             found.run(candidate, stage, clock)
+            done.append(candidate)
             progress()
-        found.finalists = [candidate.name for candidate in alive]
-        alive = _not_behind(alive, found.judged, expected_unseen)
+        found.finalists = [candidate.name for candidate in done]
+        alive = _not_behind(done, found.judged, expected_unseen)
     return found
+
+
+def _side_is_behind(
+    candidate: Candidate, done: Sequence[Candidate], judged: Sequence[Rehearsal], expected_unseen: float
+) -> bool:
+    """Whether the candidate's sides are far behind other sides in closed form: training will not turn that round."""
+    closed = [one for one in done if not one.trains]
+    own = [one for one in closed if one.settings.sides == candidate.settings.sides]
+    if not own or len(own) == len(closed):
+        return False
+    best = _best_choices(closed, judged, expected_unseen)
+    evidence = weigh(judged, expected_unseen)
+    here, winner = (max((best[one.name] for one in some), key=lambda choice: evidence[choice].gain) for some in (own, closed))
+    gap, error = behind(here, winner, judged, expected_unseen)
+    return gap > _FAR * error
 
 
 def _not_behind(
     candidates: Sequence[Candidate], judged: Sequence[Rehearsal], expected_unseen: float
 ) -> list[Candidate]:
-    """The candidates whose best choice is not behind the best of all by more than a standard error."""
+    """The candidates that are not behind the best by more than a standard error; of those that train, the better half.
+
+    At least two of these stay.
+    """
     evidence = weigh(judged, expected_unseen)
-    best = {
-        candidate.name: max(
-            (entry for entry in evidence.values() if entry.choice.candidate == candidate.name),
-            key=lambda entry: (entry.worth_it, entry.gain),
-        ).choice
-        for candidate in candidates
-    }
-    winner = max(best.values(), key=lambda choice: (evidence[choice].worth_it, evidence[choice].gain))
+    best = _best_choices(candidates, judged, expected_unseen)
+    ranked = sorted(candidates, key=lambda one: evidence[best[one.name]].rank, reverse=True)
+    trained = [one for one in ranked if one.trains]
+    dropped = {one.name for one in trained[max(2, len(trained) // 2) :]}
     alive = []
     for candidate in candidates:
-        gap, error = behind(best[candidate.name], winner, judged, expected_unseen)
-        if gap <= error:
+        gap, error = behind(best[candidate.name], best[ranked[0].name], judged, expected_unseen)
+        if gap <= error and candidate.name not in dropped:
             alive.append(candidate)
     return alive
+
+
+def _best_choices(
+    candidates: Sequence[Candidate], judged: Sequence[Rehearsal], expected_unseen: float
+) -> dict[str, Choice]:
+    """The best choice of each candidate."""
+    evidence = weigh(judged, expected_unseen)
+    names = {candidate.name for candidate in candidates}
+    best: dict[str, Choice] = {}
+    for choice, entry in evidence.items():
+        name = choice.candidate
+        if name in names and (name not in best or entry.rank > evidence[best[name]].rank):
+            best[name] = choice
+    return best

@@ -192,14 +192,14 @@ def _tried(found: Rehearsals, decision: Decision) -> list[Tried]:
     best: dict[str, Evidence] = {}
     for entry in decision.evidence:
         name = entry.choice.candidate
-        if name not in best or (entry.worth_it, entry.gain) > (best[name].worth_it, best[name].gain):
+        if name not in best or entry.rank > best[name].rank:
             best[name] = entry
     if decision.chosen is not None:
         best[decision.chosen.choice.candidate] = decision.chosen
     tried = [
         Tried(name, entry, len(found.logs[name]), round(found.seconds[name], 2)) for name, entry in best.items()
     ]
-    return sorted(tried, key=lambda one: (-one.cuts, not one.evidence.worth_it, -one.evidence.gain))
+    return sorted(tried, key=lambda one: (one.cuts, one.evidence.rank), reverse=True)
 
 
 def _worth(tried: Tried) -> str:

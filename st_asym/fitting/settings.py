@@ -21,7 +21,7 @@ _NAMES = {
     )
 }
 # Larger collections need fewer passes over their queries: about so many steps, and at least so many epochs.
-_EPOCHS, _STEPS, _FEWEST = 20, 1_000, 3
+_EPOCHS, _STEPS, _FEWEST = 20, 400, 3
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Settings:
             their own run ``hidden_features=None, bias=False`` (see :func:`st_asym.export_side`).
         temperature: Divides the similarities in the loss.
         learning_rate: At the first step; it falls linearly to zero.
-        epochs: Passes over the training queries; None for 20, and fewer where that were more than 1,000 steps.
+        epochs: Passes over the training queries; None for 20, and fewer where that were more than 400 steps.
         batch_size: Queries per step.
         hard_negatives: With ``"in-batch"``, how many of the documents that the encoder finds most similar to a query
             are its negatives besides.

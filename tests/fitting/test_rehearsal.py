@@ -51,7 +51,7 @@ def test_each_query_is_held_out_once_and_never_trains(tmp_path: Path, monkeypatc
         assert not names & set(part.queries)
         assert names | set(part.queries) == set(data.queries)
     (name,) = found.finalists
-    expected = {Choice(name, 2), Choice(name, 3), *(Choice(name, 3, dial) for dial in (0.2, 0.4, 0.6, 0.8))}
+    expected = {Choice(name, 2), Choice(name, 3), *(Choice(name, 3, dial) for dial in (0.4, 0.7))}
     assert set(found.judged[0].scores) == expected
 
 
@@ -137,7 +137,7 @@ def test_the_first_rehearsal_may_be_cut_off_and_is_judged_as_far_as_it_went(tmp_
     (part,) = found.judged
     last = max(choice.epoch for choice in part.scores)
     assert 1 < last < 100
-    assert Choice(found.finalists[0], last, 0.6) in part.scores
+    assert Choice(found.finalists[0], last, 0.7) in part.scores
     assert next(ticking) < 200
 
 
