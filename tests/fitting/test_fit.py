@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import sys
 import time
 from collections.abc import Callable
@@ -19,8 +20,10 @@ from sentence_transformers import SentenceTransformer
 
 from st_asym import EmbeddingCache, FitResult, Settings, fit
 from st_asym.data import RetrievalData
-from st_asym.fitting import main, rehearsing, saving, training, workbench
-from st_asym.systems import SYSTEMS
+from st_asym.fitting import refit, saving, vectors
+from st_asym.fitting.candidates import Candidate
+
+main = sys.modules["st_asym.fitting.fit"]  # the name is that of the function
 
 
 @pytest.fixture
@@ -85,24 +88,69 @@ def test_where_nothing_can_be_learned_the_model_is_the_untouched_encoder(
     assert result.report.first_line in (tmp_path / "model" / "README.md").read_text()
 
 
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
+    """The queries of each training run."""
+    found: list[set[str]] = []
+    loss = Candidate.loss
+
+    def spy(candidate: Candidate, model: Any, own: Any, qrels: Any, withheld: Any) -> Any:
+        found.append(set(qrels))
+        return loss(candidate, model, own, qrels, withheld)
+
+    monkeypatch.setattr(Candidate, "loss", spy)
+    return found
+
+
 def test_the_last_training_is_on_all_training_queries(
-    quick: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch
+    quick: Callable[..., FitResult], trained: list[set[str]]
 ) -> None:
     encoder, data = rotated(60)
-    trained: list[set[str]] = []
-    train_heads = training.train_heads
-
-    def spy(bench: Any, stage: Any, judged: Any, **options: Any) -> Any:
-        trained.append(set(judged))
-        return train_heads(bench, stage, judged, **options)
-
-    for module in (main, rehearsing):
-        monkeypatch.setattr(module, "train_heads", spy)
-    assert quick(encoder, data).report.refitted
+    result = quick(encoder, data)
+    assert result.report.refitted
+    assert [entry["epoch"] for entry in result.report.training] == list(range(1, result.report.chosen.choice.epoch + 1))
     *rehearsed, last = trained
     assert last == set(data.qrels["train"])
     assert rehearsed
     assert all(fold < last for fold in rehearsed)
+
+
+def test_callbacks_and_report_to_reach_the_trainer(quick: Callable[..., FitResult], tmp_path: Path) -> None:
+    from transformers import TrainerCallback
+
+    class Count(TrainerCallback):
+        steps = 0
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self.steps += 1
+
+    encoder, data = rotated(60)
+    count = Count()
+    result = quick(encoder, data, callbacks=[count], report_to=["tensorboard"])
+    assert count.steps == 4 * result.report.chosen.choice.epoch  # 60 queries, 16 a step
+
+
+def test_the_generators_of_the_caller_stay_as_they_are(quick: Callable[..., FitResult]) -> None:
+    encoder, data = rotated(40)
+    states = []
+    for _ in range(2):
+        states.append((random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()))  # noqa: NPY002
+        if len(states) == 1:
+            quick(encoder, data)
+    assert states[0] == states[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_an_encoder_in_half_precision_is_fitted_in_float32(
+    quick: Callable[..., FitResult], tmp_path: Path, dtype: torch.dtype
+) -> None:
+    encoder, data = rotated(60)
+    result = quick(encoder.to(dtype), data)
+    assert result.report.kept
+    saved = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    np.testing.assert_allclose(both_sides(saved, data), both_sides(result.model, data), atol=1e-2)
+    queries, documents = saved.encode_query(list(data.queries)), saved.encode_document(list(data.corpus))
+    assert ((queries.astype(float) @ documents.T.astype(float)).argmax(axis=1) == np.arange(60)).mean() > 0.8
 
 
 def test_a_seed_gives_the_same_model_whatever_ran_before(quick: Callable[..., FitResult]) -> None:
@@ -113,41 +161,45 @@ def test_a_seed_gives_the_same_model_whatever_ran_before(quick: Callable[..., Fi
     assert np.array_equal(both_sides(quick(encoder, data, "again").model, data), first)
 
 
-def test_queries_of_an_own_dev_set_never_train(
-    quick: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_queries_of_an_own_dev_set_never_train(quick: Callable[..., FitResult], trained: list[set[str]]) -> None:
     encoder, data = rotated(60)
     queries, corpus, qrels = triple(data)
     dev = {query_id: qrels[query_id] for query_id in list(qrels)[:30]}
-    trained: set[str] = set()
-    loss = training.CorpusContrastiveLoss
-
-    def spy(model: Any, corpus: Any, relevant: Any, **options: Any) -> Any:
-        trained.update(relevant)
-        return loss(model, corpus, relevant, **options)
-
-    monkeypatch.setattr(training, "CorpusContrastiveLoss", spy)
     result = quick(encoder, (queries, corpus, qrels), dev=(queries, corpus, dev))
-    assert trained == set(qrels) - set(dev)
+    assert set.union(*trained) == set(qrels) - set(dev)
     assert result.report.counts == {"documents": 60, "train": 30, "dev": 30}
     assert result.report.kept
     assert not result.report.refitted
+    assert result.report.expected_unseen == 1.0, "that of dev"
     assert any("30 queries of train left out, in dev too" in note for note in result.report.notes)
-    # What is saved was judged: with the last epoch and the whole dial it is the rehearsal's own end.
     assert result.report.chosen.choice.epoch <= QUICK.epochs
 
 
-@pytest.mark.parametrize("init", ["identity", "random"])
-@pytest.mark.parametrize("system", list(SYSTEMS))
-def test_each_system_from_each_start(quick: Callable[..., FitResult], tmp_path: Path, system: str, init: Any) -> None:
+@pytest.mark.parametrize(
+    ("options", "share"),
+    [({}, 1.0), ({"collection": "closed"}, 0.0), ({"collection": "open"}, 1.0), ({"expected_unseen": 0.3}, 0.3)],
+)
+def test_the_traffic_to_expect(quick: Callable[..., FitResult], options: dict[str, Any], share: float) -> None:
+    encoder, data = rotated(30)
+    assert quick(encoder, data, **options).report.expected_unseen == share
+
+
+@pytest.mark.parametrize("init", ["identity", "pairs", "random"])
+@pytest.mark.parametrize("contrastive", ["corpus", "in-batch"])
+@pytest.mark.parametrize("sides", ["both", "query", "document", "shared"])
+def test_settings_narrow_the_candidates(
+    quick: Callable[..., FitResult], tmp_path: Path, init: Any, contrastive: Any, sides: Any
+) -> None:
     encoder, data = rotated(40)
-    result = quick(encoder, data, system=system, init=init, settings=None if system != "asymmetric" else QUICK)
+    wanted = replace(QUICK, init=init, contrastive=contrastive, sides=sides)
+    result = quick(encoder, data, settings=wanted)
     saved = SentenceTransformer(str(tmp_path / "model"), device="cpu")
     np.testing.assert_allclose(both_sides(saved, data), both_sides(result.model, data), atol=1e-6)
-    assert (result.report.system, result.report.init) == (system, init)
-    if system == "frozen":
-        assert result.report.first_line == "The model is the untouched encoder: there was nothing to train."
-        assert result.model is encoder
+    trained = [one for one in result.report.candidates if one.evidence.choice.epoch]
+    assert len(trained) == 1
+    assert len(result.report.candidates) == (5 if init == "pairs" else 1)
+    if result.report.kept:
+        assert result.report.settings.sides == sides
 
 
 def test_without_time_it_stops_soon_and_is_sound(tmp_path: Path, quick: Callable[..., FitResult]) -> None:
@@ -203,7 +255,7 @@ def test_an_error_leaves_an_earlier_result_as_it_was(
     def fail(*_: Any, **__: Any) -> None:
         raise OSError("no space left")
 
-    for owner, name in ((main, "attempt"), (main, "_trained"), (SentenceTransformer, "save_pretrained")):
+    for owner, name in ((main, "rehearse"), (main, "refit"), (SentenceTransformer, "save_pretrained")):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, fail)
             with pytest.raises(OSError, match="no space left"):
@@ -225,17 +277,22 @@ def test_a_corpus_larger_than_memory_is_judged_on_a_part_that_has_all_relevant_d
 ) -> None:
     encoder, data = rotated(80)
     few = replace(data, qrels={"train": dict(list(data.qrels["train"].items())[:30])})
-    monkeypatch.setattr(workbench, "_IN_MEMORY", 50)
+    monkeypatch.setattr(vectors, "_IN_MEMORY", 50)
+    monkeypatch.setattr(vectors, "_SEARCHED", 50)
+    monkeypatch.setattr(vectors, "_PORTION", 7)
     parts: list[list[str]] = []
-    part_of = workbench.Workbench._part_of_corpus
+    searched = vectors.Vectors.searched
 
-    def spy(bench: Any, wanted: Any) -> Any:
-        wanted = list(wanted)
-        parts.append(list(found := part_of(bench, wanted)))
-        assert set(wanted) <= set(found)
-        return found
+    def spy(own: Any, qrels: Any) -> Any:
+        assert isinstance(own.documents, np.memmap)
+        ids, found = searched(own, qrels)
+        assert {key for judged in qrels.values() for key in judged} <= set(ids)
+        rows = [own.document_rows[key] for key in ids]
+        np.testing.assert_array_equal(found, own.documents[rows])
+        parts.append(list(ids))
+        return ids, found
 
-    monkeypatch.setattr(workbench.Workbench, "_part_of_corpus", spy)
+    monkeypatch.setattr(vectors.Vectors, "searched", spy)
     assert quick(encoder, few).report.kept
     assert parts
     assert all(len(part) == len(set(part)) == 50 for part in parts)
@@ -252,9 +309,9 @@ def test_documents_with_the_same_text_are_no_negatives_of_each_other(quick: Call
 def test_trials(quick: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, data = rotated(24)
     result = quick(encoder, data, trials=3, settings=replace(QUICK, epochs=1, learning_rate=1e-5))
-    assert len(result.report.trials) == 4
+    assert len(result.report.trials) == 3
     if result.report.kept:
-        assert result.report.settings.as_dict() in [trial["settings"] for trial in result.report.trials]
+        assert result.report.chosen.choice.candidate in [one.name for one in result.report.candidates]
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ImportError, match="pip install 'st_asym"):
         quick(encoder, data, "other", trials=1)
@@ -276,10 +333,11 @@ def test_settings_and_dial_of_the_choice_make_the_model(
     """The last training ends at the chosen epoch, and its heads are turned back by the chosen dial."""
     encoder, data = rotated(60)
     dials: list[float] = []
-    dialled = main.dialled
-    monkeypatch.setattr(main, "dialled", lambda start, end, weight: dials.append(weight) or dialled(start, end, weight))
+    dialled = refit.dialled
+    monkeypatch.setattr(refit, "dialled", lambda start, end, weight: dials.append(weight) or dialled(start, end, weight))
     result = quick(encoder, data, settings=replace(QUICK, sides="query"), collection="open")
-    assert dials == [result.report.chosen.choice.dial]
+    if result.report.chosen.choice.epoch:
+        assert dials == [result.report.chosen.choice.dial]
     assert result.report.settings.sides == "query"
     untouched = encoder.encode_document(list(data.corpus.values()), normalize_embeddings=True)
     np.testing.assert_allclose(result.model.encode_document(list(data.corpus.values())), untouched, atol=1e-6)
@@ -302,7 +360,7 @@ def test_the_real_encoder(real_encoder: SentenceTransformer, shared_data: Path, 
     found = saved.encode_document(list(corpus.values())[:5])
     np.testing.assert_allclose(found, result.model.encode_document(list(corpus.values())[:5]), atol=1e-6)
     assert (untouched * found).sum(axis=1).min() > 0.5
-    shown = result.report.evidence[0]
+    shown = result.report.candidates[0].evidence
     assert shown.seen.queries + shown.unseen.queries == 60
     assert 0.5 < shown.unseen.untouched < 1
 
@@ -357,10 +415,9 @@ def test_what_has_a_remedy_gives_a_sound_result(
         ({}, {"settings": replace(QUICK, hidden_features=3)}, "cannot start as the identity"),
         ({}, {"settings": replace(QUICK, learning_rate=1e30)}, "diverged"),
         ({}, {"settings": replace(QUICK, learning_rate=1e30, contrastive="in-batch")}, "diverged"),
-        ({}, {"system": "respred"}, "'respred' trains on pairs: its settings need contrastive='in-batch'"),
-        ({}, {"system": "respret"}, "There is no system 'respret'"),
+        ({}, {"expected_unseen": 1.5}, "expected_unseen must be from 0 to 1, got 1.5"),
+        ({}, {"expected_unseen": 0.5, "collection": "open"}, "say the same: give one"),
         ({}, {"collection": "opne"}, "collection must be 'open', 'closed' or None, got 'opne'"),
-        ({}, {"init": "zero"}, "init must be 'identity' or 'random', got 'zero'"),
         ({}, {"trials": -1}, "trials must not be below 0"),
         ({}, {"max_seconds": float("nan")}, "max_seconds must be above 0"),
     ],
