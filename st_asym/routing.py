@@ -1,4 +1,4 @@
-"""Which column of a data set is a query and which a document, for the trainer's ``router_mapping``."""
+"""Which way a text takes through a model: columns of a data set for ``router_mapping``, and plain ``encode``."""
 
 from __future__ import annotations
 
@@ -158,3 +158,20 @@ def column_prompts(model: SentenceTransformer, mapping: Mapping[str, str]) -> di
         {'question': 'query: '}
     """
     return {column: prompt for column, route in mapping.items() if (prompt := model.prompts.get(route))}
+
+
+def plain_encode(side: str = "document") -> str:
+    """What to know before calling ``encode``, and the remedy, in one line of Markdown.
+
+    Args:
+        side: Where ``encode`` sends texts, the default route of the model's ``Router``.
+
+    Example:
+        >>> plain_encode().partition(",")[0]
+        'Plain `encode` sends every text through the document side'
+    """
+    other, plural = ("query", "queries") if side == "document" else ("document", "documents")
+    return (
+        f"Plain `encode` sends every text through the {side} side, and Haystack, LangChain, Chroma and DSPy call it "
+        f'for {plural} too: `encode(texts, task="{other}", prompt_name="{other}")` equals `encode_{other}(texts)`.'
+    )

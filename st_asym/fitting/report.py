@@ -18,6 +18,7 @@ from st_asym.fitting.candidates import Candidate
 from st_asym.fitting.gate import Decision, Evidence
 from st_asym.fitting.rehearsal import Rehearsals
 from st_asym.fitting.settings import Settings
+from st_asym.routing import plain_encode
 
 _HALVES = ("seen", "unseen")
 _PACKAGES = ("st_asym", "sentence-transformers", "transformers", "torch", "numpy", "datasets")
@@ -172,6 +173,8 @@ class FitReport:
             ]
         if self.refitted:
             lines.append("The kept heads were then made of all queries, those held out included.")
+        if self.kept:
+            lines.append(plain_encode())
         if self.labels != "judged":
             lines.append(f"There were no labels: queries are the documents' own {self.labels}.")
         lines += [*self.notes, ", ".join(f"{name}: {value:.1f} s" for name, value in self.seconds.items())]
@@ -196,16 +199,16 @@ def _tried(found: Rehearsals, decision: Decision) -> list[Tried]:
             best[name] = entry
     if decision.chosen is not None:
         best[decision.chosen.choice.candidate] = decision.chosen
-    tried = [
-        Tried(name, entry, len(found.logs[name]), round(found.seconds[name], 2)) for name, entry in best.items()
-    ]
+    tried = [Tried(name, entry, len(found.logs[name]), round(found.seconds[name], 2)) for name, entry in best.items()]
     return sorted(tried, key=lambda one: (one.cuts, one.evidence.rank), reverse=True)
 
 
 def _worth(tried: Tried) -> str:
     """``both sides, whitening 1: +.071 ± .010 (seen +.080, unseen +.010)``."""
     gain = tried.evidence
-    halves = [f"{name} {half.mean:+.3f}" for name, half in (("seen", gain.seen), ("unseen", gain.unseen)) if half.queries]
+    halves = [
+        f"{name} {half.mean:+.3f}" for name, half in (("seen", gain.seen), ("unseen", gain.unseen)) if half.queries
+    ]
     return f"{tried.name}: {gain.gain:+.3f} ± {gain.error:.3f} ({', '.join(halves)}; {tried.cuts} cut(s))"
 
 

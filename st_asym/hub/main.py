@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from huggingface_hub import ModelCardData
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
@@ -15,7 +14,9 @@ from sentence_transformers import SentenceTransformer
 from st_asym.hub import sections
 from st_asym.hub.card import TAG, Card, checked_license
 from st_asym.hub.facts import Encoder, Facts
+from st_asym.hub.fitted import Report
 from st_asym.hub.plot import plot
+from st_asym.hub.saved_report import read_report
 from st_asym.names import REPORT_FILE
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def _named(base_model: str) -> Encoder:
 def _fresh(model: SentenceTransformer, folder: Path) -> Card:
     """A card of a model, and of the report of ``fit`` beside it."""
     try:
-        report = _report(folder)
+        report = read_report(folder)
         card = new_card(Facts.of(model), Encoder(recorded=False), report, NOT_RECORDED)
         _add_plot(card, report, folder)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -120,9 +121,7 @@ def _fresh(model: SentenceTransformer, folder: Path) -> Card:
     return card
 
 
-def fitted_card(
-    model: SentenceTransformer, report: Mapping[str, Any], encoder: Encoder, data: str | None, folder: Path
-) -> Card:
+def fitted_card(model: SentenceTransformer, report: Report, encoder: Encoder, data: str | None, folder: Path) -> Card:
     """Write the card of what ``fit`` saved in ``folder``; arguments as of :func:`new_card`."""
     card = new_card(Facts.of(model), encoder, report, data)
     _add_plot(card, report, folder)
@@ -130,7 +129,7 @@ def fitted_card(
     return card
 
 
-def new_card(facts: Facts, encoder: Encoder, report: Mapping[str, Any] | None, data: str | None = None) -> Card:
+def new_card(facts: Facts, encoder: Encoder, report: Report | None, data: str | None = None) -> Card:
     """A card of what is known.
 
     Args:
@@ -159,8 +158,8 @@ def new_card(facts: Facts, encoder: Encoder, report: Mapping[str, Any] | None, d
     return card
 
 
-def _add_plot(card: Card, report: Mapping[str, Any] | None, folder: Path) -> None:
-    """Draw the curve of the held-out queries, and show it in their section."""
+def _add_plot(card: Card, report: Report | None, folder: Path) -> None:
+    """Draw what the candidates gained on the held-out queries, and show it in their section."""
     picture = None if report is None else plot(report, folder)
     if report is not None and picture is not None:
         card.put(sections.HELD_OUT, f"{sections.held_out(report)}\n\n![{sections.caption(report)}]({picture})")
@@ -175,14 +174,3 @@ def _evaluate(card: Card, comparison: Comparison | str | os.PathLike[str], model
     card.data.model_name = card.title
     card.data.eval_results = list(own.results())
     card.data.metrics = list(METRIC_TYPES.values())
-
-
-def _report(folder: Path) -> dict[str, Any] | None:
-    """What ``fit`` wrote beside the model."""
-    path = folder / REPORT_FILE
-    if not path.is_file():
-        return None
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
-        raise TypeError(f"it is a {type(found).__name__}")
-    return found

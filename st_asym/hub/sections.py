@@ -6,21 +6,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from st_asym.data.collection import counted
+from st_asym.hub import fitted
 from st_asym.hub.card import usage
 from st_asym.hub.facts import Encoder, Facts
+from st_asym.hub.fitted import Report
 from st_asym.markdown import code, table
+from st_asym.names import REPORT_FILE
+from st_asym.routing import plain_encode
 
 USE, MODEL, TRAINING, HELD_OUT = "Use", "Model", "Training", "Held-out queries"
 EVALUATION, LIMITS, LICENSE = "Evaluation", "Limits", "License"
 ORDER = (USE, MODEL, TRAINING, HELD_OUT, EVALUATION, LIMITS, LICENSE)
 
 _SIDES = (("query", "queries"), ("document", "documents"))
-_LABELS = {
-    "system": "system",
-    "init": "heads start as",
-    "collection": "collection",
-    "seed": "seed",
-}
 
 
 def title(encoder: Encoder) -> str:
@@ -61,8 +59,9 @@ def use(facts: Facts) -> str:
     if facts.plain is not None:
         lines.append(
             "Queries and documents take different ways through the model: use `encode_query` for the one and "
-            f"`encode_document` for the other. Plain `encode` treats every text as a {facts.plain}."
+            "`encode_document` for the other."
         )
+        lines.append(plain_encode(facts.plain))
     if facts.heads and not facts.heads.get("document"):
         lines.append("Documents get the encoder's own vectors: an index of them that exists stays valid, by cosine.")
     if facts.heads and not facts.heads.get("query"):
@@ -91,56 +90,74 @@ def model(facts: Facts, encoder: Encoder) -> str:
     return table(["part", ""], rows)
 
 
-def training(report: Mapping[str, Any] | None, data: str | None) -> str:
+def training(report: Report | None, data: str | None) -> str:
     """Data, settings and versions."""
     if report is None:
         return "How the model was trained is not recorded with it."
     parts = [_data(report, data)]
     if report["evidence"]:
-        trained = {**{key: report[key] for key in _LABELS}, **report["settings"]}
-        trained["collection"] = report["collection"] or "open and closed alike"
-        rows = [[_LABELS.get(name, name.replace("_", " ")), _value(value)] for name, value in trained.items()]
+        rows = fitted.settings_rows(report)
         chosen = report["chosen"]
         if chosen is not None:
-            rows.append(["epoch and dial that were kept", _choice(chosen)])
+            choice = chosen["choice"]
+            rows.append(["candidate that was kept", choice["candidate"]])
+            rows.append(["epoch and dial that were kept", fitted.how_far(choice)])
         intro = "Settings of the heads that were kept." if chosen is not None else "Settings that were tried."
         parts += [intro, table(["setting", "value"], rows)]
     if report["refitted"]:
-        parts.append("The kept heads were then trained on all training queries, those held out included.")
+        parts.append("The kept heads were then made of all training queries, those held out included.")
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     return "\n\n".join([*parts, f"Made with {versions}."])
 
 
-def held_out(report: Mapping[str, Any]) -> str:
-    """What the choice was made on."""
-    shown = report["chosen"] or max(report["evidence"], key=lambda entry: entry["gain"])
+def held_out(report: Report) -> str:
+    """What was tried, and what the choice was made on."""
     parts = list(dict.fromkeys(report["held_out"]))
-    if report["chosen"] is None:
-        parts.append(f"The best of what was tried, {_choice(shown)}, which was not kept:")
+    parts += [" ".join(fitted.why(report)), " ".join(fitted.how_to_read(report)), _candidates(report)]
+    best = fitted.best(report)
+    if best is not None:
+        what = f"The best of what was tried, {best['choice']['candidate']}, {fitted.how_far(best['choice'])}, which was not kept"
+        parts += [
+            f"{what if report['chosen'] is None else 'What was kept'}, beside the untouched encoder:",
+            _levels(best),
+        ]
+    parts.append(
+        "The heads of these tables were trained without these queries. The choice was made on them, so the figures "
+        "flatter it: they are no test."
+    )
+    return "\n\n".join(filter(None, parts))
+
+
+def _candidates(report: Report) -> str:
+    header, rows = fitted.candidate_table(report, fitted.MOST)
+    others = len(report["candidates"]) - len(rows)
+    lines = [table(header, rows)]
+    if others > 0:
+        lines.append(f"{counted(others, 'more candidate')} behind these: `{REPORT_FILE}`.")
+    return "\n\n".join(lines)
+
+
+def _levels(found: Mapping[str, Any]) -> str:
     rows = [
         [
-            name,
+            f"on {name}",
             f"{gain['queries']:,}",
             f"{gain['untouched']:.4f}",
             f"{gain['untouched'] + gain['mean']:.4f}",
-            _gain(gain),
+            fitted.half(gain, digits=4),
         ]
-        for name, gain in (("on documents of training", shown["seen"]), ("on other documents", shown["unseen"]))
+        for name, gain in ((name, found[half]) for half, name in fitted.HALVES.items())
         if gain["queries"]
     ]
-    parts.append(table(["nDCG@10 of held-out queries", "queries", "untouched encoder", "heads", "difference"], rows))
-    parts.append(
-        "The heads of this table were trained without these queries. ± is one standard error. Epoch and dial were "
-        "chosen on them, so the figures flatter the choice: they are no test."
+    return table(["nDCG@10 of held-out queries", "queries", "untouched encoder", "heads", "difference"], rows)
+
+
+def caption(report: Report) -> str:
+    """What the plot shows, for those who do not see it."""
+    drawn = counted(min(fitted.MOST, len(report["candidates"])), "candidate")
+    return (
+        f"Gain in nDCG@10 of {drawn} on held-out queries, on seen and on unseen documents; the figures are in the table"
     )
-    return "\n\n".join(parts)
-
-
-def caption(report: Mapping[str, Any]) -> str:
-    """What the plot shows, also for those who do not see it."""
-    last = max(entry["choice"]["epoch"] for entry in report["evidence"])
-    kept = "" if report["chosen"] is None else f", and of what was kept ({_choice(report['chosen'])})"
-    return f"nDCG@10 of held-out queries after each of {counted(last, 'epoch')}, on seen and unseen documents{kept}"
 
 
 def no_evaluation() -> str:
@@ -148,7 +165,7 @@ def no_evaluation() -> str:
     return "Not evaluated on test queries yet."
 
 
-def limits(facts: Facts, report: Mapping[str, Any] | None) -> str:
+def limits(facts: Facts, report: Report | None) -> str:
     """What not to expect."""
     lines = []
     if facts.trained:
@@ -177,23 +194,10 @@ def licence(given: str | None, encoder: Encoder | None = None) -> str:
     return "Unknown: none is stated for this model, and none could be read from its encoder's card."
 
 
-def _data(report: Mapping[str, Any], data: str | None) -> str:
+def _data(report: Report, data: str | None) -> str:
     rows = []
     for split, count in report["counts"].items():
-        role = {"documents": "", "train": "trained on", "dev": "to choose epoch and dial"}.get(split, "not used here")
+        role = {"documents": "", "train": "trained on", "dev": "to choose what is kept"}.get(split, "not used here")
         rows.append([split if split == "documents" else f"queries, {split}", f"{count:,}", role])
     source = "given in memory, without a name" if data is None else data
     return f"Data: {source}.\n\n{table(['texts', 'number', ''], rows)}"
-
-
-def _choice(entry: Mapping[str, Any]) -> str:
-    return f"epoch {entry['choice']['epoch']}, dial {entry['choice']['dial']:g}"
-
-
-def _gain(gain: Mapping[str, Any]) -> str:
-    error = "" if gain["error"] is None else f" ± {gain['error']:.4f}"
-    return f"{gain['mean']:+.4f}{error}"
-
-
-def _value(value: Any) -> str:
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

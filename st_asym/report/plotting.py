@@ -8,7 +8,8 @@ import textwrap
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 from st_asym.report.page import REQUIRES, Picture
 
@@ -39,12 +40,15 @@ class Theme:
     grid: str
 
 
+# Draws on matplotlib axes in a theme.
+Draw = Callable[[Any, Theme], None]
+
 _OTHERS = ("#D55E00", "#009E73", "#CC79A7", "#E69F00")
 LIGHT = Theme("#D55E00", "#0072B2", ("#0072B2", *_OTHERS), "#1b1b1b", "#d5d5d5")
 DARK = Theme("#E69F00", "#56B4E9", ("#56B4E9", *_OTHERS), "#ececec", "#3d3d3d")
 
 
-def picture(draw: Callable[[Any, Theme], None], alt: str, caption: str = "", *, height: float = _SIZE[1]) -> Picture:
+def picture(draw: Draw, alt: str, caption: str = "", *, height: float = _SIZE[1]) -> Picture:
     """Draw a plot in both themes.
 
     Args:
@@ -66,7 +70,25 @@ def wrapped(name: str, width: int, lines: int = 3) -> str:
     return f" {text}" if text.startswith("_") else text
 
 
-def _drawn(draw: Callable[[Any, Theme], None], theme: Theme, height: float) -> str:
+def _drawn(draw: Draw, theme: Theme, height: float) -> str:
+    stream = io.BytesIO()
+    draw_into(stream, draw, theme, height, format="svg", transparent=True, metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def draw_into(target: Path | BinaryIO, draw: Draw, theme: Theme, height: float, **options: Any) -> None:
+    """Draw a plot in one theme.
+
+    Args:
+        target: Where to.
+        draw: As for :func:`picture`.
+        theme: The theme.
+        height: In inches.
+        **options: Of matplotlib's ``savefig``.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -104,6 +126,4 @@ def _drawn(draw: Callable[[Any, Theme], None], theme: Theme, height: float) -> s
         if names:
             columns = max(1, _LEGEND // (_HANDLE + max(map(len, names))))
             figure.legend(handles, names, loc="outside lower left", ncols=columns, labelcolor=theme.text, fontsize=10)
-        stream = io.BytesIO()
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode()
+        figure.savefig(target, **options)

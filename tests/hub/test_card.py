@@ -29,7 +29,7 @@ def fitted(tmp_path: Path) -> Callable[..., FitResult]:
         encoder, data = rotated(60, labels=labels, seed=0 if labels == "true" else 1)
         encoder.save_pretrained(str(tmp_path / "encoder"))
         (tmp_path / "encoder" / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# Words\n")
-        settings = replace(QUICK, sides=options.pop("sides", "both"))
+        settings = replace(QUICK, sides=options.pop("sides", "both"), init="identity")  # none in closed form
         return fit(
             tmp_path / "encoder",
             data,
@@ -81,6 +81,7 @@ def test_a_fit_says_what_it_made_of_what(tmp_path: Path, fitted: Callable[..., F
     chosen = result.report.chosen
     assert chosen is not None
     assert found["epoch and dial that were kept"] == f"epoch {chosen.choice.epoch}, dial {chosen.choice.dial:g}"
+    assert found["candidate that was kept"] == chosen.choice.candidate
     assert f"{chosen.unseen.mean:+.4f} ± {chosen.unseen.error:.4f}" in card.text
     assert "cc-by-4.0`, that of the encoder by its own card" in card.text
     assert "Not evaluated on test queries yet." in card.text
@@ -263,8 +264,9 @@ def test_the_licence_is_that_of_the_encoder_or_unknown(
         tmp_path / "encoder",
         [("red head", "red"), ("text", "small")],
         output_dir=tmp_path / "model",
-        system="frozen",
         cache=tmp_path / "vectors",
+        settings=Settings(epochs=1),
+        show_progress_bar=False,
     )
     card = card_of(tmp_path / "model")
     assert card.data.license == expected

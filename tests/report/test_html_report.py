@@ -80,7 +80,7 @@ def test_everything_is_in_the_file_and_every_picture_is_one(diagnosis: Diagnosis
     assert all(address.startswith("data:") for address in page.addresses)
     assert "http" not in text
     pictures = [base64.b64decode(a.partition(",")[2]) for a in page.addresses if a.startswith("data:image/svg+xml")]
-    assert len(pictures) == 2 * page.tags.count("img") == 2 * 23
+    assert len(pictures) == 2 * page.tags.count("img") == 2 * 25
     for picture in pictures:
         assert ET.fromstring(picture).tag.endswith("svg")  # noqa: S314 - our own
     light = [a for a, tag in zip(pictures[1::2], pictures[::2], strict=True) if a == tag]
@@ -172,13 +172,95 @@ def test_one_model_alone_has_nothing_to_be_compared_with() -> None:
     assert "Verdicts" not in words
 
 
+def test_a_fit_shows_its_candidates_and_why_this_one(fit_report: FitReport) -> None:
+    text = as_html(fit_report)
+    words, rows, (forest, *_) = "".join(Page(text).texts), cells(text), alts(text)
+    header = ["candidate", "at its best", "seen documents", "unseen documents", "together", "cuts", "seconds", ""]
+    kept, behind = (one.name for one in fit_report.candidates)
+    gains = ["+0.100 ± 0.020", "-0.010 ± 0.030", "+0.078 ± 0.017"]
+    assert header in rows
+    assert [kept, "epoch 2, dial 0.5", *gains, "4 of 4", "6.2", "kept"] in rows
+    closed = ["+0.040 ± 0.030", "no queries", "+0.040 ± 0.030", "1 of 4", "0.0", ""]
+    assert [behind, "in closed form", *closed] in rows
+    assert f"Kept: {kept}, epoch 2, dial 0.5. It has the largest gain of what was rehearsed on all cuts" in words
+    assert "the best of 4 choices would look as good in 0.12% of cases" in words
+    assert "in proportion of the traffic to expect, 20% of which asks for unseen documents" in words
+    assert "fewer cuts than others was clearly behind" in words
+    # The picture in words: seen and unseen gains with a standard error to either side, where there are queries.
+    assert f"kept: {kept}, seen documents: +10.00 [+8.00, +12.00]" in forest
+    assert f"kept: {kept}, unseen documents: -1.00 [-4.00, +2.00]" in forest
+    assert f"{behind}, seen documents: +4.00 [+1.00, +7.00]" in forest
+    assert f"{behind}, unseen" not in forest
+    # All choices are there to be opened, and what was kept is marked among them.
+    assert [kept, "epoch 2, dial 0.5", *gains, "kept"] in rows
+    assert [kept, "epoch 1, dial 1", "+0.050 ± 0.020", "-0.010 ± 0.030", "+0.038 ± 0.017", ""] in rows
+
+
+def test_where_none_is_kept_the_page_says_why(fit_report: FitReport) -> None:
+    may_be_chance = replace(fit_report, chosen=None, chance=0.04, refitted=False)
+    text = as_html(may_be_chance)
+    words = "".join(Page(text).texts)
+    assert "None was kept: the largest gain of what was rehearsed on all cuts" in words
+    assert "would look as good in 4.00% of cases" in words
+    assert "kept: " not in "".join(alts(text))
+    assert ["sides", "both"] in cells(text)
+    assert ["unlabelled weight", "left to fit"] in cells(text)
+    none_gains = replace(may_be_chance, chance=1.0, log=(), training=())
+    words = "".join(Page(as_html(none_gains)).texts)
+    assert "None was kept: none gains without a loss beyond noise" in words
+    assert "of cases" not in words
+
+
+def test_many_candidates_are_listed_and_the_first_drawn(fit_report: FitReport) -> None:
+    first = fit_report.candidates[0]
+    many = [replace(first, name=f"trial {number}") for number in range(30)]
+    text = as_html(replace(fit_report, candidates=many, log=(), training=()))
+    (forest,) = (alt for alt in alts(text) if alt.startswith("Forest"))
+    assert ("trial 9, seen" in forest, "trial 10, seen" in forest) == (True, False)
+    assert "the first 10 of 30 candidates" in "".join(Page(text).texts)
+    assert sum(row[0].startswith("trial ") for row in cells(text)) == 30
+
+
+def test_the_settings_and_trials_of_a_fit_are_listed(fit_report: FitReport) -> None:
+    rows = cells(as_html(fit_report))
+    for row in (
+        ["collection", "not given"],
+        ["share of traffic on unseen documents", "20%"],
+        ["heads start as", "identity"],
+        ["contrastive", "in-batch"],
+        ["unlabelled weight", "not used"],
+        ["learning rate", "0.0003"],
+        ["trial", "learning rate", "gain", "stopped early", "error"],
+        ["1", "0.001", "0.1", "False", ""],
+        ["2", "0.0003", "0", "True", HOSTILE],
+    ):
+        assert row in rows, row
+    assert not any(row[0] == "whitening" for row in rows)  # it shapes no heads that start as the identity
+
+
+def test_heads_in_closed_form_have_no_curves(fit_report: FitReport) -> None:
+    closed = fit_report.candidates[1].evidence
+    settings = Settings(sides="query", init="pairs", whitening=0.3, hidden_features=None, bias=False, epochs=20)
+    report = replace(fit_report, settings=settings, chosen=closed, log=(), training=())
+    text = as_html(report)
+    words, rows = "".join(Page(text).texts), cells(text)
+    assert [alt.partition(" ")[0] for alt in alts(text)] == ["Forest"]
+    assert "Training" not in words
+    assert "No query on unseen documents was held out: the others count alone." in words
+    assert ["whitening", "0.3"] in rows
+    assert ["hidden features", "none: one linear layer"] in rows
+    assert not {"learning rate", "epochs", "contrastive"} & {row[0] for row in rows if len(row) == 2}
+
+
 def test_the_training_of_a_fit_is_drawn(fit_report: FitReport) -> None:
     found = alts(as_html(fit_report))
-    assert "loss from 2.5 to 2.5, contrastive from 2 to 2, isotropy from 0.5 to 0.5" in found[2]
-    assert "nearest document is relevant from 0.5 to 0.5" in found[3]
-    assert "queries from 0.9 to 0.9, documents from 0.8 to 0.8" in found[4]
-    # A report of an earlier version has no log.
-    words = "".join(Page(as_html(replace(fit_report, log=()))).texts)
+    assert "by epoch" in found[1]
+    assert "by dial after epoch 2" in found[2]
+    assert "loss from 2.5 to 2.5, contrastive from 2 to 2, isotropy from 0.5 to 0.5" in found[3]
+    assert "nearest document is relevant from 0.5 to 0.5" in found[4]
+    assert "queries from 0.9 to 0.9, documents from 0.8 to 0.8" in found[5]
+    assert "Loss of the last training; loss from 2.25 to 1.75" in found[6]
+    words = "".join(Page(as_html(replace(fit_report, log=(), training=()))).texts)
     assert "Training" not in words
 
 
@@ -242,7 +324,7 @@ def test_without_qrels_and_without_heads_on_a_side(tiny_encoder: SentenceTransfo
 
 
 def test_a_fit_that_had_nothing_to_train() -> None:
-    report = FitReport("frozen", "identity", None, Settings(), 0)
+    report = FitReport(Settings())
     assert "there was nothing to train" in "".join(Page(as_html(report)).texts)
 
 
