@@ -7,25 +7,14 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from st_asym.data.collection import Qrels, RetrievalData, counted, first_few, whole_number
+from st_asym.data.document import Document
 from st_asym.data.files import json_rows, open_lines
 
 # What a line of a corpus may hold; anything else is more likely a misspelt pair.
 _CORPUS_FIELDS = frozenset({"_id", "id", "title", "text", "metadata", "url"})
-
-
-class Document(NamedTuple):
-    """A document before its title and text are put together."""
-
-    title: str
-    text: str
-
-    @property
-    def joined(self) -> str:
-        """What is encoded: title, one space, text."""
-        return f"{self.title} {self.text}".strip()
 
 
 @contextmanager

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from st_asym.data.beir import Document, check_ids
-from st_asym.data.collection import Qrels, RetrievalData, counted, first_few, normalised, whole_number
+from st_asym.data.beir import check_ids
+from st_asym.data.collection import Qrels, RetrievalData, counted, first_few, whole_number
+from st_asym.data.document import Document, text_key
 
 # Names of the dev split, the one it gets first.
 DEV_NAMES = ("dev", "validation", "valid", "val")
@@ -126,7 +127,7 @@ def _useful(judged: Qrels, split: str, documents: int, notes: list[str]) -> Qrel
 
 def _apart(judged: Qrels, split: str, queries: Mapping[str, str], later: dict[str, str], notes: list[str]) -> Qrels:
     """Without queries whose text a split in ``later`` has, which receives those of this one."""
-    texts = {query_id: normalised(queries[query_id]) for query_id in judged}
+    texts = {query_id: text_key(queries[query_id]) for query_id in judged}
     repeated = [query_id for query_id, text in texts.items() if text in later]
     if repeated:
         number = counted(len(repeated), "query", "queries")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import numbers
-import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
+
+from st_asym.data.document import text_key
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 Qrels = dict[str, dict[str, int]]
+
+normalised = text_key  # its name before it had a module of its own
 
 
 @dataclass(frozen=True)
@@ -150,11 +153,6 @@ def own_documents(corpus: Collection[str], judged: Qrels) -> list[str]:
 def stable_fraction(text: str) -> float:
     """A number in [0, 1) that depends on the text alone."""
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:6], "big") / 2**48
-
-
-def normalised(text: str) -> str:
-    """The text without differences of case, white space and Unicode form: two texts that share it are one text."""
-    return " ".join(unicodedata.normalize("NFKC", text).split()).casefold()
 
 
 def counted(number: int, singular: str, plural: str | None = None) -> str:

@@ -9,9 +9,9 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
-from st_asym.data.beir import Document
 from st_asym.data.checks import DEV_NAMES, checked
 from st_asym.data.collection import RetrievalData
+from st_asym.data.document import Document
 from st_asym.data.merging import merged
 from st_asym.data.pairs import PairCollector, into_splits, with_test_queries_apart
 from st_asym.data.pseudo import pseudo_queries

@@ -10,9 +10,10 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from st_asym.data.beir import Document, beir_root, is_corpus_row, read_beir, read_documents
+from st_asym.data.beir import beir_root, is_corpus_row, read_beir, read_documents
 from st_asym.data.checks import check_texts
 from st_asym.data.collection import Qrels, RetrievalData
+from st_asym.data.document import Document
 from st_asym.data.files import json_rows, open_lines, table_rows
 from st_asym.data.merging import merged
 from st_asym.data.pairs import PairCollector, collect_tuples, columns_of, rows_of

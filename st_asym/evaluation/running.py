@@ -16,7 +16,8 @@ from mteb.types import PromptType
 from sentence_transformers import SentenceTransformer
 
 from st_asym.cache import CachedSentenceTransformer
-from st_asym.data.collection import counted, first_few, normalised
+from st_asym.data.collection import counted, first_few
+from st_asym.data.document import Document, text_key
 from st_asym.evaluation.compression import CompressedIndex, Form
 from st_asym.evaluation.finite import check_finite
 from st_asym.evaluation.scores import METRICS, Scores
@@ -188,7 +189,9 @@ def _scores(
 def _relevant(corpus: Any, relevant: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, str]]:
     wanted = {document for grades in relevant.values() for document, grade in grades.items() if grade > 0}
     rows = [row for row, document in enumerate(corpus["id"]) if document in wanted]
-    texts = {row["id"]: text_digest(f"{row.get('title') or ''} {row['text']}") for row in corpus.select(rows)}
+    texts = {
+        row["id"]: text_digest(Document(row.get("title") or "", row["text"]).joined) for row in corpus.select(rows)
+    }
     return {
         query_id: {document: texts.get(document, "") for document, grade in grades.items() if grade > 0}
         for query_id, grades in relevant.items()
@@ -197,7 +200,7 @@ def _relevant(corpus: Any, relevant: Mapping[str, Mapping[str, int]]) -> dict[st
 
 def text_digest(text: str) -> str:
     """A short digest of a text, whatever its case and white space."""
-    return hashlib.blake2b(normalised(text).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    return hashlib.blake2b(text_key(text).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def _plain(value: Any) -> Any:
