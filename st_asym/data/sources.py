@@ -68,9 +68,9 @@ def is_one_source(source: Any) -> bool:
     """Whether a list, tuple or mapping is one collection, rather than several."""
     if is_table(source) or triple_of(source) is not None:
         return True
-    if isinstance(source, Mapping) or not isinstance(source, list | tuple) or not source:
+    if not isinstance(source, list | tuple) or not source:
         return False
-    return _are_rows(source[0]) or (isinstance(source[0], list | tuple) and triple_of(source[0]) is None)
+    return _are_rows(source[0]) or (isinstance(source[0], list | tuple) and not is_one_source(source[0]))
 
 
 def read_path(path: Path, *, documents: bool = False) -> RetrievalData | PairCollector | Documents:
@@ -156,10 +156,14 @@ def _collected(found: PairCollector | Documents) -> RetrievalData | Documents:
 def _read_mapping(source: Mapping[Any, Any], name: str) -> RetrievalData | Documents:
     if not source:
         raise ValueError(f"{name} is empty.")
-    if all(map(is_table, source.values())):
+    if all(is_table(part) or _is_list_of_rows(part) for part in source.values()):
         splits = {split: read(part, f"{name}[{split!r}]") for split, part in source.items()}
         return _join_splits(splits, name)
     return Documents({key: _document(key, value) for key, value in source.items()})
+
+
+def _is_list_of_rows(part: Any) -> bool:
+    return isinstance(part, list) and bool(part) and (isinstance(part[0], list | tuple) or _are_rows(part[0]))
 
 
 def _document(key: Any, value: Any) -> Document:

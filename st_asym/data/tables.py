@@ -22,7 +22,7 @@ class Table(NamedTuple):
 def is_table(source: Any) -> bool:
     """Whether something has columns: a data set, a data frame, an Arrow table, or a dict of lists of one length."""
     if isinstance(source, Mapping):
-        return bool(source) and all(map(is_column, source.values()))
+        return bool(source) and all(map(is_column, source.values())) and any(map(_holds_values, source.values()))
     return (
         any(hasattr(source, name) for name in ("column_names", "itertuples", "iter_rows", "read_all"))
         or (hasattr(source, "to_pylist") and hasattr(source, "schema"))
@@ -37,6 +37,11 @@ def is_column(source: Any) -> bool:
         and not isinstance(source, str | Mapping)
         and any(hasattr(source, name) for name in ("to_pylist", "to_list", "tolist"))
     )
+
+
+def _holds_values(column: Any) -> bool:
+    """Whether a list is a column of texts or numbers, rather than one of rows or lists."""
+    return not any(isinstance(value, Mapping | Sequence) and not isinstance(value, str) for value in column[:1])
 
 
 def as_list(values: Any) -> list[Any]:

@@ -213,8 +213,8 @@ def _notes(data: RetrievalData, split: Qrels, judged: Qrels, own: Sequence[str],
         yield f"{counted(len(own), 'query has', 'queries have')} the id of a document, which is not a result."
     if ids := list(dict.fromkeys(document for documents in copied.values() for document in documents)):
         yield (
-            f"{counted(len(ids), 'document has', 'documents have')} the text of a relevant one under another id and is "
-            f"no result of its queries ({first_few(ids)}); MTEB counts such as not relevant."
+            f"{counted(len(ids), 'document is', 'documents are')} left out of the results of queries to which another "
+            f"with the same text is relevant ({first_few(ids)}); MTEB counts such as not relevant."
         )
 
 
