@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 
-from st_asym.data import Qrels, RetrievalData
+from st_asym.data import Qrels, RetrievalData, text_key
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -37,8 +37,9 @@ def mine_negatives(
     """Add to each relevant pair of a split the documents of the corpus that are most similar to its query.
 
     This is the library's ``mine_hard_negatives`` over a collection. Documents that are relevant to the query, or have
-    the text of one that is, are never its negatives. With a :class:`st_asym.CachedSentenceTransformer` the encoder
-    does not run for texts that the cache holds. The vectors of the whole corpus are held in memory.
+    the text of one that is, are never its negatives, and no text is a negative of a pair twice; texts are the same by
+    :func:`st_asym.data.text_key`. With a :class:`st_asym.CachedSentenceTransformer` the encoder does not run for texts
+    that the cache holds. The vectors of the whole corpus are held in memory.
 
     The result is for losses of in-batch negatives, which take further columns as negatives of every query.
     :class:`st_asym.CorpusContrastiveLoss` compares with the whole corpus, and needs none.
@@ -76,6 +77,8 @@ def mine_negatives(
         >>> mine_negatives(model, data)[0]
         {'query': 'head', 'document': 'red head', 'negative_1': 'small head'}
     """
+    own = data.pairs(split)
+    data = _spelt_alike(data)
     pairs = data.pairs(split)
     # To the library they are positives too, so that it passes over them; their rows are dropped below.
     passed_over = _relevant_or_ignored(data, split, ignored or {}).pairs(split)
@@ -112,7 +115,25 @@ def mine_negatives(
             split,
             num_negatives,
         )
-    return mined
+    return _as_spelt(mined, own)
+
+
+def _spelt_alike(data: RetrievalData) -> RetrievalData:
+    """The collection with one spelling of each text of a document: the library compares them as they are."""
+    keys = {document_id: text_key(text) for document_id, text in data.corpus.items()}
+    first: dict[str, str] = {}
+    for document_id, key in keys.items():
+        first.setdefault(key, data.corpus[document_id])
+    return replace(data, corpus={document_id: first[key] for document_id, key in keys.items()})
+
+
+def _as_spelt(mined: Dataset, pairs: Dataset) -> Dataset:
+    """Each relevant document in its own spelling."""
+    spelt = {(q, text_key(d)): d for q, d in zip(pairs["query"], pairs["document"], strict=True)}
+    rows = zip(mined["query"], mined["document"], strict=True)
+    columns = {name: mined[name][:] for name in mined.column_names}
+    columns["document"] = [spelt[query, text_key(document)] for query, document in rows]
+    return type(mined).from_dict(columns)
 
 
 def _relevant_or_ignored(data: RetrievalData, split: str, ignored: Qrels) -> RetrievalData:

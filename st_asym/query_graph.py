@@ -9,21 +9,22 @@ import numpy as np
 from scipy.sparse import csc_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
-from st_asym.data.collection import Qrels, counted, first_few, normalised
+from st_asym.data.collection import Qrels, counted, first_few
+from st_asym.data.document import text_key
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def text_key(key: str, texts: Mapping[str, str] | None) -> str:
+def _key(name: str, texts: Mapping[str, str] | None) -> str:
     """What is the same for ids with the same text: the id itself where texts are not given."""
-    return key if texts is None else normalised(texts[key])
+    return name if texts is None else text_key(texts[name])
 
 
 def document_numbers(parts: Iterable[Qrels], corpus: Mapping[str, str] | None) -> dict[str, int]:
     """Document id to a number, in the order of ids; documents with the same text have the same number."""
     numbers: dict[str, int] = {}
     ids = sorted({document_id for qrels in parts for grades in qrels.values() for document_id in grades})
-    return {document_id: numbers.setdefault(text_key(document_id, corpus), len(numbers)) for document_id in ids}
+    return {document_id: numbers.setdefault(_key(document_id, corpus), len(numbers)) for document_id in ids}
 
 
 class QueryGraph:
@@ -37,7 +38,7 @@ class QueryGraph:
         self.qrels = qrels
         units: dict[str, list[str]] = {}
         for query_id in sorted(qrels):
-            units.setdefault(text_key(query_id, queries), []).append(query_id)
+            units.setdefault(_key(query_id, queries), []).append(query_id)
         if len(units) < 2:
             raise ValueError(f"Holding out takes at least two different queries, got {len(units)}.")
         self.units = list(units.values())

@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-import csv
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from st_asym.data.collection import Qrels, RetrievalData, counted, first_few, whole_number
-from st_asym.data.files import json_rows, open_lines
+from st_asym.data.collection import Qrels, RetrievalData, first_few
+from st_asym.data.corpus import by_id, read_documents
+from st_asym.data.document import Documents
+from st_asym.data.files import Row, is_hidden, json_rows, open_lines
+from st_asym.data.qrels import read_qrels
 
-# What a line of a corpus may hold; anything else is more likely a misspelt pair.
-_CORPUS_FIELDS = frozenset({"_id", "id", "title", "text", "metadata", "url"})
-
-
-class Document(NamedTuple):
-    """A document before its title and text are put together."""
-
-    title: str
-    text: str
-
-    @property
-    def joined(self) -> str:
-        """What is encoded: title, one space, text."""
-        return f"{self.title} {self.text}".strip()
+Folder = Path | zipfile.Path
 
 
 @contextmanager
-def beir_root(path: Path) -> Iterator[Path | zipfile.Path]:
+def beir_root(path: Path) -> Iterator[Folder]:
     """The folder that holds ``corpus.jsonl``: this one or the zip's top, or the only one inside it.
 
     Raises:
         FileNotFoundError: There is none.
+        ValueError: There are several.
     """
     if path.is_dir():
         yield _root(path)
@@ -42,104 +31,84 @@ def beir_root(path: Path) -> Iterator[Path | zipfile.Path]:
         yield _root(zipfile.Path(archive))
 
 
-def _root(top: Path | zipfile.Path) -> Path | zipfile.Path:
-    for folder in (top, *(entry for entry in top.iterdir() if entry.is_dir())):
-        if (folder / "corpus.jsonl").is_file():
-            return folder
-    raise FileNotFoundError(
-        f"{top} is not in BEIR's layout: corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv, at the top or in one folder."
-    )
+def _root(top: Folder) -> Folder:
+    if _file(top, "corpus") is not None:
+        return top
+    inside = sorted((entry for entry in top.iterdir() if entry.is_dir() and not is_hidden(entry.name)), key=str)
+    found = [folder for folder in inside if _file(folder, "corpus") is not None]
+    if len(found) > 1:
+        names = first_few([folder.name for folder in found])
+        raise ValueError(f"{top} holds {len(found)} collections: {names}. Give the folder of one.")
+    if not found:
+        raise FileNotFoundError(
+            f"{top} is not in BEIR's layout: corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv, at the top or in one "
+            "folder."
+        )
+    return found[0]
 
 
-def read_beir(root: Path | zipfile.Path) -> RetrievalData:
+def _file(folder: Folder, stem: str) -> Folder | None:
+    """``STEM.jsonl`` or ``STEM.jsonl.gz``, in any case.
+
+    Raises:
+        ValueError: There are both.
+    """
+    wanted = (f"{stem}.jsonl", f"{stem}.jsonl.gz")
+    found = sorted((entry for entry in folder.iterdir() if entry.name.lower() in wanted and entry.is_file()), key=str)
+    if len(found) > 1:
+        raise ValueError(f"{folder} holds {' and '.join(entry.name for entry in found)}: keep one.")
+    return found[0] if found else None
+
+
+def has_queries(root: Folder) -> bool:
+    """Whether a folder that :func:`beir_root` has found holds more than documents."""
+    return (root / "qrels").is_dir() or _file(root, "queries") is not None
+
+
+def read_beir(root: Folder) -> RetrievalData:
     """Read the collection in a folder that :func:`beir_root` has found.
 
     Raises:
         FileNotFoundError: ``queries.jsonl`` or ``qrels`` is missing.
         ValueError: A broken line, an id with two different texts, or qrels that name a missing query or document.
     """
-    if not (root / "queries.jsonl").is_file():
+    asked = _file(root, "queries")
+    if asked is None:
         raise FileNotFoundError(f"queries.jsonl is missing from {root}.")
     if not (root / "qrels").is_dir():
         raise FileNotFoundError(f"{root} is not in BEIR's layout: the folder qrels is missing.")
-    notes: list[str] = []
-    with open_lines(root / "corpus.jsonl") as lines:
-        corpus = {key: document.joined for key, document in read_documents(lines, "corpus.jsonl", notes).items()}
-    with open_lines(root / "queries.jsonl") as lines:
-        rows = json_rows(lines, "queries.jsonl", "_id", "text")
-        queries = _by_id(((where, *_strings(where, row, "_id", "text")) for where, row in rows), "queries.jsonl", notes)
-    qrels = {}
-    for table in sorted((file for file in (root / "qrels").iterdir() if file.name.endswith(".tsv")), key=str):
-        with open_lines(table) as lines:
-            qrels[table.name.removesuffix(".tsv")] = _read_qrels(lines, table.name, notes)
-    for split, judged in qrels.items():
-        check_ids(queries, corpus, judged, f"qrels/{split}.tsv")
-    return RetrievalData(queries, corpus, qrels, notes=tuple(notes))
+    documents = read_corpus(root)
+    notes = list(documents.notes)
+    with open_lines(asked) as lines:
+        rows = _with_ids(json_rows(lines, asked.name, "_id", "text"), "text")
+        queries = by_id(((where, row["_id"], row["text"]) for where, row in rows), asked.name, notes)
+    found = read_qrels(root / "qrels", notes)
+    corpus = documents.joined
+    for file, judged in found.values():
+        check_ids(queries, corpus, judged, file)
+    return RetrievalData(queries, corpus, {split: judged for split, (_, judged) in found.items()}, notes=tuple(notes))
 
 
-def is_corpus_row(names: Iterable[str]) -> bool:
-    """Whether these fields are those of a line of ``corpus.jsonl``."""
-    return "text" in names and _CORPUS_FIELDS.issuperset(names)
-
-
-def read_documents(lines: Iterable[str], file: str, notes: list[str]) -> dict[str, Document]:
-    """Document id to title and text of each line of a ``corpus.jsonl``.
+def read_corpus(root: Folder) -> Documents:
+    """The documents of a folder that :func:`beir_root` has found.
 
     Raises:
         ValueError: A broken line, or an id with two different texts.
     """
-    rows = json_rows(lines, file, "_id", "text")
-    documents = ((where, *_strings(where, {"title": "", **row}, "_id", "title", "text")) for where, row in rows)
-    return _by_id(((where, key, Document(title, text)) for where, key, title, text in documents), file, notes)
+    file = _file(root, "corpus")
+    if file is None:
+        raise FileNotFoundError(f"corpus.jsonl is missing from {root}.")
+    with open_lines(file) as lines:
+        return read_documents(_with_ids(json_rows(lines, file.name, "_id", "text")), file.name)
 
 
-def _strings(where: str, row: Mapping[str, Any], *names: str) -> tuple[str, ...]:
-    values = tuple(row[name] for name in names)
-    if not all(isinstance(value, str) for value in values):
-        raise ValueError(f"{where}: a field of {names} is not a string: {values}.")
-    return values
-
-
-def _by_id(rows: Iterable[tuple[Any, ...]], file: str, notes: list[str]) -> dict[str, Any]:
-    """``(place, id, value)`` as a dict; an id may come again with the same value."""
-    found: dict[str, Any] = {}
-    repeated = 0
-    different = []
-    for where, key, value in rows:
-        repeated += key in found
-        if found.setdefault(key, value) != value:
-            different.append(f"{key} ({where.rpartition(', ')[2]})")
-    if different:
-        raise ValueError(
-            f"{file}: {counted(len(different), 'id')} given again to a different text: {first_few(different)}."
-        )
-    if repeated:
-        notes.append(f"{file}: {counted(repeated, 'repeated line')} left out.")
-    return found
-
-
-def _read_qrels(lines: Iterable[str], file: str, notes: list[str]) -> Qrels:
-    qrels: Qrels = {}
-    conflicts = []
-    rows = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-    for number, row in enumerate(rows, start=1):
-        if (number == 1 and row[-1:] == ["score"]) or not row:
-            continue
-        try:
-            query_id, document_id, relevance = row
-            grade = whole_number(relevance)
-        except ValueError as error:
-            raise ValueError(f"qrels/{file}, line {number}: expected query-id, corpus-id, score, got {row}.") from error
-        judged = qrels.setdefault(query_id, {})
-        if judged.setdefault(document_id, grade) != grade:
-            conflicts.append(f"line {number}")
-            judged[document_id] = max(grade, judged[document_id])
-    if conflicts:
-        pairs = counted(len(conflicts), "pair")
-        notes.append(
-            f"qrels/{file}: {pairs} judged again with another grade; the highest counts ({first_few(conflicts)})."
-        )
-    return qrels
+def _with_ids(rows: Iterable[Row], *names: str) -> Iterator[Row]:
+    """Rows whose id is a string, as it is in the qrels, and whose other fields are too."""
+    for where, row in rows:
+        values = tuple(row[name] for name in ("_id", *names))
+        if not all(isinstance(value, str) for value in values):
+            raise ValueError(f"{where}: a field of {('_id', *names)} is not a string: {values!s:.200}.")
+        yield where, row
 
 
 def check_ids(queries: Mapping[str, str], corpus: Mapping[str, str], judged: Qrels, source: str) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from st_asym.data.beir import Document, check_ids
-from st_asym.data.collection import Qrels, RetrievalData, counted, first_few, normalised, whole_number
+from st_asym.data.beir import check_ids
+from st_asym.data.collection import Qrels, RetrievalData, counted, first_few, whole_number
+from st_asym.data.document import Document, copies_by_query, same_texts, text_key
 
 # Names of the dev split, the one it gets first.
 DEV_NAMES = ("dev", "validation", "valid", "val")
@@ -47,6 +48,10 @@ def checked(data: RetrievalData) -> RetrievalData:
 
     queries = _without_empty(data.queries, "query", "queries", notes)
     corpus = _without_empty(data.corpus, "document", "documents", notes)
+    same = same_texts(
+        {d for judged in qrels.values() for own in judged.values() for d, g in own.items() if g > 0}, corpus
+    )
+    _count_copies(qrels, same, notes)
     later: dict[str, str] = {}  # normalised query text to the split that has it
     for split in sorted(qrels, key=lambda name: ({"dev": 1, "train": 2}.get(name, 0), name)):
         judged = {
@@ -54,7 +59,7 @@ def checked(data: RetrievalData) -> RetrievalData:
             for query_id, documents in qrels[split].items()
             if query_id in queries
         }
-        judged = _useful(judged, split, len(corpus), notes)
+        judged = _useful(judged, split, len(corpus), same, notes)
         judged = _apart(judged, split, queries, later, notes)
         if not judged and split in ("train", "dev"):
             reasons = " ".join(notes) or "It is empty."
@@ -111,22 +116,35 @@ def _without_empty(texts: Mapping[str, str], singular: str, plural: str, notes: 
     return {key: text for key, text in texts.items() if text.strip()}
 
 
-def _useful(judged: Qrels, split: str, documents: int, notes: list[str]) -> Qrels:
+def _count_copies(qrels: Mapping[str, Qrels], same: Mapping[str, Iterable[str]], notes: list[str]) -> None:
+    found = (copies_by_query(judged, same) for judged in qrels.values())
+    ids = list(dict.fromkeys(copy for part in found for own in part.values() for copy in own))
+    if ids:
+        documents = counted(len(ids), "document has", "documents have")
+        notes.append(
+            f"{documents} the text of a relevant one under another id: neither relevant nor not to its queries "
+            f"({first_few(ids)})."
+        )
+
+
+def _useful(judged: Qrels, split: str, documents: int, same: Mapping[str, Iterable[str]], notes: list[str]) -> Qrels:
     """Without queries that have nothing to find, or nothing to tell it from."""
     relevant = {query_id: sum(grade > 0 for grade in grades.values()) for query_id, grades in judged.items()}
+    copied = copies_by_query(judged, same)
+    others = {query_id: documents - count - len(copied.get(query_id, ())) for query_id, count in relevant.items()}
     for reason, left_out in (
         ("without a relevant document", [q for q, count in relevant.items() if count == 0]),
-        ("for which every document is relevant", [q for q, count in relevant.items() if count == documents]),
+        ("for which every document is relevant", [q for q, count in others.items() if count == 0]),
     ):
         if left_out:
             number = counted(len(left_out), "query", "queries")
             notes.append(f"{number} of {split} {reason} left out ({first_few(left_out)}).")
-    return {query_id: grades for query_id, grades in judged.items() if 0 < relevant[query_id] < documents}
+    return {query_id: grades for query_id, grades in judged.items() if relevant[query_id] and others[query_id]}
 
 
 def _apart(judged: Qrels, split: str, queries: Mapping[str, str], later: dict[str, str], notes: list[str]) -> Qrels:
     """Without queries whose text a split in ``later`` has, which receives those of this one."""
-    texts = {query_id: normalised(queries[query_id]) for query_id in judged}
+    texts = {query_id: text_key(queries[query_id]) for query_id in judged}
     repeated = [query_id for query_id, text in texts.items() if text in later]
     if repeated:
         number = counted(len(repeated), "query", "queries")

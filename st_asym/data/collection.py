@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import numbers
-import unicodedata
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
+
+from st_asym.data.document import text_key
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 Qrels = dict[str, dict[str, int]]
+
+normalised = text_key  # its name before it had a module of its own
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class RetrievalData:
         labels: Where the qrels come from: ``"judged"``, or pseudo-queries that are the documents' own ``"titles"`` or
             ``"sentences"``.
         notes: What was left out or changed on reading, a sentence each.
+        numbered: Whether the ids are numbers given on reading, so that those of a corpus may replace them.
     """
 
     queries: dict[str, str]
@@ -33,6 +37,7 @@ class RetrievalData:
     qrels: dict[str, Qrels]
     labels: Literal["judged", "titles", "sentences"] = "judged"
     notes: tuple[str, ...] = ()
+    numbered: bool = field(default=False, compare=False)
 
     def pairs(self, split: str) -> Dataset:
         """The relevant (query, document) pairs of a split, as the contrastive losses take them.
@@ -107,7 +112,8 @@ class RetrievalData:
         """
         if "dev" in self.qrels:
             return self
-        held_out = {query_id for query_id in self._split("train") if stable_fraction(self.queries[query_id]) < share}
+        fractions = fractions_of(self.queries[query_id] for query_id in self._split("train"))
+        held_out = {query_id for query_id in self._split("train") if fractions[self.queries[query_id]] < share}
         train = {q: documents for q, documents in self.qrels["train"].items() if q not in held_out}
         dev = {q: documents for q, documents in self.qrels["train"].items() if q in held_out}
         return replace(self, qrels={**self.qrels, "train": train, "dev": dev})
@@ -152,9 +158,19 @@ def stable_fraction(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:6], "big") / 2**48
 
 
-def normalised(text: str) -> str:
-    """The text without differences of case, white space and Unicode form: two texts that share it are one text."""
-    return " ".join(unicodedata.normalize("NFKC", text).split()).casefold()
+def fractions_of(queries: Iterable[str]) -> dict[str, float]:
+    """Text to :func:`stable_fraction`, for all spellings of one text that of the first in order.
+
+    Example:
+        >>> found = fractions_of(["Error E17", "error  e17"])
+        >>> found["Error E17"] == found["error  e17"] == stable_fraction("Error E17")
+        True
+    """
+    keys = {query: text_key(query) for query in queries}
+    first: dict[str, str] = {}
+    for query, key in keys.items():
+        first[key] = min(query, first.get(key, query))
+    return {query: stable_fraction(first[key]) for query, key in keys.items()}
 
 
 def counted(number: int, singular: str, plural: str | None = None) -> str:
@@ -165,6 +181,15 @@ def counted(number: int, singular: str, plural: str | None = None) -> str:
 def first_few(names: Sequence[object], most: int = 5) -> str:
     """The first names of a list, and that there are more."""
     return ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")
+
+
+def spelling_note(source: str, places: Sequence[str]) -> str:
+    """The sentence that counts texts that became documents in another spelling."""
+    texts = counted(len(places), "document is", "documents are")
+    return (
+        f"{source}: {texts} the same as another but for white space, case or Unicode form, and taken as that one "
+        f"({first_few(places)})."
+    )
 
 
 def whole_number(value: object) -> int:

@@ -7,20 +7,29 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, Union
 
-from st_asym.data.beir import Document
 from st_asym.data.checks import DEV_NAMES, checked
 from st_asym.data.collection import RetrievalData
-from st_asym.data.merging import merged
+from st_asym.data.document import Document, Documents
+from st_asym.data.merging import merged, with_documents
 from st_asym.data.pairs import PairCollector, into_splits, with_test_queries_apart
 from st_asym.data.pseudo import pseudo_queries
-from st_asym.data.sources import Documents, joined, read, read_path
+from st_asym.data.sources import read, read_path
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
 logger = logging.getLogger(__name__)
+
+
+class Frame(Protocol):
+    """A data frame of pandas or Polars, or an Arrow table."""
+
+    @property
+    def columns(self) -> Any:
+        """Its columns."""
+
 
 Pairs: TypeAlias = Union[
     str,
@@ -28,12 +37,14 @@ Pairs: TypeAlias = Union[
     RetrievalData,
     "Dataset",
     "DatasetDict",
+    Frame,
     Iterable[tuple[str, str]],
     Iterable[tuple[str, str, int]],
     Iterable[Mapping[str, Any]],
-    tuple[Mapping[str, str], Mapping[str, Any], Mapping[str, Any]],
+    Mapping[str, Any],
+    tuple[Any, Any, Any],
 ]
-Corpus: TypeAlias = Union[str, "PathLike[str]", "Dataset", Mapping[str, Any], Iterable[str]]
+Corpus: TypeAlias = Union[str, "PathLike[str]", "Dataset", Frame, Mapping[str, Any], Iterable[str]]
 
 
 def load_data(path: str | PathLike[str]) -> RetrievalData:
@@ -115,11 +126,11 @@ def as_retrieval_data(
     """
     if train is None and corpus is None:
         raise TypeError("There is nothing to train on: give pairs, or a corpus to train on without labels.")
-    found = read(corpus if train is None else train, "corpus" if train is None else "train")
+    found = read(corpus, "corpus", documents=True) if train is None else read(train, "train")
     if isinstance(found, RetrievalData):
         data = found
         if corpus is not None:
-            data = _with_documents(data, joined(_read_documents(corpus)))
+            data = with_documents(data, _read_documents(corpus))
         if dev is not None:
             data = _with_dev(data, dev)
     else:
@@ -129,7 +140,8 @@ def as_retrieval_data(
                 f"train holds documents alone, so {other} cannot be given: pseudo-queries are trained and judged on "
                 "documents without the part that became the query."
             )
-        data = pseudo_queries(found)
+        data = pseudo_queries(found.by_id)
+        data = replace(data, notes=(*found.notes, *data.notes))
     if hold_out_test and data.labels == "judged":
         data = with_test_queries_apart(data)
     data = checked(data)
@@ -139,9 +151,12 @@ def as_retrieval_data(
 
 
 def _read_documents(source: Any) -> Documents:
-    found = read(source, "corpus")
+    found = read(source, "corpus", documents=True)
     if isinstance(found, RetrievalData):
-        return {key: Document("", text) for key, text in found.corpus.items()}
+        documents = {key: Document("", text) for key, text in found.corpus.items()}
+        found = Documents(documents, found.notes, numbered=found.numbered)
+    if not found.by_id:
+        raise ValueError("corpus is empty.")
     return found
 
 
@@ -156,8 +171,3 @@ def _with_dev(data: RetrievalData, dev: Any) -> RetrievalData:
     part = replace(other, qrels={"dev": other.qrels[candidates[0]]})
     without = {split: judged for split, judged in data.qrels.items() if split not in DEV_NAMES}
     return merged(replace(data, qrels=without), part, "dev")
-
-
-def _with_documents(data: RetrievalData, documents: Mapping[str, str]) -> RetrievalData:
-    added = RetrievalData({}, dict(documents), {})
-    return merged(data, added, "corpus")

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import ast
+import json
+import numbers
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from st_asym.data.collection import Qrels, RetrievalData, counted, first_few, stable_fraction, whole_number
+from st_asym.data.collection import Qrels, RetrievalData, counted, first_few, fractions_of, spelling_note, whole_number
+from st_asym.data.document import Document, is_missing, text_key
 from st_asym.data.files import Row
+from st_asym.data.tables import as_list, is_column
 
 # Column names that say what a column is, in any case.
 QUERY_NAMES = ("query", "question", "anchor")
 DOCUMENT_NAMES = ("positive", "pos", "document", "passage", "answer", "response", "context", "text")
 GRADE_NAMES = ("grade", "score", "relevance", "label")
+
+# Documents that may have their title in a column beside; what is beside an answer is the title of its question.
+_TITLED_NAMES = ("document", "passage", "context", "text")
 
 _NEGATIVE = re.compile(r"neg(ative)?s?(_?\d+)?", re.IGNORECASE)  # negative, negatives, neg, negative_1, ...
 
@@ -27,6 +35,7 @@ class Columns(NamedTuple):
     query: str
     document: str
     grade: str | None
+    title: str | None = None
 
 
 def columns_of(names: Iterable[str], source: str) -> Columns:
@@ -54,26 +63,37 @@ def columns_of(names: Iterable[str], source: str) -> Columns:
     grades = [columns[name] for name in GRADE_NAMES if name in columns]
     if len(grades) > 1:
         raise ValueError(f"{found}: {' and '.join(map(repr, grades))} could each be the grade. Keep one of them.")
+    document = only(DOCUMENT_NAMES, "document")
+    titled = str(document).strip().lower() in _TITLED_NAMES
     return Columns(
         only(QUERY_NAMES, "query"),
-        only(DOCUMENT_NAMES, "document"),
+        document,
         grades[0] if grades else None,
+        columns.get("title") if titled else None,
     )
 
 
 @dataclass
 class PairCollector:
-    """Makes a collection of pairs of texts, one by one; equal texts become one query or one document.
+    """Makes a collection of pairs of texts, one by one.
+
+    Equal queries become one. So do documents whose texts are the same by :func:`st_asym.data.text_key`: the first
+    spelling stays.
 
     Attributes:
         source: The name that errors and notes give.
+        notes: What was found on reading, a sentence each.
     """
 
     source: str
+    notes: list[str] = field(default_factory=list)
     queries: dict[str, str] = field(default_factory=dict)
-    corpus: dict[str, str] = field(default_factory=dict)
+    corpus: dict[str, str] = field(default_factory=dict)  # key of the text to the id
+    texts: dict[str, str] = field(default_factory=dict)
+    spelt_otherwise: dict[str, str] = field(default_factory=dict)  # text to its first place
     judged: Qrels = field(default_factory=dict)
     empty: list[str] = field(default_factory=list)
+    lists: list[str] = field(default_factory=list)
     not_text: list[str] = field(default_factory=list)
     not_whole: list[str] = field(default_factory=list)
     conflicts: list[str] = field(default_factory=list)
@@ -84,11 +104,13 @@ class PairCollector:
         Args:
             where: The place of the pair.
             query: A text. Pairs with an empty or missing text are left out.
-            document: A text.
+            document: A text, or a dict of ``title`` and ``text``.
             grade: A whole number; above zero is relevant.
         """
+        found = Document.of(document) if isinstance(document, Mapping) else None
+        document = found.joined if found is not None else document
         for text in (query, document):
-            if _is_missing(text) or (isinstance(text, str) and not text.strip()):
+            if is_missing(text) or (isinstance(text, str) and not text.strip()):
                 self.empty.append(where)
                 return
             if not isinstance(text, str):
@@ -100,14 +122,21 @@ class PairCollector:
             self.not_whole.append(f"{where} ({grade!r:.40})")
             return
         query_id = self.queries.setdefault(query, f"q{len(self.queries)}")
-        document_id = self.corpus.setdefault(document, f"d{len(self.corpus)}")
+        document_id = self.corpus.setdefault(text_key(document), f"d{len(self.corpus)}")
+        if self.texts.setdefault(document_id, document) != document:
+            self.spelt_otherwise.setdefault(document, where)
         judged = self.judged.setdefault(query_id, {})
         if judged.setdefault(document_id, grade) != grade:
             self.conflicts.append(where)
             judged[document_id] = max(grade, judged[document_id])
 
-    def add_rows(self, rows: Iterable[Row], columns: Columns) -> None:
+    def add_rows(self, rows: Iterable[Row], columns: Columns, *, of_text: bool = False) -> None:
         """Take rows with named columns. A document column may hold one text or a list of them.
+
+        Args:
+            rows: The rows.
+            columns: Which column is what.
+            of_text: Whether all fields are text, so that a list is one that is written out.
 
         Raises:
             ValueError: A row lacks the query, the document or the grade.
@@ -116,14 +145,28 @@ class PairCollector:
             missing = [name for name in (columns.query, columns.document, columns.grade) if name and name not in row]
             if missing:
                 raise ValueError(f"{where}: no {' and no '.join(map(repr, missing))}, only {list(row)}.")
-            query = row[columns.query]
-            grade = 1 if columns.grade is None else row[columns.grade]
-            for document in _texts(row[columns.document]):
-                self.add(where, query, document, grade)
-            for name in filter(_NEGATIVE.fullmatch, row):
-                for document in _texts(row[name]):
-                    if not _is_missing(document):  # rows may have fewer negatives than columns
-                        self.add(where, query, document, 0)
+            row = self._with_lists(where, row, columns.document) if of_text else row
+            self._add_documents(where, row, columns)
+            for name in filter(_is_negative, row):
+                for document in listed(row[name]):
+                    if not is_missing(document):  # rows may have fewer negatives than columns
+                        self.add(where, row[columns.query], document, 0)
+
+    def _add_documents(self, where: str, row: Mapping[str, Any], columns: Columns) -> None:
+        grade = 1 if columns.grade is None else row[columns.grade]
+        title = row.get(columns.title) if columns.title else None
+        documents = listed(row[columns.document])
+        for document in documents:
+            self.add(where, row[columns.query], _titled(title, document), grade)
+        if not documents:
+            self.empty.append(where)
+
+    def _with_lists(self, where: str, row: Mapping[str, Any], document: str) -> Mapping[str, Any]:
+        found = {name: _list_in_text(row[name]) for name in row if name == document or _is_negative(name)}
+        if any(isinstance(value, list) for value in found.values()):
+            self.lists.append(where)
+            return {**row, **found}
+        return row
 
     def collection(self, split_of: Callable[[str], str] = lambda _: "train") -> RetrievalData:
         """The collection of what was taken.
@@ -142,7 +185,7 @@ class PairCollector:
                 f"{self.source}: {counted(len(self.not_whole), 'grade')} not a whole number: "
                 f"{first_few(self.not_whole)}. Grades are 0 for not relevant, 1 or more for relevant."
             )
-        notes = []
+        notes = list(self.notes)
         if self.empty:
             pairs = counted(len(self.empty), "pair")
             notes.append(f"{self.source}: {pairs} with an empty text left out ({first_few(self.empty)}).")
@@ -152,36 +195,51 @@ class PairCollector:
                 f"{self.source}: {pairs} given again with another grade; the highest counts "
                 f"({first_few(self.conflicts)})."
             )
+        if self.lists:
+            rows = counted(len(self.lists), "row")
+            notes.append(
+                f"{self.source}: {rows} with a list written as text, read as a list ({first_few(self.lists)})."
+            )
+        if self.spelt_otherwise:
+            notes.append(spelling_note(self.source, list(self.spelt_otherwise.values())))
         qrels: dict[str, Qrels] = {}
         for text, query_id in self.queries.items():
             qrels.setdefault(split_of(text), {})[query_id] = self.judged[query_id]
-        return RetrievalData(
-            {query_id: text for text, query_id in self.queries.items()},
-            {document_id: text for text, document_id in self.corpus.items()},
-            qrels,
-            notes=tuple(notes),
-        )
+        queries = {query_id: text for text, query_id in self.queries.items()}
+        return RetrievalData(queries, dict(self.texts), qrels, notes=tuple(notes), numbered=True)
 
 
-def _texts(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, list | tuple) else [value]
+def _is_negative(name: Any) -> bool:
+    return _NEGATIVE.fullmatch(str(name)) is not None
 
 
-def _is_missing(value: Any) -> bool:
-    """None, or the NaN that stands for it in data frames."""
-    return value is None or (isinstance(value, float) and value != value)
+def listed(value: Any) -> Sequence[Any]:
+    """The texts of a field that may hold one or a list of them, as FlagEmbedding's ``pos`` and ``neg``."""
+    if isinstance(value, str | numbers.Real):
+        return [value]
+    return as_list(value) if is_column(value) else [value]  # data frames hold arrays where a file had lists
 
 
-def rows_of(table: Iterable[Mapping[str, Any]], source: str) -> Iterator[Row]:
-    """The rows of a ``datasets.Dataset`` or a list of dicts, with their places.
+def _list_in_text(value: Any) -> Any:
+    """The list of texts that a field of a ``.csv`` was made of, as pandas and ``json`` write it; else the field."""
+    if not isinstance(value, str) or not (value.startswith("[") and value.endswith("]")):
+        return value
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        try:
+            found = ast.literal_eval(value)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            return value
+        if repr(found) != value:
+            return value
+    return found if isinstance(found, list) and all(isinstance(text, str) for text in found) else value
 
-    Raises:
-        TypeError: A row is not a mapping.
-    """
-    for number, row in enumerate(table):
-        if not isinstance(row, Mapping):
-            raise TypeError(f"{source}, row {number}: expected a dict like the rows before, got {row!r:.80}.")
-        yield f"{source}, row {number}", row
+
+def _titled(title: Any, document: Any) -> Any:
+    if isinstance(title, str) and isinstance(document, str) and document.strip():
+        return Document(title, document).joined
+    return document
 
 
 def collect_tuples(pairs: Iterable[Any], source: str) -> PairCollector:
@@ -203,8 +261,9 @@ def collect_tuples(pairs: Iterable[Any], source: str) -> PairCollector:
 def from_pairs(pairs: Iterable[Iterable[str]]) -> RetrievalData:
     """Make a collection of (query, relevant document) pairs.
 
-    Texts that occur several times become one query or one document. A query goes to ``train`` (70 %), ``dev`` (10 %) or
-    ``test`` (20 %) by a hash of its text, so that it stays there when pairs are added, and in any order.
+    Texts that occur several times become one query or one document, documents also where they differ in white space,
+    case or Unicode form alone. A query goes to ``train`` (70 %), ``dev`` (10 %) or ``test`` (20 %) by a hash of its
+    text, so that it stays there when pairs are added, and in any order; spellings of one query go together.
 
     Args:
         pairs: A query and a document text each.
@@ -225,7 +284,8 @@ def from_pairs(pairs: Iterable[Iterable[str]]) -> RetrievalData:
 
 def into_splits(collector: PairCollector) -> RetrievalData:
     """The collection, its queries in train, dev and test by a hash of their text."""
-    data = collector.collection(_split_of)
+    fractions = fractions_of(collector.queries)
+    data = collector.collection(lambda query: _split_of(fractions[query]))
     data.qrels.update({split: {} for split in _SPLITS if split not in data.qrels})
     return data
 
@@ -247,8 +307,9 @@ def with_test_queries_apart(data: RetrievalData) -> RetrievalData:
         return data
     train: Qrels = {}
     test: Qrels = {}
+    fractions = fractions_of(data.queries[query_id] for query_id in data.qrels["train"])
     for query_id, judged in data.qrels["train"].items():
-        (test if _split_of(data.queries[query_id]) == "test" else train)[query_id] = judged
+        (test if _split_of(fractions[data.queries[query_id]]) == "test" else train)[query_id] = judged
     if not train or not test:
         raise ValueError(
             f"Of {counted(len(data.queries), 'query', 'queries')}, {len(test)} fall among those for the test by the "
@@ -257,8 +318,7 @@ def with_test_queries_apart(data: RetrievalData) -> RetrievalData:
     return replace(data, qrels={**data.qrels, "train": train, "test": test})
 
 
-def _split_of(query: str) -> str:
-    fraction = stable_fraction(query)
+def _split_of(fraction: float) -> str:
     for split, share in _SPLITS.items():
         if fraction < share:
             return split

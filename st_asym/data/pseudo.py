@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Literal
 
-from st_asym.data.beir import Document
-from st_asym.data.collection import Qrels, RetrievalData, counted, normalised, stable_fraction
+from st_asym.data.collection import Qrels, RetrievalData, counted, stable_fraction
+from st_asym.data.document import Document, text_key
 
 # A sentence that is worth asking for, and what must be left of its document, in characters.
 _SHORTEST, _LONGEST, _LEAST_REST = 30, 300, 60
@@ -42,7 +42,7 @@ def pseudo_queries(documents: Mapping[str, Document]) -> RetrievalData:
     Raises:
         ValueError: Fewer than two documents give a query.
     """
-    titles = Counter(normalised(document.title) for document in documents.values() if document.text.strip())
+    titles = Counter(text_key(document.title) for document in documents.values() if document.text.strip())
     own_title = sum(count for title, count in titles.items() if title and count == 1)
     kind: Literal["titles", "sentences"] = "titles" if own_title * 2 >= len(documents) else "sentences"
     halves = _titles(documents, titles) if kind == "titles" else _sentences(documents)
@@ -68,8 +68,8 @@ def _titles(documents: Mapping[str, Document], titles: Counter[str]) -> dict[str
     halves = {}
     for document_id, (title, text) in documents.items():
         rest = _without_heading(title, text)
-        known = normalised(title)
-        telling = len(title.split()) >= _TELLING_WORDS and known in normalised(rest)
+        known = text_key(title)
+        telling = len(title.split()) >= _TELLING_WORDS and known in text_key(rest)
         query = title.strip() if titles[known] == 1 and rest and not telling else ""
         halves[document_id] = (query, rest or title.strip())
     return halves
@@ -87,19 +87,17 @@ def _without_heading(title: str, text: str) -> str:
 
 def _sentences(documents: Mapping[str, Document]) -> dict[str, tuple[str, str]]:
     """Document id to one of its sentences, empty where none will do, and the title and rest of the text."""
-    seen = Counter(
-        normalised(match[0]) for document in documents.values() for match in _SENTENCE.finditer(document.text)
-    )
+    seen = Counter(text_key(match[0]) for document in documents.values() for match in _SENTENCE.finditer(document.text))
     halves = {}
     for document_id, document in documents.items():
         title, text = document
-        spans = [match.span() for match in _SENTENCE.finditer(text) if seen[normalised(match[0])] == 1]
+        spans = [match.span() for match in _SENTENCE.finditer(text) if seen[text_key(match[0])] == 1]
         first = int(stable_fraction(text) * len(spans))
         halves[document_id] = ("", document.joined)
         for start, end in spans[first:] + spans[:first]:
             query, rest = text[start:end].strip(), f"{text[:start].strip()} {text[end:].strip()}".strip()
             fits = _SHORTEST <= len(query) <= _LONGEST and len(rest) >= _LEAST_REST
-            if fits and normalised(query) not in normalised(f"{title} {rest}"):
+            if fits and text_key(query) not in text_key(f"{title} {rest}"):
                 halves[document_id] = (query, Document(title, rest).joined)
                 break
     return halves

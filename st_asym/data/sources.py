@@ -10,98 +10,167 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from st_asym.data.beir import Document, beir_root, is_corpus_row, read_beir, read_documents
+from st_asym.data.beir import beir_root, has_queries, read_beir, read_corpus
 from st_asym.data.checks import check_texts
 from st_asym.data.collection import Qrels, RetrievalData
-from st_asym.data.files import json_rows, open_lines, table_rows
+from st_asym.data.corpus import holds_documents, read_documents
+from st_asym.data.document import Document, Documents
+from st_asym.data.files import Row, json_rows, kind_of, open_lines, table_rows
 from st_asym.data.merging import merged
-from st_asym.data.pairs import PairCollector, collect_tuples, columns_of, rows_of
+from st_asym.data.pairs import DOCUMENT_NAMES, QUERY_NAMES, PairCollector, collect_tuples, columns_of
+from st_asym.data.qrels import QUERY_ID_NAMES, are_judgments, qrels_of_rows
+from st_asym.data.tables import as_list, columns_known, is_column, is_table, table_of
 
-Documents = dict[str, Document]
+_KINDS = (".jsonl", ".json", ".csv", ".tsv")
+_READABLE = "a .jsonl, .csv or .tsv file (or .gz of one), a BEIR folder or a zip of one"
+# Zips that are no collections.
+_ZIPPED = (".xlsx", ".xlsm", ".ods", ".docx", ".npz")
+# What the third part of a judged collection is called in one JSON object or dict; the first is LlamaIndex's name.
+_JUDGED = ("relevant_docs", "qrels")
+_QRELS = "qrels map query id to document id to grade, or are a table with the columns query-id, corpus-id and score"
 
 
-def read(source: Any, name: str) -> RetrievalData | Documents:
-    """A collection, or documents alone."""
+def read(source: Any, name: str, *, documents: bool = False) -> RetrievalData | Documents:
+    """A collection, or documents alone.
+
+    Args:
+        source: In any form that :func:`st_asym.data.as_retrieval_data` takes.
+        name: What errors call it.
+        documents: Whether documents are asked for, so that columns beside their text do not matter.
+
+    Raises:
+        FileNotFoundError: No such file or folder.
+        TypeError: None of these forms.
+        ValueError: It is empty, broken, or has wrong columns.
+    """
     if isinstance(source, RetrievalData):
         check_texts(source.queries, source.corpus)
         return source
     if isinstance(source, str | PathLike):
-        found = read_path(Path(fspath(source)))
+        found = read_path(Path(fspath(source)), documents=documents)
         return found.collection() if isinstance(found, PairCollector) else found
+    triple = triple_of(source)
+    if triple is not None:
+        return read_judged(*triple)
+    if is_table(source):
+        return _collected(_read_rows(*table_of(source, name), name, documents=documents))
     if isinstance(source, Mapping):
         return _read_mapping(source, name)
-    if hasattr(source, "column_names"):
-        return _read_table(source, source.column_names, name)
-    if _is_triple(source):
-        return _read_triple(*source)
-    if isinstance(source, Iterable):
-        return _read_list(list(source), name)
-    raise TypeError(f"{name} cannot be a {type(source).__name__}: give a path, a data set, pairs or documents.")
+    if not isinstance(source, Iterable) or hasattr(source, "read") or isinstance(source, bytes | bytearray):
+        raise TypeError(
+            f"{name} cannot be a {type(source).__name__}: give a path, a data set or data frame, pairs, "
+            "(queries, corpus, qrels) or documents."
+        )
+    return _read_list(as_list(source), name, documents=documents)
 
 
-def read_path(path: Path) -> RetrievalData | PairCollector | Documents:
+def is_one_source(source: Any) -> bool:
+    """Whether a list, tuple or mapping is one collection, rather than several."""
+    if is_table(source) or triple_of(source) is not None:
+        return True
+    if not isinstance(source, list | tuple) or not source:
+        return False
+    return _are_rows(source[0]) or (isinstance(source[0], list | tuple) and not is_one_source(source[0]))
+
+
+def read_path(path: Path, *, documents: bool = False) -> RetrievalData | PairCollector | Documents:
     """What a file or folder holds: a collection with splits, pairs without, or documents alone.
 
     Raises:
         FileNotFoundError: There is none, or a file of the BEIR layout is missing.
         ValueError: An unknown kind of file, an empty one, a broken line or wrong columns.
     """
-    if path.is_dir() or (path.is_file() and zipfile.is_zipfile(path)):
+    kind = kind_of(path.name)
+    if path.is_dir() or (path.is_file() and kind not in _ZIPPED and zipfile.is_zipfile(path)):
         with beir_root(path) as root:
-            if (root / "qrels").is_dir() or (root / "queries.jsonl").is_file():
-                return read_beir(root)
-            with open_lines(root / "corpus.jsonl") as lines:
-                return read_documents(lines, "corpus.jsonl", [])
+            return read_beir(root) if has_queries(root) else read_corpus(root)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file or folder {path}.")
-    kind = Path(path.name.removesuffix(".gz")).suffix.lower()
-    if kind not in {".jsonl", ".json", ".csv", ".tsv"}:
-        raise ValueError(
-            f"{path.name} is not a .jsonl, .csv or .tsv file (or .gz of one), a BEIR folder or a zip of one."
-        )
+    if kind not in _KINDS:
+        raise ValueError(f"{path.name} is not {_READABLE}.")
     with open_lines(path) as lines:
-        rows = json_rows(lines, path.name) if kind.startswith(".json") else table_rows(lines, path.name)
+        notes: list[str] = []
+        of_text = not kind.startswith(".json")
+        rows = table_rows(lines, path.name, notes) if of_text else json_rows(lines, path.name)
         first = next(rows, None)
         if first is None:
             raise ValueError(f"{path.name} is empty.")
-        rows = chain([first], rows)
-        if is_corpus_row(first[1]):
-            return _documents(rows)
-        collector = PairCollector(path.name)
-        collector.add_rows(rows, columns_of(first[1], path.name))
-        return collector
+        triple = None if of_text else triple_of(first[1])
+        if triple is not None:
+            return read_judged(*triple)
+        found = _read_rows(list(first[1]), chain([first], rows), path.name, documents=documents, of_text=of_text)
+    if isinstance(found, Documents):
+        return replace(found, notes=(*found.notes, *notes))
+    found.notes += notes
+    return found
 
 
-def _documents(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Documents:
-    """Rows with ``text``, and perhaps ``title`` and ``_id`` or ``id``."""
-    documents: Documents = {}
-    for number, (where, row) in enumerate(rows):
-        title, text = row.get("title") or "", row.get("text")
-        if not isinstance(title, str) or not isinstance(text, str):
-            raise ValueError(f"{where}: title and text must be strings, got {title!r:.40} and {text!r:.40}.")
-        key = str(row.get("_id", row.get("id", f"d{number}")))
-        if documents.setdefault(key, Document(title, text)) != (title, text):
-            raise ValueError(f"{where}: the id {key!r} is given again to a different text.")
-    return documents
+def read_texts(source: Any, letter: str, name: str) -> Mapping[str, Any]:
+    """Texts by their ids: a mapping as it is, the rows of a table, or texts, with the ids ``q0``, ``q1`` and so on.
+
+    Args:
+        source: Queries or documents.
+        letter: ``"q"`` or ``"d"``.
+        name: What errors call them.
+
+    Raises:
+        TypeError: One text alone.
+        ValueError: A table without a text.
+    """
+    if isinstance(source, str):
+        raise TypeError(f"{name} is one text: give [text].")
+    if not is_table(source):
+        return (
+            source if isinstance(source, Mapping) else {f"{letter}{i}": text for i, text in enumerate(as_list(source))}
+        )
+    columns, rows = table_of(source, name)
+    own = _query_columns(columns) if letter == "q" else {column: column for column in columns}
+    if not holds_documents(own.values(), wanted=True):
+        raise ValueError(f"{name} has the columns {columns}: none is the text. Name it text.")
+    return read_documents(((where, {own[key]: row[key] for key in own}) for where, row in rows), name).joined
+
+
+def _query_columns(columns: list[str]) -> dict[str, str]:
+    """The columns of queries that are the id and the text, and what those of documents would be called."""
+    folded = {str(column).strip().lower(): column for column in columns}
+    found = {}
+    for accepted, called in ((("text", *QUERY_NAMES), "text"), (("_id", "id", *QUERY_ID_NAMES), "_id")):
+        found.update({folded[one]: called for one in accepted[::-1] if one in folded and folded[one] not in found})
+    return {column: called for called, column in {called: column for column, called in found.items()}.items()}
+
+
+def _read_rows(
+    columns: list[str], rows: Iterable[Row], name: str, *, documents: bool, of_text: bool = False
+) -> PairCollector | Documents:
+    if holds_documents(columns, wanted=documents):
+        return read_documents(rows, name)
+    collector = PairCollector(name)
+    collector.add_rows(rows, columns_of(columns, name), of_text=of_text)
+    return collector
+
+
+def _collected(found: PairCollector | Documents) -> RetrievalData | Documents:
+    return found.collection() if isinstance(found, PairCollector) else found
 
 
 def _read_mapping(source: Mapping[Any, Any], name: str) -> RetrievalData | Documents:
-    if source and all(hasattr(part, "column_names") for part in source.values()):
-        splits = {split: _read_table(part, part.column_names, f"{name}[{split!r}]") for split, part in source.items()}
-        return _join_splits(splits, name)
     if not source:
         raise ValueError(f"{name} is empty.")
-    return {key: _as_document(key, value) for key, value in source.items()}
+    if all(is_table(part) or _is_list_of_rows(part) for part in source.values()):
+        splits = {split: read(part, f"{name}[{split!r}]") for split, part in source.items()}
+        return _join_splits(splits, name)
+    return Documents({key: _document(key, value) for key, value in source.items()})
 
 
-def _as_document(key: Any, value: Any) -> Document:
-    if isinstance(value, str):
-        return Document("", value)
-    if isinstance(value, Mapping):
-        title, text = value.get("title") or "", value.get("text")
-        if isinstance(title, str) and isinstance(text, str):
-            return Document(title, text)
-    raise ValueError(f"Document {key!r} is neither a text nor a dict of title and text: {value!r:.80}.")
+def _is_list_of_rows(part: Any) -> bool:
+    return isinstance(part, list) and bool(part) and (isinstance(part[0], list | tuple) or _are_rows(part[0]))
+
+
+def _document(key: Any, value: Any) -> Document:
+    document = Document.of(value)
+    if document is None:
+        raise ValueError(f"Document {key!r} is neither a text nor a dict of title and text: {value!r:.80}.")
+    return document
 
 
 def _join_splits(splits: Mapping[str, RetrievalData | Documents], name: str) -> RetrievalData:
@@ -116,45 +185,83 @@ def _join_splits(splits: Mapping[str, RetrievalData | Documents], name: str) -> 
     return joined
 
 
-def _read_table(table: Any, columns: list[str] | None, name: str) -> RetrievalData | Documents:
-    if columns is None:
-        raise ValueError(f"{name} is a {type(table).__name__} without column names.")
-    if is_corpus_row(columns):
-        return _documents(rows_of(table, name))
-    collector = PairCollector(name)
-    collector.add_rows(rows_of(table, name), columns_of(columns, name))
-    return collector.collection()
-
-
-def _read_list(items: list[Any], name: str) -> RetrievalData | Documents:
+def _read_list(items: list[Any], name: str, *, documents: bool) -> RetrievalData | Documents:
     if not items:
         raise ValueError(f"{name} is empty.")
     if isinstance(items[0], Mapping):
-        return _read_table(items, list(items[0]), name)
+        return _collected(_read_rows(*table_of(items, name), name, documents=documents))
+    if _are_rows(items[0]):
+        return _read_list([item._asdict() for item in items], name, documents=documents)
     if isinstance(items[0], str):
-        return {f"d{number}": _as_document(f"d{number}", text) for number, text in enumerate(items)}
+        if all(isinstance(text, str) and kind_of(text[-20:]) in _KINDS and Path(text).is_file() for text in items):
+            raise TypeError(f"{name} is a list of paths, {items!s:.80}: give the path of one file.")
+        found = {f"d{number}": _document(f"d{number}", text) for number, text in enumerate(items)}
+        return Documents(found, numbered=True)
     return collect_tuples(items, name).collection()
 
 
-def _is_triple(source: Any) -> bool:
-    return isinstance(source, tuple) and len(source) == 3 and all(isinstance(part, Mapping) for part in source)
+def _are_rows(item: Any) -> bool:
+    """Whether this is a row with names: a dict, or a named tuple whose names say what is what."""
+    names = {str(name).lower() for name in getattr(item, "_fields", ())}
+    named = bool(names.intersection(QUERY_NAMES) and names.intersection(DOCUMENT_NAMES))
+    return isinstance(item, Mapping) or named
 
 
-def _read_triple(
-    queries: Mapping[str, str], corpus: Mapping[str, Any], qrels: Mapping[str, Mapping[str, Any]]
-) -> RetrievalData:
-    if not all(isinstance(part, Mapping) for part in qrels.values()):
-        raise TypeError("qrels in (queries, corpus, qrels) must map query id to document id to grade.")
-    by_split = any(isinstance(inner, Mapping) for outer in qrels.values() for inner in outer.values())
-    splits: Mapping[str, Any] = qrels if by_split else {"train": qrels}
-    copied: dict[str, Qrels] = {
-        split: {query_id: dict(documents) for query_id, documents in judged.items()} for split, judged in splits.items()
-    }
-    documents = {key: _as_document(key, value) for key, value in corpus.items()}
+def triple_of(source: Any) -> tuple[Any, Any, Any] | None:
+    """Queries, corpus and qrels, where something holds these three; None for anything else, three rows among it."""
+    if isinstance(source, Mapping):
+        judged = next((key for key in _JUDGED if key in source), "")
+        parts = [source[key] for key in ("queries", "corpus", judged) if key in source]
+    elif all(hasattr(source, key) for key in ("queries", "corpus", "relevant_docs")):  # LlamaIndex's object
+        parts = [source.queries, source.corpus, source.relevant_docs]
+    else:
+        parts = list(source) if isinstance(source, list | tuple) else []
+    if len(parts) != 3 or not all(isinstance(part, Mapping) or is_table(part) for part in parts):
+        return None
+    return (parts[0], parts[1], parts[2]) if _are_qrels(parts[2]) else None
+
+
+def _are_qrels(part: Any) -> bool:
+    """Whether this may be qrels, rather than a row of texts or one more data set."""
+    if not isinstance(part, Mapping) or hasattr(part, "column_names"):
+        return are_judgments(columns_known(part))
+    return all(isinstance(value, Mapping | set | frozenset) or is_column(value) for value in part.values())
+
+
+def read_judged(queries: Any, corpus: Any, qrels: Any) -> RetrievalData:
+    """Queries, corpus and qrels as a collection; qrels without a split are ``train``.
+
+    Args:
+        queries: As for :func:`read_texts`.
+        corpus: The same, or id to a dict of ``title`` and ``text``.
+        qrels: Query id to document id to grade, or to the ids of its relevant documents; split to that; or a table
+            with the columns query-id, corpus-id and score.
+
+    Raises:
+        TypeError: Something else.
+        ValueError: Texts that are not strings, or broken qrels.
+    """
+    notes: list[str] = []
+    queries = dict(read_texts(queries, "q", "queries"))
+    documents = {key: _document(key, value) for key, value in read_texts(corpus, "d", "corpus").items()}
     check_texts(queries, documents)
-    return RetrievalData(dict(queries), joined(documents), copied)
+    return RetrievalData(queries, Documents(documents).joined, _read_splits(qrels, notes), notes=tuple(notes))
 
 
-def joined(documents: Documents) -> dict[str, str]:
-    """Document id to what is encoded."""
-    return {key: document.joined for key, document in documents.items()}
+def _read_splits(qrels: Any, notes: list[str]) -> dict[str, Qrels]:
+    if is_table(qrels) and (not isinstance(qrels, Mapping) or are_judgments(columns_known(qrels))):
+        return {"train": qrels_of_rows(table_of(qrels, "qrels").rows, "qrels", notes)}
+    if not isinstance(qrels, Mapping):
+        raise TypeError(f"qrels cannot be a {type(qrels).__name__}: {_QRELS}.")
+    parts = [part for part in qrels.values() if isinstance(part, Mapping)]
+    by_split = any(isinstance(inner, Mapping) for part in parts for inner in part.values())
+    splits: Mapping[str, Any] = qrels if by_split else {"train": qrels}
+    return {split: {query: _graded(query, own) for query, own in judged.items()} for split, judged in splits.items()}
+
+
+def _graded(query_id: Any, documents: Any) -> dict[str, int]:
+    if isinstance(documents, Mapping):
+        return dict(documents)
+    if isinstance(documents, set | frozenset) or is_column(documents):
+        return dict.fromkeys(sorted(documents) if isinstance(documents, set | frozenset) else as_list(documents), 1)
+    raise TypeError(f"The qrels of query {query_id!r} are {documents!r:.80}: {_QRELS}.")

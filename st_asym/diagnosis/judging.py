@@ -10,6 +10,7 @@ import numpy as np
 
 from st_asym.data import Qrels, RetrievalData
 from st_asym.data.collection import own_documents
+from st_asym.data.document import copies
 from st_asym.diagnosis.result import Example, Judged, Relevance
 from st_asym.diagnosis.similarities import Similarities, by_query
 from st_asym.fitting.gate import Gain
@@ -28,7 +29,8 @@ class Positions:
         documents: Document ids by row.
         qrels: Grades, zero or more.
         pairs: Rows of a query and of a document that is relevant to it, by query.
-        own: Rows of a query and of the document that it is itself, which is not a result.
+        own: Rows of a query and of the documents that are not results: the one that it is itself, and those that
+            have the text of a relevant one under another id.
     """
 
     queries: Sequence[str]
@@ -46,7 +48,9 @@ class Positions:
         document_rows = {key: row for row, key in enumerate(data.corpus)}
         pairs = [(query_rows[q], document_rows[d]) for q, judged in graded.items() for d, g in judged.items() if g > 0]
         own = [(query_rows[key], document_rows[key]) for key in own_documents(data.corpus, graded)]
-        return cls(list(data.queries), list(data.corpus), graded, pairs, own)
+        copied = copies(graded, data.corpus)
+        own += [(query_rows[q], document_rows[d]) for q, documents in copied.items() for d in documents]
+        return cls(list(data.queries), list(data.corpus), graded, pairs, list(dict.fromkeys(own)))
 
 
 def judge(data: RetrievalData, positions: Positions, before: Similarities, after: Similarities) -> Judged | None:

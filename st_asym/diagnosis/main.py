@@ -18,7 +18,7 @@ from st_asym.cache.filling import Precision
 from st_asym.data import Qrels, RetrievalData
 from st_asym.data.beir import check_ids
 from st_asym.data.collection import whole_number
-from st_asym.data.sources import read
+from st_asym.data.sources import read_judged
 from st_asym.diagnosis import hubness, statistics
 from st_asym.diagnosis.findings import findings
 from st_asym.diagnosis.heads import Heads, Side
@@ -142,12 +142,8 @@ def _read(
     documents: Mapping[str, Any] | Sequence[str],
     qrels: Mapping[str, Mapping[str, int]] | None,
 ) -> tuple[RetrievalData, Qrels]:
-    named = [
-        texts if isinstance(texts, Mapping) else {f"{letter}{row}": text for row, text in enumerate(texts)}
-        for letter, texts in (("q", queries), ("d", documents))
-    ]
-    data = read((*named, qrels or {}), "queries")
-    if not isinstance(data, RetrievalData) or set(data.qrels) != {"train"}:
+    data = read_judged(queries, documents, {} if qrels is None else qrels)
+    if set(data.qrels) != {"train"}:
         raise ValueError("qrels must be those of one split: query id to document id to grade.")
     for name, texts in (("queries", data.queries), ("documents", data.corpus)):
         if len(texts) < 2:

@@ -64,16 +64,16 @@ def evaluate(
         models: Name to a ``SentenceTransformer`` or to the path or Hub id of one; to a list of those, the same system
             from several seeds, which is one row with its spread; or to a mapping of seeds to them.
         tasks: One or several of: names of MTEB's retrieval tasks, which are read from the Hub; paths of BEIR folders,
-            zips or files of pairs; :class:`st_asym.data.RetrievalData`; data sets of pairs. Or a mapping of names to
-            such.
+            zips or files of pairs; :class:`st_asym.data.RetrievalData`; data sets, data frames or lists of pairs;
+            ``(queries, corpus, qrels)``. Or a mapping of names to such.
         cache: Where the encoders' vectors are, or will be. None keeps them until the end only.
         results: A folder for the scores of every model on every data set. None keeps nothing.
         split: Of local collections, which queries are judged, ``"all"`` for those of every split. Tasks of MTEB have
             their own.
         train: What the models were trained on, to tell queries whose relevant documents were training positives from
-            others: a collection or its path, whose documents are recognised by their text, or qrels with the document
-            ids of the data set; or a mapping of data sets to such. Of a file of pairs all count, as :func:`st_asym.fit`
-            trains on all; of one that is itself evaluated, those that are not judged.
+            others: a collection in any form that :func:`st_asym.fit` takes, whose documents are recognised by their
+            text, or qrels with the document ids of the data set; or a mapping of data sets to such. Of a file of pairs
+            all count, as :func:`st_asym.fit` trains on all; of one that is itself evaluated, those that are not judged.
         compressed: Also evaluate with ``"int8"`` or ``"binary"`` vectors, or with so many dimensions, as
             :class:`st_asym.evaluation.compression.CompressedIndex` describes.
         at_least: Share of the first row's nDCG@10 that a system must gain to work.

@@ -16,7 +16,9 @@ from mteb.types import PromptType
 from sentence_transformers import SentenceTransformer
 
 from st_asym.cache import CachedSentenceTransformer
-from st_asym.data.collection import counted, first_few, normalised
+from st_asym.data import Qrels
+from st_asym.data.collection import counted, first_few
+from st_asym.data.document import Document, text_key
 from st_asym.evaluation.compression import CompressedIndex, Form
 from st_asym.evaluation.finite import check_finite
 from st_asym.evaluation.scores import METRICS, Scores
@@ -47,6 +49,21 @@ class _Encoder(SentenceTransformerEncoderWrapper):
         return vectors
 
 
+class _Search(SearchEncoderWrapper):
+    """MTEB's own search, less the documents that are no results of a query."""
+
+    def __init__(self, encoder: Any, left_out: Qrels, index_backend: CompressedIndex | None) -> None:
+        super().__init__(encoder, index_backend=index_backend)
+        self._left_out = left_out
+
+    def search(self, *arguments: Any, **options: Any) -> Any:
+        found = super().search(*arguments, **options)
+        for query_id, documents in self._left_out.items():
+            for document_id in documents:
+                found.get(query_id, {}).pop(document_id, None)
+        return found
+
+
 def run(benchmark: Benchmark, name: str, model: SentenceTransformer, digest: str, form: Form) -> list[Scores]:
     """Evaluate a model with ``mteb.evaluate``.
 
@@ -65,12 +82,11 @@ def run(benchmark: Benchmark, name: str, model: SentenceTransformer, digest: str
         ValueError: The model gives vectors that are not finite, or has no results for some queries.
     """
     encoder: Any = _Encoder(name, model, digest)
-    if form != FULL:
-        if model.similarity_fn_name != "cosine":
-            raise ValueError(
-                f"{name} compares by {model.similarity_fn_name}; compressed vectors are compared by cosine alone."
-            )
-        encoder = SearchEncoderWrapper(encoder, index_backend=CompressedIndex(form))
+    if form != FULL and model.similarity_fn_name != "cosine":
+        raise ValueError(
+            f"{name} compares by {model.similarity_fn_name}; compressed vectors are compared by cosine alone."
+        )
+    encoder = _Search(encoder, benchmark.copies, None if form == FULL else CompressedIndex(form))
     batch_size = _CACHED_BATCH if isinstance(model, CachedSentenceTransformer) else _BATCH
     options: Any = {"batch_size": batch_size, "show_progress_bar": False}
     _load(benchmark)
@@ -188,7 +204,9 @@ def _scores(
 def _relevant(corpus: Any, relevant: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, str]]:
     wanted = {document for grades in relevant.values() for document, grade in grades.items() if grade > 0}
     rows = [row for row, document in enumerate(corpus["id"]) if document in wanted]
-    texts = {row["id"]: text_digest(f"{row.get('title') or ''} {row['text']}") for row in corpus.select(rows)}
+    texts = {
+        row["id"]: text_digest(Document(row.get("title") or "", row["text"]).joined) for row in corpus.select(rows)
+    }
     return {
         query_id: {document: texts.get(document, "") for document, grade in grades.items() if grade > 0}
         for query_id, grades in relevant.items()
@@ -197,7 +215,7 @@ def _relevant(corpus: Any, relevant: Mapping[str, Mapping[str, int]]) -> dict[st
 
 def text_digest(text: str) -> str:
     """A short digest of a text, whatever its case and white space."""
-    return hashlib.blake2b(normalised(text).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    return hashlib.blake2b(text_key(text).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def _plain(value: Any) -> Any:

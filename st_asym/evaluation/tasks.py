@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, TypeAlias, Union
@@ -20,7 +20,8 @@ from st_asym.data import RetrievalData, load_data
 from st_asym.data.beir import check_ids
 from st_asym.data.checks import check_texts
 from st_asym.data.collection import Qrels, counted, first_few, own_documents
-from st_asym.data.sources import read
+from st_asym.data.document import copies
+from st_asym.data.sources import is_one_source, read
 
 Source: TypeAlias = Union[str, "PathLike[str]", RetrievalData, Any]
 
@@ -35,6 +36,8 @@ class Benchmark:
         version: The revision of the data on the Hub, or a digest of the data.
         notes: What was left out of the data, a sentence each.
         data: All that was read, where the data are local.
+        copies: Query id to documents that are none of its results: those that have the text of a relevant one under
+            another id.
         path: Where it was read, if that is a file or folder.
     """
 
@@ -43,6 +46,7 @@ class Benchmark:
     version: str
     notes: tuple[str, ...] = ()
     data: RetrievalData | None = None
+    copies: Qrels = field(default_factory=dict)
     path: Path | None = None
 
 
@@ -101,7 +105,7 @@ def benchmarks(tasks: Source | Mapping[str, Source] | Iterable[Source], split: s
 
     Args:
         tasks: One or several names of MTEB's retrieval tasks, paths of BEIR folders, zips or files of pairs,
-            collections, or data sets; or a mapping of names to such.
+            collections, data sets or data frames; or a mapping of names to such.
         split: The split that is judged where a collection has several.
 
     Raises:
@@ -110,10 +114,10 @@ def benchmarks(tasks: Source | Mapping[str, Source] | Iterable[Source], split: s
             collection that cannot be judged: see :func:`local_benchmark`.
     """
     named: list[tuple[str | None, Source]]
-    if isinstance(tasks, Mapping) and not hasattr(tasks, "column_names"):
-        named = list(tasks.items())
-    elif isinstance(tasks, str | PathLike | RetrievalData | AbsTaskRetrieval) or hasattr(tasks, "column_names"):
+    if isinstance(tasks, str | PathLike | RetrievalData | AbsTaskRetrieval) or is_one_source(tasks):
         named = [(None, tasks)]
+    elif isinstance(tasks, Mapping):
+        named = list(tasks.items())
     else:
         named = [(None, source) for source in tasks]
     found = [_benchmark(name, source, split, number) for number, (name, source) in enumerate(named, start=1)]
@@ -171,7 +175,8 @@ def local_benchmark(name: str, data: RetrievalData, split: str) -> Benchmark:
 
     Documents without text stay in the corpus, as in MTEB; queries without a relevant document are left out. A document
     with the id of the query is left out of its results, as BEIR does (a query of ArguAna is a document of the corpus
-    itself), unless it is relevant: then queries and documents are numbered independently.
+    itself), unless it is relevant: then queries and documents are numbered independently. So is one that has the text
+    of a relevant document under another id, which MTEB counts as not relevant.
 
     Raises:
         ValueError: No such split, no query in it that has a relevant document, or qrels that name a missing query or
@@ -187,20 +192,30 @@ def local_benchmark(name: str, data: RetrievalData, split: str) -> Benchmark:
     judged = {query_id: documents for query_id, documents in data.qrels[split].items() if _answered(documents)}
     if not judged:
         raise ValueError(f"{name}: no query of the split {split!r} has a relevant document.")
-    notes = list(data.notes)
-    if bare := [query_id for query_id in data.qrels[split] if query_id not in judged]:
-        notes.append(
-            f"{counted(len(bare), 'query', 'queries')} without a relevant document left out: {first_few(bare)}."
-        )
+    copied = copies(judged, data.corpus)
+    own = own_documents(data.corpus, judged)
+    notes = (*data.notes, *_notes(data, data.qrels[split], judged, own, copied))
+    of_split = replace(data, qrels={split: judged})
+    task = LocalRetrieval(name, of_split, split, ignore_identical_ids=bool(own))
+    version = task.metadata.dataset["revision"] + (" without copies" if copied else "")
+    return Benchmark(name, task, version, notes, data, copied)
+
+
+def _notes(data: RetrievalData, split: Qrels, judged: Qrels, own: Sequence[str], copied: Qrels) -> Iterator[str]:
+    """What was left out, a sentence each."""
+    if bare := [query_id for query_id in split if query_id not in judged]:
+        yield f"{counted(len(bare), 'query', 'queries')} without a relevant document left out: {first_few(bare)}."
     for what, texts in (("document", data.corpus), ("query", {key: data.queries[key] for key in judged})):
         if empty := [key for key, text in texts.items() if not text.strip()]:
             plural = "queries" if what == "query" else None
-            notes.append(f"{counted(len(empty), what, plural)} without text kept: {first_few(empty)}.")
-    if own := own_documents(data.corpus, judged):
-        notes.append(f"{counted(len(own), 'query has', 'queries have')} the id of a document, which is not a result.")
-    of_split = replace(data, qrels={split: judged})
-    task = LocalRetrieval(name, of_split, split, ignore_identical_ids=bool(own))
-    return Benchmark(name, task, task.metadata.dataset["revision"], tuple(notes), data)
+            yield f"{counted(len(empty), what, plural)} without text kept: {first_few(empty)}."
+    if own:
+        yield f"{counted(len(own), 'query has', 'queries have')} the id of a document, which is not a result."
+    if ids := list(dict.fromkeys(document for documents in copied.values() for document in documents)):
+        yield (
+            f"{counted(len(ids), 'document is', 'documents are')} left out of the results of queries to which another "
+            f"with the same text is relevant ({first_few(ids)}); MTEB counts such as not relevant."
+        )
 
 
 def data_digest(data: RetrievalData, split: str) -> str:

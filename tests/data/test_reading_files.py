@@ -1,0 +1,320 @@
+"""What public bug reports say of files: quotation marks, suffixes, layouts, other people's forms."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from st_asym.data import RetrievalData, as_retrieval_data, load_data
+
+Write = Callable[[str, "str | bytes"], Path]
+PAIRS = [("error E17", "Replace the filter."), ("error E18", "Restart the pump."), ("error E17", "Call us.")]
+EXPECTED = {"error E17": {"Replace the filter.": 1, "Call us.": 1}, "error E18": {"Restart the pump.": 1}}
+
+
+def by_text(data: RetrievalData, split: str = "train") -> dict[str, dict[str, int]]:
+    return {data.queries[q]: {data.corpus[d]: g for d, g in ds.items()} for q, ds in data.qrels[split].items()}
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write(name: str, content: str | bytes) -> Path:
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        raw = content.encode() if isinstance(content, str) else content
+        file.write_bytes(gzip.compress(raw) if name.lower().endswith(".gz") else raw)
+        return file
+
+    return write
+
+
+def beir(folder: Path, **qrels: str) -> Path:
+    (folder / "qrels").mkdir(parents=True)
+    corpus = [{"_id": f"d{i}", "title": f"Part {i}", "text": f"About part {i}."} for i in range(4)]
+    queries = [{"_id": f"q{i}", "text": f"part number {i}"} for i in range(4)]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in corpus))
+    (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in queries))
+    for split, rows in qrels.items():
+        (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + rows)
+    return folder
+
+
+TRAIN = "q0\td0\t1\nq1\td1\t2\n"
+JUDGED = {"q0": {"d0": 1}, "q1": {"d1": 2}}
+
+
+# Quotation marks
+
+
+def test_a_tsv_has_no_quoting(write: Write) -> None:
+    rows = [f"query {i}\tdocument {i}" for i in range(100)]
+    lines = [
+        "query\tpositive",
+        '"pump noise\tReplace the pump.',
+        *rows,
+        'fan noise"\tOil the fan.',
+        '24" screen\tA "big" one.',
+    ]
+    data = as_retrieval_data(write("a.tsv", "\r\n".join(lines)))
+    assert len(data.queries) == 103
+    assert by_text(data)['"pump noise'] == {"Replace the pump.": 1}
+    assert by_text(data)['24" screen'] == {'A "big" one.': 1}
+    assert data.notes == ()
+
+
+def test_a_tsv_that_was_written_with_quotes_is_named(write: Write) -> None:
+    data = as_retrieval_data(write("a.tsv", 'query\tpositive\n"a ""b"""\tc\nd\te\n'))
+    assert list(data.queries.values()) == ['"a ""b"""', "d"]
+    assert data.notes[0].startswith("a.tsv: 1 row with a field in quotation marks, which are part of it")
+    assert "(line 2)" in data.notes[0]
+    with pytest.raises(
+        ValueError, match=r"a\.tsv: the column names .* are in quotation marks, and a \.tsv has no quot"
+    ):
+        as_retrieval_data(write("a.tsv", '"query"\t"positive"\n"a"\t"b"\n'))
+    with pytest.raises(ValueError, match=r"a\.tsv, line 2: 1 fields, but the header has 2.*holds no tab or line end"):
+        as_retrieval_data(write("a.tsv", 'query\tpositive\n"two\nlines"\tb\n'))
+
+
+def test_a_quoted_field_over_many_lines_is_counted(write: Write) -> None:
+    swallowed = (
+        'query,positive\n"pump noise,p1\n' + "".join(f"q{i},p{i}\n" for i in range(100)) + 'fan noise",p2\nb,c\n'
+    )
+    data = as_retrieval_data(write("a.csv", swallowed))
+    assert len(data.queries) == 2
+    (note,) = data.notes
+    assert note.startswith("a.csv: 1 row with a quoted field over more than two lines; where that is not meant, a quo")
+    assert note.endswith("(line 2).")
+    documents = as_retrieval_data(PAIRS, corpus=write("c.csv", 'id,text\n1,"a\nb\nc"\n2,d\n'))
+    assert "c.csv: 1 row with a quoted field over more than two lines" in documents.notes[0]
+    assert as_retrieval_data(write("a.csv", 'query,positive\n"one\nmore",p1\nb,c\n')).notes == ()
+
+
+def test_what_excel_writes_before_the_header_says_what_separates(write: Write) -> None:
+    rows = "query;positive\n" + "".join(f"{q};{d}\n" for q, d in PAIRS)
+    for line in ("sep=;\n", '"sep=;"\r\n', "\ufeffSEP=;\n"):
+        assert by_text(as_retrieval_data(write("a.csv", line + rows))) == EXPECTED
+    with pytest.raises(ValueError, match=r"a\.csv, line 6: 1 fields, but the header has 2"):
+        as_retrieval_data(write("a.csv", "sep=;\n" + rows + "one\n"))
+    tabs = "query\tpositive\n" + "".join(f"{q}\t{d}\n" for q, d in PAIRS)
+    assert by_text(as_retrieval_data(write("a.tsv", "sep=\t\n" + tabs))) == EXPECTED
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("name", "separator"),
+    [("UP.TSV", "\t"), ("UP.CSV.GZ", ","), ("Up.Tsv.Gz", "\t"), ("my.tsv.export.csv", ","), ("a.csv.tsv", "\t")],
+)
+def test_the_last_suffix_in_any_case_decides(write: Write, name: str, separator: str) -> None:
+    content = f"query{separator}positive\n" + "".join(f"{q}{separator}{d}\n" for q, d in PAIRS)
+    assert by_text(as_retrieval_data(write(name, content))) == EXPECTED
+
+
+def test_a_spreadsheet_is_no_zip_of_a_collection(tmp_path: Path) -> None:
+    folder = beir(tmp_path / "b", train=TRAIN)
+    archive = Path(shutil.make_archive(str(tmp_path / "book"), "zip", folder))
+    assert load_data(archive.rename(tmp_path / "BOOK.ZIP")).qrels["train"] == JUDGED
+    with pytest.raises(ValueError, match=r"book\.xlsx is not a \.jsonl, \.csv or \.tsv file"):
+        load_data((tmp_path / "BOOK.ZIP").rename(tmp_path / "book.xlsx"))
+
+
+# Folders
+
+
+def test_two_collections_in_a_folder_or_a_zip_are_refused_by_name(tmp_path: Path) -> None:
+    beir(tmp_path / "all" / "one", train=TRAIN)
+    beir(tmp_path / "all" / ".git", train=TRAIN)
+    beir(tmp_path / "all" / "__MACOSX", train=TRAIN)
+    assert load_data(tmp_path / "all").qrels["train"] == JUDGED
+    beir(tmp_path / "all" / "two", train=TRAIN)
+    archive = shutil.make_archive(str(tmp_path / "all"), "zip", tmp_path / "all")
+    for path in (tmp_path / "all", Path(archive)):
+        with pytest.raises(ValueError, match=r"all(\.zip/)? holds 2 collections: one, two\. Give the folder of one"):
+            load_data(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("train.csv", "query-id,corpus-id,score\nq0,d0,1\nq1,d1,2\n"),
+        ("train.CSV", "query-id;corpus-id;score\nq0;d0;1\nq1;d1;2\n"),
+        ("train.txt", "q0 0 d0 1\nq1 0 d1 2\n"),
+        ("train.txt", "q0\tQ0\td0\t1\r\nq1\tQ0\td1\t2\r\n\r\n"),
+        ("train.trec", "q0 0 d0 1\nq1 0 d1 2\n"),
+        ("train.tsv", "q0\t0\td0\t1\nq1\t0\td1\t2\n"),
+        ("train.tsv", "corpus_id\tquery_id\trelevance\nd0\tq0\t1\nd1\tq1\t2\n"),
+        ("train.tsv", "QID\titer\tdocid\tLabel\nq0\t0\td0\t1\nq1\t0\td1\t2\n"),
+        ("train.tsv.gz", "query-id\tcorpus-id\tscore\nq0\td0\t1\nq1\td1\t2\n"),
+        (
+            "train.jsonl",
+            '{"query-id": "q0", "corpus-id": "d0", "score": 1}\n{"query_id":"q1","doc_id":"d1","score":2}\n',
+        ),
+        ("train.json", '[{"query-id": "q0", "corpus-id": "d0", "score": 1},\n{"qid":"q1","docid":"d1","score":"2"}]'),
+    ],
+)
+def test_qrels_in_other_forms_are_read(tmp_path: Path, write: Write, name: str, content: str) -> None:
+    folder = beir(tmp_path / "b")
+    write(f"b/qrels/{name}", content)
+    write("b/qrels/._train.tsv", b"\x00\x05\x16\x07\xff")
+    write("b/qrels/.DS_Store", b"\x00")
+    data = load_data(folder)
+    assert data.qrels == {"train": JUDGED}
+    assert data.notes == ()
+    archive = shutil.make_archive(str(tmp_path / "packed"), "zip", folder)
+    assert load_data(archive) == data
+
+
+def test_qrels_that_are_not_read_are_named(tmp_path: Path, write: Write) -> None:
+    folder = beir(tmp_path / "b", train=TRAIN)
+    write("b/qrels/dev.xlsx", "x")
+    (folder / "qrels" / "old").mkdir()
+    assert load_data(folder).notes == (
+        "qrels/dev.xlsx is not read: qrels are .tsv, .csv, .jsonl, or .txt in TREC's form.",
+        "qrels/old is not read: qrels are .tsv, .csv, .jsonl, or .txt in TREC's form.",
+    )
+    write("b/qrels/train.csv", "query-id,corpus-id,score\nq0,d0,1\n")
+    with pytest.raises(ValueError, match=r"qrels/train\.csv and qrels/train\.tsv are both 'train': keep one"):
+        load_data(folder)
+    for file in (folder / "qrels").glob("train.*"):
+        file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"no file in .*qrels/? that holds judgments: qrels/SPLIT\.tsv"):
+        load_data(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("test.csv", 'query-id,corpus-id,score\n"q0,d0,1\n', r"qrels/test\.csv, line 2: unexpected end of data"),
+        (
+            "test.csv",
+            "query-id,corpus-id,score\nq0,d0,high\n",
+            r"qrels/test\.csv, line 2: expected query-id, corpus-id",
+        ),
+        ("test.txt", "q0 Q0 d0 1 0.7 run\n", r"qrels/test\.txt, line 1: expected query-id, corpus-id, score, got"),
+        ("test.jsonl", '{"query": "q0", "score": 1}\n', r"qrels/test\.jsonl, line 1: expected .*got the columns"),
+        ("test.csv", "query-id,corpus-id,score\nq0,d9,1\n", r"qrels/test\.csv names 1 .* document d9"),
+    ],
+)
+def test_a_broken_line_of_qrels_is_named(tmp_path: Path, write: Write, name: str, content: str, message: str) -> None:
+    folder = beir(tmp_path / "b", train=TRAIN)
+    write(f"b/qrels/{name}", content)
+    with pytest.raises(ValueError, match=message):
+        load_data(folder)
+
+
+def test_the_files_of_a_folder_may_be_packed(tmp_path: Path) -> None:
+    folder = beir(tmp_path / "b", train=TRAIN)
+    for name in ("corpus", "queries"):
+        file = folder / f"{name}.jsonl"
+        (folder / f"{name}.jsonl.gz").write_bytes(gzip.compress(file.read_bytes()))
+        file.unlink()
+    assert load_data(folder).qrels == {"train": JUDGED}
+    (folder / "corpus.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"corpus\.jsonl and corpus\.jsonl\.gz: keep one"):
+        load_data(folder)
+
+
+# Fields
+
+
+def test_a_missing_title_is_none_wherever_it_stands(tmp_path: Path, write: Write) -> None:
+    folder = beir(tmp_path / "b", train=TRAIN)
+    rows = [{"_id": f"d{i}", "title": None, "text": f"About part {i}."} for i in range(3)]
+    lines = "".join(json.dumps(row) + "\n" for row in [*rows, {"_id": "d3", "text": None, "title": "Bare"}])
+    write("b/corpus.jsonl", lines)
+    texts = {"d0": "About part 0.", "d1": "About part 1.", "d2": "About part 2.", "d3": "Bare"}
+    assert load_data(folder).corpus == texts
+    assert as_retrieval_data(PAIRS, corpus=write("c.jsonl", lines)).corpus.items() >= {"d3": "Bare"}.items()
+    assert as_retrieval_data(PAIRS, corpus=folder).corpus.items() >= {"d3": "Bare"}.items()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("c.jsonl", '{"_id": "x", "title": "Care", "text": "of pumps.", "lang": "en", "tags": ["a"]}\n'),
+        ("c.csv", "ID,Title,Text,category\nx,Care,of pumps.,7\n"),
+        ("c.tsv", "docid\tcontents\tlang\nx\tCare of pumps.\ten\n"),
+        ("c.json", '[\n {"_id": "x", "title": "Care", "text": "of pumps.", "lang": "en"}\n]'),
+        ("c.json", '{"queries": {}, "corpus": {"x": "Care of pumps."}, "relevant_docs": {}, "mode": "text"}'),
+    ],
+)
+def test_a_corpus_may_have_other_fields(write: Write, name: str, content: str) -> None:
+    data = as_retrieval_data(PAIRS, corpus=write(name, content))
+    assert data.corpus["x"] == "Care of pumps."
+    assert len(data.corpus) == 4
+
+
+def test_rows_without_a_document_are_counted(write: Write) -> None:
+    rows = [
+        {"query": "a", "pos": ["x", "y"]},
+        {"query": "b", "pos": []},
+        {"query": "c", "pos": ["z"], "neg": ["", "w"]},
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    for source in (rows, write("a.jsonl", lines)):
+        data = as_retrieval_data(source)
+        assert by_text(data) == {"a": {"x": 1, "y": 1}, "c": {"z": 1, "w": 0}}
+        assert "2 pairs with an empty text left out" in data.notes[0]
+
+
+# Other people's forms
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_an_array_of_objects_is_read(write: Write, indent: int | None) -> None:
+    rows: list[Any] = [{"query": q, "positive": d} for q, d in PAIRS]
+    for name in ("a.json", "a.jsonl", "a.json.gz"):
+        assert by_text(as_retrieval_data(write(name, "\n" + json.dumps(rows, indent=indent)))) == EXPECTED
+    with pytest.raises(ValueError, match=r"a\.json, line 1: not a JSON object, but \["):
+        as_retrieval_data(write("a.json", json.dumps([["a", "b"]])))
+    with pytest.raises(ValueError, match=r"a\.json is empty"):
+        as_retrieval_data(write("a.json", "[]"))
+
+
+def test_errors_in_an_array_name_the_line(write: Write) -> None:
+    with pytest.raises(ValueError, match=r"a\.json, line 5: not a JSON object, nor part of an array"):
+        as_retrieval_data(write("a.json", '[\n\n{"query": "a",\n "text": "b"},\n{"query": "c" "text": "d"}\n]'))
+    with pytest.raises(ValueError, match=r"a\.json, line 5: no 'text', only \['query'\]"):
+        as_retrieval_data(write("a.json", '[\n\n{"query": "a",\n "text": "b"},\n{"query": "c"}\n]'))
+    with pytest.raises(ValueError, match=r"a\.json has the columns \['version', 'data'\]: none is the query"):
+        as_retrieval_data(write("a.json", json.dumps({"version": 2, "data": []}, indent=1)))
+
+
+@pytest.mark.parametrize("indent", [None, 4])
+def test_llama_index_is_read(write: Write, indent: int | None) -> None:
+    form = {
+        "queries": {"u1": "error E17", "u2": "error E18"},
+        "corpus": {"n1": "Replace the filter.", "n2": "Restart the pump.", "n3": "Call us."},
+        "relevant_docs": {"u1": ["n1", "n3"], "u2": ["n2"]},
+        "mode": "text",
+    }
+
+    class Finetune:
+        queries, corpus, relevant_docs = form["queries"], form["corpus"], form["relevant_docs"]
+
+    for source in (write("a.json", json.dumps(form, indent=indent)), form, Finetune()):
+        data = as_retrieval_data(source)
+        assert by_text(data) == EXPECTED
+        assert set(data.corpus) == {"n1", "n2", "n3"}
+
+
+def test_the_columns_of_flag_embedding_are_read_from_any_file(write: Write) -> None:
+    rows = [
+        {"query": "a", "pos": ["x", "y"], "neg": ["z"], "pos_scores": [0.9, 0.8], "neg_scores": [0.1], "prompt": "p"},
+        {"query": "b", "pos": ["z"], "neg": ["x", "w"], "pos_scores": [1.0], "neg_scores": [0.1, 0.2], "prompt": "p"},
+    ]
+    expected = {"a": {"x": 1, "y": 1, "z": 0}, "b": {"z": 1, "x": 0, "w": 0}}
+    assert by_text(as_retrieval_data(write("a.jsonl", "".join(json.dumps(row) + "\n" for row in rows)))) == expected
+    table = "query,pos,neg\n" + "".join(f'''{r["query"]},"{r["pos"]}","{r["neg"]}"\n''' for r in rows)
+    data = as_retrieval_data(write("a.csv", table))
+    assert by_text(data) == expected
+    assert data.notes == ("a.csv: 2 rows with a list written as text, read as a list (a.csv, line 2, a.csv, line 3).",)
+    data = as_retrieval_data(write("a.csv", "query,pos\na,[sic] a text [1]\nb,\"['x' 'y']\"\n"))
+    assert by_text(data) == {"a": {"[sic] a text [1]": 1}, "b": {"['x' 'y']": 1}}
