@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from st_asym.data import Qrels, RetrievalData
-from st_asym.data.collection import normalised
+from st_asym.data.document import text_key
 from st_asym.fitting.candidates import Candidate, behind_vectors
 from st_asym.fitting.closed_form import pair_covariance
 from st_asym.fitting.gate import Choice, Rehearsal, behind, weigh
@@ -67,7 +67,7 @@ def cuts(data: RetrievalData, seed: int) -> list[HeldOut]:
     if "dev" in data.qrels:
         dev = data.qrels["dev"]
         return [HeldOut(train, dev, *seen_unseen(train, dev, corpus=data.corpus), {}, ())]
-    different = len({normalised(data.queries[query_id]) for query_id in train})
+    different = len({text_key(data.queries[query_id]) for query_id in train})
     if different < 2:
         return []
     if different >= _ONE_CUT:
