@@ -59,14 +59,16 @@ def test_options_reach_fit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert run(folder, *options.split()).stdout.startswith("first\nsecond\n")
     assert seen["arguments"] == (str(folder / "encoder"), str(folder / "pairs.jsonl"))
     settings = seen.pop("settings")
-    assert (settings.sides, settings.epochs) == ("query", st_asym.Settings().epochs)
-    expected = {"dev": "d", "corpus": "c", "system": "asymmetric", "init": "random", "collection": "closed"}
+    assert settings == st_asym.Settings(sides="query", init="random")
+    expected = {"dev": "d", "corpus": "c", "collection": "closed", "expected_unseen": None}
     expected |= {"trials": 3, "precision": "bf16", "seed": 4, "max_seconds": None, "show_progress_bar": False}
     assert expected.items() <= seen.items()
-    run(folder, "--system", "respred", "--open", train=None)
+    run(folder, "--open", train=None)
     assert seen["arguments"] == (str(folder / "encoder"), None)
-    assert (seen["system"], seen["collection"], seen["settings"]) == ("respred", "open", None)
+    assert (seen["collection"], seen["settings"]) == ("open", st_asym.Settings())
     assert not seen["hold_out_test"]
+    run(folder, "--expected-unseen", "0.3")
+    assert (seen["collection"], seen["expected_unseen"]) == (None, 0.3)
     run(folder, "--linear", "--hard-negatives", "2")
     expected_settings = st_asym.Settings(hidden_features=None, bias=False, contrastive="in-batch", hard_negatives=2)
     assert seen["settings"] == expected_settings
@@ -90,7 +92,7 @@ def test_what_is_evaluated_in_the_end_is_not_trained_on(folder: Path) -> None:
     [
         ([], "nowhere.jsonl", "Error: There is no file or folder"),
         ([], None, "Error: There is nothing to train on"),
-        (["--system", "respred", "--sides", "query"], "pairs.jsonl", "one shared head: leave --sides out"),
+        (["--open", "--expected-unseen", "0.5"], "pairs.jsonl", "expected_unseen=0.5 say the same: give one"),
         (["--max-seconds", "-1"], "pairs.jsonl", "Error: max_seconds must be above 0"),
     ],
 )
@@ -108,7 +110,8 @@ def test_debug_shows_where_an_error_came_from(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "option", [["--system", "none"], ["--sides", "left"], ["--trials", "-1"], ["--precision", "8"]]
+    "option",
+    [["--init", "none"], ["--sides", "left"], ["--trials", "-1"], ["--precision", "8"], ["--expected-unseen", "2"]],
 )
 def test_what_an_option_cannot_be_is_refused(folder: Path, option: list[str]) -> None:
     result = run(folder, *option)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,8 @@ from sentence_transformers.sentence_transformer.modules import BoW
 
 from st_asym import CachedSentenceTransformer, EmbeddingCache, Settings, fit, mine_negatives, negatives
 from st_asym.data import RetrievalData
-from st_asym.fitting.training import train_heads
-from st_asym.fitting.workbench import Workbench
-from st_asym.systems import get_system
+from st_asym.fitting.candidates import with_hard_negatives
+from st_asym.fitting.vectors import read_vectors
 
 MakeEncoder = Callable[..., SentenceTransformer]
 WORDS = ["answers", "big", "document", "encoder", "frozen", "head", "learns", "red", "small", "text", "vector"]
@@ -118,35 +116,19 @@ def test_pairs_without_enough_negatives_are_counted(caplog: pytest.LogCaptureFix
         mine_negatives(model, data, "dev")
 
 
-def bench_of(encoder: SentenceTransformer, folder: Path, **options: object) -> Workbench:
-    return Workbench(encoder, get_system("asymmetric"), "identity", DATA, filled(encoder, folder), **options)  # type: ignore[arg-type]
-
-
 def test_a_fit_trains_on_them_and_leaves_out_what_was_withheld(
-    tiny_encoder: SentenceTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_encoder: SentenceTransformer, tmp_path: Path
 ) -> None:
-    bench = bench_of(tiny_encoder, tmp_path / "vectors")
-    stage = bench.stage(Settings(contrastive="in-batch", hard_negatives=2, epochs=1, batch_size=4))
+    vectors = read_vectors(tiny_encoder, DATA, EmbeddingCache(tmp_path), {})
     nearest = {row["query"]: row["negative_1"] for row in mine_negatives(tiny_encoder, DATA)}
     ids = {text: document_id for document_id, text in CORPUS.items()}
-    withheld = {"q3": {ids[nearest[QUERIES["q3"]]]: 1}}
-    columns: list[int] = []
-    stage.model.register_forward_hook(lambda *_: columns.append(1))
-    train_heads(bench, stage, RELEVANT, ignored=withheld)
-    assert len(columns) % 4 == 0  # query, document, two negatives
-    mined = bench.pairs(stage, DATA, withheld)
-    rows = [row for row in mined if row["query"] == QUERIES["q3"]]
-    assert len(rows) == 2
-    assert all(nearest[QUERIES["q3"]] not in row.values() for row in rows)
-
-    # A corpus of which a part is searched: negatives come from there, positives wherever they are.
-    monkeypatch.setattr("st_asym.fitting.workbench._IN_MEMORY", 30)
-    bench = bench_of(tiny_encoder, tmp_path / "vectors")
-    stage = bench.stage(stage.settings)
-    mined = bench.pairs(stage, replace(DATA, qrels={"train": RELEVANT}))
-    assert len(mined) == 22
-    judged = {CORPUS[d] for documents in RELEVANT.values() for d in documents}
-    assert len({*mined["negative_1"], *mined["negative_2"]} | judged) <= max(30, len(judged))
+    withheld = {query_id: set[str]() for query_id in RELEVANT} | {"q3": {ids[nearest[QUERIES["q3"]]]}}
+    found = with_hard_negatives(vectors, RELEVANT, withheld, 2)
+    for query_id, judged in RELEVANT.items():
+        mined = found[query_id].keys() - judged.keys()
+        assert found[query_id] == {**judged, **dict.fromkeys(mined, 0)}
+        assert len(mined) == 2
+        assert not mined & withheld[query_id]
 
 
 def test_fit_takes_them_as_a_setting(tiny_encoder: SentenceTransformer, tmp_path: Path) -> None:
@@ -157,12 +139,10 @@ def test_fit_takes_them_as_a_setting(tiny_encoder: SentenceTransformer, tmp_path
         show_progress_bar=False,
     )  # fmt: skip
     assert result.report.settings.hard_negatives == 1
-    with pytest.raises(ValueError, match="'iso_pred' has no contrastive loss"):
-        fit(tiny_encoder, pairs, output_dir=tmp_path / "other", system="iso_pred", settings=settings)
 
 
 def test_they_are_refused_where_they_would_do_nothing() -> None:
     with pytest.raises(ValueError, match="hard_negatives=4 is for contrastive='in-batch'"):
-        Settings(hard_negatives=4)
+        Settings(contrastive="corpus", hard_negatives=4)
     with pytest.raises(ValueError, match="at least 0"):
         Settings(contrastive="in-batch", hard_negatives=-1)

@@ -320,7 +320,7 @@ def test_what_fit_saves_passes(tmp_path: Path, tiny_encoder: SentenceTransformer
     fit(tiny_encoder, pairs, output_dir=tmp_path / "model", seed=3, **options)  # type: ignore[arg-type]
     provenance = verify(tmp_path / "model").provenance
     assert provenance is not None
-    assert (provenance.seed, provenance.settings["system"]) == (3, "asymmetric")
+    assert (provenance.seed, provenance.settings["temperature"]) == (3, 0.05)
     assert provenance.data["list"]["corpus"]["documents"] == 3
     assert str(tmp_path) not in (tmp_path / "model" / "st_asym.json").read_text()
 

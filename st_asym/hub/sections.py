@@ -116,11 +116,11 @@ def held_out(report: Report) -> str:
     parts += [" ".join(fitted.why(report)), " ".join(fitted.how_to_read(report)), _candidates(report)]
     best = fitted.best(report)
     if best is not None:
-        what = f"The best of what was tried, {best['choice']['candidate']}, {fitted.how_far(best['choice'])}, which was not kept"
-        parts += [
-            f"{what if report['chosen'] is None else 'What was kept'}, beside the untouched encoder:",
-            _levels(best),
-        ]
+        what = "What was kept"
+        if report["chosen"] is None:
+            choice = best["choice"]
+            what = f"The best of what was tried, {choice['candidate']}, {fitted.how_far(choice)}, which was not kept"
+        parts += [f"{what}, beside the untouched encoder:", _levels(best)]
     parts.append(
         "The heads of these tables were trained without these queries. The choice was made on them, so the figures "
         "flatter it: they are no test."

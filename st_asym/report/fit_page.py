@@ -21,7 +21,7 @@ _FIGURES = {"accuracy": "nearest document is relevant", "query_std": "queries", 
 def fit_page(report: FitReport) -> Page:
     """The decision, what it rests on, how heads were trained, and on what."""
     facts, best = report.as_dict(), _best(report)
-    how = "" if best is None else f"{best.choice.candidate}, the mean over its rehearsals, which trained on the others."
+    how = "" if best is None else f"{best.choice.candidate}: means over the cuts on which it was rehearsed."
     sections = [
         Section(
             "Data", notes=[Note(note) for note in report.notes], tables=_data(report), text=" ".join(_held_out(report))
