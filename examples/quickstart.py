@@ -39,7 +39,9 @@ def main() -> None:
     comparison.to_json(options.output / "results.json")
     print(comparison)
 
-    subprocess.run([sys.executable, str(Path(__file__).with_name("search.py")), str(options.output / "model")], check=True)
+    subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("search.py")), str(options.output / "model")], check=True
+    )
 
 
 def parse_options() -> argparse.Namespace:

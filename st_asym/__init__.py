@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from st_asym.diagnosis import Diagnosis, diagnose
     from st_asym.evaluation import BeirModel, Comparison, evaluate
     from st_asym.export import Export, export_side
-    from st_asym.fitting import FitReport, FitResult, Settings, fit
+    from st_asym.fitting import FitReport, Settings, whitened_heads
+    from st_asym.fitting.fit import FitResult, fit
     from st_asym.heads_alone import attach_heads, save_heads
     from st_asym.hub import write_card
     from st_asym.losses import CorpusContrastiveLoss, IsotropyLoss
@@ -60,6 +61,7 @@ __all__ = [
     "unfreeze_last_layers",
     "verify",
     "watch",
+    "whitened_heads",
     "write_card",
 ]
 
@@ -75,7 +77,7 @@ _PLACES = {
     "st_asym.diagnosis": ("Diagnosis", "diagnose"),
     "st_asym.evaluation": ("BeirModel", "Comparison", "evaluate"),
     "st_asym.export": ("Export", "export_side"),
-    "st_asym.fitting": ("FitReport", "FitResult", "Settings", "fit"),
+    "st_asym.fitting": ("FitReport", "FitResult", "Settings", "fit", "whitened_heads"),
     "st_asym.heads_alone": ("attach_heads", "save_heads"),
     "st_asym.hub": ("write_card",),
     "st_asym.losses": ("CorpusContrastiveLoss", "IsotropyLoss"),

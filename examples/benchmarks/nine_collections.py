@@ -80,7 +80,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of fit (default: 0 1 2)")
     parser.add_argument("--threads", type=int, default=2, help="(default: %(default)s)")
     parser.add_argument("--cache", type=Path, default=Path("runs/vectors"), help="(default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=Path("runs/nine_collections.json"), help="(default: %(default)s)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/nine_collections.json"), help="(default: %(default)s)"
+    )
     return parser.parse_args()
 
 
@@ -185,11 +187,14 @@ class Bench:
         documents = unit(cached.encode_document(list(self.data.corpus.values()), **options))
 
         def similarities(split: str) -> Similarities:
-            return unit(cached.encode_query([self.data.queries[q] for q in self.judged(split)], **options)) @ documents.T
+            return (
+                unit(cached.encode_query([self.data.queries[q] for q in self.judged(split)], **options)) @ documents.T
+            )
 
         return similarities
 
     def untouched(self, _seed: int) -> Made:
+        """The encoder as it is."""
         return self.embedded(self.encoder), {}
 
     def bm25(self, _seed: int) -> Made:
@@ -252,15 +257,16 @@ class Bench:
         @torch.no_grad()
         def similarities(split: str) -> Similarities:
             sides = {"query": vectors.of_queries(self.judged(split)), "document": vectors.documents}
-            found = {
-                side: model({"sentence_embedding": own, "task": side})["sentence_embedding"]  # type: ignore[dict-item]
-                for side, own in sides.items()
+            features: dict[str, dict[str, Any]] = {
+                side: {"sentence_embedding": own, "task": side} for side, own in sides.items()
             }
+            found = {side: model(own)["sentence_embedding"] for side, own in features.items()}
             return (found["query"] @ found["document"].T).numpy()
 
         return similarities, {"seconds": seconds}
 
     def fitted(self, seed: int) -> Made:
+        """``fit`` with its defaults."""
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             result = fit(

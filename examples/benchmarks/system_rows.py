@@ -103,10 +103,10 @@ def ungated(bench: Bench, collection: Collection, seed: int, *, loss: str) -> Tr
     arguments: dict[str, Any] = {
         "learning_rate": settings.learning_rate,
         "per_device_train_batch_size": settings.batch_size,
-        "num_train_epochs": settings.epochs,
+        "num_train_epochs": settings.epochs or 20,
     }
     if loss == "in-batch":
-        return in_batch(bench, model, drawn(data.pairs("train"), settings.epochs, seed), seed)
+        return in_batch(bench, model, drawn(data.pairs("train"), settings.epochs or 20, seed), seed)
     contrastive = CorpusContrastiveLoss(
         model, data.corpus, data.qrels["train"], temperature=settings.temperature, precision="bf16"
     )
@@ -119,7 +119,7 @@ def hard_negatives(bench: Bench, collection: Collection, seed: int, *, count: in
     """As ``ungated`` with the in-batch loss, each pair with the documents that the encoder takes for relevant."""
     model = bench.cached(asymmetric_model(bench.encoder), collection)
     mined = mine_negatives(model, collection.data, num_negatives=count)
-    return in_batch(bench, model, drawn(mined, bench.settings.epochs, seed), seed)
+    return in_batch(bench, model, drawn(mined, bench.settings.epochs or 20, seed), seed)
 
 
 def unfrozen(bench: Bench, collection: Collection, seed: int, *, layers: int) -> Trained:

@@ -44,8 +44,8 @@ def fit(
     sides: Annotated[
         Optional[Literal["both", "query", "document", "shared"]],  # noqa: UP045
         typer.Option(
-            help="Which sides get a head; 'both' and 'query' are tried if not given. With 'query', an existing index of "
-            "documents stays valid."
+            help="Which sides get a head; 'both' and 'query' are tried if not given. With 'query', an existing index "
+            "of documents stays valid."
         ),
     ] = None,
     linear: Annotated[

@@ -49,7 +49,7 @@ class Candidate:
         settings = self.settings
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            router = AsymmetricProjection(dimension, out_features, **settings.projection())
+            router = AsymmetricProjection(dimension, **{**settings.projection(), "out_features": out_features})
         if settings.init == "pairs":
             whitening = pair_whitening(covariance, settings.whitening)
             # One side alone has to do what both would: q W W d = (W q) (W d).

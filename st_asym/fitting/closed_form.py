@@ -136,9 +136,9 @@ def write_whitening(router: Router, whitening: Tensor) -> Router:
     Returns:
         The same router: each head gives W x. Of a head with hidden layers the first holds [W; -W].
     """
-    # A shared head is both routes.
-    firsts = {next((layer for layer in route if isinstance(layer, Dense)), None) for route in router.sub_modules.values()}
-    for first in firsts - {None}:
+    routes: Any = router.sub_modules
+    firsts = (next((layer for layer in route if isinstance(layer, Dense)), None) for route in routes.values())
+    for first in {layer for layer in firsts if layer is not None}:  # a shared head is both routes
         weight = first.linear.weight
         weight.copy_((weight.double() @ whitening.to(weight.device)).to(weight.dtype))
     return router

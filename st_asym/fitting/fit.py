@@ -188,7 +188,7 @@ def _rehearsed(
     unseen: float | None,
     out_features: int,
     trials: int,
-    show_progress_bar: bool,  # noqa: FBT001 - private
+    show_progress_bar: bool,
 ) -> Candidate | None:
     """The candidate that is worth being kept, if there is one."""
     parts = cuts(data, vectors.seed)
@@ -203,9 +203,7 @@ def _rehearsed(
     tried = candidates(settings, len(train), closed=closed)
     bar = tqdm(desc="Rehearsing", unit=" runs", disable=not show_progress_bar)
     with bar:
-        found = rehearse(
-            vectors, parts, tried, unseen, out_features=out_features, clock=clock, progress=bar.update
-        )
+        found = rehearse(vectors, parts, tried, unseen, out_features=out_features, clock=clock, progress=bar.update)
         if trials and clock.has():
             more, report.trials = tune(vectors, found, tried, settings, unseen, trials, clock)
             tried = [*tried, *more]
@@ -223,9 +221,7 @@ def _usual_unseen(data: RetrievalData, parts: Sequence[HeldOut], seed: int) -> f
     return unseen_at_random(data.qrels["train"], seed=seed, queries=data.queries, corpus=data.corpus)
 
 
-def _check_arguments(
-    collection: Any, expected_unseen: float | None, trials: int, max_seconds: float | None
-) -> None:
+def _check_arguments(collection: Any, expected_unseen: float | None, trials: int, max_seconds: float | None) -> None:
     if collection not in (None, "open", "closed"):
         raise ValueError(f"collection must be 'open', 'closed' or None, got {collection!r}.")
     if expected_unseen is not None and not 0 <= expected_unseen <= 1:

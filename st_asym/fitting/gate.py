@@ -158,11 +158,12 @@ def decide(rehearsals: Sequence[Rehearsal], expected_unseen: float, finalists: I
     """Pick the heads, or leave the encoder alone.
 
     The choice is that of the largest gain among those that lose on neither half, or, if there is none, that lose on
-    neither beyond noise: new documents do not pay for old ones. It is kept if its gain is more than the largest of as many choices would be by chance: the signs of all held-out queries' differences are
-    flipped together, at random, and the largest gain of all choices in standard errors is compared with what was found.
-    (The randomisation test of Fisher, for retrieval Smucker, Allan and Carterette 2007; the largest of several
-    statistics, Westfall and Young 1993, "Resampling-Based Multiple Testing".) So the number of choices is paid for,
-    however alike they are, and five queries that all gain are the least that can be evidence.
+    neither beyond noise: new documents do not pay for old ones. It is kept if its gain is more than the largest of as
+    many choices would be by chance: the signs of all held-out queries' differences are flipped together, at random, and
+    the largest gain of all choices in standard errors is compared with what was found. (The randomisation test of
+    Fisher, for retrieval Smucker, Allan and Carterette 2007; the largest of several statistics, Westfall and Young
+    1993, "Resampling-Based Multiple Testing".) So the number of choices is paid for, however alike they are, and five
+    queries that all gain are the least that can be evidence.
 
     Args:
         rehearsals: As for :func:`weigh`.
@@ -186,9 +187,7 @@ def decide(rehearsals: Sequence[Rehearsal], expected_unseen: float, finalists: I
 def behind(one: Choice, other: Choice, rehearsals: Sequence[Rehearsal], expected_unseen: float) -> tuple[float, float]:
     """How far a choice is behind another on the queries where both were judged, and the standard error of that."""
     both = [rehearsal for rehearsal in rehearsals if one in rehearsal.scores and other in rehearsal.scores]
-    pairs = [
-        Rehearsal(part.queries, part.seen, part.scores[one], {other: part.scores[other]}) for part in both
-    ]
+    pairs = [Rehearsal(part.queries, part.seen, part.scores[one], {other: part.scores[other]}) for part in both]
     found = _evidence(other, pairs, expected_unseen)
     return found.gain, found.error
 
@@ -214,9 +213,7 @@ def _shares(seen: NDArray[np.bool_], expected_unseen: float) -> tuple[float, flo
     return 1.0 - expected_unseen, expected_unseen
 
 
-def _chance(
-    best: Choice, choices: Sequence[Choice], rehearsals: Sequence[Rehearsal], expected_unseen: float
-) -> float:
+def _chance(best: Choice, choices: Sequence[Choice], rehearsals: Sequence[Rehearsal], expected_unseen: float) -> float:
     """How often flipped signs give some choice at least the gain, in standard errors, that the best has."""
     seen = np.concatenate([part.seen for part in rehearsals])
     share_seen, share_unseen = _shares(seen, expected_unseen)

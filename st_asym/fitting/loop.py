@@ -27,15 +27,16 @@ class ShuffledBatches(DefaultBatchSampler):
     """
 
     def __init__(self, dataset: Sized, batch_size: int, *, seed: int = 0, **_: Any) -> None:
-        rows: Any = range(len(dataset))
+        self._rows = range(len(dataset))
+        rows: Any = self._rows
         super().__init__(rows, batch_size, drop_last=False, seed=seed)
 
     def __iter__(self) -> Iterator[list[int]]:
         """The batches of the epoch that ``set_epoch`` has named, 0 at first."""
         generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
-        order = torch.randperm(len(self.sampler), generator=generator)
-        for rows in order.split(self.batch_size):
-            yield rows.tolist()
+        order = torch.randperm(len(self._rows), generator=generator).tolist()
+        for start in range(0, len(order), self.batch_size):
+            yield order[start : start + self.batch_size]
 
 
 def train_heads(
@@ -87,7 +88,7 @@ def train_heads(
             value = compute([model(features)["sentence_embedding"]], labels[rows])
             parts = value if isinstance(value, dict) else {"loss": value}
             total = torch.stack(list(parts.values())).sum()
-            total.backward()
+            torch.autograd.backward(total)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()

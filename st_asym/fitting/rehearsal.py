@@ -13,7 +13,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from st_asym.data import Qrels, RetrievalData
+from st_asym.data import RetrievalData
 from st_asym.data.document import text_key
 from st_asym.fitting.candidates import Candidate, behind_vectors
 from st_asym.fitting.closed_form import pair_covariance
@@ -181,8 +181,8 @@ class _Judge:
 def _through(model: SentenceTransformer, vectors: Tensor, side: str) -> Tensor:
     """Unit vectors of one side."""
     parts = []
-    for portion in vectors.split(_PORTION):
-        features: dict[str, Any] = {"sentence_embedding": portion, "task": side}
+    for start in range(0, len(vectors), _PORTION):
+        features: dict[str, Any] = {"sentence_embedding": vectors[start : start + _PORTION], "task": side}
         parts.append(model(features)["sentence_embedding"])
     return torch.cat(parts)
 
@@ -291,7 +291,9 @@ def _side_is_behind(
         return False
     best = _best_choices(closed, judged, expected_unseen)
     evidence = weigh(judged, expected_unseen)
-    here, winner = (max((best[one.name] for one in some), key=lambda choice: evidence[choice].gain) for some in (own, closed))
+    here, winner = (
+        max((best[one.name] for one in some), key=lambda choice: evidence[choice].gain) for some in (own, closed)
+    )
     gap, error = behind(here, winner, judged, expected_unseen)
     return gap > _FAR * error
 

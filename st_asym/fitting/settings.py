@@ -80,13 +80,7 @@ class Settings:
             if value is not None and value not in names:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, names))}, got {value!r}.")
         for name in ("temperature", "learning_rate", "epochs", "batch_size", "whitening"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise ValueError(f"{name} must be a finite number above 0, got {value}.")
-        for name in ("epochs", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value != int(value):
-                raise ValueError(f"{name} must be a whole number, got {value}.")
+            _check_above_zero(name, getattr(self, name), whole=name in ("epochs", "batch_size"))
         if self.unlabelled_weight is not None and not 0 <= self.unlabelled_weight <= 1:
             raise ValueError(f"unlabelled_weight must be from 0 to 1, got {self.unlabelled_weight}.")
         if not 0 <= self.isotropy_weight < float("inf"):
@@ -122,3 +116,12 @@ class Settings:
     def as_dict(self) -> dict[str, Any]:
         """The settings by name."""
         return asdict(self)
+
+
+def _check_above_zero(name: str, value: float | None, *, whole: bool) -> None:
+    if value is None:
+        return
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be a finite number above 0, got {value}.")
+    if whole and value != int(value):
+        raise ValueError(f"{name} must be a whole number, got {value}.")

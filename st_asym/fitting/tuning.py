@@ -103,9 +103,7 @@ def _best(found: Rehearsals, tried: Sequence[Candidate], expected_unseen: float)
 def _gain(candidate: Candidate, found: Rehearsals, expected_unseen: float) -> float:
     """Of the candidate's best choice."""
     own: list[Evidence] = [
-        entry
-        for choice, entry in weigh(found.judged, expected_unseen).items()
-        if choice.candidate == candidate.name
+        entry for choice, entry in weigh(found.judged, expected_unseen).items() if choice.candidate == candidate.name
     ]
     return max((entry.gain for entry in own), default=0.0)
 

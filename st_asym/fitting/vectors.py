@@ -156,9 +156,7 @@ def _read(cache: EmbeddingCache, encoder: SentenceTransformer, texts: Sequence[s
         return cache.get(encoder, texts, **options)
     first = cache.get(encoder, texts[:1], **options)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        found = np.memmap(
-            Path(folder) / "vectors", dtype=np.float32, mode="w+", shape=(len(texts), first.shape[1])
-        )
+        found = np.memmap(Path(folder) / "vectors", dtype=np.float32, mode="w+", shape=(len(texts), first.shape[1]))
         for start, portion in _portions(texts):
             found[start : start + len(portion)] = cache.get(encoder, portion, **options)
     return found

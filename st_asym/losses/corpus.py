@@ -69,9 +69,9 @@ class CorpusContrastiveLoss(nn.Module):
         loss_i = sum_{p in P_i} w_ip * -log( exp(s_ip / t) / (exp(s_ip / t) + sum_{n not in P_i} a_in exp(s_in / t)) )
 
     with w_ip = g_ip / sum_p g_ip, and the mean over the queries of the batch. a_in is 1 for documents that are relevant
-    to some query or were judged not relevant to this one, and ``unlabelled_weight`` for all others: nobody has asked for
-    them yet, and a document that every query pushes away and none pulls teaches the heads to tell what was asked for
-    before from what was not, which new documents pay for. It is InfoNCE (van den Oord et al. 2018,
+    to some query or were judged not relevant to this one, and ``unlabelled_weight`` for all others: nobody has asked
+    for them yet, and a document that every query pushes away and none pulls teaches the heads to tell what was asked
+    for before from what was not, which new documents pay for. It is InfoNCE (van den Oord et al. 2018,
     https://arxiv.org/abs/1807.03748) with the sum over positives outside the logarithm, as in Supervised Contrastive
     Learning (Khosla et al. 2020, https://arxiv.org/abs/2004.11362), but with the other positives left out of the
     denominator, so that a relevant document is never a negative. A query to which every document is relevant has no
@@ -90,10 +90,10 @@ class CorpusContrastiveLoss(nn.Module):
     fresh sample of ``sampled_documents``, of the relevant and of the unlabelled ones in proportion to what they count,
     one from each of as many equal stretches. A sampled document counts as often as its stretch has documents (the
     weights of Horvitz and Thompson 1952), but not for queries that have it among their positives and hard negatives, so
-    that the sum over negatives is estimated without bias; its logarithm is then, on average, a little too low. Hard negatives are counted exactly as they dominate the sum and a sample
-    rarely meets them. They are renewed, as in ANCE (Xiong et al. 2020, https://arxiv.org/abs/2007.00808), from each
-    sample, and every ``refresh_steps`` steps by a scan of the next ``max_documents`` documents for the queries seen
-    since the last one.
+    that the sum over negatives is estimated without bias; its logarithm is then, on average, a little too low. Hard
+    negatives are counted exactly as they dominate the sum and a sample rarely meets them. They are renewed, as in ANCE
+    (Xiong et al. 2020, https://arxiv.org/abs/2007.00808), from each sample, and every ``refresh_steps`` steps by a scan
+    of the next ``max_documents`` documents for the queries seen since the last one.
 
     Under several processes each has its own queries, and the mean of the losses and of the gradients over processes is
     what one process gives for the whole batch, also where they hold unequal numbers of rows. The first draws the sample
@@ -384,7 +384,7 @@ class CorpusContrastiveLoss(nn.Module):
         """
         if self.negatives == "batch":
             relevant = columns[weights > 0].to(self._corpus.device)
-            among: Tensor | None = gather_rows(relevant).cpu().unique()
+            among: Tensor | None = torch.unique(gather_rows(relevant).cpu())
             counts = None
         elif self._is_sampled:
             among, counts = self._sample.documents(self.sampled_documents, self._corpus.device)
@@ -394,7 +394,7 @@ class CorpusContrastiveLoss(nn.Module):
             return None, self._sample.all_log_weights
         if among is None:
             return None, counts
-        needed = torch.cat([columns, own]).unique()
+        needed = torch.unique(torch.cat([columns, own]))
         missing = needed[~torch.isin(needed, among)]
         if len(missing):
             counts = torch.zeros(len(among), dtype=torch.float64) if counts is None else counts
@@ -430,7 +430,7 @@ class CorpusContrastiveLoss(nn.Module):
     ) -> None:
         """Keep the hardest of this step's documents, for the queries of all processes."""
         known = self._hard
-        assert known is not None and among is not None  # noqa: S101, PT018 - only sampled corpora have them
+        assert known is not None and among is not None  # noqa: S101 - only sampled corpora have them
         found = among.to(places.device)[places]
         kept = known.of(labels)
         again = torch.full(kept.shape, -torch.inf)

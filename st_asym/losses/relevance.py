@@ -96,7 +96,7 @@ class Relevance:
                 for all_, out in zip(judged, kept_out, strict=True)
             ]
         )
-        self.labelled = self._relevant.values[self._weights > 0].unique()
+        self.labelled = torch.unique(self._relevant.values[self._weights > 0])
 
     def __len__(self) -> int:
         """The number of queries, those without a relevant document included."""

@@ -102,9 +102,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
     return found
 
 
-def test_the_last_training_is_on_all_training_queries(
-    quick: Callable[..., FitResult], trained: list[set[str]]
-) -> None:
+def test_the_last_training_is_on_all_training_queries(quick: Callable[..., FitResult], trained: list[set[str]]) -> None:
     encoder, data = rotated(60)
     result = quick(encoder, data)
     assert result.report.refitted
@@ -115,7 +113,7 @@ def test_the_last_training_is_on_all_training_queries(
     assert all(fold < last for fold in rehearsed)
 
 
-def test_callbacks_and_report_to_reach_the_trainer(quick: Callable[..., FitResult], tmp_path: Path) -> None:
+def test_callbacks_and_report_to_reach_the_trainer(quick: Callable[..., FitResult]) -> None:
     from transformers import TrainerCallback
 
     class Count(TrainerCallback):
@@ -334,7 +332,9 @@ def test_settings_and_dial_of_the_choice_make_the_model(
     encoder, data = rotated(60)
     dials: list[float] = []
     dialled = refit.dialled
-    monkeypatch.setattr(refit, "dialled", lambda start, end, weight: dials.append(weight) or dialled(start, end, weight))
+    monkeypatch.setattr(
+        refit, "dialled", lambda start, end, weight: dials.append(weight) or dialled(start, end, weight)
+    )
     result = quick(encoder, data, settings=replace(QUICK, sides="query"), collection="open")
     if result.report.chosen.choice.epoch:
         assert dials == [result.report.chosen.choice.dial]

@@ -37,7 +37,9 @@ def test_loop_and_trainer_give_the_same_weights(
     tmp_path: Path, negatives: Any, sides: Any, epoch: int, dial: float
 ) -> None:
     encoder, data = rotated(50)
-    settings = Settings(sides=sides, init="pairs", contrastive=negatives, unlabelled_weight=0.1, epochs=4, batch_size=16)
+    settings = Settings(
+        sides=sides, init="pairs", contrastive=negatives, unlabelled_weight=0.1, epochs=4, batch_size=16
+    )
     candidate = candidates(settings, 50)[-1]
     assert candidate.trains
     cache = EmbeddingCache(tmp_path)

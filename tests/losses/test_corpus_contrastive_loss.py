@@ -130,9 +130,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_formula_in_chunks_too(
     # The whole corpus, in chunks, and as a sample of everything with and without hard negatives.
     sampled = [{"max_documents": 1, "sampled_documents": 9, "hard_negatives": hard} for hard in (0, 2)]
     for options in ({}, {"chunk_size": chunk_size}, *sampled):
-        loss = CorpusContrastiveLoss(
-            model, (ids(count), corpus), relevant, temperature=temperature, **ways, **options
-        )
+        loss = CorpusContrastiveLoss(model, (ids(count), corpus), relevant, temperature=temperature, **ways, **options)
         value = loss([{"sentence_embedding": queries, "task": "query"}], torch.arange(len(grades)))["contrastive"]
         torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)
         for own, other in zip(gradients(model, value), gradients(model, expected), strict=True):
@@ -382,11 +380,15 @@ def test_heads_in_float64_stay_so_whatever_the_precision() -> None:
 # Corpora over the limit.
 
 
-def sampled_loss(model: SentenceTransformer, corpus: Any, relevant: Any, **options: Any) -> st_asym.CorpusContrastiveLoss:
+def sampled_loss(
+    model: SentenceTransformer, corpus: Any, relevant: Any, **options: Any
+) -> st_asym.CorpusContrastiveLoss:
     return CorpusContrastiveLoss(model, (ids(len(corpus)), corpus), relevant, max_documents=20, **options)
 
 
-def step(loss: st_asym.CorpusContrastiveLoss, queries: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+def step(
+    loss: st_asym.CorpusContrastiveLoss, queries: torch.Tensor, labels: torch.Tensor | None = None
+) -> torch.Tensor:
     labels = torch.arange(len(queries)) if labels is None else labels
     return loss([{"sentence_embedding": queries, "task": "query"}], labels)["contrastive"]
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ def test_it_finds_what_sorting_everything_finds(found: Any) -> None:
     queries, documents, k, cuts, excluded = found
     similarities = (queries @ documents.T).masked_fill(excluded, -torch.inf)
     expected = similarities.sort(dim=1, descending=True)
-    stretches = [(start, documents[start:stop]) for start, stop in zip(cuts, cuts[1:], strict=False)]
+    stretches = [(start, documents[start:stop]) for start, stop in pairwise(cuts)]
     for given_documents in (documents, stretches):
         values, places = nearest(queries, given_documents, k, excluded=tuple(excluded.nonzero().T))
         assert values.shape == places.shape == (len(queries), min(k, len(documents)))
@@ -50,6 +51,8 @@ def test_blocks_of_queries_change_nothing(monkeypatch: Any) -> None:
 
 
 def test_another_similarity() -> None:
-    values, places = nearest(torch.ones(1, 2), torch.tensor([[9.0, 9.0], [1.0, 1.0]]), 1, similarity=lambda a, b: -torch.cdist(a, b))
+    values, places = nearest(
+        torch.ones(1, 2), torch.tensor([[9.0, 9.0], [1.0, 1.0]]), 1, similarity=lambda a, b: -torch.cdist(a, b)
+    )
     assert places.tolist() == [[1]]
     assert values.tolist() == [[0.0]]
