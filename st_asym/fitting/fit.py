@@ -64,6 +64,30 @@ class FitResult:
     report: FitReport
 
 
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """The caller's random generators as they were, no progress bars of data sets, and no full garbage collections.
+
+    The trainer reseeds all generators, and collects garbage after each run among all objects of all modules that were
+    ever imported. Those that were there before are left out of that.
+    """
+    hidden, frozen = datasets.are_progress_bars_disabled(), gc.get_freeze_count()
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - it is the caller's
+    datasets.disable_progress_bars()
+    gc.freeze()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)  # noqa: NPY002
+        if not frozen:
+            gc.unfreeze()
+        if not hidden:
+            datasets.enable_progress_bars()
+
+
+@_undisturbed()
 def fit(
     encoder: SentenceTransformer | str | os.PathLike[str],
     train: Pairs | Corpus | None = None,
@@ -150,29 +174,28 @@ def fit(
         asymmetric_model(model, **settings.projection())  # what cannot be built is refused before anything is encoded
         given, store = Encoder.of(encoder, model), open_cache(cache)
     clock = Clock(math.inf if max_seconds is None else started + max_seconds)
-    with _undisturbed():
-        with report.timed("encode"):
-            copied = copies(data.with_all_split().qrels["all"], data.corpus)
-            vectors = read_vectors(
-                model, data, store, copied, precision=precision, seed=seed, show_progress_bar=show_progress_bar
+    with report.timed("encode"):
+        copied = copies(data.with_all_split().qrels["all"], data.corpus)
+        vectors = read_vectors(
+            model, data, store, copied, precision=precision, seed=seed, show_progress_bar=show_progress_bar
+        )
+    with report.timed("rehearse"):
+        unseen = {"open": 1.0, "closed": 0.0}.get(collection or "", expected_unseen)
+        width = model.get_embedding_dimension() or vectors.dimension
+        chosen = _rehearsed(vectors, data, settings, report, clock, unseen, width, trials, show_progress_bar)
+    if chosen is not None and report.chosen is not None:
+        with report.timed("train"):
+            model, report.training = refit(
+                model,
+                chosen,
+                report.chosen.choice,
+                vectors,
+                data,
+                store,
+                precision=precision,
+                callbacks=callbacks,
+                report_to=report_to,
             )
-        with report.timed("rehearse"):
-            unseen = {"open": 1.0, "closed": 0.0}.get(collection or "", expected_unseen)
-            width = model.get_embedding_dimension() or vectors.dimension
-            chosen = _rehearsed(vectors, data, settings, report, clock, unseen, width, trials, show_progress_bar)
-        if chosen is not None and report.chosen is not None:
-            with report.timed("train"):
-                model, report.training = refit(
-                    model,
-                    chosen,
-                    report.chosen.choice,
-                    vectors,
-                    data,
-                    store,
-                    precision=precision,
-                    callbacks=callbacks,
-                    report_to=report_to,
-                )
     with report.timed("save"):
         sources = [source for source in (train, corpus, dev) if source is not None]
         save(model, report, output, given, data, sources)
@@ -232,26 +255,3 @@ def _check_arguments(collection: Any, expected_unseen: float | None, trials: int
         raise ValueError(f"trials must not be below 0, got {trials}.")
     if max_seconds is not None and not max_seconds > 0:
         raise ValueError(f"max_seconds must be above 0, got {max_seconds}.")
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """The caller's random generators as they were, no progress bars of data sets, and no full garbage collections.
-
-    The trainer reseeds all generators, and collects garbage after each run among all objects of all modules that were
-    ever imported. Those that were there before are left out of that.
-    """
-    hidden, frozen = datasets.are_progress_bars_disabled(), gc.get_freeze_count()
-    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - it is the caller's
-    datasets.disable_progress_bars()
-    gc.freeze()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(legacy)  # noqa: NPY002
-        if not frozen:
-            gc.unfreeze()
-        if not hidden:
-            datasets.enable_progress_bars()
