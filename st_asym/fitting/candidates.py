@@ -118,15 +118,15 @@ def _trained(settings: Settings, sides: tuple[Sides, ...], *, closed: bool) -> l
     found = []
     for side in sides:
         for init, contrastive, weight in [*_WAYS["query" if side == "query" else "both"], *(_CLOSED if closed else ())]:
+            negatives = settings.contrastive or ("in-batch" if settings.hard_negatives else contrastive)
+            of_unlabelled = settings.unlabelled_weight if settings.unlabelled_weight is not None else weight or 0.1
             own = replace(
                 settings,
                 sides=side,
                 init=settings.init or init,
-                contrastive=settings.contrastive or ("in-batch" if settings.hard_negatives else contrastive),
-                unlabelled_weight=settings.unlabelled_weight if settings.unlabelled_weight is not None else weight,
+                contrastive=negatives,
+                unlabelled_weight=of_unlabelled if negatives == "corpus" else None,
             )
-            if own.contrastive == "in-batch":
-                own = replace(own, unlabelled_weight=None)
             found.append(Candidate(_name(own), own))
     return list({candidate.settings: candidate for candidate in found}.values())
 

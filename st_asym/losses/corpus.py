@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -12,22 +13,13 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from sentence_transformers.util import get_world_size
 from torch import Tensor, nn
 
-from st_asym.cache.filling import Precision, has_bfloat16
+from st_asym.cache.filling import Precision
 from st_asym.isotropy import unit
-from st_asym.losses.comparison import Run, at_once, compare, sum_over_positives, twice, with_more
+from st_asym.losses.comparison import Comparison, Negatives, Read, Run, add_to_sums, compare, plan, sum_over_positives
 from st_asym.losses.distributed import gather_rows, total
 from st_asym.losses.documents import Documents, Texts, Vectors
-from st_asym.losses.relevance import Relevance, Relevant
-from st_asym.losses.sampled import HardNegatives, Sample, hardest
-
-# Documents that go through the head at once: a processor is fastest where they stay in its cache.
-_CPU_CHUNK, _GPU_CHUNK = 1024, 16_384
-# What the graph of one step may take before its chunks are computed again in the backward pass.
-_GRAPH_BYTES = 1 << 30
-# Without a gradient, chunks may be larger.
-_SCAN_CHUNK = 4096
-# The logarithm of no weight: finite, so that a query without negatives has a gradient, of zero.
-_NOTHING = -1e30
+from st_asym.losses.relevance import Known, Relevance, Relevant
+from st_asym.losses.sampled import HARD_NEGATIVES, HardNegatives, Sample, stretches, uniform
 
 _CITATION = """
 @misc{oord2019representationlearningcontrastivepredictive,
@@ -48,17 +40,6 @@ _CITATION = """
     archivePrefix={arXiv}
 }
 """
-_HARD_CITATION = """
-@misc{xiong2020approximate,
-    title={Approximate Nearest Neighbor Negative Contrastive Learning for Dense Text Retrieval},
-    author={Lee Xiong and Chenyan Xiong and Ye Li and Kwok-Fung Tang and Jialin Liu and Paul Bennett and Junaid Ahmed
-        and Arnold Overwijk},
-    year={2020},
-    eprint={2007.00808},
-    archivePrefix={arXiv},
-    primaryClass={cs.IR}
-}
-"""
 
 
 class CorpusContrastiveLoss(nn.Module):
@@ -69,13 +50,14 @@ class CorpusContrastiveLoss(nn.Module):
         loss_i = sum_{p in P_i} w_ip * -log( exp(s_ip / t) / (exp(s_ip / t) + sum_{n not in P_i} a_in exp(s_in / t)) )
 
     with w_ip = g_ip / sum_p g_ip, and the mean over the queries of the batch. a_in is 1 for documents that are relevant
-    to some query or were judged not relevant to this one, and ``unlabelled_weight`` for all others: nobody has asked
-    for them yet, and a document that every query pushes away and none pulls teaches the heads to tell what was asked
-    for before from what was not, which new documents pay for. It is InfoNCE (van den Oord et al. 2018,
-    https://arxiv.org/abs/1807.03748) with the sum over positives outside the logarithm, as in Supervised Contrastive
-    Learning (Khosla et al. 2020, https://arxiv.org/abs/2004.11362), but with the other positives left out of the
-    denominator, so that a relevant document is never a negative. A query to which every document is relevant has no
-    negatives: its loss is 0.
+    to some query or were judged not relevant to this one, and ``unlabelled_weight`` for all others. Nobody asked for
+    those yet, as for new documents: counted in full, every query pushes them away and none pulls them, and the heads
+    learn to tell "asked for before" from the rest.
+
+    It is InfoNCE (van den Oord et al. 2018, https://arxiv.org/abs/1807.03748) with the sum over positives outside the
+    logarithm, as in Supervised Contrastive Learning (Khosla et al. 2020, https://arxiv.org/abs/2004.11362), but with
+    the other positives left out of the denominator, so that a relevant document is never a negative. A query without
+    negatives has a loss of 0.
 
     The corpus comes as vectors before the heads, made once, and goes through the document head as it is now: no encoder
     runs, and the gradient reaches both heads. Where the document side does not train, it is computed once.
@@ -117,7 +99,7 @@ class CorpusContrastiveLoss(nn.Module):
         precision: ``"bf16"`` runs the document head and the similarities in bfloat16 where the processor has it, which
             takes a third of the time for the same result on held-out queries. Sums and the loss are float32 anyway.
         max_documents: The largest corpus that is compared in full, and how many documents a scan covers.
-        sampled_documents: Documents that are drawn in each step from a larger corpus.
+        sampled_documents: Documents that are drawn in each step from a larger corpus; at least one of either kind.
         hard_negatives: Hard negatives of each query in a larger corpus, 0 for none.
         refresh_steps: Steps from one scan to the next.
         chunk_size: Documents that go through the head at once, computed again in the backward pass. None keeps the
@@ -146,7 +128,7 @@ class CorpusContrastiveLoss(nn.Module):
         >>> from st_asym.data import RetrievalData
         >>> data = RetrievalData(
         ...     queries={"q1": "head", "q2": "encoder"},
-        ...     corpus={"d1": "frozen head", "d2": "frozen encoder", "d3": "frozen"},
+        ...     corpus={"d1": "frozen head", "d2": "frozen encoder", "d3": "frozen", "d4": "head encoder"},
         ...     qrels={"train": {"q1": {"d1": 2, "d3": 1}, "q2": {"d2": 1}}},
         ... )
         >>> model = asymmetric_model(SentenceTransformer(modules=[BoW(["frozen", "encoder", "head"])]))
@@ -154,7 +136,7 @@ class CorpusContrastiveLoss(nn.Module):
         >>> rows = data.labelled_queries("train")  # the trainer's data set: columns query and label
         >>> queries = {**model.preprocess(rows["query"]), "task": "query"}
         >>> {name: round(part.item(), 3) for name, part in loss([queries], torch.tensor(rows["label"])).items()}
-        {'contrastive': 0.592}
+        {'contrastive': 0.655}
     """
 
     def __init__(
@@ -175,14 +157,6 @@ class CorpusContrastiveLoss(nn.Module):
         chunk_size: int | None = None,
     ) -> None:
         super().__init__()
-        if not 0.0 < temperature < float("inf"):
-            raise ValueError(f"temperature must be a finite number above 0, got {temperature}.")
-        if precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision must be 'fp32' or 'bf16', got {precision!r}.")
-        if negatives not in ("corpus", "batch"):
-            raise ValueError(f"negatives must be 'corpus' or 'batch', got {negatives!r}.")
-        if not 0.0 <= unlabelled_weight <= 1.0:
-            raise ValueError(f"unlabelled_weight must be from 0 to 1, got {unlabelled_weight}.")
         sizes = {
             "max_documents": max_documents,
             "sampled_documents": sampled_documents,
@@ -190,10 +164,7 @@ class CorpusContrastiveLoss(nn.Module):
             "refresh_steps": refresh_steps,
             "chunk_size": chunk_size,
         }
-        for name, size in sizes.items():
-            least = 0 if name == "hard_negatives" else 1
-            if size is not None and size < least:
-                raise ValueError(f"{name} must be at least {least}, got {size}.")
+        _check(temperature, precision, negatives, unlabelled_weight, sizes)
         self.model = model
         self.unlabelled_weight = unlabelled_weight
         self.negatives = negatives
@@ -204,14 +175,17 @@ class CorpusContrastiveLoss(nn.Module):
         self.hard_negatives = hard_negatives
         self.refresh_steps = refresh_steps
         self.chunk_size = chunk_size
-        self._corpus = Documents(model, corpus, keep=max_documents)
+        self._corpus = Documents(model, corpus, keep=max_documents, precision=precision)
         self._relevance = Relevance(relevant, self._corpus.ids, ignored)
         self._in_batch: Any = MultipleNegativesRankingLoss(model, scale=1.0 / temperature)
-        self._sample = Sample(len(self._corpus), self._relevance.labelled, unlabelled_weight)
-        sampled = negatives == "corpus" and len(self._corpus) > max_documents
-        self._hard = HardNegatives(self._relevance, hard_negatives) if sampled and hard_negatives else None
-        self._is_sampled = sampled
-        self._steps = self._scanned = 0
+        self._everything = self._all_negatives()
+        self._sample: Sample | None = None
+        self._hard: HardNegatives | None = None
+        if negatives == "corpus" and len(self._corpus) > max_documents:
+            self._sample = Sample(self._relevance.labelled, unlabelled_weight, sampled_documents)
+            among = self._everything.positions
+            scans = {"size": hard_negatives, "refresh_steps": refresh_steps, "scanned": max_documents}
+            self._hard = HardNegatives(self._relevance, self._corpus, among, **scans) if hard_negatives else None
 
     def forward(
         self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None
@@ -271,9 +245,10 @@ class CorpusContrastiveLoss(nn.Module):
         """
         world = get_world_size()
         count = min(count, len(self._corpus) // world)
-        documents, _ = self._sample.draw(self._sample.everything, count * world, self._corpus.device)
+        starts, lengths = stretches(len(self._corpus), count * world)
+        documents = starts + (uniform(len(starts), self._corpus.device) * lengths).long()
         rank = torch.distributed.get_rank() if world > 1 else 0
-        return self._project(self._corpus.take(documents[rank * count : (rank + 1) * count]))
+        return self._corpus.project(self._corpus.take(documents[rank * count : (rank + 1) * count]))
 
     def known_hard_negatives(self, labels: Tensor) -> Tensor:
         """The hardest negatives that were found so far in a corpus that is sampled.
@@ -283,7 +258,7 @@ class CorpusContrastiveLoss(nn.Module):
 
         Returns:
             Positions of documents in the corpus, the hardest first, shape ``(n, hard_negatives)``, -1 where there are
-            none; ``(n, 0)`` for a corpus that is compared in full.
+            none; ``(n, 0)`` where none are kept.
         """
         return torch.empty(len(labels), 0, dtype=torch.int64) if self._hard is None else self._hard.of(labels.cpu())
 
@@ -293,7 +268,7 @@ class CorpusContrastiveLoss(nn.Module):
         if self.negatives == "corpus":
             config["unlabelled_weight"] = self.unlabelled_weight
         config |= {"temperature": self.temperature, "documents": len(self._corpus), "queries": len(self._relevance)}
-        if self._is_sampled:
+        if self._sample is not None:
             names = ("max_documents", "sampled_documents", "hard_negatives", "refresh_steps")
             config |= {name: getattr(self, name) for name in names}
         return config
@@ -301,7 +276,7 @@ class CorpusContrastiveLoss(nn.Module):
     @property
     def citation(self) -> str:
         """BibTeX of the papers that the loss is from."""
-        return _CITATION if self._hard is None else _CITATION + _HARD_CITATION
+        return _CITATION if self._hard is None else _CITATION + HARD_NEGATIVES
 
     def _checked_labels(self, labels: Tensor | None, rows: int) -> Tensor:
         if labels is None or labels.is_floating_point() or labels.shape != (rows,):
@@ -321,148 +296,105 @@ class CorpusContrastiveLoss(nn.Module):
 
     def _judged_loss(self, queries: Tensor, labels: Tensor) -> Tensor:
         """Sum over the queries, each against its negatives."""
-        corpus = self._corpus
-        corpus.check_frozen()
-        learns = torch.is_grad_enabled() and self._hard is not None
-        if learns:
-            self._steps += 1
-            if self._steps % self.refresh_steps == 0:
-                self._scan()
-        rows, columns, weights = self._relevance.of(labels)
-        own_rows, own, own_weights = self._own_negatives(labels)
-        among, counts = self._shared(columns, weights, own)
-        project: Callable[[Tensor], Tensor] | None = self._project
-        documents = corpus.take if among is None else lambda stretch: corpus.take(among[stretch])
-        if not corpus.trains and not self._is_sampled:
-            outputs, project = corpus.outputs(), None
-            documents = outputs.__getitem__ if among is None else lambda stretch: outputs[among[stretch]]
-        pair_rows, pairs = torch.cat([rows, own_rows]), torch.cat([columns, own])
-        found = compare(
-            queries / self.temperature,
-            documents,
-            *self._plan(len(corpus) if among is None else len(among), queries),
-            pair_rows,
-            pairs if among is None else torch.searchsorted(among, pairs),
-            project=project,
-            weights=counts,
-            best=self._hard.size if learns and self._hard is not None else 0,
-            reduced=self._reduced(queries),
-        )
-        positives, logits = found.pairs[: len(rows)], found.pairs[len(rows) :]
-        if learns:
-            self._learn_hard(labels, queries, among, found.places, found.logits, own_rows, own, logits.detach())
-        more = logits + own_weights.to(logits)
-        negatives = with_more(found.sums, own_rows.to(queries.device), more)
-        return sum_over_positives(negatives, positives, rows, weights)
+        self._corpus.check_frozen()
+        hard = self._hard if torch.is_grad_enabled() else None
+        if hard is not None:
+            hard.step()
+        shared = self._shared_negatives(labels)
+        known = self._relevance.of(labels)
+        kept = self.known_hard_negatives(labels)
+        there = kept >= 0
+        rows = torch.cat([known.rows, there.nonzero()[:, 0]])
+        columns = torch.cat([known.columns, kept[there]])
+        counts = torch.cat([torch.zeros(len(known.rows), dtype=torch.float64), self._log_weights(kept[there])])
+        found, logits = self._compare(queries / self.temperature, shared, rows, columns, _wanted(known, len(rows)))
+        if hard is not None:
+            before = torch.full(kept.shape, -torch.inf, dtype=logits.dtype, device=logits.device)
+            before[there.to(logits.device)] = logits[len(known.rows) :].detach()
+            new = found.logits.masked_fill(found.logits <= torch.finfo(logits.dtype).min / 2, -torch.inf)
+            positions = found.places.cpu() if shared.positions is None else shared.positions[found.places.cpu()]
+            candidates = torch.cat([kept, positions], dim=1).to(logits.device)
+            hard.update(labels, queries, candidates, torch.cat([before, new], dim=1) * self.temperature)
+        own = torch.cat([known.judged, torch.ones(len(rows) - len(known.rows), dtype=torch.bool)])
+        sums = found.sums
+        if own.any():
+            sums = add_to_sums(sums, logits[own.to(logits.device)] + counts[own].to(logits), rows[own])
+        return sum_over_positives(sums, logits[: len(known.rows)], known.rows, known.weights)
 
-    def _own_negatives(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Negatives that are compared with single queries: rows, positions, and the logarithm of what each counts."""
-        rows, columns = self._relevance.refused(labels)
-        weights = torch.zeros(len(rows), dtype=torch.float64)
-        if self._hard is None:
-            return rows, columns, weights
-        hard = self._hard.of(labels)
-        there = hard >= 0
-        hard_rows, hard_columns = there.nonzero()[:, 0], hard[there]
-        if len(rows):  # what was judged counts in full, and once
-            judged = torch.isin(hard_rows * len(self._corpus) + hard_columns, rows * len(self._corpus) + columns)
-            hard_rows, hard_columns = hard_rows[~judged], hard_columns[~judged]
-        of_hard = self._sample.log_weights(hard_columns)
-        return torch.cat([rows, hard_rows]), torch.cat([columns, hard_columns]), torch.cat([weights, of_hard])
+    def _all_negatives(self) -> Negatives:
+        """The documents of the corpus that count, with what each counts."""
+        labelled = self._relevance.labelled
+        if self.unlabelled_weight == 1 or labelled.all():
+            return Negatives(None, None)
+        if self.unlabelled_weight == 0:
+            return Negatives(labelled.nonzero()[:, 0], None)
+        return Negatives(None, math.log(self.unlabelled_weight) * (~labelled).double())
 
-    def _shared(self, columns: Tensor, weights: Tensor, own: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """The documents that all queries are compared with, and the logarithm of what each counts.
+    def _log_weights(self, documents: Tensor) -> Tensor:
+        """The logarithm of what documents that count at all do count; float64."""
+        return math.log(self.unlabelled_weight or 1.0) * (~self._relevance.labelled[documents]).double()
+
+    def _shared_negatives(self, labels: Tensor) -> Negatives:
+        """What all queries of the batch are compared with."""
+        if self._sample is not None:
+            return self._sample.draw(self._corpus.device)
+        if self.negatives == "corpus":
+            return self._everything
+        known = self._relevance.of(gather_rows(labels.to(self._corpus.device)).cpu())
+        return Negatives(torch.unique(known.columns[known.weights > 0]), None)
+
+    def _compare(
+        self, queries: Tensor, shared: Negatives, rows: Tensor, columns: Tensor, wanted: Tensor
+    ) -> tuple[Comparison, Tensor]:
+        """Compare queries with shared documents, and with single ones that are counted apart.
 
         Args:
-            columns: Positions of the documents that are relevant to the queries, or ignored.
-            weights: Of these, 0 for what is ignored.
-            own: Positions of single queries' own negatives.
+            queries: Unit vectors over the temperature.
+            shared: The documents for all queries.
+            rows: Rows of the pairs that are counted apart.
+            columns: The documents of these pairs.
+            wanted: Whether the logit of a pair is needed, or the document is only kept from the sum.
 
         Returns:
-            Positions in ascending order, None for the whole corpus; and numbers for them, None where each counts one.
-            Documents that are there for single queries count nothing for the others.
+            The comparison, and the logits of the pairs; of those that are not wanted, some finite number.
         """
-        if self.negatives == "batch":
-            relevant = columns[weights > 0].to(self._corpus.device)
-            among: Tensor | None = torch.unique(gather_rows(relevant).cpu())
-            counts = None
-        elif self._is_sampled:
-            among, counts = self._sample.documents(self.sampled_documents, self._corpus.device)
-        elif self.unlabelled_weight == 0:
-            among, counts = self._relevance.labelled, None
-        else:
-            return None, self._sample.all_log_weights
-        if among is None:
-            return None, counts
-        needed = torch.unique(torch.cat([columns, own]))
-        missing = needed[~torch.isin(needed, among)]
-        if len(missing):
-            counts = torch.zeros(len(among), dtype=torch.float64) if counts is None else counts
-            among, order = torch.cat([among, missing]).sort()
-            counts = torch.cat([counts, torch.full((len(missing),), _NOTHING, dtype=torch.float64)])[order]
-        return among, counts
+        corpus = self._corpus
+        places = shared.places(columns)
+        inside = places >= 0
+        outside = ~inside & wanted
+        count = len(corpus) if shared.positions is None else len(shared.positions)
+        found = compare(
+            queries,
+            *self._source(shared),
+            *self._plan(count, queries),
+            rows[inside],
+            places[inside],
+            weights=shared.weights,
+            best=self._hard.size if self._hard is not None and torch.is_grad_enabled() else 0,
+            reduced=corpus.reduced(queries),
+        )
+        logits = queries.new_zeros(len(rows)).index_put((inside.to(queries.device),), found.pairs)
+        if outside.any():
+            single, at = torch.unique(columns[outside], return_inverse=True)
+            source, project = self._source(Negatives(single, None))
+            plan = self._plan(len(single), queries)
+            apart = compare(queries, source, project, *plan, rows[outside], at, reduced=corpus.reduced(queries))
+            logits = logits.index_put((outside.to(queries.device),), apart.pairs)
+        return found, logits
 
-    def _project(self, vectors: Tensor) -> Tensor:
-        with torch.autocast(vectors.device.type, torch.bfloat16, enabled=self._reduced(vectors)):
-            return self._corpus.project(vectors)
-
-    def _reduced(self, vectors: Tensor) -> bool:
-        """Whether matrix products are computed in bfloat16."""
-        return self.precision == "bf16" and vectors.dtype == torch.float32 and has_bfloat16(vectors.device)
+    def _source(self, documents: Negatives) -> tuple[Read, Callable[[Tensor], Tensor] | None]:
+        """What gives vectors of a stretch of these documents, and what they go through."""
+        corpus, positions = self._corpus, documents.positions
+        if documents is self._everything and not corpus.trains:
+            return corpus.outputs(positions).__getitem__, None
+        if positions is None:
+            return corpus.take, corpus.project
+        if len(corpus) > self.max_documents:  # read once, also where chunks are computed twice
+            return corpus.take(positions).__getitem__, corpus.project
+        return lambda stretch: corpus.take(positions[stretch]), corpus.project
 
     def _plan(self, documents: int, queries: Tensor) -> tuple[list[tuple[int, int]], Run]:
-        """Chunks of documents, and what calls a function of one: now, or again in the backward pass."""
-        size = self.chunk_size or (_CPU_CHUNK if queries.device.type == "cpu" else _GPU_CHUNK)
-        stretches = [(start, min(start + size, documents)) for start in range(0, documents, size)]
-        graph = documents * (self._corpus.activations + 3 * len(queries)) * queries.element_size()
-        return stretches, at_once if self.chunk_size is None and graph <= _GRAPH_BYTES else twice
-
-    def _learn_hard(
-        self,
-        labels: Tensor,
-        queries: Tensor,
-        among: Tensor | None,
-        places: Tensor,
-        logits: Tensor,
-        own_rows: Tensor,
-        own: Tensor,
-        own_logits: Tensor,
-    ) -> None:
-        """Keep the hardest of this step's documents, for the queries of all processes."""
-        known = self._hard
-        assert known is not None and among is not None  # noqa: S101 - only sampled corpora have them
-        found = among.to(places.device)[places]
-        kept = known.of(labels)
-        again = torch.full(kept.shape, -torch.inf)
-        # The logits of what was known, in the places where it is kept; what was judged is left to its judgment.
-        keys = torch.arange(len(labels))[:, None] * len(self._corpus) + kept
-        wanted, order = (own_rows * len(self._corpus) + own).sort()
-        if len(wanted):
-            spots = torch.searchsorted(wanted, keys).clamp(max=len(wanted) - 1)
-            same = (wanted[spots] == keys) & (kept >= 0)
-            again[same] = own_logits.float().cpu()[order[spots[same]]]
-        documents = torch.cat([kept.to(found), found], dim=1)
-        values = torch.cat([again.to(logits), logits], dim=1)
-        values = values.masked_fill(values <= torch.finfo(values.dtype).min / 2, -torch.inf)
-        documents, similarities = hardest(documents, values * self.temperature, known.size)
-        mine = (labels.to(queries.device), queries.detach(), documents, similarities)
-        known.update(*(gather_rows(tensor).cpu() for tensor in mine))
-
-    @torch.no_grad()
-    def _scan(self) -> None:
-        """Look through the next stretch of the corpus, each process through its share."""
-        rank, world = (torch.distributed.get_rank(), get_world_size()) if get_world_size() > 1 else (0, 1)
-        if self._hard is not None:
-            self._hard.scan(self._scan_chunks(rank, world))
-        self._scanned = (self._scanned + self.max_documents) % len(self._corpus)
-
-    def _scan_chunks(self, rank: int, world: int) -> Iterator[tuple[int, Tensor]]:
-        end = self._scanned + self.max_documents
-        stretches = [(self._scanned, min(end, len(self._corpus))), (0, max(0, end - len(self._corpus)))]
-        for begin, stop in stretches:
-            for start in range(begin + rank * _SCAN_CHUNK, stop, world * _SCAN_CHUNK):
-                vectors = self._corpus.take(slice(start, min(start + _SCAN_CHUNK, stop)))
-                yield start, self._project(vectors)
+        return plan(documents, queries, self._corpus.activations, self.chunk_size)
 
     def _pair_loss(self, embeddings: list[Tensor], pairs: Tensor) -> Tensor:
         """Mean over rows without a corpus, against the documents of all such rows of the batch."""
@@ -486,3 +418,27 @@ class CorpusContrastiveLoss(nn.Module):
                     "of the batch: a text without a sound vector, or heads that have diverged."
                 )
         return "The document head gives vectors that are not finite: it has diverged. Lower the learning rate."
+
+
+def _wanted(known: Known, pairs: int) -> Tensor:
+    """Which pairs need a logit: all but ignored ones, which are known, and come first."""
+    wanted = torch.ones(pairs, dtype=torch.bool)
+    wanted[: len(known.rows)] = known.judged | (known.weights > 0)
+    return wanted
+
+
+def _check(
+    temperature: float, precision: str, negatives: str, unlabelled_weight: float, sizes: Mapping[str, int | None]
+) -> None:
+    if not 0.0 < temperature < float("inf"):
+        raise ValueError(f"temperature must be a finite number above 0, got {temperature}.")
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f"precision must be 'fp32' or 'bf16', got {precision!r}.")
+    if negatives not in ("corpus", "batch"):
+        raise ValueError(f"negatives must be 'corpus' or 'batch', got {negatives!r}.")
+    if not 0.0 <= unlabelled_weight <= 1.0:
+        raise ValueError(f"unlabelled_weight must be from 0 to 1, got {unlabelled_weight}.")
+    for name, size in sizes.items():
+        least = 0 if name == "hard_negatives" else 1
+        if size is not None and size < least:
+            raise ValueError(f"{name} must be at least {least}, got {size}.")

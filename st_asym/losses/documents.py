@@ -13,7 +13,7 @@ from sentence_transformers.base.modules import Normalize, Router
 from torch import Tensor, nn
 
 from st_asym.cache.cached_model import CachedSentenceTransformer
-from st_asym.cache.filling import encoding
+from st_asym.cache.filling import Precision, encoding, has_bfloat16
 from st_asym.cache.fingerprint import encoder_modules
 from st_asym.isotropy import unit
 
@@ -31,7 +31,9 @@ class Documents:
         model: A ``SentenceTransformer`` with a frozen encoder.
         documents: Document id to text; or ids and their vectors before the heads, an array of shape ``(n, d)``.
         keep: How many vectors may be kept in memory. Of a larger corpus, an array stays where it is, which may be a
-            ``numpy.memmap`` on disk, and texts are looked up in the cache each time.
+            ``numpy.memmap`` on disk, and texts are looked up in the cache each time. A tensor that is what the
+            heads take is never copied as a whole.
+        precision: ``"bf16"`` runs heads of float32 in bfloat16 where the processor has it.
 
     Raises:
         TypeError: ``documents`` is neither.
@@ -39,23 +41,27 @@ class Documents:
             heads, a vector that is not finite, or more texts than ``keep`` and no cache.
     """
 
-    def __init__(self, model: SentenceTransformer, documents: Texts | Vectors, *, keep: int) -> None:
+    def __init__(
+        self, model: SentenceTransformer, documents: Texts | Vectors, *, keep: int, precision: Precision = "fp32"
+    ) -> None:
         encoder = encoder_modules(model)
         self._encoder_parameters = [p for module in encoder.values() for p in module.parameters()]
         self._heads = [module for name, module in model.named_children() if name not in encoder]
         self._side = list(chain.from_iterable(_document_side(module) for module in self._heads))
         self._ends_normalised = bool(self._heads) and isinstance(self._heads[-1], Normalize)
-        self._device = model.device
-        self._outputs: tuple[Any, Tensor] | None = None
+        self._device, self._precision = model.device, precision
+        self._outputs: tuple[Any, Tensor | None, Tensor] | None = None
         self.check_frozen()
         self.ids, read = _ids_and_reader(model, documents, keep)
         if not len(self.ids):
             raise ValueError("The corpus is empty.")
         self._read = read
         self._kept: Tensor | None = None
-        if len(self) <= keep:
-            parts = range(0, len(self), _READ_AT_ONCE)
-            self._kept = torch.cat([self.take(slice(start, min(start + _READ_AT_ONCE, len(self)))) for start in parts])
+        # Vectors in memory are looked at once, those on disk whenever they are read.
+        self._sound = False
+        in_memory = isinstance(documents, tuple) and isinstance(documents[1], Tensor)
+        if in_memory or len(self) <= keep:
+            self._look_at_all(in_memory, keep)
         try:
             with torch.no_grad():
                 self.project(self.take(slice(0, 1)))
@@ -89,6 +95,18 @@ class Documents:
                 "st_asym.freeze_encoder(model), or train with in-batch negatives."
             )
 
+    def _look_at_all(self, in_memory: bool, keep: int) -> None:
+        starts = range(0, len(self), _READ_AT_ONCE)
+        parts = (self.take(slice(start, min(start + _READ_AT_ONCE, len(self)))) for start in starts)
+        if not in_memory:
+            self._kept = torch.cat(list(parts))
+            return
+        for _ in parts:  # each is looked at, and none is kept
+            pass
+        self._sound = True
+        if len(self) <= keep:
+            self._kept = self._read(slice(None))
+
     def take(self, rows: Rows) -> Tensor:
         """Vectors before the heads, shape ``(n, d)``, where the heads are and in their dtype.
 
@@ -98,24 +116,29 @@ class Documents:
         dtype = next((tensor.dtype for tensor in self._side if tensor.is_floating_point()), torch.float32)
         if self._kept is not None:
             self._kept = self._kept.to(self.device, dtype)
-            return self._kept[rows.to(self.device) if isinstance(rows, Tensor) else rows]
+            return self._kept.index_select(0, rows.to(self.device)) if isinstance(rows, Tensor) else self._kept[rows]
         vectors = self._read(rows)
-        finite = torch.isfinite(vectors).all(dim=1)
-        if not finite.all():
+        finite = torch.isfinite(vectors).all(dim=1) if not self._sound else None
+        if finite is not None and not finite.all():
             positions = _positions(rows, len(self))
             bad = [self.ids[positions[row]] for row in (~finite).nonzero().flatten().tolist()]
             raise ValueError(f"{len(bad)} vectors of the corpus are not finite: document {bad[0]!r} is the first.")
         return vectors.to(self.device, dtype)
 
+    def reduced(self, vectors: Tensor) -> bool:
+        """Whether matrix products with such vectors are computed in bfloat16."""
+        return self._precision == "bf16" and vectors.dtype == torch.float32 and has_bfloat16(vectors.device)
+
     def project(self, vectors: Tensor) -> Tensor:
         """Unit vectors of the document head, float32 or float64, from vectors before it."""
         features: dict[str, Any] = {"sentence_embedding": vectors, "task": "document"}
-        for module in self._heads:
-            features = module(features)
-        output: Tensor = features["sentence_embedding"]
-        if self._ends_normalised:
-            return output if output.dtype == torch.float64 else output.float()
-        return unit(output)
+        with torch.autocast(vectors.device.type, torch.bfloat16, enabled=self.reduced(vectors)):
+            for module in self._heads:
+                features = module(features)
+            output: Tensor = features["sentence_embedding"]
+            if self._ends_normalised:
+                return output if output.dtype == torch.float64 else output.float()
+            return unit(output)
 
     def _side_trains(self) -> bool:
         return any(tensor.requires_grad for tensor in self._side)
@@ -130,15 +153,20 @@ class Documents:
                 part = self.project(self.take(slice(start, min(start + size, len(self)))))
             yield start, part
 
-    def outputs(self) -> Tensor:
-        """All of a kept corpus through the head, without gradient; again only when the head has changed."""
+    def outputs(self, rows: Tensor | None = None) -> Tensor:
+        """Kept documents through the head, without gradient; again only when the head has changed.
+
+        Args:
+            rows: Positions, the same tensor each time; None for the whole corpus.
+        """
         version = [(id(tensor), tensor._version, tensor.dtype, tensor.device) for tensor in self._side]
-        if self._outputs is None or self._outputs[0] != version:
+        if self._outputs is None or self._outputs[0] != version or self._outputs[1] is not rows:
+            count = len(self) if rows is None else len(rows)
+            stretches = [slice(start, min(start + _READ_AT_ONCE, count)) for start in range(0, count, _READ_AT_ONCE)]
             with torch.no_grad():
-                starts = range(0, len(self), _READ_AT_ONCE)
-                parts = [self.project(self.take(slice(start, start + _READ_AT_ONCE))) for start in starts]
-            self._outputs = version, torch.cat(parts)
-        return self._outputs[1]
+                parts = [self.project(self.take(part if rows is None else rows[part])) for part in stretches]
+            self._outputs = version, rows, torch.cat(parts)
+        return self._outputs[2]
 
 
 def _document_side(module: nn.Module) -> list[Tensor]:

@@ -3,89 +3,99 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from functools import cached_property
+from collections.abc import Iterator
 
 import torch
 import torch.distributed
 from sentence_transformers.util import get_world_size
 from torch import Tensor
 
+from st_asym.losses.comparison import Negatives, find
+from st_asym.losses.distributed import gather_rows
+from st_asym.losses.documents import Documents
 from st_asym.losses.relevance import Relevance
 
 _QUERIES_AT_ONCE = 1024
+# Documents that a scan takes through the head at once: without a gradient, they may be many.
+_SCAN_CHUNK = 4096
+# BibTeX of how hard negatives are renewed.
+HARD_NEGATIVES = """
+@misc{xiong2020approximate,
+    title={Approximate Nearest Neighbor Negative Contrastive Learning for Dense Text Retrieval},
+    author={Lee Xiong and Chenyan Xiong and Ye Li and Kwok-Fung Tang and Jialin Liu and Paul Bennett and Junaid Ahmed
+        and Arnold Overwijk},
+    year={2020},
+    eprint={2007.00808},
+    archivePrefix={arXiv},
+    primaryClass={cs.IR}
+}
+"""
 
 
 class Sample:
     """Documents drawn anew in each step, those that are relevant to some query and the others apart.
 
     Args:
-        documents: How many there are.
-        labelled: Positions of those that are relevant to some query, ascending.
+        labelled: Of each document, whether it is relevant to some query.
         unlabelled_weight: What each of the others counts.
+        count: How many to draw, in proportion to what either kind counts as a whole; at least one of each kind that
+            counts, as nothing else could stand for it, and all that count where there are fewer.
     """
 
-    def __init__(self, documents: int, labelled: Tensor, unlabelled_weight: float) -> None:
-        self._labelled, self._weight = labelled, unlabelled_weight
-        self.everything = torch.arange(documents)
-        others = torch.ones(documents, dtype=torch.bool)
-        others[labelled] = False
-        self._unlabelled = others.nonzero()[:, 0] if unlabelled_weight > 0 else labelled[:0]
+    def __init__(self, labelled: Tensor, unlabelled_weight: float, count: int) -> None:
+        parts = [(labelled.nonzero()[:, 0], 1.0), ((~labelled).nonzero()[:, 0], unlabelled_weight)]
+        self._positions, offsets, lengths, weights = torch.cat([part for part, _ in parts]), [], [], []
+        first = 0
+        for (part, weight), share in zip(
+            parts, _shares([len(p) for p, _ in parts], unlabelled_weight, count), strict=True
+        ):
+            starts, sizes = stretches(len(part), share)
+            offsets.append(starts + first)
+            lengths.append(sizes)
+            weights.append(sizes.double().log() + (math.log(weight) if weight else 0.0))
+            first += len(part)
+        self._starts, self._sizes, self._weights = torch.cat(offsets), torch.cat(lengths), torch.cat(weights)
 
-    @cached_property
-    def all_log_weights(self) -> Tensor | None:
-        """The logarithm of what each document of the corpus counts; None where each counts one."""
-        if self._weight == 1 or not len(self._unlabelled):
-            return None
-        return self.log_weights(self.everything)
-
-    def log_weights(self, documents: Tensor) -> Tensor:
-        """The logarithm of what documents at these positions count."""
-        weights = torch.zeros(len(documents), dtype=torch.float64)
-        if self._weight < 1:
-            weights[~torch.isin(documents, self._labelled)] = math.log(max(self._weight, 1e-30))
-        return weights
-
-    def documents(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Draw so many documents, in proportion to what those of either kind count together.
+    def draw(self, device: torch.device) -> Negatives:
+        """One document of each stretch, the same on every process.
 
         Args:
-            count: How many; all that count, if there are fewer.
             device: Where processes exchange what they draw.
-
-        Returns:
-            Positions, ascending, and the logarithm of what each counts, those that it stands for included.
         """
-        sizes = len(self._labelled), len(self._unlabelled)
-        total = sizes[0] + self._weight * sizes[1]
-        first = min(sizes[0], max(count - sizes[1], round(count * sizes[0] / total)))
-        drawn = [
-            self.draw(part, wanted, device)
-            for part, wanted in ((self._labelled, first), (self._unlabelled, min(sizes[1], count - first)))
-        ]
-        positions = torch.cat([positions for positions, _ in drawn])
-        logs = [stands_for.double().log() for _, stands_for in drawn]
-        if len(logs[1]) and self._weight < 1:
-            logs[1] = logs[1] + math.log(self._weight)
-        positions, order = positions.sort()
-        return positions, torch.cat(logs)[order]
+        places = self._starts + (uniform(len(self._starts), device) * self._sizes).long()
+        positions, order = self._positions[places].sort()
+        return Negatives(positions, self._weights[order])
 
-    def draw(self, documents: Tensor, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """One document from each of ``count`` equal stretches of a list, and how many documents it stands for.
 
-        The same on every process. The draws come from torch's CPU generator, whose state the trainer saves with each
-        checkpoint; a list that is taken whole draws nothing.
-        """
-        if count >= len(documents):
-            return documents, torch.ones(len(documents), dtype=torch.int64)
-        draws = torch.rand(count, dtype=torch.float64)
-        if get_world_size() > 1:
-            shared = draws.to(device)
-            torch.distributed.broadcast(shared, src=0)
-            draws = shared.cpu()
-        bounds = torch.arange(count + 1) * len(documents) // max(count, 1)
-        sizes = bounds.diff()
-        return documents[bounds[:-1] + (draws * sizes).long()], sizes
+def _shares(sizes: list[int], unlabelled_weight: float, count: int) -> tuple[int, int]:
+    """How many labelled and unlabelled documents to draw, of so many that there are."""
+    labelled, unlabelled = sizes[0], sizes[1] if unlabelled_weight > 0 else 0
+    if not unlabelled:
+        return min(count, labelled), 0
+    share = round(count * labelled / (labelled + unlabelled_weight * unlabelled))
+    first = min(labelled, max(1, min(share, count - 1)))
+    second = min(unlabelled, max(1, count - first))
+    return min(labelled, max(first, count - second)), second
+
+
+def stretches(size: int, count: int) -> tuple[Tensor, Tensor]:
+    """Starts and lengths of ``count`` equal stretches, or of as many as there are places."""
+    count = min(count, size)
+    bounds = torch.arange(count + 1) * size // max(count, 1)
+    return bounds[:-1], bounds.diff()
+
+
+def uniform(count: int, device: torch.device) -> Tensor:
+    """Numbers from 0 to 1, float64, the same on every process.
+
+    They come from torch's CPU generator, whose state the trainer saves with each checkpoint.
+    """
+    draws = torch.rand(count, dtype=torch.float64)
+    if get_world_size() == 1:
+        return draws
+    shared = draws.to(device)
+    torch.distributed.broadcast(shared, src=0)
+    return shared.cpu()
 
 
 class HardNegatives:
@@ -94,13 +104,29 @@ class HardNegatives:
     Memory is ``queries * (12 * size + 4 * dimension)`` bytes.
 
     Args:
-        relevance: The relevant documents, which are never negatives.
+        relevance: What is known of the queries: none of it is a hard negative.
+        documents: The corpus.
+        among: Positions of the documents that count, ascending; None for the whole corpus.
         size: How many negatives to keep of each query.
+        refresh_steps: Steps from one scan to the next.
+        scanned: How many documents a scan covers.
     """
 
-    def __init__(self, relevance: Relevance, size: int) -> None:
+    def __init__(
+        self,
+        relevance: Relevance,
+        documents: Documents,
+        among: Tensor | None,
+        *,
+        size: int,
+        refresh_steps: int,
+        scanned: int,
+    ) -> None:
         self.size = size
-        self._relevance = relevance
+        self._relevance, self._corpus, self._among = relevance, documents, among
+        self._count = len(documents) if among is None else len(among)
+        self._refresh_steps, self._window = refresh_steps, min(scanned, self._count)
+        self._steps = self._next = 0
         self._documents = torch.full((len(relevance), size), -1)
         self._similarities = torch.full((len(relevance), size), -torch.inf)
         self._vectors = torch.zeros(len(relevance), 0)
@@ -110,47 +136,67 @@ class HardNegatives:
         """Positions of documents, shape ``(n, size)``, -1 where there are none."""
         return self._documents[labels]
 
+    def step(self) -> None:
+        """Count a step of training, and scan where it is time to."""
+        self._steps += 1
+        if self._steps % self._refresh_steps == 0:
+            self._scan()
+
     def update(self, labels: Tensor, vectors: Tensor, documents: Tensor, similarities: Tensor) -> None:
-        """Replace what is kept of some queries by the hardest of these candidates.
+        """Replace what is kept of some queries, of all processes, by the hardest of these candidates.
 
         Args:
-            labels: Positions of the queries, shape ``(n,)``.
+            labels: Positions of the own queries, shape ``(n,)``.
             vectors: Their unit vectors, shape ``(n, d)``.
             documents: Positions of the candidates, shape ``(n, c)``, none twice for a query.
             similarities: Of queries and candidates; minus infinity leaves a candidate out.
         """
+        own = (
+            labels.to(vectors.device),
+            vectors.detach().float(),
+            *hardest(documents, similarities.float(), self.size),
+        )
+        labels, vectors, documents, similarities = (gather_rows(tensor).cpu() for tensor in own)
         if self._vectors.shape[1] == 0:
             self._vectors = torch.zeros(len(self._relevance), vectors.shape[1])
-        self._vectors[labels] = vectors.float()
-        self._waiting[labels] = True
-        self._documents[labels], self._similarities[labels] = hardest(documents, similarities.float(), self.size)
+        self._vectors[labels], self._waiting[labels] = vectors, True
+        self._documents[labels], self._similarities[labels] = documents, similarities
 
-    def scan(self, chunks: Iterable[tuple[int, Tensor]]) -> None:
-        """Look for harder ones for the queries that were updated since the last scan.
-
-        Args:
-            chunks: Position of the first document, and unit vectors of shape ``(n, d)``, one chunk after the other;
-                under several processes, each scans chunks of its own.
-        """
+    @torch.no_grad()
+    def _scan(self) -> None:
+        """Look through the next documents, each process through its share, for queries updated since the last scan."""
         labels = self._waiting.nonzero().flatten()
         documents, similarities = self._documents[labels], self._similarities[labels]
         rows, columns = self._known(labels)
-        for first, vectors in chunks:
-            here = (columns >= first) & (columns < first + len(vectors))
-            found = self._best(self._vectors[labels], vectors, rows[here], columns[here] - first)
-            candidates = torch.cat([documents, found[0] + first], dim=1)
+        for positions, vectors in self._chunks():
+            places = find(columns, positions)
+            here = places >= 0
+            found = self._best(self._vectors[labels], vectors, rows[here], places[here])
+            candidates = torch.cat([documents, positions[found[0]]], dim=1)
             documents, similarities = hardest(candidates, torch.cat([similarities, found[1]], dim=1), self.size)
         if get_world_size() > 1:
             documents, similarities = self._of_all_processes(labels, documents, similarities)
         self._documents[labels], self._similarities[labels] = documents, similarities
         self._waiting[:] = False
+        self._next = (self._next + self._window) % self._count
+
+    def _chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Positions and unit vectors of the documents that this process scans."""
+        rank, world = (torch.distributed.get_rank(), get_world_size()) if get_world_size() > 1 else (0, 1)
+        end = self._next + self._window
+        for begin, stop in ((self._next, min(end, self._count)), (0, max(0, end - self._count))):
+            for start in range(begin + rank * _SCAN_CHUNK, stop, world * _SCAN_CHUNK):
+                part = slice(start, min(start + _SCAN_CHUNK, stop))
+                positions = torch.arange(part.start, part.stop) if self._among is None else self._among[part]
+                vectors = self._corpus.take(part if self._among is None else positions)
+                yield positions, self._corpus.project(vectors)
 
     def _known(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows and positions of what a scan must not find: relevant documents, and those it would find again."""
-        rows, columns, _ = self._relevance.of(labels)
+        """Rows and positions of what a scan must not find: what is judged or ignored, and what it would find again."""
+        known = self._relevance.of(labels)
         kept = self._documents[labels]
         there = kept >= 0
-        return torch.cat([rows, there.nonzero()[:, 0]]), torch.cat([columns, kept[there]])
+        return torch.cat([known.rows, there.nonzero()[:, 0]]), torch.cat([known.columns, kept[there]])
 
     def _best(self, queries: Tensor, vectors: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         size = min(self.size, len(vectors))

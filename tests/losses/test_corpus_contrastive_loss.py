@@ -4,9 +4,10 @@ import copy
 import math
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from st_asym import (
     router_mapping,
 )
 from st_asym.data import RetrievalData
+from st_asym.losses.sampled import Sample
 
 # Most of what is tested here does not depend on what unlabelled documents count.
 CorpusContrastiveLoss = partial(st_asym.CorpusContrastiveLoss, unlabelled_weight=1.0)
@@ -64,6 +66,9 @@ def vector_model(dtype: torch.dtype = torch.float32, **heads: Any) -> SentenceTr
     return asymmetric_model(encoder, **{"init": "random", "hidden_features": 9, **heads}).to(dtype)
 
 
+MODEL_64 = vector_model(torch.float64)
+
+
 def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
@@ -87,18 +92,20 @@ def by_hand(
     temperature: float,
     unlabelled_weight: float = 1.0,
     negatives: str = "corpus",
+    ignored: Sequence[set[int]] | None = None,
 ) -> torch.Tensor:
     """The formula, one query and one positive at a time."""
+    ignored = [set()] * len(grades) if ignored is None else ignored
     labelled = {document for own in grades for document, grade in own.items() if grade > 0}
     unlabelled = unlabelled_weight if negatives == "corpus" else 0.0
     losses = []
-    for query, own in zip(queries, grades, strict=True):
+    for query, own, left_out in zip(queries, grades, ignored, strict=True):
         relevant = {document: grade for document, grade in own.items() if grade > 0}
         s = torch.stack([torch.cosine_similarity(query, document, dim=0) / temperature for document in documents])
         weights = [1.0 if n in labelled or n in own else unlabelled for n in range(len(documents))]
         rest = torch.zeros((), dtype=s.dtype)
         for n, weight in enumerate(weights):
-            if n not in relevant:
+            if n not in relevant and n not in left_out:
                 rest = rest + weight * s[n].exp()
         loss = sum(g * -(s[p].exp() / (s[p].exp() + rest)).log() for p, g in relevant.items()) / sum(relevant.values())
         losses.append(loss)
@@ -115,18 +122,29 @@ def problems(draw: st.DrawFn) -> tuple[int, list[dict[int, float]], int, int]:
 
 
 @settings(max_examples=100, deadline=None)
-@given(problems(), st.sampled_from([0.05, 1.0]), st.sampled_from([1.0, 0.1, 0.0]), st.sampled_from(["corpus", "batch"]))
+@given(
+    problems(),
+    st.sampled_from([0.05, 1.0]),
+    st.sampled_from([1.0, 0.1, 0.0]),
+    st.sampled_from(["corpus", "batch"]),
+    st.lists(st.sets(st.integers(0, 8)), min_size=5, max_size=5),
+)
 def test_the_loss_and_its_gradient_are_those_of_the_formula_in_chunks_too(
-    problem: tuple[int, list[dict[int, float]], int, int], temperature: float, unlabelled_weight: float, negatives: Any
+    problem: tuple[int, list[dict[int, float]], int, int],
+    temperature: float,
+    unlabelled_weight: float,
+    negatives: Any,
+    left_out: list[set[int]],
 ) -> None:
     count, grades, chunk_size, seed = problem
     model = vector_model(torch.float64)
     corpus = normal(count, DIMENSION, seed=seed, dtype=torch.float64)
     queries = normal(len(grades), DIMENSION, seed=seed + 100, dtype=torch.float64)
-    rest = (grades, temperature, unlabelled_weight, negatives)
+    rest = (grades, temperature, unlabelled_weight, negatives, left_out[: len(grades)])
     expected = by_hand(embed(model, queries, "query"), embed(model, corpus, "document"), *rest)
     relevant = {f"q{i}": {f"d{d}": g for d, g in own.items()} for i, own in enumerate(grades)}
-    ways: dict[str, Any] = {"unlabelled_weight": unlabelled_weight, "negatives": negatives}
+    ignored = {f"q{i}": [f"d{d}" for d in own] for i, own in enumerate(left_out)}
+    ways: dict[str, Any] = {"unlabelled_weight": unlabelled_weight, "negatives": negatives, "ignored": ignored}
     # The whole corpus, in chunks, and as a sample of everything with and without hard negatives.
     sampled = [{"max_documents": 1, "sampled_documents": 9, "hard_negatives": hard} for hard in (0, 2)]
     for options in ({}, {"chunk_size": chunk_size}, *sampled):
@@ -344,6 +362,78 @@ def test_only_the_query_that_ignores_a_document_does_without_it() -> None:
         assert after == 0.0 if changes else after == before
 
 
+# What unlabelled documents count, and the documents of the batch.
+
+
+@settings(max_examples=40, deadline=None)
+@given(problems(), st.floats(0, 1), st.floats(0, 1), st.randoms(use_true_random=False))
+def test_the_loss_grows_with_what_unlabelled_documents_count_and_ids_do_not_matter(
+    problem: tuple[int, list[dict[int, float]], int, int], one: float, other: float, random: Random
+) -> None:
+    count, grades, _, seed = problem
+    model = MODEL_64
+    corpus = normal(count, DIMENSION, seed=seed, dtype=torch.float64)
+    queries = normal(len(grades), DIMENSION, seed=seed + 100, dtype=torch.float64)
+    names = ids(count)
+    random.shuffle(names)
+
+    def value(names: list[str], weight: float) -> float:
+        relevant = {f"q{i}": {names[d]: g for d, g in own.items()} for i, own in enumerate(grades)}
+        with torch.no_grad():
+            return step(
+                CorpusContrastiveLoss(model, (names, corpus), relevant, unlabelled_weight=weight), queries
+            ).item()
+
+    least, most = sorted((one, other))
+    assert value(ids(count), least) <= value(ids(count), most) + 1e-12
+    assert value(names, one) == pytest.approx(value(ids(count), one), rel=1e-12, abs=1e-12)
+
+
+@pytest.mark.parametrize("trains", [True, False])
+@pytest.mark.parametrize("max_documents", [90, 20])
+def test_only_documents_that_count_go_through_the_head(*, trains: bool, max_documents: int) -> None:
+    model = vector_model(document=trains, out_features=DIMENSION)
+    corpus, queries = normal(90, DIMENSION, seed=1), embed(model, normal(2, DIMENSION, seed=2), "query")
+    relevant = {"q0": {"d0": 1, "d1": 1, "d50": 0}, "q1": {"d2": 1}, "q2": {"d3": 1}}
+    seen: list[int] = []
+    model[-1].register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0]["sentence_embedding"])))
+    ways: list[tuple[dict[str, Any], int]] = [({"negatives": "batch"}, 3), ({"unlabelled_weight": 0.0}, 4)]
+    for way, shared in ways:
+        loss = CorpusContrastiveLoss(
+            model, (ids(90), corpus), relevant, ignored={"q1": ["d60"]}, max_documents=max_documents, **way
+        )
+        seen.clear()
+        loss.compute_loss_from_embeddings([queries], torch.tensor([0, 1]))
+        assert seen == [shared, 1]  # and what was judged for q0
+
+
+def test_a_batch_without_negatives_has_no_loss_and_a_gradient_of_zero() -> None:
+    model = vector_model()
+    loss = CorpusContrastiveLoss(
+        model, (ids(9), normal(9, DIMENSION, seed=1)), {"q": ["d0", "d1"], "r": ["d1", "d0"]}, negatives="batch"
+    )
+    value = step(loss, normal(3, DIMENSION, seed=2), torch.tensor([0, 1, 0]))
+    assert value.item() == 0.0
+    assert not any(gradient.any() for gradient in gradients(model, value))
+
+
+@pytest.mark.parametrize("options", [{}, {"max_documents": 20}, {"negatives": "batch"}])
+def test_vectors_in_memory_are_not_copied_and_float16_ones_are_computed_in_float32(options: dict[str, Any]) -> None:
+    model = vector_model()
+    corpus, queries = normal(60, DIMENSION, seed=1).half(), embed(model, normal(4, DIMENSION, seed=2), "query").half()
+    relevant = {f"q{i}": [f"d{i}"] for i in range(4)}
+    options = {"sampled_documents": 60, **options}
+    values = []
+    for vectors in (corpus, corpus.float(), corpus.numpy()):
+        loss = CorpusContrastiveLoss(model, (ids(60), vectors), relevant, **options)
+        values.append(loss.compute_loss_from_embeddings([queries], torch.arange(4))["contrastive"])
+    assert {value.dtype for value in values} == {torch.float32}
+    assert values[0] == values[1] == values[2]
+    whole = corpus.float()
+    loss = CorpusContrastiveLoss(model, (ids(60), whole), relevant, **options)
+    assert loss._corpus.take(slice(None)).data_ptr() == whole.data_ptr()
+
+
 # Precision.
 
 
@@ -409,13 +499,23 @@ def test_a_sample_of_everything_is_the_full_loss(chunk_size: int | None) -> None
             torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-10)
 
 
-def test_the_sample_estimates_the_sum_over_negatives_without_bias() -> None:
+@pytest.mark.parametrize(
+    ("unlabelled_weight", "drawn", "hard"), [(1.0, 40, 2), (0.1, 40, 2), (0.1, 40, 0), (0.0, 20, 2), (1e-3, 30, 0)]
+)
+def test_the_sample_estimates_the_sum_over_negatives_without_bias(
+    unlabelled_weight: float, drawn: int, hard: int
+) -> None:
     model = vector_model(torch.float64)
     corpus = normal(203, DIMENSION, seed=1, dtype=torch.float64)
     queries = normal(4, DIMENSION, seed=2, dtype=torch.float64)
-    relevant = {f"q{i}": [f"d{i}"] for i in range(4)}
-    loss = sampled_loss(model, corpus, relevant, sampled_documents=40, hard_negatives=2, temperature=0.5)
-    full = CorpusContrastiveLoss(model, (ids(203), corpus), relevant, temperature=0.5)
+    relevant = {f"q{i}": {f"d{i}": 1, f"d{i + 100}": 0} for i in range(4)} | {"other": ids(90)[4::2]}
+    options: dict[str, Any] = {
+        "unlabelled_weight": unlabelled_weight,
+        "ignored": {"q0": ["d7", "d8"]},
+        "temperature": 0.5,
+    }
+    loss = sampled_loss(model, corpus, relevant, sampled_documents=drawn, hard_negatives=hard, **options)
+    full = CorpusContrastiveLoss(model, (ids(203), corpus), relevant, **options)
     step(loss, queries)
 
     def negatives(loss: st_asym.CorpusContrastiveLoss, label: int) -> float:
@@ -427,11 +527,38 @@ def test_the_sample_estimates_the_sum_over_negatives_without_bias() -> None:
 
     torch.manual_seed(0)
     with torch.no_grad():
-        for label in range(4):
+        for label in range(2):
             estimates = [negatives(loss, label) for _ in range(300)]
             exact = negatives(full, label)
             assert np.std(estimates) > 0
             assert abs(np.mean(estimates) - exact) < 4 * np.std(estimates) / math.sqrt(300)
+
+
+@pytest.mark.parametrize(("labelled", "drawn"), [(1, 3), (58, 8), (30, 1)])
+def test_each_kind_of_document_is_drawn_however_few_count(labelled: int, drawn: int) -> None:
+    is_labelled = torch.arange(60) < labelled
+    for weight, total in ((1.0, 60.0), (0.1, labelled + 0.1 * (60 - labelled)), (0.0, float(labelled))):
+        found = Sample(is_labelled, weight, drawn).draw(torch.device("cpu"))
+        assert found.positions is not None
+        assert found.weights is not None
+        assert found.weights.exp().sum().item() == pytest.approx(total)
+        assert found.positions.tolist() == sorted(set(found.positions.tolist()))
+        kinds = {*is_labelled[found.positions].tolist()}
+        assert kinds == ({True, False} if weight else {True})
+        assert len(found.positions) <= max(drawn, 2)
+
+
+@pytest.mark.parametrize("unlabelled_weight", [0.1, 0.0])
+def test_kinds_that_are_drawn_whole_are_the_full_loss(unlabelled_weight: float) -> None:
+    model = vector_model(torch.float64)
+    corpus, queries = (normal(n, DIMENSION, seed=n, dtype=torch.float64) for n in (60, 8))
+    relevant = {f"q{i}": {f"d{i}": 1, f"d{i + 20}": 2, f"d{i + 40}": 0} for i in range(8)}
+    drawn = 60 if unlabelled_weight else 16
+    options: dict[str, Any] = {"unlabelled_weight": unlabelled_weight, "ignored": {"q1": ["d0", "d55"]}}
+    full = step(CorpusContrastiveLoss(model, (ids(60), corpus), relevant, **options), queries)
+    loss = sampled_loss(model, corpus, relevant, sampled_documents=drawn, hard_negatives=3, refresh_steps=2, **options)
+    for _ in range(4):
+        torch.testing.assert_close(step(loss, queries), full, rtol=1e-10, atol=1e-10)
 
 
 def test_hard_negatives_are_the_most_similar_and_never_relevant() -> None:
@@ -446,6 +573,23 @@ def test_hard_negatives_are_the_most_similar_and_never_relevant() -> None:
         step(loss, queries)
     found = loss.known_hard_negatives(torch.arange(5))
     assert found.tolist() == [[own[1], own[3], own[4]] for own in order]
+
+
+@pytest.mark.parametrize("unlabelled_weight", [0.1, 0.0])
+def test_hard_negatives_are_neither_judged_nor_ignored_and_count_something(unlabelled_weight: float) -> None:
+    model = vector_model()
+    corpus, queries = normal(90, DIMENSION, seed=1), normal(5, DIMENSION, seed=2)
+    relevant = {f"q{i}": {f"d{i}": 1, f"d{i + 20}": 1, **dict.fromkeys(ids(60)[30:], 0)} for i in range(5)}
+    ignored = {f"q{i}": [f"d{i + 1}", f"d{i + 70}"] for i in range(5)}
+    options: dict[str, Any] = {"ignored": ignored, "unlabelled_weight": unlabelled_weight, "refresh_steps": 1}
+    loss = sampled_loss(model, corpus, relevant, sampled_documents=4, hard_negatives=20, **options)
+    for _ in range(6):
+        step(loss, queries)
+    allowed = {*range(5), *range(20, 25)} if not unlabelled_weight else {*range(90)}
+    for i, own in enumerate(loss.known_hard_negatives(torch.arange(5)).tolist()):
+        found = {document for document in own if document >= 0}
+        assert found
+        assert found <= allowed - {i, i + 20, i + 1, i + 70, *range(30, 60)}
 
 
 def test_evaluation_changes_nothing_that_training_has_found() -> None:
@@ -501,32 +645,32 @@ def test_texts_of_a_large_corpus_are_looked_up_in_each_step(tiny_encoder: Senten
 
 # Several processes.
 
+FORMS: list[dict[str, Any]] = [
+    {},
+    {"max_documents": 30},
+    {"max_documents": 30, "unlabelled_weight": 0.1},
+    {"negatives": "batch"},
+]
+
 
 def _one_of_two_processes(rank: int, port: int, folder: str) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     torch.manual_seed(rank)  # each process draws of its own: the first must win
-    steps = [*_steps(sampled=False, rank=rank), *_steps(sampled=True, rank=rank)]
+    steps = [found for form in FORMS for found in _steps(form, rank=rank)]
     torch.save((steps, _draw(4)), Path(folder) / f"{rank}.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
-def _steps(*, sampled: bool, rank: int | None = None) -> Iterator[tuple[torch.Tensor, list[torch.Tensor]]]:
+def _steps(form: dict[str, Any], rank: int | None = None) -> Iterator[tuple[torch.Tensor, list[torch.Tensor]]]:
     """Loss and gradients of four batches, or of the share of one process."""
     model = vector_model(torch.float64)
     corpus, queries, documents = (normal(n, DIMENSION, seed=n, dtype=torch.float64) for n in (100, 9, 10))
-    relevant = {f"q{i}": {f"d{i}": 1, f"d{i + 30}": 2} for i in range(9)}
-    loss = CorpusContrastiveLoss(
-        model,
-        (ids(100), corpus),
-        relevant,
-        max_documents=30 if sampled else 100,
-        sampled_documents=10,
-        hard_negatives=3,
-        refresh_steps=2,
-    )
+    relevant = {f"q{i}": {f"d{i}": 1, f"d{i + 30}": 2, f"d{i + 29}": 1, f"d{i + 60}": 0} for i in range(9)}
+    options = {"max_documents": 100, "sampled_documents": 10, "hard_negatives": 3, "refresh_steps": 2, **form}
+    loss = CorpusContrastiveLoss(model, (ids(100), corpus), relevant, ignored={"q3": ["d1", "d90"]}, **options)
     wrapped = torch.nn.parallel.DistributedDataParallel(model) if get_world_size() > 1 else model
     loss.model = wrapped
     share = slice(None) if rank is None else slice(0, 5) if rank == 0 else slice(5, 9)
@@ -552,7 +696,7 @@ def test_two_processes_give_the_loss_and_gradient_of_one(tmp_path: Path) -> None
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(_one_of_two_processes, (port, str(tmp_path)), nprocs=2)
     torch.manual_seed(0)
-    expected = [*_steps(sampled=False), *_steps(sampled=True)]
+    expected = [found for form in FORMS for found in _steps(form)]
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     torch.testing.assert_close(torch.cat([drawn for _, drawn in ranks]), _draw(8))
     for (value, gradient), *others in zip(expected, *(steps for steps, _ in ranks), strict=True):
