@@ -61,8 +61,13 @@ def _file(folder: Folder, stem: str) -> Folder | None:
 
 
 def has_queries(root: Folder) -> bool:
-    """Whether a folder that :func:`beir_root` has found holds more than documents."""
-    return (root / "qrels").is_dir() or _file(root, "queries") is not None
+    """Whether a folder that :func:`beir_root` has found holds more than documents, in whatever form."""
+    return any(entry.name.lower().partition(".")[0] in ("queries", "qrels") for entry in root.iterdir())
+
+
+def is_complete(root: Folder) -> bool:
+    """Whether it holds queries and judgments as they should be."""
+    return (root / "qrels").is_dir() and _file(root, "queries") is not None
 
 
 def read_beir(root: Folder) -> RetrievalData:

@@ -119,7 +119,8 @@ def same_texts(wanted: Iterable[str], corpus: Mapping[str, str]) -> dict[str, li
     keys = {document_id: text_key(corpus[document_id]) for document_id in wanted if document_id in corpus}
     ids: dict[str, list[str]] = {key: [] for key in keys.values()}
     for document_id, text in corpus.items() if ids else ():
-        if (found := ids.get(text_key(text))) is not None:
+        found = ids.get(keys[document_id] if document_id in keys else text_key(text))
+        if found is not None:
             found.append(document_id)
     return {
         document_id: [other for other in ids[key] if other != document_id]

@@ -51,17 +51,19 @@ def load_data(path: str | PathLike[str]) -> RetrievalData:
     """Read a BEIR folder, a zip of one, or a file of pairs.
 
     Args:
-        path: A folder or ``.zip`` in BEIR's layout (``corpus.jsonl``, ``queries.jsonl``, ``qrels/SPLIT.tsv``), or a
-            ``.jsonl``, ``.csv`` or ``.tsv`` file of pairs, plain or as ``.gz``, with the columns that
-            :func:`as_retrieval_data` accepts.
+        path: A folder or ``.zip`` in BEIR's layout (``corpus.jsonl``, ``queries.jsonl``, and of each split
+            ``qrels/SPLIT.tsv``, ``.csv``, ``.jsonl``, or ``.txt`` in TREC's four columns), or a ``.jsonl``, ``.csv`` or
+            ``.tsv`` file of pairs, plain or as ``.gz``, with the columns that :func:`as_retrieval_data` accepts. The
+            last suffix decides, in any case. A ``.tsv`` has no quoting; a ``.jsonl`` may be one array of objects, or
+            LlamaIndex's object of ``queries``, ``corpus`` and ``relevant_docs``.
 
     Returns:
         The collection. Pairs are split into train, dev and test by :func:`from_pairs`.
 
     Raises:
         FileNotFoundError: No such file or folder, or a file of the BEIR layout is missing.
-        ValueError: A line that is not what it should be, or qrels that name a missing query or document; the message
-            names the file and line, or the first offenders and their number.
+        ValueError: A line that is not what it should be, a folder of several collections, or qrels that name a missing
+            query or document; the message names the file and line, or the first offenders and their number.
     """
     found = read_path(Path(path))
     if isinstance(found, RetrievalData):
@@ -82,20 +84,25 @@ def as_retrieval_data(
 
     ``train`` is one of
 
-    - a folder or zip in BEIR's layout, with the splits that it has;
-    - a ``.jsonl``, ``.csv`` or ``.tsv`` file of pairs, plain or as ``.gz``; a ``datasets.Dataset``, or a list of dicts.
-      The query is the column ``query``, ``question`` or ``anchor``; the document ``positive``, ``pos``,
-      ``document``, ``passage``, ``answer``, ``response``, ``context`` or ``text``, one text or a list of them;
+    - a folder, zip or file that :func:`load_data` reads, with the splits that it has;
+    - a table of pairs: a data frame of pandas or Polars, an Arrow table, a ``datasets.Dataset``, a dict of columns, or
+      a list of dicts. The query is the column ``query``, ``question`` or ``anchor``; the document ``positive``,
+      ``pos``, ``document``, ``passage``, ``answer``, ``response``, ``context`` or ``text``, one text or a list of them;
       ``negative``, ``negatives``, ``neg``, ``negative_1`` and so on are documents that are not relevant; ``grade``,
-      ``score``, ``relevance`` or ``label``, where there is one, is a whole number, above zero for relevant;
-    - a ``DatasetDict`` of such, with ``train`` and perhaps ``validation``;
+      ``score``, ``relevance`` or ``label``, where there is one, is a whole number, above zero for relevant. A ``title``
+      beside ``text``, ``document``, ``passage`` or ``context`` is put before it, as in a corpus;
+    - a mapping of splits to such, as a ``DatasetDict``, with ``train`` and perhaps ``validation``;
     - a list of (query, document) or (query, document, grade) tuples;
     - ``(queries, corpus, qrels)``: id to text, id to text (or to a dict of ``title`` and ``text``), and query id to
-      document id to grade, or split to that;
+      document id to grade, or to a list of ids, or split to that. Each of the three may be a table;
     - a :class:`RetrievalData`;
     - documents alone: a mapping of id to text, or to a dict of ``title`` and ``text``; a list of texts; a
-      ``corpus.jsonl``, alone or in its folder; a data set with ``text`` and perhaps ``title``. Then the queries are
-      made by :func:`st_asym.data.pseudo.pseudo_queries`, and ``labels`` of the result says so.
+      ``corpus.jsonl``, alone or in its folder; a table with ``text`` and perhaps ``title``. Then the queries are made
+      by :func:`st_asym.data.pseudo.pseudo_queries`, and ``labels`` of the result says so.
+
+    Documents whose texts are the same by :func:`st_asym.data.text_key` are one, whether they come with pairs or in
+    ``corpus``, whose ids and spellings then stay. Documents that come with ids keep them, copies included: those are
+    counted in the notes, and named by :func:`st_asym.data.copies`.
 
     Pairs are all for training: without ``hold_out_test`` no test split is cut. What is wrong but has a remedy, such as
     a query with no relevant document or a training query that is a dev query too, is left out, counted in the ``notes``
@@ -103,7 +110,7 @@ def as_retrieval_data(
 
     Args:
         train: See above. None for the documents of ``corpus`` alone.
-        corpus: More documents to search among, as documents alone are given above.
+        corpus: More documents to search among, as documents alone are given above; here, other columns do not matter.
         dev: Queries to judge on, given like ``train``, of which the ``dev`` split is taken, or the only one.
         hold_out_test: Whether to keep the queries out of training that :func:`load_data` puts into ``test``, a fifth of
             a file of pairs, where there is no ``test`` split.

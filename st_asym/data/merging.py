@@ -66,13 +66,13 @@ def with_documents(data: RetrievalData, documents: Documents) -> RetrievalData:
 def _with_texts(
     texts: Mapping[str, str], others: Mapping[str, str], prefix: str
 ) -> tuple[dict[str, str], dict[str, str], list[str]]:
-    """The texts of both, the new id of each of the others, and which of those are spelt otherwise."""
+    """The texts of both, the new id of each of the others, and which of the first some of those spell otherwise."""
     merged, known = dict(texts), ByText(texts)
     new_ids, respelt = {}, []
     for key, text in others.items():
         found = key if texts.get(key) == text else known.find(text)
         if found is not None and texts[found] != text:
-            respelt.append(key)
+            respelt.append(found)
         new_ids[key] = _added(merged, key, text, prefix) if found is None else found
     return merged, new_ids, respelt
 

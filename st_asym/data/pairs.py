@@ -6,7 +6,7 @@ import ast
 import json
 import numbers
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -94,6 +94,7 @@ class PairCollector:
     judged: Qrels = field(default_factory=dict)
     empty: list[str] = field(default_factory=list)
     lists: list[str] = field(default_factory=list)
+    unclear_lists: list[str] = field(default_factory=list)
     not_text: list[str] = field(default_factory=list)
     not_whole: list[str] = field(default_factory=list)
     conflicts: list[str] = field(default_factory=list)
@@ -163,6 +164,8 @@ class PairCollector:
 
     def _with_lists(self, where: str, row: Mapping[str, Any], document: str) -> Mapping[str, Any]:
         found = {name: _list_in_text(row[name]) for name in row if name == document or _is_negative(name)}
+        if any(map(_looks_like_a_list, found.values())):
+            self.unclear_lists.append(where)
         if any(isinstance(value, list) for value in found.values()):
             self.lists.append(where)
             return {**row, **found}
@@ -185,28 +188,25 @@ class PairCollector:
                 f"{self.source}: {counted(len(self.not_whole), 'grade')} not a whole number: "
                 f"{first_few(self.not_whole)}. Grades are 0 for not relevant, 1 or more for relevant."
             )
-        notes = list(self.notes)
-        if self.empty:
-            pairs = counted(len(self.empty), "pair")
-            notes.append(f"{self.source}: {pairs} with an empty text left out ({first_few(self.empty)}).")
-        if self.conflicts:
-            pairs = counted(len(self.conflicts), "pair")
-            notes.append(
-                f"{self.source}: {pairs} given again with another grade; the highest counts "
-                f"({first_few(self.conflicts)})."
-            )
-        if self.lists:
-            rows = counted(len(self.lists), "row")
-            notes.append(
-                f"{self.source}: {rows} with a list written as text, read as a list ({first_few(self.lists)})."
-            )
-        if self.spelt_otherwise:
-            notes.append(spelling_note(self.source, list(self.spelt_otherwise.values())))
+        notes = [*self.notes, *self._counts()]
         qrels: dict[str, Qrels] = {}
         for text, query_id in self.queries.items():
             qrels.setdefault(split_of(text), {})[query_id] = self.judged[query_id]
         queries = {query_id: text for text, query_id in self.queries.items()}
         return RetrievalData(queries, dict(self.texts), qrels, notes=tuple(notes), numbered=True)
+
+    def _counts(self) -> Iterator[str]:
+        """What was left out or read in a way that may surprise, a sentence each."""
+        for places, singular, sentence in (
+            (self.empty, "pair", "with an empty text left out"),
+            (self.conflicts, "pair", "given again with another grade; the highest counts"),
+            (self.lists, "row", "with a list written as text, read as a list"),
+            (self.unclear_lists, "row", "with what looks like a list that cannot be read, taken as one text"),
+        ):
+            if places:
+                yield f"{self.source}: {counted(len(places), singular)} {sentence} ({first_few(places)})."
+        if self.spelt_otherwise:
+            yield spelling_note(self.source, list(self.spelt_otherwise.values()))
 
 
 def _is_negative(name: Any) -> bool:
@@ -234,6 +234,11 @@ def _list_in_text(value: Any) -> Any:
         if repr(found) != value:
             return value
     return found if isinstance(found, list) and all(isinstance(text, str) for text in found) else value
+
+
+def _looks_like_a_list(value: Any) -> bool:
+    """As NumPy writes it, without commas, so that it cannot be read."""
+    return isinstance(value, str) and value.startswith(("['", '["')) and value.endswith(("']", '"]'))
 
 
 def _titled(title: Any, document: Any) -> Any:

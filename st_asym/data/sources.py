@@ -10,7 +10,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from st_asym.data.beir import beir_root, has_queries, read_beir, read_corpus
+from st_asym.data.beir import beir_root, has_queries, is_complete, read_beir, read_corpus
 from st_asym.data.checks import check_texts
 from st_asym.data.collection import Qrels, RetrievalData
 from st_asym.data.corpus import holds_documents, read_documents
@@ -83,7 +83,8 @@ def read_path(path: Path, *, documents: bool = False) -> RetrievalData | PairCol
     kind = kind_of(path.name)
     if path.is_dir() or (path.is_file() and kind not in _ZIPPED and zipfile.is_zipfile(path)):
         with beir_root(path) as root:
-            return read_beir(root) if has_queries(root) else read_corpus(root)
+            judged = is_complete(root) if documents else has_queries(root)
+            return read_beir(root) if judged else read_corpus(root)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file or folder {path}.")
     if kind not in _KINDS:
@@ -218,7 +219,15 @@ def triple_of(source: Any) -> tuple[Any, Any, Any] | None:
         parts = list(source) if isinstance(source, list | tuple) else []
     if len(parts) != 3 or not all(isinstance(part, Mapping) or is_table(part) for part in parts):
         return None
-    return (parts[0], parts[1], parts[2]) if _are_qrels(parts[2]) else None
+    return (parts[0], parts[1], parts[2]) if _are_qrels(parts[2]) or _are_wrong_qrels(parts) else None
+
+
+def _are_wrong_qrels(parts: list[Any]) -> bool:
+    """Whether the third part is neither qrels nor a row like the others, nor one more data set."""
+    names = {str(key).lower() for key in parts[2]} if isinstance(parts[2], Mapping) else set()
+    if not names or names.intersection(QUERY_NAMES) or names.intersection(DOCUMENT_NAMES):
+        return False
+    return list(parts[2]) != list(parts[0]) and all(isinstance(value, str | int | float) for value in parts[2].values())
 
 
 def _are_qrels(part: Any) -> bool:

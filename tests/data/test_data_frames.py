@@ -197,6 +197,14 @@ def test_qrels_that_are_none_are_named() -> None:
         as_retrieval_data((QUERIES, CORPUS, pd.DataFrame({**GRADES, "score": ["high", 1, 1]})))
 
 
+def test_qrels_of_a_wrong_form_are_no_row() -> None:
+    with pytest.raises(TypeError, match="The qrels of query 'a' are 'x': qrels map query id to document id to grade"):
+        as_retrieval_data((QUERIES, CORPUS, {"a": "x"}))
+    for names in ("qestion answer", "search click"):
+        with pytest.raises(ValueError, match=r"train has the columns .*: none is the query"):
+            as_retrieval_data(tuple(dict(zip(names.split(), pair, strict=True)) for pair in PAIRS))
+
+
 # Evaluation and diagnosis
 
 

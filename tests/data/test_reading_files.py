@@ -318,3 +318,14 @@ def test_the_columns_of_flag_embedding_are_read_from_any_file(write: Write) -> N
     assert data.notes == ("a.csv: 2 rows with a list written as text, read as a list (a.csv, line 2, a.csv, line 3).",)
     data = as_retrieval_data(write("a.csv", "query,pos\na,[sic] a text [1]\nb,\"['x' 'y']\"\n"))
     assert by_text(data) == {"a": {"[sic] a text [1]": 1}, "b": {"['x' 'y']": 1}}
+    assert data.notes == (
+        "a.csv: 1 row with what looks like a list that cannot be read, taken as one text (a.csv, line 3).",
+    )
+
+
+def test_queries_in_another_form_are_not_passed_over(write: Write, tmp_path: Path) -> None:
+    write("b/corpus.jsonl", "".join(json.dumps({"_id": f"d{i}", "text": f"About {i}."}) + "\n" for i in range(3)))
+    write("b/queries.tsv", "q0\tpart 0\n")
+    with pytest.raises(FileNotFoundError, match=r"queries\.jsonl is missing"):
+        load_data(tmp_path / "b")
+    assert set(as_retrieval_data(PAIRS, corpus=tmp_path / "b").corpus.values()) >= {"About 0.", "About 1.", "About 2."}
