@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from typer.testing import CliRunner
 
-from st_asym import VerificationError, asymmetric_model, fit, save_provenance, verify
+from st_asym import VerificationError, asymmetric_model, fit, save_heads, save_provenance, verify
 from st_asym.cli import app
 from st_asym.untrusted.folder import parsed
 
@@ -212,6 +212,23 @@ def test_any_change_is_seen_with_a_record(sealed: Path, change: Change, message:
     change(sealed)
     with pytest.raises(VerificationError, match=message):
         verify(sealed)
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_what_is_not_finite_is_seen_in_every_type(
+    tmp_path: Path, bare: Path, tiny_encoder: SentenceTransformer, dtype: torch.dtype, value: float
+) -> None:
+    heads = save_heads(trained(tiny_encoder), tmp_path / "heads")
+    largest = torch.full((32,), 65504.0, dtype=dtype)
+    for file in (bare / QUERY / "model.safetensors", heads / "query_0_Dense" / "model.safetensors"):
+        (heads / "st_asym.json").unlink(missing_ok=True)
+        folder = heads if heads in file.parents else bare
+        tensors(file, **{"linear.bias": largest})
+        verify(folder)
+        tensors(file, **{"linear.bias": torch.cat([largest[1:], torch.tensor([value], dtype=dtype)])})
+        with pytest.raises(VerificationError, match=r"'linear\.bias' has values that are not finite"):
+            verify(folder)
 
 
 def test_an_encoder_in_several_files_passes_if_all_are_there(tmp_path: Path, tiny_encoder: SentenceTransformer) -> None:

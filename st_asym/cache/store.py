@@ -26,6 +26,8 @@ _FORMAT = 1
 _FORMAT_KEY = b"format"
 _GROUP_PREFIX = b"group:"
 _CHECKSUM_BYTES = 4
+# How often the directory may be deleted just when it is written to.
+_TURNS = 5
 
 
 @dataclass
@@ -70,6 +72,8 @@ class VectorStore:
         self.directory = Path(directory).resolve()
         self.max_bytes = max_bytes
         self._environment = open_environment(self.directory)
+        self._followed = self._environment.follow()
+        self.dtype = np.dtype(dtype or "float32")
         self.dtype = np.dtype(self._agree_on_format(dtype))
 
     @property
@@ -228,12 +232,28 @@ class VectorStore:
         return removed
 
     def _read(self, job: Callable[[Any], Result]) -> Result:
+        self._follow()
         return self._environment.run(job, write=False)
 
     def _write(self, job: Callable[[Any], Result]) -> Result:
-        if self.read_only:
-            raise CacheError(f"{self.directory} cannot be written to, so nothing can be added to it or removed.")
-        return self._environment.run(job, write=True, max_bytes=self.max_bytes)
+        for _ in range(_TURNS):
+            self._follow()
+            if self.read_only:
+                raise CacheError(f"{self.directory} cannot be written to, so nothing can be added to it or removed.")
+            result = self._environment.run(job, write=True, max_bytes=self.max_bytes)
+            if self._environment.is_in_place:
+                return result
+        raise CacheError(
+            f"{self.directory} is deleted or replaced again and again while it is written to: use a directory that "
+            "nobody clears."
+        )
+
+    def _follow(self) -> None:
+        """Where the directory was deleted or replaced, go on with what stands there now, in the format it has."""
+        followed = self._environment.follow()
+        if followed != self._followed:
+            self._followed = followed
+            self._agree_on_format(self.dtype.name)  # type: ignore[arg-type]  # one of the two
 
 
 def _keys_from(txn: Any, prefix: bytes, start: bytes, limit: int | None, size: int = KEY_BYTES) -> list[bytes]:
