@@ -16,7 +16,6 @@ from mteb.types import PromptType
 from sentence_transformers import SentenceTransformer
 
 from st_asym.cache import CachedSentenceTransformer
-from st_asym.data import Qrels
 from st_asym.data.collection import counted, first_few
 from st_asym.data.document import Document, text_key
 from st_asym.evaluation.compression import CompressedIndex, Form
@@ -49,21 +48,6 @@ class _Encoder(SentenceTransformerEncoderWrapper):
         return vectors
 
 
-class _Search(SearchEncoderWrapper):
-    """MTEB's own search, less the documents that are no results of a query."""
-
-    def __init__(self, encoder: Any, left_out: Qrels, index_backend: CompressedIndex | None) -> None:
-        super().__init__(encoder, index_backend=index_backend)
-        self._left_out = left_out
-
-    def search(self, *arguments: Any, **options: Any) -> Any:
-        found = super().search(*arguments, **options)
-        for query_id, documents in self._left_out.items():
-            for document_id in documents:
-                found.get(query_id, {}).pop(document_id, None)
-        return found
-
-
 def run(benchmark: Benchmark, name: str, model: SentenceTransformer, digest: str, form: Form) -> list[Scores]:
     """Evaluate a model with ``mteb.evaluate``.
 
@@ -82,11 +66,12 @@ def run(benchmark: Benchmark, name: str, model: SentenceTransformer, digest: str
         ValueError: The model gives vectors that are not finite, or has no results for some queries.
     """
     encoder: Any = _Encoder(name, model, digest)
-    if form != FULL and model.similarity_fn_name != "cosine":
-        raise ValueError(
-            f"{name} compares by {model.similarity_fn_name}; compressed vectors are compared by cosine alone."
-        )
-    encoder = _Search(encoder, benchmark.copies, None if form == FULL else CompressedIndex(form))
+    if form != FULL:
+        if model.similarity_fn_name != "cosine":
+            raise ValueError(
+                f"{name} compares by {model.similarity_fn_name}; compressed vectors are compared by cosine alone."
+            )
+        encoder = SearchEncoderWrapper(encoder, index_backend=CompressedIndex(form))
     batch_size = _CACHED_BATCH if isinstance(model, CachedSentenceTransformer) else _BATCH
     options: Any = {"batch_size": batch_size, "show_progress_bar": False}
     _load(benchmark)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, TypeAlias, Union
@@ -36,8 +36,6 @@ class Benchmark:
         version: The revision of the data on the Hub, or a digest of the data.
         notes: What was left out of the data, a sentence each.
         data: All that was read, where the data are local.
-        copies: Query id to documents that are none of its results: those that have the text of a relevant one under
-            another id.
         path: Where it was read, if that is a file or folder.
     """
 
@@ -46,7 +44,6 @@ class Benchmark:
     version: str
     notes: tuple[str, ...] = ()
     data: RetrievalData | None = None
-    copies: Qrels = field(default_factory=dict)
     path: Path | None = None
 
 
@@ -197,8 +194,7 @@ def local_benchmark(name: str, data: RetrievalData, split: str) -> Benchmark:
     notes = (*data.notes, *_notes(data, data.qrels[split], judged, own, copied))
     of_split = replace(data, qrels={split: judged})
     task = LocalRetrieval(name, of_split, split, ignore_identical_ids=bool(own))
-    version = task.metadata.dataset["revision"] + (" without copies" if copied else "")
-    return Benchmark(name, task, version, notes, data, copied)
+    return Benchmark(name, task, task.metadata.dataset["revision"], notes, data)
 
 
 def _notes(data: RetrievalData, split: Qrels, judged: Qrels, own: Sequence[str], copied: Qrels) -> Iterator[str]:
@@ -213,8 +209,8 @@ def _notes(data: RetrievalData, split: Qrels, judged: Qrels, own: Sequence[str],
         yield f"{counted(len(own), 'query has', 'queries have')} the id of a document, which is not a result."
     if ids := list(dict.fromkeys(document for documents in copied.values() for document in documents)):
         yield (
-            f"{counted(len(ids), 'document is', 'documents are')} left out of the results of queries to which another "
-            f"with the same text is relevant ({first_few(ids)}); MTEB counts such as not relevant."
+            f"{counted(len(ids), 'document has', 'documents have')} the text of one that is relevant, under another id "
+            f"({first_few(ids)}): they count as not relevant, as in MTEB, so that no system can be perfect."
         )
 
 
