@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Router
 
+from st_asym.earlier import keep_what_is_not_ours
 from st_asym.model import behind_encoder, load_encoder
 from st_asym.names import PROVENANCE_FILE
 from st_asym.origin import public_name
@@ -25,7 +31,7 @@ def save_heads(model: SentenceTransformer | str | os.PathLike[str], path: str | 
     """Save the heads of a model without its encoder: 5 MB instead of 95 for all-MiniLM-L6-v2.
 
     The folder holds safetensors and JSON, the model's prompts, and a digest of the encoder, see :func:`attach_heads`.
-    It is written beside its place and then put there, in the place of earlier heads.
+    It is written beside its place and then put there, in the place of earlier heads; what else lies beside these stays.
 
     Args:
         model: A model with heads, ``[encoder..., Router, Normalize]``, or the folder of one, which is verified first,
@@ -55,7 +61,7 @@ def save_heads(model: SentenceTransformer | str | os.PathLike[str], path: str | 
         model = load_encoder(model)
     router = _router(model)
     encoder = {**describe_encoder(model), **known}
-    with new_folder(output, _free) as new:
+    with new_folder(output, _free, keep_what_is_not_ours) as new:
         new.mkdir()
         router.save(str(new))
         settings = {"prompts": dict(model.prompts), "default_prompt_name": model.default_prompt_name}
@@ -107,6 +113,50 @@ def attach_heads(
     model.prompts = {str(name): str(prompt or "") for name, prompt in made.model.get("prompts", {}).items()}
     model.default_prompt_name = made.model.get("default_prompt_name")
     return model.eval()
+
+
+@contextlib.contextmanager
+def rescued_heads(model: SentenceTransformer, output: Path) -> Iterator[None]:
+    """Keep the heads of a model in a temporary folder where saving it fails, and say in the error where they are.
+
+    Args:
+        model: A model, with or without heads.
+        output: Where it is being saved.
+
+    Raises:
+        OSError: What the block raised, of the same kind, with the place of the heads in its one line.
+
+    Example:
+        >>> with rescued_heads(model, output), new_folder(output, check) as new:  # doctest: +SKIP
+        ...     model.save_pretrained(str(new))
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if not any(isinstance(module, Router) for module in model.children()):
+            raise
+        heads = _put_anywhere(model)
+        where = "and the trained heads could be kept nowhere else"
+        if heads is not None:
+            where = f"but the trained heads are kept in {heads}: st_asym.attach_heads(encoder, {str(heads)!r})"
+        told = str(error.strerror or error) if isinstance(error, OSError) else " ".join(str(error).split())
+        kind = type(error) if isinstance(error, OSError) else OSError
+        rescue = kind(f"{told.rstrip('.')}. {output} was not saved, {where}.")
+        rescue.errno = getattr(error, "errno", None)
+        raise rescue from error
+
+
+def _put_anywhere(model: SentenceTransformer) -> Path | None:
+    for folder in (tempfile.gettempdir(), Path.home(), Path.cwd()):
+        try:
+            place = Path(tempfile.mkdtemp(dir=folder, prefix="st_asym-"))
+        except OSError:
+            continue
+        try:
+            return save_heads(model, place / "heads")
+        except (OSError, SafetensorError, ValueError):
+            shutil.rmtree(place, ignore_errors=True)
+    return None
 
 
 def _check_encoder(made: Provenance, found: dict[str, Any], path: object) -> None:

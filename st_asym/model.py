@@ -20,6 +20,8 @@ from st_asym.projection import AsymmetricProjection, ProjectionOptions, require_
 
 logger = logging.getLogger(__name__)
 
+# Tokenizer, configurations, card and report.
+_BESIDE_TENSORS = 20_000_000
 _FROZEN: WeakSet[nn.Module] = WeakSet()
 
 
@@ -43,7 +45,7 @@ def asymmetric_model(
         The model, with the heads as its only trainable parameters.
 
     Raises:
-        TypeError: ``encoder`` is a sparse, multi-vector or cross encoder.
+        TypeError: ``encoder`` is a sparse, multi-vector or cross encoder, or has a module that cannot be saved.
         ValueError: ``encoder`` already has a ``Router``, or does not say how many dimensions its vectors have, or the
             projection is impossible (see :func:`st_asym.AsymmetricProjection`).
 
@@ -64,6 +66,7 @@ def asymmetric_model(
             "The encoder already has a Router, so its queries and documents take different ways before the heads. Pass "
             "the encoder inside it; to train existing heads further, use st_asym.freeze_encoder(model)."
         )
+    check_saveable(encoder)
     with encoder.truncate_embeddings(None):
         in_features = encoder.get_embedding_dimension()
     if in_features is None:
@@ -99,6 +102,32 @@ def behind_encoder(encoder: SentenceTransformer, router: Router) -> SentenceTran
     if encoder.module_kwargs:
         model.module_kwargs = {str(names.index(name)): value for name, value in encoder.module_kwargs.items()}
     return freeze_encoder(model)
+
+
+def check_saveable(model: SentenceTransformer) -> None:
+    """Whether all modules of a model can be saved, known before it is trained.
+
+    Raises:
+        TypeError: One has no ``save``, which the library calls. The message names it.
+
+    Example:
+        >>> from sentence_transformers import SentenceTransformer
+        >>> from sentence_transformers.sentence_transformer.modules import BoW
+        >>> check_saveable(SentenceTransformer(modules=[BoW(["frozen", "encoder"])]))
+    """
+    for position, module in enumerate(model.children()):
+        if not callable(getattr(module, "save", None)):
+            raise TypeError(
+                f"Module {position} of the encoder, a {type(module).__name__}, has no method save, so that no model "
+                "with it could be saved: give it save(path) and a classmethod load(path), as "
+                "sentence_transformers.base.modules.Module has them, or leave it out."
+            )
+
+
+def saved_size(model: SentenceTransformer) -> int:
+    """About how many bytes a saved model takes: its tensors, and something for tokenizer and configurations."""
+    tensors = {tensor.data_ptr(): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) + _BESIDE_TENSORS
 
 
 def freeze_encoder(model: SentenceTransformer) -> SentenceTransformer:

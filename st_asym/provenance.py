@@ -65,6 +65,7 @@ class Provenance:
         seed: Of everything that was drawn.
         versions: Of the packages that made it.
         model: Of heads alone: the prompts of their model.
+        documents: Path in the folder to SHA-256, for what people read, as it was written; it may change afterwards.
 
     Example:
         >>> Provenance.of("model").encoder["name"]  # doctest: +SKIP
@@ -81,6 +82,7 @@ class Provenance:
     seed: int | None = None
     versions: dict[str, str] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
+    documents: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, path: str | os.PathLike[str]) -> Provenance | None:
@@ -151,6 +153,7 @@ def write_provenance(path: Path, *, kind: str, **facts: Any) -> Provenance:
     check_files(folder)
     weights = {}
     files = {}
+    documents = {name: folder.digest(name) for name in sorted(folder.sizes) if is_document(name)}
     for name in sorted(folder.sizes):
         if name.endswith(".safetensors") and (read := read_weights(folder, name)) is not None:
             weights[name], files[name] = read, read.digest
@@ -169,6 +172,7 @@ def write_provenance(path: Path, *, kind: str, **facts: Any) -> Provenance:
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         heads=dict(heads.digests) if heads is not None else {},
         files=files,
+        documents=documents,
         versions=installed(),
         **facts,
     )
@@ -184,10 +188,11 @@ def read_provenance(folder: Folder) -> Provenance | None:
         folder.findings.add(PROVENANCE_FILE, f"is not in format {FORMAT}: read it with the st_asym that wrote it.")
         return None
     kinds = {"kind": str, "created": str, "encoder": dict, "heads": dict, "files": dict, "data": dict}
-    kinds |= {"settings": dict, "versions": dict, "model": dict}
+    kinds |= {"settings": dict, "versions": dict, "model": dict, "documents": dict}
+    found.setdefault("documents", {})  # 0.1 did not note them
     wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]
     wrong += sorted(set(found) - set(kinds) - {"seed"})
-    wrong += [name for name in ("files", "heads") if name not in wrong and not _are_digests(found[name])]
+    wrong += [name for name in ("files", "heads", "documents") if name not in wrong and not _are_digests(found[name])]
     wrong += ["model"] if "model" not in wrong and not _are_prompts(found["model"]) else []
     if wrong or not isinstance(found.get("seed"), int | None):
         folder.findings.add(

@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 
 from st_asym import VerificationError, asymmetric_model, attach_heads, save_heads, save_provenance, verify
 from st_asym.data import as_retrieval_data
+from st_asym.heads_alone import rescued_heads
+from st_asym.writing import new_folder
 
 TEXTS = ["red head", "the small text", "vector"]
 Make = Callable[..., SentenceTransformer]
@@ -142,3 +145,52 @@ def test_a_model_without_heads_has_none_to_save(tmp_path: Path, tiny_encoder: Se
 
     with pytest.raises(ValueError, match="finish the model first"):
         save_heads(get_system("respred").build(tiny_encoder), tmp_path / "heads")
+
+
+@pytest.fixture
+def full_disk() -> Any:
+    def fail(kind: str) -> None:
+        if kind == "safetensors":
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        raise OSError(28, "No space left on device")
+
+    return fail
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "python"])
+def test_heads_are_kept_where_saving_fails(
+    tmp_path: Path, make_encoder: Make, monkeypatch: pytest.MonkeyPatch, full_disk: Callable[[str], None], kind: str
+) -> None:
+    for name in ("spare", "out"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "spare"))
+    model, output = trained(make_encoder()), tmp_path / "out" / "model"
+    message = r"No space left.*was not saved, but the trained heads are kept in"
+    with (
+        pytest.raises(OSError, match=message) as error,
+        rescued_heads(model, output),
+        new_folder(output, lambda _: None) as new,
+    ):
+        new.mkdir()
+        full_disk(kind)
+    assert error.value.errno == 28
+    assert "\n" not in str(error.value)
+    assert list((tmp_path / "out").iterdir()) == []
+    heads = next((tmp_path / "spare").glob("st_asym-*/heads"))
+    assert str(heads) in str(error.value)
+    again = attach_heads(make_encoder(), heads)
+    assert np.array_equal(again.encode_query(TEXTS), model.encode_query(TEXTS))
+
+
+def test_an_error_keeps_its_kind_and_a_model_without_heads_has_none_to_keep(
+    tmp_path: Path, tiny_encoder: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    model, output = trained(tiny_encoder), tmp_path / "model"
+    with pytest.raises(FileExistsError, match=r"taken\. \S+model was not saved, but"), rescued_heads(model, output):
+        raise FileExistsError("taken.")
+    with pytest.raises(FileExistsError, match=r"^taken\.$"), rescued_heads(tiny_encoder, output):
+        raise FileExistsError("taken.")
+    monkeypatch.setattr("tempfile.mkdtemp", lambda **_: (_ for _ in ()).throw(OSError("no")))
+    with pytest.raises(OSError, match="could be kept nowhere else"), rescued_heads(model, output):
+        raise OSError("full")

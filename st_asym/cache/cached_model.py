@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from st_asym.cache.embedding_cache import EmbeddingCache
 from st_asym.cache.filling import Precision
-from st_asym.cache.fingerprint import encoder_fingerprint, encoder_modules
+from st_asym.cache.fingerprint import accepted_options, encoder_fingerprint, encoder_modules, is_fingerprint
 
 
 class CachedSentenceTransformer(SentenceTransformer):
@@ -82,8 +82,9 @@ class CachedSentenceTransformer(SentenceTransformer):
         if not inputs:
             return {}
         fingerprint = self._checked_fingerprint()
+        options = self._options_of_the_encoder(kwargs)
         vectors = self.cache.embed(
-            self, inputs, prompt=prompt, precision=self.cache_precision, fingerprint=fingerprint, **kwargs
+            self, inputs, prompt=prompt, precision=self.cache_precision, fingerprint=fingerprint, **options
         )
         features: dict[str, Any] = {"sentence_embedding": torch.from_numpy(vectors).to(self._vector_dtype())}
         if isinstance(self[0], Transformer):
@@ -149,12 +150,25 @@ class CachedSentenceTransformer(SentenceTransformer):
             _check_frozen(self)
         fingerprint = encoder_fingerprint(self)
         if fingerprint != self.encoder_fingerprint:
+            if is_fingerprint(self.encoder_fingerprint, self):
+                self.encoder_fingerprint = fingerprint
+                return fingerprint
             raise ValueError(
                 "The encoder has changed since CachedSentenceTransformer(model, cache) was made: its weights, its "
-                "tokenizer or a setting such as max_seq_length. Make a new one from the changed model; its texts are "
-                "encoded anew."
+                "tokenizer, its adapter or a setting such as max_seq_length. Make a new one from the changed model; "
+                "its texts are encoded anew."
             )
         return fingerprint
+
+    def _options_of_the_encoder(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Without those that only heads take, and with the ``max_length`` of the trainer where ``encode`` takes it."""
+        of_the_heads = set(self.get_model_kwargs()) - accepted_options(self) - {"task"}
+        options = {name: value for name, value in options.items() if name not in of_the_heads}
+        if (max_length := options.pop("max_length", None)) is not None:
+            given = options.get("processing_kwargs") or {}
+            text = {"max_length": max_length, **given.get("text", {})}
+            options["processing_kwargs"] = {**given, "text": text}
+        return options
 
     def _heads(self) -> list[nn.Module]:
         """The modules behind the encoder."""

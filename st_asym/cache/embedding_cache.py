@@ -13,8 +13,8 @@ from sentence_transformers import SentenceTransformer
 
 from st_asym.cache.environment import CacheError
 from st_asym.cache.filling import Precision, encode_into
-from st_asym.cache.fingerprint import encoder_fingerprint, listens_to_task
-from st_asym.cache.keys import group_of, record_keys
+from st_asym.cache.fingerprint import accepted_options, encoder_fingerprint, listens_to_task, note_what_ran
+from st_asym.cache.keys import group_of, listed, record_keys
 from st_asym.cache.parquet import read_parquet, write_parquet
 from st_asym.cache.store import Floats, StoredType, VectorStore
 
@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 # Texts that are looked up at a time.
 _PORTION = 4096
+_FILL = ("batch_tokens", "devices", "show_progress_bar")
 
 
 class EmbeddingCache:
@@ -89,17 +90,19 @@ class EmbeddingCache:
             devices: Several devices, such as ``["cuda:0", "cuda:1"]`` or ``["cpu", "cpu"]``, for the library's
                 multi-process pool; None for the device of the model.
             show_progress_bar: None shows it where the logger of this module is at ``INFO``.
-            **options: Passed on to the encoder, such as ``processing_kwargs``, and part of what is looked up.
+            **options: ``processing_kwargs``, and what else the modules of the encoder take; part of what is looked up.
 
         Returns:
             How many texts were encoded.
 
         Raises:
-            TypeError: A text is not a string. The message names its row.
-            ValueError: The encoder cannot encode a text. The message names its row.
+            TypeError: ``texts`` is one text or a table, a text is not a string, or there is no such option. The message
+                names the row, or the options that there are.
+            ValueError: The encoder cannot encode a text, or keeps what cannot be seen, see
+                :func:`st_asym.encoder_fingerprint`. The message names the row, or where.
             CacheError: The directory is read-only, damaged, or full, or the disk is.
         """
-        texts = list(texts)
+        texts = listed(texts)
         keys = self._keys(model, texts, prompt, task, precision, options)
         missing: dict[bytes, int] = {}
         for start in range(0, len(keys), _PORTION):
@@ -107,20 +110,20 @@ class EmbeddingCache:
                 missing.setdefault(keys[start + row], start + row)
         if show_progress_bar is None:
             show_progress_bar = logger.isEnabledFor(logging.INFO)
-        if missing:
-            self._check_may_encode(len(missing))
-            encode_into(
-                self.store,
-                model,
-                texts,
-                missing,
-                dict(options, prompt=prompt or None, task=task),
-                precision=precision,
-                batch_tokens=batch_tokens,
-                devices=devices,
-                show_progress_bar=show_progress_bar,
-            )
-        return len(missing)
+        if not missing:
+            return 0
+        return self._encode(
+            model,
+            texts,
+            missing,
+            prompt,
+            task,
+            precision,
+            options,
+            batch_tokens=batch_tokens,
+            devices=devices,
+            show_progress_bar=show_progress_bar,
+        )
 
     def get(
         self,
@@ -147,9 +150,10 @@ class EmbeddingCache:
 
         Raises:
             KeyError: A text is missing, or its record damaged. The message names the first such row.
-            TypeError: A text is not a string.
+            TypeError, ValueError: As :meth:`fill`.
             CacheError: The file is damaged.
         """
+        texts = listed(texts)
         vectors, missing = self._look_up(self._keys(model, texts, prompt, task, precision, options))
         if missing:
             raise KeyError(
@@ -179,21 +183,20 @@ class EmbeddingCache:
             RuntimeError: A text is missing in a worker process of a data loader, where the encoder must not run.
             TypeError, ValueError, CacheError: As :meth:`fill`.
         """
+        texts = listed(texts)
         keys = self._keys(model, texts, prompt, task, precision, options, fingerprint)
         vectors, rows = self._look_up(keys)
-        if rows:
-            self._check_may_encode(len(rows))
-            missing = {keys[row]: row for row in reversed(rows)}
-            options.update(prompt=prompt or None, task=task)
-            encode_into(self.store, model, texts, missing, options, precision=precision)
-            vectors, rows = self._look_up(keys)
-            if rows:
-                raise CacheError(
-                    f"{self.store.directory} lost the vector of {texts[rows[0]]!r:.80} right after it was written: "
-                    "another process removed it, or the file is damaged. In that case delete data.mdb there: the "
-                    "vectors are encoded anew."
-                )
-        return np.empty((0, 0), dtype=np.float32) if vectors is None else vectors
+        if not rows:
+            return np.empty((0, 0), dtype=np.float32) if vectors is None else vectors
+        self._encode(model, texts, {keys[row]: row for row in reversed(rows)}, prompt, task, precision, options)
+        vectors, rows = self._look_up(self._keys(model, texts, prompt, task, precision, options))
+        if vectors is not None and not rows:
+            return vectors
+        raise CacheError(
+            f"{self.store.directory} lost the vector of {texts[rows[0]]!r:.80} right after it was written: another "
+            "process removed it, or the file is damaged. In that case delete data.mdb there: the vectors are encoded "
+            "anew."
+        )
 
     def remove(self, model: SentenceTransformer) -> int:
         """Delete all vectors of one encoder, whatever their prompts and precision.
@@ -278,9 +281,36 @@ class EmbeddingCache:
         options: dict[str, Any],
         fingerprint: str | None = None,
     ) -> list[bytes]:
+        if not isinstance(model, SentenceTransformer):
+            raise TypeError(f"The model must be a SentenceTransformer, not a {type(model).__name__}.")
+        _check_options(model, options)
         task = task if task is not None and listens_to_task(model) else None
         fingerprint = fingerprint or encoder_fingerprint(model)
         return record_keys(fingerprint, texts, prompt=prompt, task=task, precision=precision, **options)
+
+    def _encode(
+        self,
+        model: SentenceTransformer,
+        texts: Sequence[str],
+        missing: dict[bytes, int],
+        prompt: str | None,
+        task: str | None,
+        precision: Precision,
+        options: dict[str, Any],
+        **how: Any,
+    ) -> int:
+        """Encode what is missing, under other keys where running the encoder shows that it has others."""
+        self._check_may_encode(len(missing))
+
+        def keys_changed(rows: Sequence[int]) -> list[bytes] | None:
+            if not note_what_ran(model):
+                return None
+            return self._keys(model, [texts[row] for row in rows], prompt, task, precision, options)
+
+        options_and_more = dict(options, prompt=prompt or None, task=task)
+        return encode_into(
+            self.store, model, texts, missing, options_and_more, precision=precision, keys_changed=keys_changed, **how
+        )
 
     def _look_up(self, keys: Sequence[bytes]) -> tuple[Floats | None, list[int]]:
         """The vectors (n, d), if there are any, and the rows that are missing."""
@@ -302,6 +332,17 @@ class EmbeddingCache:
                 f"{count} texts are not in the cache, and the encoder does not run in the workers of a data loader: "
                 "call EmbeddingCache.fill(model, texts) before training, or use dataloader_num_workers=0."
             )
+
+
+def _check_options(model: SentenceTransformer, options: dict[str, Any]) -> None:
+    if not options:
+        return
+    known = sorted({"processing_kwargs", *accepted_options(model)} - {"task"})
+    if unknown := sorted(set(options).difference(known)):
+        raise TypeError(
+            f"There is no option {unknown[0]!r}: beside prompt, task and precision this encoder takes "
+            f"{', '.join(known)}, and EmbeddingCache.fill takes {', '.join(_FILL)}."
+        )
 
 
 def open_cache(cache: EmbeddingCache | str | os.PathLike[str] | None) -> EmbeddingCache:

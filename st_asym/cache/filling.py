@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from st_asym.cache.fingerprint import encoder_modules
+from st_asym.cache.fingerprint import encoder_modules, with_module_kwargs
 from st_asym.cache.store import Floats, VectorStore
 
 Precision = Literal["fp32", "bf16"]
@@ -42,10 +42,15 @@ def encode_into(
     batch_tokens: int | None = None,
     devices: Sequence[str] | None = None,
     show_progress_bar: bool = False,
-) -> None:
+    keys_changed: Callable[[Sequence[int]], Sequence[bytes] | None] = lambda _: None,
+) -> int:
     """Encode ``texts[row]`` by the modules before the heads for each ``key: row``, and commit as it goes.
 
-    ``options`` go to the encoder; the rest is that of :meth:`st_asym.EmbeddingCache.fill`.
+    ``options`` go to the encoder; ``keys_changed`` gives other keys for the rows where running the encoder has shown
+    that these are not its keys; the rest is that of :meth:`st_asym.EmbeddingCache.fill`.
+
+    Returns:
+        How many texts were encoded.
 
     Raises:
         ValueError: The encoder cannot encode a text. The message names its row.
@@ -59,12 +64,17 @@ def encode_into(
         workers=len(devices or [""]),
     )
     pending = _Pending(store, _name(model))
+    there: set[int] = set()
+    encoded = 0
     with (
         encoding(model, precision=precision, devices=devices, **options) as encode,
         tqdm(total=len(keys), unit="text", desc="Encoding", disable=not show_progress_bar) as progress,
     ):
         try:
-            for block, batch_size in plan:
+            for planned, batch_size in plan:
+                progress.update(len(planned))
+                if not (block := [i for i in planned if i not in there]):
+                    continue
                 part = [wanted[i] for i in block]
                 try:
                     vectors = encode([texts[row] for row in part], batch_size)
@@ -72,10 +82,14 @@ def encode_into(
                     _name_the_row(encode, texts, part, error)
                     raise
                 _check_finite(vectors, texts, part)
+                encoded += len(block)
+                if (others := keys_changed(wanted)) is not None:
+                    keys = list(others)
+                    there = set(range(len(keys))).difference(store.get(keys).missing)
                 pending.add([keys[i] for i in block], vectors)
-                progress.update(len(block))
         finally:
             pending.commit()
+    return encoded
 
 
 @contextmanager
@@ -149,9 +163,7 @@ def _encoder(model: SentenceTransformer, precision: Precision, device: str) -> S
         device=model.device,  # type: ignore[arg-type]  # annotated as str, handed to Module.to
         trust_remote_code=model.trust_remote_code,
     )
-    if model.module_kwargs:
-        encoder.module_kwargs = {name: kwargs for name, kwargs in model.module_kwargs.items() if name in modules}
-    return encoder
+    return with_module_kwargs(encoder, model)
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -8,7 +8,7 @@ import json
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,10 +18,17 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Module, Router
 from sentence_transformers.util import fullname
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
-# Settings of a transformers configuration that change when it is saved, or that do not reach the vectors.
-_IDLE_SETTINGS = frozenset({"architectures", "dtype", "gradient_checkpointing", "transformers_version", "use_cache"})
+from st_asym.cache.attributes import Attributes, hidden_tensors, without_configuration
+from st_asym.cache.described import (
+    Undescribed,
+    described,
+    is_stock,
+    network_settings,
+    quick_tokenizer,
+    tokenizer_settings,
+)
+
 # Values looked at in each tensor, in how many turns, and the share of the time that may go into reading all of them
 # again. They are rarely in the processor's cache, so looking at all of them would show in the time of a training step.
 _PROBES = 16
@@ -56,21 +63,34 @@ def without_heads(model: SentenceTransformer) -> SentenceTransformer:
     Raises:
         ValueError: The model begins with its ``Router``.
     """
-    return SentenceTransformer(
-        modules=list(encoder_modules(model).values()),
+    modules = encoder_modules(model)
+    encoder = SentenceTransformer(
+        modules=modules,  # type: ignore[arg-type]  # names are kept where they come as a dict
         device=str(model.device),
         prompts={name: prompt for name, prompt in model.prompts.items() if prompt is not None},
         default_prompt_name=model.default_prompt_name,
         similarity_fn_name=model.similarity_fn_name,
     )
+    return with_module_kwargs(encoder, model)
+
+
+def with_module_kwargs(encoder: SentenceTransformer, model: SentenceTransformer) -> SentenceTransformer:
+    """Let the modules of ``model``, in a model of their own, take the keyword arguments that they take there."""
+    if model.module_kwargs:
+        names = dict(encoder.named_children())
+        encoder.module_kwargs = {name: kwargs for name, kwargs in model.module_kwargs.items() if name in names}
+    return encoder
 
 
 def encoder_fingerprint(model: SentenceTransformer) -> str:
     """Digest what shapes an encoder's vectors: 64 hexadecimal digits.
 
     It covers the weights with their dtype, the tokenizer, and class and configuration of every module up to the heads
-    (see :func:`encoder_modules`), ``max_seq_length`` among them. It does not cover prompts, the heads, the device, and
-    how attention is computed. It is the same in every process, and after saving and loading.
+    (see :func:`encoder_modules`), ``max_seq_length`` among them. Of modules that are not the library's, nor torch's or
+    those of transformers, it covers code and attributes too: which adapter is active and how it is scaled, a factor
+    that ``forward`` multiplies by. Attributes that change when the encoder runs, and those with ``cache`` in their
+    names, are left out. It does not cover prompts, the heads, hooks, the device, and how attention is computed. It is
+    the same in every process, and after saving and loading.
 
     Reading the weights takes about a second per gigabyte, so the result is remembered for each model. Every call looks
     for a change, by torch's own count of in-place changes and by sixteen values of each tensor, four at a time; now and
@@ -81,7 +101,8 @@ def encoder_fingerprint(model: SentenceTransformer) -> str:
         model: A ``SentenceTransformer``, with or without heads.
 
     Raises:
-        ValueError: The model begins with a ``Router``, does not run in torch, or has weights that are not in memory.
+        ValueError: The model begins with a ``Router``, does not run in torch, has weights that are not in memory, or a
+            module that keeps what cannot be told from another of its kind.
 
     Example:
         >>> from sentence_transformers import SentenceTransformer
@@ -93,6 +114,24 @@ def encoder_fingerprint(model: SentenceTransformer) -> str:
     if remembered is None or remembered.is_stale(model):
         remembered = _REMEMBERED[model] = _Remembered.of(model)
     return remembered.digest
+
+
+def is_fingerprint(digest: str, model: SentenceTransformer) -> bool:
+    """Whether it is that of the encoder, or was until :func:`note_what_ran` found what is no setting."""
+    remembered = _REMEMBERED.get(model)
+    return digest == encoder_fingerprint(model) or (remembered is not None and digest in remembered.former)
+
+
+def note_what_ran(model: SentenceTransformer) -> bool:
+    """Whether running the encoder, just now, has changed attributes of its modules: a counter, for instance.
+
+    They are no settings then, and the encoder has another fingerprint, without them.
+    """
+    before = _REMEMBERED.get(model)
+    if before is None or not before.attributes.note_what_ran():
+        return False
+    _REMEMBERED[model] = replace(_Remembered.of(model), former=before.former | {before.digest})
+    return True
 
 
 def model_fingerprint(model: SentenceTransformer) -> str:
@@ -120,14 +159,29 @@ def model_fingerprint(model: SentenceTransformer) -> str:
     return hashlib.blake2b(_as_json([_digest(model, modules), settings]), digest_size=32).hexdigest()
 
 
+def accepted_options(model: SentenceTransformer) -> set[str]:
+    """The keyword arguments that the modules before the heads take, ``task`` among them if one does."""
+    options: set[str] = set()
+    for name, module in encoder_modules(model).items():
+        options |= set((model.module_kwargs or {}).get(name, ())) | set(getattr(module, "forward_kwargs", ()))
+    return options
+
+
 def listens_to_task(model: SentenceTransformer) -> bool:
-    """Whether the encoder treats a query and a document of the same text and prompt differently, before the heads."""
-    for module in encoder_modules(model).values():
-        if "task" in getattr(module, "forward_kwargs", ()):
-            return True
+    """Whether the encoder may treat a query and a document of the same text and prompt differently, before the heads.
+
+    A first module that is not the library's is asked to turn texts into features with the task at hand, so it may.
+    """
+    if "task" in accepted_options(model):
+        return True
+    modules = list(encoder_modules(model).values())
+    if not is_stock(type(modules[0])):
+        return True
+    for module in modules:
         if any(getattr(module, name, None) for name in ("query_length", "document_length", "query_expansion")):
             return True
-        if "task" in str(getattr(getattr(module, "tokenizer", None), "chat_template", None) or ""):
+        templates = [getattr(getattr(module, one, None), "chat_template", None) for one in ("tokenizer", "processor")]
+        if any("task" in str(template or "") for template in templates):
             return True
     return False
 
@@ -146,9 +200,11 @@ class _Remembered:
     probes: list[_Probes]
     samples: list[list[bytes]]
     settings: list[Any]
+    attributes: Attributes
     read_at: float
     seconds: float
     turn: int = 0
+    former: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, model: SentenceTransformer) -> _Remembered:
@@ -160,7 +216,7 @@ class _Remembered:
             for module in modules
             for value in module.state_dict(keep_vars=True).values()
             if isinstance(value, Tensor)
-        ]
+        ] + hidden_tensors(modules)
         probes = [_probes(tensors, turn) for turn in range(_TURNS)]
         return cls(
             digest=digest,
@@ -169,6 +225,7 @@ class _Remembered:
             probes=probes,
             samples=[_sample(turn) for turn in probes],
             settings=copy.deepcopy(_quick_settings(modules)),
+            attributes=Attributes.of(modules),
             read_at=time.monotonic(),
             seconds=time.monotonic() - start,
         )
@@ -180,6 +237,7 @@ class _Remembered:
             self.seconds < _SHARE * (time.monotonic() - self.read_at)
             or _counts(self.tensors) != self.counts
             or _quick_settings(modules) != self.settings
+            or self.attributes.have_changed(modules)
             or _sample(self.probes[self.turn]) != self.samples[self.turn]
         )
 
@@ -222,6 +280,7 @@ def _quick_settings(modules: Sequence[nn.Module]) -> list[Any]:
             id(module),
             getattr(module, "max_seq_length", None),
             module.get_config_dict() if isinstance(module, Module) else None,
+            quick_tokenizer(getattr(module, "tokenizer", None)),
         )
         for module in modules
     ]
@@ -235,6 +294,8 @@ def _digest(model: SentenceTransformer, modules: Sequence[nn.Module]) -> str:
         )
     settings = [_settings(module) for module in modules]
     digest = hashlib.blake2b(_as_json(settings), digest_size=32)
+    if beside := without_configuration(modules):
+        digest.update(_as_json(beside))
     for position, module in enumerate(modules):
         for name, value in module.state_dict().items():
             if not isinstance(value, Tensor):
@@ -261,30 +322,9 @@ def _settings(module: nn.Module) -> dict[str, Any]:
         "class": fullname(module),
         "config": module.get_config_dict() if isinstance(module, Module) else nn.Module.__repr__(module),
         "max_seq_length": getattr(asked, "max_seq_length", None),
-        "network": None if config is None else [fullname(module.model), _network_settings(config)],
-        "tokenizer": _tokenizer_settings(getattr(asked, "tokenizer", None)),
+        "network": None if config is None else [fullname(module.model), network_settings(config)],
+        "tokenizer": tokenizer_settings(getattr(asked, "tokenizer", None)),
     }
-
-
-def _network_settings(config: Any) -> dict[str, Any]:
-    settings: dict[str, Any] = config.to_dict()
-    return {name: value for name, value in settings.items() if name not in _IDLE_SETTINGS and not name.startswith("_")}
-
-
-def _tokenizer_settings(tokenizer: Any) -> Any:
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        # A bare `tokenizers.Tokenizer` truncates as it is set up; others are plain objects.
-        return json.loads(tokenizer.to_str()) if hasattr(tokenizer, "to_str") else tokenizer
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    state: dict[str, Any]
-    if backend is not None:
-        # What the last call set up for its own batch.
-        state = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("truncation", "padding")}
-    else:
-        state = {k: v for k, v in tokenizer.init_kwargs.items() if not k.endswith(("_file", "name_or_path"))}
-        state = {"class": fullname(tokenizer), "vocabulary": tokenizer.get_vocab(), "options": state}
-    names = ("padding_side", "truncation_side", "model_max_length", "model_input_names", "chat_template")
-    return [state, [getattr(tokenizer, name, None) for name in names]]
 
 
 def _as_json(value: Any) -> bytes:
@@ -297,6 +337,12 @@ def _as_plain(value: Any) -> Any:
         return sorted(value, key=repr)
     if isinstance(value, Mapping):
         return dict(value)
-    if hasattr(value, "__dict__"):
+    if hasattr(value, "__dict__") and type(value).__module__.startswith("sentence_transformers."):
         return {"class": fullname(value), **vars(value)}
-    return repr(value)
+    try:
+        return described(value)
+    except Undescribed as error:
+        raise ValueError(
+            f"The encoder's configuration has {error}, and whether that changes cannot be seen, so its vectors cannot "
+            "be kept: give it plain values."
+        ) from error

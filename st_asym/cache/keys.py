@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from st_asym.cache.described import described
 from st_asym.cache.store import GROUP_BYTES, KEY_BYTES
 
 
@@ -33,8 +34,8 @@ def record_keys(
         32 bytes per text, of which the first twelve are the encoder's.
 
     Raises:
-        TypeError: A text is not a string. The message names its row.
-        ValueError: An unknown precision.
+        TypeError: ``texts`` is one text or a table, or a text is not a string. The message names its row.
+        ValueError: An unknown precision, or an option that cannot be told from others.
 
     Example:
         >>> keys = record_keys("0123456789abcdef" * 4, ["a text", "another"])
@@ -44,11 +45,11 @@ def record_keys(
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"precision must be 'fp32' or 'bf16', got {precision!r}.")
     rest = {name: value for name, value in options.items() if value is not None}
-    setting = json.dumps([encoder, prompt or "", task, precision, rest], sort_keys=True, default=repr).encode()
+    setting = json.dumps([encoder, prompt or "", task, precision, rest], sort_keys=True, default=described).encode()
     base = hashlib.blake2b(setting + b"\0", digest_size=KEY_BYTES - GROUP_BYTES)
     group = group_of(encoder)
     keys = []
-    for row, text in enumerate(texts):
+    for row, text in enumerate(listed(texts)):
         if not isinstance(text, str):
             raise TypeError(
                 f"Row {row} is {text!r:.80}, a {type(text).__name__}: the cache holds vectors of strings. Convert it, "
@@ -63,3 +64,22 @@ def record_keys(
 def group_of(encoder: str) -> bytes:
     """What the keys of an encoder with this fingerprint begin with."""
     return bytes.fromhex(encoder)[:GROUP_BYTES]
+
+
+def listed(texts: Iterable[str]) -> list[str]:
+    """Texts as a list, and not the letters of one, the ids of a mapping or the column names of a table.
+
+    Raises:
+        TypeError: They are one of these.
+    """
+    kind = type(texts).__name__
+    if isinstance(texts, str | bytes):
+        raise TypeError(f"texts is one {kind}, {texts!r:.80}, and its letters would be encoded: pass [text].")
+    if isinstance(texts, Mapping):
+        raise TypeError(f"texts is a {kind}, and its keys would be encoded: pass list(texts.values()).")
+    if hasattr(texts, "columns") or hasattr(texts, "column_names"):
+        raise TypeError(f"texts is a {kind} with columns: pass one of them as a list, such as list(table['text']).")
+    try:
+        return list(texts)
+    except TypeError:
+        raise TypeError(f"texts must be a list of strings, not a {kind}.") from None

@@ -78,4 +78,4 @@ def _is_head(page: bytes) -> bool:
     if len(page) < 24 or not struct.unpack_from("<H", page, 10)[0] & _META:
         return False
     magic, version = struct.unpack_from("<II", page, 16)
-    return magic == _MAGIC and version & 0xFFFF == _VERSION
+    return (magic, version & 0xFFFF) == (_MAGIC, _VERSION)

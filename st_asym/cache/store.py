@@ -253,7 +253,7 @@ class VectorStore:
         followed = self._environment.follow()
         if followed != self._followed:
             self._followed = followed
-            self._agree_on_format(self.dtype.name)  # type: ignore[arg-type]  # one of the two
+            self._agree_on_format(self.dtype.name)
 
 
 def _keys_from(txn: Any, prefix: bytes, start: bytes, limit: int | None, size: int = KEY_BYTES) -> list[bytes]:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
@@ -18,6 +19,10 @@ TAG = "st-asym"
 # What sentence-transformers replaces by the repository's name when it uploads a loaded model, in exactly this line.
 _MODEL_ID = "sentence_transformers_model_id"
 _LOADS = re.compile(r'(model = SentenceTransformer\(")([^"\n]*)(")')
+_LICENSE_HEADING = "License"
+_OF_LICENSE = ("license", "license_name", "license_link")
+# What was measured on the earlier model.
+_OF_SCORES = ("model-index", "model_name", "eval_results", "metrics")
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
@@ -91,6 +96,35 @@ class Card:
         start, end = spans.get(heading, (place, place))
         before, after = "".join(lines[:start]).rstrip("\n"), "".join(lines[end:])
         self.text = "\n\n".join(filter(None, [before, f"{new}\n{after}" if after else new]))
+
+    def sections(self) -> dict[str, str]:
+        """The text of each section by its heading."""
+        lines = self.text.splitlines(keepends=True)
+        places = [*_headings(lines), (len(lines), "")]
+        return {name: "".join(lines[start + 1 : end]) for (start, name), (end, _) in itertools.pairwise(places)}
+
+    def keep(self, earlier: Card, order: Sequence[str] = ()) -> None:
+        """Take over from the card of an earlier model what this one does not say anew.
+
+        These are sections that it has not, licence and data, and other metadata, apart from the earlier model's scores.
+
+        Args:
+            earlier: As somebody completed it.
+            order: As for :meth:`put`.
+        """
+        own = self.sections()
+        for heading, text in earlier.sections().items():
+            if heading not in own or heading == _LICENSE_HEADING:
+                self.put(heading, text, order)
+        said: dict[str, Any] = self.data.to_dict()  # type: ignore[no-untyped-call]
+        before: dict[str, Any] = earlier.data.to_dict()  # type: ignore[no-untyped-call]
+        for name, value in before.items():
+            if said.get(name) is None and name not in (*_OF_LICENSE, *_OF_SCORES):
+                setattr(self.data, name, value)
+        if "license" in before:
+            for name in _OF_LICENSE:
+                setattr(self.data, name, before.get(name))
+        self.data.tags = list(dict.fromkeys([*(self.data.tags or []), *(earlier.data.tags or [])]))
 
 
 def usage(model_id: str = _MODEL_ID) -> str:

@@ -12,7 +12,10 @@ from st_asym.untrusted.folder import Folder, strings
 
 # Read by people. Nothing is loaded from them, so they may change after a model was saved.
 _DOCUMENTS = frozenset({".csv", ".gif", ".html", ".jpeg", ".jpg", ".md", ".pdf", ".png", ".svg"})
-_DOCUMENT_NAMES = frozenset({".gitattributes", ".gitignore", "LICENSE", "LICENSE.txt", "NOTICE", "NOTICE.txt"})
+_DOCUMENT_NAMES = frozenset(
+    {".gitattributes", ".gitignore"}
+    | {f"{name}{suffix}" for name in ("CHANGELOG", "LICENSE", "NOTES", "NOTICE", "README") for suffix in ("", ".txt")}
+)
 _OWN_REPORTS = re.compile(r"st_asym_\w+\.json")
 _DATA = frozenset({".jinja", ".json", ".model", ".safetensors", ".txt"})
 _PICKLES = frozenset(

@@ -1,0 +1,309 @@
+"""What the modules of an encoder hold beside weights and configurations, and whether any of it has changed.
+
+The library's own modules say in their configurations what they do; what was changed in them by hand is compared with
+what a new one has. Of all other modules every attribute counts, since any may shape vectors: the scaling of an adapter,
+which adapter is active, a factor that ``forward`` multiplies by.
+"""
+
+from __future__ import annotations
+
+import copy
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from sentence_transformers.base.modules import Module
+from sentence_transformers.util import fullname
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.configuration_utils import PretrainedConfig
+
+from st_asym.cache.described import Undescribed, code_of, described, is_origin, is_plain, is_stock, quick_tokenizer
+
+_INTERNAL = frozenset(vars(nn.Module()))
+# What libraries keep in modules for themselves, and the configuration of adapters, whose layers have what it led to.
+_IDLE = frozenset(
+    {"_hf_hook", "_is_hf_initialized", "_old_forward", "_original_forward", "_peft_config", "_prompt_length_mapping"}
+    | {"gradient_checkpointing", "peft_config", "warnings_issued"}
+)
+# Sizes, which the weights have too, and what only training does.
+_SIZES = frozenset({"in_features", "out_features", "num_embeddings", "embedding_dim", "normalized_shape", "vocab_size"})
+_TRAINING = frozenset({"p", "inplace", "bias", "sparse", "scale_grad_by_freq"})
+_SCALARS = (bool, int, float, str, torch.dtype, types.FunctionType, types.MethodType)
+
+# By module the attributes that running the encoder has changed: no settings, but counters and the like.
+_CHANGES_BY_ITSELF: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+
+
+def without_configuration(modules: Sequence[nn.Module]) -> list[Any]:
+    """What shapes vectors and is neither in the weights nor in the configurations; empty for the library's modules.
+
+    Raises:
+        ValueError: A module holds something that cannot be told from another of its kind.
+    """
+    found: list[Any] = []
+    for position, top in enumerate(modules):
+        for path, module, owner in _with_owners(top):
+            if not is_stock(type(owner)):
+                code = code_of(type(module)) if module is owner else []
+                entry = [position, path, fullname(module), code, _attributes(module, f"{position} ({fullname(top)})")]
+                found.append(entry)
+            elif replaced := _replaced_forward(module):
+                found.append([position, path, fullname(module), described(replaced)])
+        found += [[position, *deviation] for deviation in _deviations(top)]
+    return found
+
+
+def hidden_tensors(modules: Sequence[nn.Module]) -> list[Tensor]:
+    """Tensors of modules that no state dict has, to be watched like weights."""
+    found: list[Tensor] = []
+    for module in walk(modules):
+        if not is_stock(type(module)):
+            found += _hidden_buffers(module).values()
+            found += [value for value in _seen(module).values() if isinstance(value, Tensor)]
+            found += [value for held in _held(module) for value in held.state_dict(keep_vars=True).values()]
+    return found
+
+
+def walk(modules: Sequence[nn.Module]) -> list[nn.Module]:
+    """All modules, those that others hold in lists and mappings too, in an order that stays."""
+    found = _parts(modules)
+    held = [one for module in found if not is_stock(type(module)) for one in _held(module)]
+    return found + walk(held) if held else found
+
+
+def _parts(modules: Sequence[nn.Module]) -> list[nn.Module]:
+    """All modules that torch knows of, in a third of the time that ``nn.Module.modules`` takes."""
+    found: list[nn.Module] = []
+    left: list[nn.Module | None] = list(modules)
+    while left:
+        if (module := left.pop()) is not None:
+            found.append(module)
+            left.extend(module._modules.values())
+    return found
+
+
+def _held(module: nn.Module) -> list[nn.Module]:
+    """Modules in lists and mappings, which torch does not know as parts."""
+    values = [value for name, value in vars(module).items() if name not in _INTERNAL]
+    groups = [
+        value.values() if type(value) is dict else value for value in values if type(value) in (dict, list, tuple)
+    ]
+    return [one for group in groups for one in group if isinstance(one, nn.Module)]
+
+
+@dataclass
+class Attributes:
+    """The attributes of modules as they were once.
+
+    Attributes:
+        modules: All of them, in the order of :func:`walk`.
+        parts: All that torch knows of.
+        foreign: Those that are not the libraries', and what ``held`` they hold in lists and mappings.
+        plain: For each its attributes, their number, and copies of those that ``==`` compares.
+        others: Of modules that are not the library's, the rest: attributes, name, value and description.
+        classes: The classes of those modules, and copies of what they say.
+        configurations: Of networks, and copies of what they say.
+    """
+
+    modules: list[nn.Module]
+    parts: list[nn.Module]
+    foreign: list[nn.Module]
+    held: list[list[nn.Module]]
+    plain: list[tuple[dict[str, Any], int, dict[str, Any]]]
+    others: list[tuple[nn.Module, str, Any, Any]]
+    classes: list[tuple[type, dict[str, Any]]]
+    configurations: list[tuple[PretrainedConfig, dict[str, Any]]]
+
+    @classmethod
+    def of(cls, modules: Sequence[nn.Module]) -> Attributes:
+        """Those that the modules have now."""
+        found = walk(modules)
+        foreign = [module for module in found if not is_stock(type(module))]
+        rest = [(m, name, one) for m in foreign for name, one in _seen(m).items() if not is_plain(one)]
+        configurations = {
+            id(config): config for module in found if isinstance(config := vars(module).get("config"), PretrainedConfig)
+        }
+        return cls(
+            modules=found,
+            parts=_parts(modules),
+            foreign=foreign,
+            held=[_held(module) for module in foreign],
+            plain=[(vars(module), len(vars(module)), copy.deepcopy(_plain(module))) for module in found],
+            others=[(module, name, one, _quick_description(one)) for module, name, one in rest],
+            classes=[(kind, _of_class(kind)) for kind in dict.fromkeys(map(type, foreign))],
+            configurations=[(config, copy.deepcopy(_of_configuration(config))) for config in configurations.values()],
+        )
+
+    def have_changed(self, modules: Sequence[nn.Module]) -> bool:
+        """Whether a module has come, gone or changed: looked at in every step, so in a tenth of a millisecond."""
+        return (
+            _parts(modules) != self.parts
+            or [_held(module) for module in self.foreign] != self.held
+            or any(len(now) != count or not before.items() <= now.items() for now, count, before in self.plain)
+            or any(
+                vars(module).get(name) is not value or _quick_description(value) != description
+                for module, name, value, description in self.others
+            )
+            or any(_of_class(kind) != before for kind, before in self.classes)
+            or any(not before.items() <= vars(config).items() for config, before in self.configurations)
+        )
+
+    def note_what_ran(self) -> bool:
+        """Whether running the encoder has changed attributes of modules: from now on these are no settings."""
+        noted = False
+        for module, (_, _, before) in zip(self.modules, self.plain, strict=True):
+            if is_stock(type(module)):
+                continue
+            others = {name: (value, description) for one, name, value, description in self.others if one is module}
+            now = _seen(module)
+            changed = {name for name, value in before.items() if name not in now or now[name] != value}
+            changed |= {name for name in now if name not in before and name not in others}
+            changed |= {
+                name
+                for name, (value, description) in others.items()
+                if now.get(name) is not value or _quick_description(value) != description
+            }
+            if changed:
+                _CHANGES_BY_ITSELF.setdefault(module, set()).update(changed)
+                noted = True
+        return noted
+
+
+def _with_owners(top: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Module]]:
+    """All modules with their paths, each with the one that says what it does: torch's layers belong to their holder."""
+    left: list[tuple[str, nn.Module, nn.Module]] = [("", top, top)]
+    while left:
+        path, module, above = left.pop()
+        owner = above if type(module).__module__.startswith("torch.") else module
+        yield path, module, owner
+        left += [(f"{path}.{name}", child, owner) for name, child in module.named_children()]
+
+
+def _seen(module: nn.Module) -> dict[str, Any]:
+    """The attributes that may shape vectors; what a module remembers it calls a cache."""
+    by_itself = _CHANGES_BY_ITSELF.get(module, ())
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if name not in _INTERNAL
+        and name not in _IDLE
+        and name not in by_itself
+        and "cache" not in name.lower()
+        and not is_origin(name)
+        and (name != "forward" or _replaced_forward(module) is not None)
+    }
+
+
+def _plain(module: nn.Module) -> dict[str, Any]:
+    """Those that ``==`` compares, and of the library's modules those that it compares at once."""
+    if is_stock(type(module)):
+        return {name: value for name, value in _seen(module).items() if value is None or isinstance(value, _SCALARS)}
+    return {name: value for name, value in _seen(module).items() if is_plain(value)}
+
+
+def _replaced_forward(module: nn.Module) -> Any:
+    """A ``forward`` of the module's own, unless mixed precision or offloading put it there."""
+    if "_old_forward" in vars(module) or "_original_forward" in vars(module):
+        return None
+    return vars(module).get("forward")
+
+
+def _hidden_buffers(module: nn.Module) -> dict[str, Tensor]:
+    names = sorted(name for name in module._non_persistent_buffers_set if "cache" not in name.lower())
+    return {name: buffer for name in names if (buffer := module._buffers.get(name)) is not None}
+
+
+def _attributes(module: nn.Module, where: str) -> dict[str, Any]:
+    found = {}
+    for name, value in {**_seen(module), **_hidden_buffers(module)}.items():
+        try:
+            found[name] = described(value)
+        except Undescribed as error:
+            raise ValueError(
+                f"The encoder's module {where} keeps {error} in {fullname(module)}.{name}, and whether that changes "
+                "cannot be seen: its vectors would be kept under a name that fits others too. Keep plain values or "
+                "tensors there, or, where no vector depends on it, call the attribute something with 'cache'."
+            ) from error
+    return found
+
+
+def _quick_description(value: Any) -> Any:
+    """What is compared in every step of a value beside its identity; tensors and modules are watched themselves."""
+    if isinstance(value, PreTrainedTokenizerBase):
+        return quick_tokenizer(value)
+    if isinstance(value, Tensor | nn.Module) or is_stock(type(value)) or _has_modules(value):
+        return None
+    try:
+        return described(value)
+    except Undescribed:
+        return None
+
+
+def _has_modules(value: Any) -> bool:
+    group = value.values() if isinstance(value, dict) else value
+    return isinstance(value, dict | list | tuple) and any(isinstance(one, nn.Module) for one in group)
+
+
+def _of_class(kind: type) -> dict[str, Any]:
+    return {
+        f"{one.__qualname__}.{name}": value
+        for one in kind.__mro__
+        if not is_stock(one) and one is not object
+        for name, value in vars(one).items()
+        if isinstance(value, _SCALARS)
+    }
+
+
+def _of_configuration(config: PretrainedConfig) -> dict[str, Any]:
+    return {name: value for name, value in vars(config).items() if not name.startswith("_") and is_plain(value)}
+
+
+def _deviations(top: nn.Module) -> Iterator[list[Any]]:
+    """What was changed by hand in modules of the libraries: attributes that no configuration has."""
+    for path, module in top.named_modules():
+        if isinstance(module, PreTrainedModel) and is_stock(type(module)):
+            reference = _network_like(module)
+            names = {} if reference is None else dict(reference.named_modules())
+            for below, part in module.named_modules():
+                yield from _differences(f"{path}.{below}", part, names.get(below))
+            return
+        if isinstance(module, Module) and is_stock(type(module)):
+            for name, part in module.named_children():
+                yield from _differences(f"{path}.{name}", part, _layer_like(part))
+
+
+def _differences(path: str, module: nn.Module, reference: nn.Module | None) -> Iterator[list[Any]]:
+    if type(reference) is not type(module):
+        return
+    usual = _plain(reference)
+    for name, value in sorted(_plain(module).items()):
+        idle = name in _SIZES or name in _TRAINING or "drop" in name or name.startswith("_")
+        if not idle and name in usual and value != usual[name]:
+            yield [path, name, described(value)]
+
+
+def _network_like(network: PreTrainedModel) -> nn.Module | None:
+    """A network of the same configuration, without weights; None where the class takes more than that."""
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            return type(network)(copy.deepcopy(network.config))
+    except Exception:  # the class may refuse in any way
+        return None
+
+
+def _layer_like(layer: nn.Module) -> nn.Module | None:
+    """A layer of torch as it is by default, which is how the library makes it again when it loads."""
+    if isinstance(layer, nn.LayerNorm):
+        return nn.LayerNorm(1)
+    if isinstance(layer, nn.EmbeddingBag | nn.Embedding):
+        return type(layer)(1, 1)
+    if not type(layer).__module__.startswith("torch.nn.modules.activation"):
+        return None
+    try:
+        return type(layer)()
+    except TypeError:
+        return None

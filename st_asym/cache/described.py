@@ -1,0 +1,252 @@
+"""Any Python value as what JSON knows, the same in every process, or an error where it cannot be told from another."""
+
+from __future__ import annotations
+
+import enum
+import functools
+import hashlib
+import inspect
+import io
+import json
+import logging
+import pickle
+import threading
+import types
+import weakref
+from collections.abc import Callable, Mapping
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers.util import fullname
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+from transformers.configuration_utils import PretrainedConfig
+
+# Whose classes are known by their names: what their attributes mean is in their configurations and weights.
+_PACKAGES = frozenset(
+    {"accelerate", "bitsandbytes", "sentence_transformers", "st_asym", "tokenizers", "torch", "torchao", "transformers"}
+)
+_PLAIN = (bool, int, float, str, bytes, torch.dtype, enum.Enum, types.FunctionType, types.BuiltinFunctionType, type)
+# Settings of a transformers configuration that change when it is saved, or that do not reach the vectors.
+_IDLE_SETTINGS = frozenset({"architectures", "dtype", "gradient_checkpointing", "transformers_version", "use_cache"})
+_TOKENIZER_SETTINGS = ("padding_side", "truncation_side", "model_max_length", "model_input_names", "chat_template")
+# Nothing that a vector could depend on, and different in every process.
+_IDLE = (
+    logging.Logger,
+    weakref.ReferenceType,
+    torch.device,
+    torch.Generator,
+    type(threading.Lock()),
+    type(threading.RLock()),
+    threading.local,
+    io.IOBase,
+)
+
+
+# Asked of each module in every step.
+_STOCK: dict[type, bool] = {}
+
+
+def is_stock(kind: type) -> bool:
+    """Whether a class is one of the packages whose modules say in their configurations what they do."""
+    known = _STOCK.get(kind)
+    if known is None:
+        known = _STOCK[kind] = kind.__module__.partition(".")[0] in _PACKAGES
+    return known
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value consists of numbers, texts and the like, so that ``==`` tells it from others."""
+    if value is None or isinstance(value, _PLAIN):
+        return True
+    if type(value) in (list, tuple, set, frozenset):
+        return all(map(is_plain, value))
+    return type(value) is dict and all(map(is_plain, value)) and all(map(is_plain, value.values()))
+
+
+class Undescribed(ValueError):  # noqa: N818 - not raised to users as such
+    """A value that cannot be told from another of its kind."""
+
+
+def described(value: Any, above: tuple[int, ...] = ()) -> Any:
+    """A value as what JSON knows.
+
+    Args:
+        value: Anything. Tensors and arrays are digested, functions known by their code, objects by class and
+            attributes.
+        above: The identities of what it is part of.
+
+    Raises:
+        Undescribed: A part of it is an object that shows nothing of itself.
+    """
+    if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, enum.Enum)):
+        return value
+    if id(value) in above:
+        return "itself"
+    for kinds, describe in _DESCRIPTIONS:
+        if isinstance(value, kinds):
+            return describe(value, (*above, id(value)))
+    return _object(value, (*above, id(value)))
+
+
+def network_settings(config: PretrainedConfig) -> dict[str, Any]:
+    """What a configuration of transformers says of a network."""
+    settings: dict[str, Any] = config.to_dict()
+    return {name: value for name, value in settings.items() if name not in _IDLE_SETTINGS and not name.startswith("_")}
+
+
+def tokenizer_settings(tokenizer: Any) -> Any:
+    """What a tokenizer does with texts."""
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        # A bare `tokenizers.Tokenizer` truncates as it is set up; others are plain objects.
+        return json.loads(tokenizer.to_str()) if hasattr(tokenizer, "to_str") else tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    state: dict[str, Any]
+    if backend is not None:
+        # What the last call set up for its own batch.
+        state = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("truncation", "padding")}
+    else:
+        state = {k: v for k, v in tokenizer.init_kwargs.items() if not k.endswith(("_file", "name_or_path"))}
+        state = {"class": fullname(tokenizer), "vocabulary": tokenizer.get_vocab(), "options": state}
+    return [state, [getattr(tokenizer, name, None) for name in _TOKENIZER_SETTINGS]]
+
+
+def quick_tokenizer(tokenizer: Any) -> Any:
+    """What is set in a tokenizer by hand, without its vocabulary."""
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return None
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    size = len(tokenizer) if backend is None else backend.get_vocab_size(with_added_tokens=True)
+    names = () if backend is None else ("normalizer", "pre_tokenizer", "post_processor")
+    parts = [getattr(backend, name) for name in names]
+    return [
+        size,
+        [part is not None and hash(part.__getstate__()) for part in parts],
+        [getattr(tokenizer, name, None) for name in _TOKENIZER_SETTINGS],
+    ]
+
+
+def code_of(kind: type) -> Any:
+    """What a class says beside its name, and those it is made from, down to those that are known by theirs."""
+    parts = []
+    for one in kind.__mro__:
+        if is_stock(one) or one.__module__ in ("builtins", "abc", "typing", "collections.abc"):
+            continue
+        for name, value in sorted(vars(one).items()):
+            value = getattr(value, "__func__", getattr(value, "fget", value))
+            if isinstance(value, types.FunctionType) or (not name.startswith("_") and is_plain(value)):
+                parts.append([one.__qualname__, name, described(value)])
+    return parts
+
+
+def _tensor(value: Tensor, _: tuple[int, ...]) -> Any:
+    if value.device.type == "meta":
+        raise Undescribed("a tensor that is not in memory")
+    content: Any = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return ["tensor", str(value.dtype), list(value.shape), hashlib.blake2b(content, digest_size=32).hexdigest()]
+
+
+def _array(value: np.ndarray[Any, Any], above: tuple[int, ...]) -> Any:
+    if value.dtype.hasobject:
+        return ["array", list(value.shape), [described(one, above) for one in value.reshape(-1).tolist()]]
+    content = np.ascontiguousarray(value).tobytes()
+    return ["array", str(value.dtype), list(value.shape), hashlib.blake2b(content, digest_size=32).hexdigest()]
+
+
+def _module(value: nn.Module, above: tuple[int, ...]) -> Any:
+    """A module that is held in a list or the like, so that it is none of those that its holder is made of."""
+    state = {name: described(one, above) for name, one in value.state_dict().items()}
+    return [fullname(value), nn.Module.__repr__(value), [] if is_stock(type(value)) else code_of(type(value)), state]
+
+
+def _function(value: types.FunctionType, above: tuple[int, ...]) -> Any:
+    cells = [_cell(cell) for cell in value.__closure__ or ()]
+    return [
+        "function",
+        value.__qualname__.rpartition(".")[2],
+        _code(value.__code__),
+        [described(one, above) for one in (value.__defaults__, value.__kwdefaults__, cells)],
+    ]
+
+
+def _cell(cell: types.CellType) -> Any:
+    try:
+        value = cell.cell_contents
+    except ValueError:  # not filled yet
+        return None
+    # Of a module that a function belongs to, the module itself is looked at.
+    return fullname(value) if isinstance(value, nn.Module) else value
+
+
+def _code(code: types.CodeType) -> Any:
+    return [code.co_code.hex(), [_constant(one) for one in code.co_consts], list(code.co_names)]
+
+
+def _constant(value: Any) -> Any:
+    if isinstance(value, types.CodeType):
+        return _code(value)
+    return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)
+
+
+def _method(value: Any, above: tuple[int, ...]) -> Any:
+    owner = value.__self__
+    return ["method", fullname(owner), described(value.__func__, above)]
+
+
+def _builtin(value: Any, _: tuple[int, ...]) -> Any:
+    return [getattr(value, "__module__", None), getattr(value, "__qualname__", getattr(value, "__name__", ""))]
+
+
+def _class(value: type, _: tuple[int, ...]) -> Any:
+    return [value.__module__, value.__qualname__]
+
+
+def _mapping(value: Mapping[Any, Any], above: tuple[int, ...]) -> Any:
+    items = [[described(key, above), described(one, above)] for key, one in value.items() if not is_origin(key)]
+    return ["mapping", sorted(items, key=repr)]
+
+
+def is_origin(name: Any) -> bool:
+    """Whether a name is one under which is kept where something came from, which no vector depends on."""
+    return isinstance(name, str) and name.endswith("name_or_path")
+
+
+def _object(value: Any, above: tuple[int, ...]) -> Any:
+    if hasattr(value, "to_str"):  # a tokenizer, without what the last call set up for its own batch
+        return ["tokenizer", hashlib.blake2b(value.to_str().encode(), digest_size=32).hexdigest()]
+    slots = [name for one in type(value).__mro__ for name in getattr(one, "__slots__", ()) if hasattr(value, name)]
+    state = {**{name: getattr(value, name) for name in slots}, **getattr(value, "__dict__", {})}
+    if state or hasattr(value, "__dict__"):
+        kept = {name: one for name, one in state.items() if not is_stock(type(value)) or is_plain(one)}
+        return [fullname(value), [] if is_stock(type(value)) else code_of(type(value)), _mapping(kept, above)]
+    try:
+        return [fullname(value), hashlib.blake2b(pickle.dumps(value, 4), digest_size=32).hexdigest()]
+    except Exception as error:  # whatever its own reduction raises
+        raise Undescribed(f"a {fullname(value)}") from error
+
+
+_DESCRIPTIONS: tuple[tuple[Any, Callable[[Any, tuple[int, ...]], Any]], ...] = (
+    (enum.Enum, lambda value, _: [fullname(value), value.name]),
+    (_IDLE, lambda value, _: fullname(value)),
+    (Tensor, _tensor),
+    (np.ndarray, _array),
+    (np.generic, lambda value, above: described(value.item(), above)),
+    (nn.Module, _module),
+    (PretrainedConfig, lambda value, above: described(network_settings(value), above)),
+    (PreTrainedTokenizerBase, lambda value, above: described(tokenizer_settings(value), above)),
+    (bytes | bytearray, lambda value, _: ["bytes", hashlib.blake2b(value, digest_size=32).hexdigest()]),
+    (torch.dtype | torch.Size | complex, lambda value, _: repr(value)),
+    (PurePath, lambda value, _: value.name),
+    (Mapping, _mapping),
+    (list | tuple, lambda value, above: [described(one, above) for one in value]),
+    (set | frozenset, lambda value, above: sorted([described(one, above) for one in value], key=repr)),
+    (types.FunctionType, _function),
+    (types.MethodType, _method),
+    (functools.partial, lambda value, above: described([value.func, value.args, value.keywords], above)),
+    (type, _class),
+    (types.ModuleType, lambda value, _: value.__name__),
+    (types.BuiltinFunctionType | types.MethodDescriptorType | types.WrapperDescriptorType, _builtin),
+    (inspect.Signature, lambda value, _: str(value)),
+)

@@ -1,0 +1,461 @@
+"""What changes a vector changes its place in the cache, whoever wrote the module that it comes from."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cache_helpers import save_tiny_bert, tiny_bert
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Module, Normalize
+from sentence_transformers.sentence_transformer.modules import BoW
+from torch import nn
+
+from st_asym import CachedSentenceTransformer, EmbeddingCache, asymmetric_model, encoder_fingerprint, record_keys
+from st_asym.cache.attributes import without_configuration
+from st_asym.cache.fingerprint import encoder_modules, listens_to_task, without_heads
+
+WORDS = ["a", "bad", "cab", "deaf"]
+TEXTS = ["a bad cab", "deaf", "a"]
+Change = Callable[[Any], Any]
+
+
+class Foreign(Module):
+    """A module of the user's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = 1.0
+        self.settings = {"shift": 0.0, "names": ["a"]}
+        self.function = lambda vectors: vectors
+        self.tensor = torch.ones(4)
+        self.array = np.ones(4, np.float32)
+        self.held = [nn.Linear(4, 4)]
+        self.inner = nn.LayerNorm(4)
+        self.register_buffer("buffer", torch.ones(4), persistent=False)
+
+    def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+        vectors = features["sentence_embedding"] * self.factor + self.settings["shift"]
+        vectors = self.function(vectors) * self.tensor * torch.from_numpy(self.array) * self.buffer
+        features["sentence_embedding"] = self.inner(self.held[0](vectors + 0.1 * vectors.roll(1, -1)))
+        return features
+
+    def save(self, path: str, **_: Any) -> None:
+        pass
+
+
+def foreign() -> SentenceTransformer:
+    torch.manual_seed(0)
+    return SentenceTransformer(modules=[BoW(WORDS), Foreign()], device="cpu").requires_grad_(False).eval()
+
+
+def same(a: Any, b: Any) -> bool:
+    return bool(np.abs(np.asarray(a) - np.asarray(b)).max() < 1e-6)
+
+
+def check(encoder: SentenceTransformer, directory: Path, change: Change) -> None:
+    """After a change the vectors are those of the changed encoder, and before it is undone they are found again."""
+    cache = EmbeddingCache(directory)
+    assert cache.fill(encoder, TEXTS) == 3
+    assert cache.fill(encoder, TEXTS) == 0
+    before = encoder_fingerprint(encoder)
+    plain = encoder.encode(TEXTS)
+    change(encoder)
+    assert not same(encoder.encode(TEXTS), plain)
+    assert encoder_fingerprint(encoder) != before
+    assert cache.fill(encoder, TEXTS) == 3
+    assert same(cache.get(encoder, TEXTS), encoder.encode(TEXTS))
+    assert same(CachedSentenceTransformer(encoder, cache).encode(TEXTS), encoder.encode(TEXTS))
+
+
+OF_FOREIGN: dict[str, Change] = {
+    "number": lambda m: setattr(m[1], "factor", 2.0),
+    "in a mapping": lambda m: m[1].settings.update(shift=1.0),
+    "function": lambda m: setattr(m[1], "function", lambda vectors: vectors.flip(-1)),
+    "tensor": lambda m: setattr(m[1], "tensor", torch.tensor([1.0, 2, 3, 4])),
+    "in a tensor": lambda m: m[1].tensor.mul_(torch.tensor([1.0, 2, 3, 4])),
+    "in an array": lambda m: m[1].array.__setitem__(0, 5.0),
+    "buffer": lambda m: m[1].buffer.mul_(torch.tensor([1.0, 2, 3, 4])),
+    "weight of a held layer": lambda m: m[1].held[0].weight.data.mul_(2),
+    "another held layer": lambda m: m[1].held.__setitem__(0, nn.Linear(4, 4)),
+    "setting of a layer of torch": lambda m: setattr(m[1].inner, "eps", 1.0),
+    "forward": lambda m: setattr(m[1], "forward", lambda features: features),
+}
+
+
+@pytest.mark.parametrize("change", OF_FOREIGN.values(), ids=OF_FOREIGN)
+def test_attributes_of_other_modules(tmp_path: Path, change: Change) -> None:
+    check(foreign(), tmp_path, change)
+
+
+def test_a_change_there_and_back_finds_what_is_kept(tmp_path: Path) -> None:
+    encoder = foreign()
+    cache = EmbeddingCache(tmp_path)
+    cache.fill(encoder, TEXTS)
+    encoder[1].factor = 2.0
+    cache.fill(encoder, TEXTS)
+    encoder[1].factor = 1.0
+    assert cache.fill(encoder, TEXTS) == 0
+
+
+def test_a_class_of_the_same_name_with_other_code_is_another(tmp_path: Path) -> None:
+    def scaled(code: str) -> SentenceTransformer:
+        names: dict[str, Any] = {"nn": nn, "__name__": "users"}
+        exec(code, names)  # noqa: S102 - the code is above
+        return SentenceTransformer(modules=[BoW(WORDS), names["Scale"]()], device="cpu").requires_grad_(False)
+
+    code = """
+class Scale(nn.Module):
+    factor = 2.0
+    def forward(self, features):
+        features["sentence_embedding"] = features["sentence_embedding"] * self.factor
+        return features
+"""
+    first, second = scaled(code), scaled(code.replace("* self", "/ self"))
+    assert encoder_fingerprint(first) == encoder_fingerprint(scaled(code))
+    assert encoder_fingerprint(first) != encoder_fingerprint(second)
+    assert encoder_fingerprint(first) != encoder_fingerprint(scaled(code.replace("2.0", "3.0")))
+    check(first, tmp_path, lambda m: setattr(type(m[1]), "factor", 5.0))
+
+
+class Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = 0.0
+
+    def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+        features["sentence_embedding"] = features["sentence_embedding"] + self.shift
+        return features
+
+
+def test_a_plain_module_is_seen_like_any_other(tmp_path: Path) -> None:
+    encoder = SentenceTransformer(modules=[BoW(WORDS), Plain()], device="cpu").requires_grad_(False)
+    check(encoder, tmp_path, lambda m: setattr(m[1], "shift", 1.0))
+
+
+def test_what_shows_nothing_of_itself_is_refused(tmp_path: Path) -> None:
+    encoder = foreign()
+    encoder[1].stream = (one for one in "ab")
+    cache = EmbeddingCache(tmp_path)
+    for call in (cache.fill, cache.get, cache.embed):
+        with pytest.raises(ValueError, match=r"module 1 .* keeps a generator in .*Foreign\.stream.* cannot be seen"):
+            call(encoder, TEXTS)
+    encoder[1].stream_cache = vars(encoder[1]).pop("stream")
+    assert cache.fill(encoder, TEXTS) == 3
+
+
+class Counting(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls, self.seen = 0, []
+
+    def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+        self.calls += 1
+        self.seen.append(len(features["sentence_embedding"]))
+        return super().forward(features)
+
+
+def counting() -> SentenceTransformer:
+    return SentenceTransformer(modules=[BoW(WORDS), Counting()], device="cpu").requires_grad_(False)
+
+
+def test_what_changes_by_running_is_no_setting(tmp_path: Path) -> None:
+    encoder, cache = counting(), EmbeddingCache(tmp_path)
+    assert cache.fill(encoder, TEXTS) == 3
+    assert cache.fill(encoder, TEXTS) == 0
+    assert cache.embed(encoder, TEXTS).shape == cache.get(encoder, TEXTS).shape == (3, 4)
+    assert encoder[1].calls == 1
+    check(encoder, tmp_path / "other", lambda m: setattr(m[1], "shift", 1.0))
+    # Another process has to run it once to know.
+    again = counting()
+    again.encode(TEXTS)
+    assert EmbeddingCache(tmp_path).fill(again, [*TEXTS, "bad"]) <= 4
+    assert EmbeddingCache(tmp_path).fill(again, [*TEXTS, "bad"]) == 0
+
+
+def test_a_cached_model_may_count(tmp_path: Path) -> None:
+    encoder = counting()
+    cached = CachedSentenceTransformer(encoder, EmbeddingCache(tmp_path))
+    expected = SentenceTransformer(modules=[BoW(WORDS)], device="cpu").encode(TEXTS)
+    for _ in range(3):
+        assert same(cached.encode(TEXTS), expected)
+    assert encoder[1].calls == 1
+    assert same(cached.encode(["bad"]), cached.encode(["bad"]))
+    encoder[1].shift = 1.0
+    with pytest.raises(ValueError, match="encoder has changed since"):
+        cached.encode(TEXTS)
+
+
+# Adapters: stand-ins with the attributes of PEFT's layers.
+
+
+class Lora(nn.Module):
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base_layer = base
+        self.lora_A = nn.ModuleDict({name: nn.Linear(base.in_features, 2, bias=False) for name in "ab"})
+        self.lora_B = nn.ModuleDict({name: nn.Linear(2, base.out_features, bias=False) for name in "ab"})
+        self.scaling = {"a": 1.0, "b": 1.0}
+        self.merged_adapters: list[str] = []
+        self._active_adapter = ["a"]
+        self._disable_adapters = False
+        self._caches: dict[str, Any] = {}
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        result = self.base_layer(values)
+        self._caches["last"] = values
+        if self._disable_adapters:
+            return result
+        for name in self._active_adapter:
+            result = result + self.lora_B[name](self.lora_A[name](values)) * self.scaling[name]
+        return result
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_bert(tmp_path_factory.mktemp("bert"))
+
+
+def adapted(bert: Path) -> SentenceTransformer:
+    encoder = tiny_bert(bert)
+    torch.manual_seed(0)
+    for layer in encoder[0].model.encoder.layer:
+        layer.attention.self.query = Lora(layer.attention.self.query)
+    return encoder.requires_grad_(False).eval()
+
+
+def layers(encoder: Any) -> list[Lora]:
+    return [module for module in encoder.modules() if isinstance(module, Lora)]
+
+
+OF_ADAPTERS: dict[str, Change] = {
+    "disable_adapters": lambda m: [setattr(layer, "_disable_adapters", True) for layer in layers(m)],
+    "set_adapter": lambda m: [setattr(layer, "_active_adapter", ["b"]) for layer in layers(m)],
+    "in place": lambda m: [layer._active_adapter.append("b") for layer in layers(m)],
+    "lora_alpha": lambda m: [layer.scaling.update(a=9.0) for layer in layers(m)],
+    "weights": lambda m: [layer.lora_B["a"].weight.add_(0.5) for layer in layers(m)],
+}
+
+
+@pytest.mark.parametrize("change", OF_ADAPTERS.values(), ids=OF_ADAPTERS)
+def test_adapters(bert: Path, tmp_path: Path, change: Change) -> None:
+    check(adapted(bert), tmp_path, change)
+
+
+def test_an_adapter_that_comes_later(bert: Path, tmp_path: Path) -> None:
+    def add(encoder: Any) -> None:
+        torch.manual_seed(0)
+        attention = encoder[0].model.encoder.layer[1].attention.self
+        attention.query = Lora(attention.query).requires_grad_(False)
+
+    check(tiny_bert(bert).requires_grad_(False).eval(), tmp_path, add)
+
+
+# The library's own modules, changed by hand.
+
+
+OF_STOCK: dict[str, Change] = {
+    "layer norm": lambda m: setattr(m[0].model.encoder.layer[0].output.LayerNorm, "eps", 1.0),
+    "attention": lambda m: setattr(m[0].model.encoder.layer[0].attention.self, "scaling", 9.0),
+    "pooling": lambda m: setattr(m[1], "pooling_mode", "cls"),
+    "forward": lambda m: setattr(m[2], "forward", lambda features: features),
+    "tokens": lambda m: m.tokenizer.add_tokens(["bad"]) and m[0].model.resize_token_embeddings(len(m.tokenizer)),
+    "normalizer": lambda m: setattr(
+        m.tokenizer.backend_tokenizer, "normalizer", __import__("tokenizers").normalizers.Replace("a", "b")
+    ),
+    "truncation": lambda m: setattr(m.tokenizer, "model_max_length", 3),
+    "a module more": lambda m: m.append(Dense(32, 32)),
+}
+
+
+@pytest.mark.parametrize("change", OF_STOCK.values(), ids=OF_STOCK)
+def test_the_librarys_modules(bert: Path, tmp_path: Path, change: Change) -> None:
+    check(tiny_bert(bert).requires_grad_(False).eval(), tmp_path, lambda m: (change(m), m.requires_grad_(False)))
+
+
+def test_an_activation_with_a_setting_of_its_own(bert: Path, tmp_path: Path) -> None:
+    encoder = tiny_bert(bert)
+    encoder.append(Dense(32, 8, activation_function=nn.LeakyReLU(0.5)))
+    check(
+        encoder.requires_grad_(False), tmp_path / "c", lambda m: setattr(m[3].activation_function, "negative_slope", 0)
+    )
+    plain = tiny_bert(bert)
+    plain.append(Dense(32, 8, activation_function=nn.LeakyReLU()))
+    assert without_configuration(list(encoder_modules(plain).values())) == []
+    # Saved and loaded, the setting is lost, and so it is another encoder.
+    encoder.save_pretrained(str(tmp_path / "saved"))
+    loaded = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    assert encoder_fingerprint(loaded) != encoder_fingerprint(encoder)
+
+
+def test_the_librarys_modules_are_known_by_what_they_were_known_by_before(bert: Path) -> None:
+    """Whatever is added here, caches that were filled before are found."""
+    encoder = tiny_bert(bert)
+    assert without_configuration(list(encoder_modules(encoder).values())) == []
+    encoder.encode(TEXTS, prompt="a: ")
+    assert without_configuration(list(encoder_modules(encoder).values())) == []
+    words = SentenceTransformer(modules=[BoW(["a", "b"]), Dense(2, 2, activation_function=nn.ReLU()), Normalize()])
+    with torch.no_grad():
+        words[1].linear.weight.fill_(0.5)
+        words[1].linear.bias.fill_(0)
+    assert encoder_fingerprint(words) == EARLIER
+
+
+# With st_asym 0.1.0.
+EARLIER = "6ce181a053cfbc0e2436021d151c8d6a69e5c27a290da65f48c63e433db07693"
+
+
+# The task, for modules that take it.
+
+
+class Tasked(Plain):
+    def forward(self, features: dict[str, Any], task: str | None = None) -> dict[str, Any]:
+        features["sentence_embedding"] = features["sentence_embedding"] + float(task == "query")
+        return features
+
+    def save(self, path: str, **_: Any) -> None:
+        pass
+
+
+def tasked() -> SentenceTransformer:
+    encoder = SentenceTransformer(modules=[BoW(WORDS), Tasked()], device="cpu").requires_grad_(False)
+    encoder.module_kwargs = {"1": ["task"]}  # as of "kwargs" in modules.json
+    return encoder
+
+
+def test_the_task_that_a_module_takes_by_modules_json(tmp_path: Path) -> None:
+    encoder, cache = tasked(), EmbeddingCache(tmp_path)
+    assert listens_to_task(encoder)
+    for task in ("query", "document"):
+        assert cache.fill(encoder, TEXTS, task=task) == 3
+        assert same(cache.get(encoder, TEXTS, task=task), encoder.encode(TEXTS, task=task))
+    cached = CachedSentenceTransformer(encoder, cache)
+    assert same(cached.encode_query(TEXTS), encoder.encode_query(TEXTS))
+    assert same(cached.encode_document(TEXTS), encoder.encode_document(TEXTS))
+    assert not same(cached.encode_query(TEXTS), cached.encode_document(TEXTS))
+
+
+def test_the_task_reaches_the_encoder_of_a_model_with_heads(tmp_path: Path) -> None:
+    encoder = tasked()
+    model = asymmetric_model(encoder)
+    cached = CachedSentenceTransformer(model, EmbeddingCache(tmp_path))
+    for name in ("encode_query", "encode_document"):
+        assert same(getattr(cached, name)(TEXTS), getattr(model, name)(TEXTS))
+        assert same(getattr(without_heads(model), name)(TEXTS), getattr(encoder, name)(TEXTS))
+
+
+def test_a_first_module_of_the_users_own_is_told_the_task(tmp_path: Path) -> None:
+    class Words(BoW):
+        def preprocess(self, inputs: Any, prompt: str | None = None, task: str | None = None, **_: Any) -> Any:  # noqa: ARG002
+            return super().preprocess([f"{text} cab" if task == "query" else text for text in inputs])
+
+    encoder, cache = SentenceTransformer(modules=[Words(WORDS)], device="cpu"), EmbeddingCache(tmp_path)
+    for task in ("query", "document"):
+        assert same(cache.embed(encoder, TEXTS, task=task), encoder.encode(TEXTS, task=task))
+
+
+def test_options_that_print_alike_are_kept_apart() -> None:
+    fingerprint = "0" * 64
+    arrays = [np.zeros(5000) for _ in range(2)]
+    arrays[1][2500] = 1
+    assert repr(arrays[0]) == repr(arrays[1])
+    keys = {record_keys(fingerprint, ["a"], weights=array)[0] for array in arrays}
+    assert len(keys) == 2
+
+
+# What is passed.
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ("hello", r"one str, 'hello', .*pass \[text\]"),
+        (b"hello", r"one bytes"),
+        ({"d1": "hello"}, r"is a dict, .*list\(texts.values\(\)\)"),
+        (Dataset.from_dict({"text": ["hello"]}), r"is a Dataset with columns"),
+        (5, "must be a list of strings, not a int"),
+    ],
+)
+def test_one_text_is_no_list_of_letters(tmp_path: Path, texts: Any, message: str) -> None:
+    encoder, cache = SentenceTransformer(modules=[BoW(WORDS)], device="cpu"), EmbeddingCache(tmp_path)
+    for call in (cache.fill, cache.get, cache.embed):
+        with pytest.raises(TypeError, match=message):
+            call(encoder, texts)
+    with pytest.raises(TypeError, match=message):
+        record_keys("0" * 64, texts)
+    assert len(cache) == 0
+
+
+def test_tables_are_no_lists(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    encoder, cache = SentenceTransformer(modules=[BoW(WORDS)], device="cpu"), EmbeddingCache(tmp_path)
+    table = pandas.DataFrame({"text": TEXTS})
+    with pytest.raises(TypeError, match="is a DataFrame with columns"):
+        cache.fill(encoder, table)
+    assert cache.fill(encoder, table["text"]) == 3
+    assert cache.get(encoder, table["text"]).shape == (3, 4)
+
+
+@pytest.mark.parametrize("option", ["batch_size", "device", "prompt_name", "normalize_embeddings", "nonsense"])
+def test_an_option_that_there_is_not_is_named_with_those_that_there_are(tmp_path: Path, option: str) -> None:
+    encoder, cache = SentenceTransformer(modules=[BoW(WORDS)], device="cpu"), EmbeddingCache(tmp_path)
+    for call in (cache.fill, cache.get, cache.embed):
+        with pytest.raises(TypeError, match=rf"no option '{option}': .*prompt, task and precision.*batch_tokens"):
+            call(encoder, TEXTS, **{option: 8})
+    with pytest.raises(TypeError, match="must be a SentenceTransformer, not a list"):
+        cache.fill(TEXTS, encoder)  # type: ignore[arg-type]
+
+
+def test_the_same_module_has_the_same_fingerprint_in_another_process(tmp_path: Path) -> None:
+    script = tmp_path / "own_module.py"
+    script.write_text(
+        """
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import BoW
+from st_asym import encoder_fingerprint
+
+class Own(torch.nn.Module):
+    names = {"a", "b", "c"}
+    def __init__(self):
+        super().__init__()
+        self.function, self.kinds, self.calls_cache = torch.relu, {"x", "y", "z"}, []
+        self.other = lambda value: value in {"p", "q", "r"}
+    def forward(self, features):
+        return features
+
+DIGEST = encoder_fingerprint(SentenceTransformer(modules=[BoW(["a", "b"]), Own()], device="cpu"))
+print(DIGEST)
+"""
+    )
+    ran = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    specification = importlib.util.spec_from_file_location("__main__", script)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    assert ran.stdout.split()[-1] == module.DIGEST
+
+
+def test_the_max_length_of_the_trainer_is_an_option_like_others(bert: Path, tmp_path: Path) -> None:
+    encoder = tiny_bert(bert).requires_grad_(False)
+    cached = CachedSentenceTransformer(encoder, EmbeddingCache(tmp_path))
+    expected = encoder.forward(encoder.preprocess(TEXTS, max_length=3, task="query"))["sentence_embedding"]
+    assert same(cached.preprocess(TEXTS, max_length=3, task="query")["sentence_embedding"], expected)
+    assert not same(cached.preprocess(TEXTS)["sentence_embedding"], expected)
