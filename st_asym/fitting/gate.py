@@ -131,7 +131,7 @@ class Decision:
     Attributes:
         chosen: What they say about the choice; None where the encoder is better left alone.
         evidence: The same for all choices, in their order.
-        chance: How likely the largest gain, in standard errors, would be if no choice were worth anything.
+        chance: How likely some choice would gain as much, in standard errors, if none were worth anything.
     """
 
     chosen: Evidence | None
@@ -157,13 +157,13 @@ def weigh(rehearsals: Sequence[Rehearsal], expected_unseen: float) -> dict[Choic
 def decide(rehearsals: Sequence[Rehearsal], expected_unseen: float, finalists: Iterable[str] | None = None) -> Decision:
     """Pick the heads, or leave the encoder alone.
 
-    The choice is that of the largest gain among those that lose on neither half, or, if there is none, that lose on
-    neither beyond noise: new documents do not pay for old ones. It is kept if its gain is more than the largest of as
-    many choices would be by chance: the signs of all held-out queries' differences are flipped together, at random, and
-    the largest gain of all choices in standard errors is compared with what was found. (The randomisation test of
-    Fisher, for retrieval Smucker, Allan and Carterette 2007; the largest of several statistics, Westfall and Young
-    1993, "Resampling-Based Multiple Testing".) So the number of choices is paid for, however alike they are, and five
-    queries that all gain are the least that can be evidence.
+    A choice may be kept if it loses on neither half beyond noise, and its gain is more than the largest of as many
+    choices would be by chance: the signs of all held-out queries' differences are flipped together, at random, and the
+    largest gain of all choices in standard errors is compared with what was found. (The randomisation test of Fisher,
+    for retrieval Smucker, Allan and Carterette 2007; the largest of several statistics, Westfall and Young 1993,
+    "Resampling-Based Multiple Testing".) So the number of choices is paid for, however alike they are, and six queries
+    that all gain are the least that can be evidence. Of these, the choice is that of the largest gain among those that
+    lose on neither half at all, or, if there is none, of all: new documents do not pay for old ones.
 
     Args:
         rehearsals: As for :func:`weigh`.
@@ -174,14 +174,14 @@ def decide(rehearsals: Sequence[Rehearsal], expected_unseen: float, finalists: I
         The choice, and what it rests on.
     """
     evidence = weigh(rehearsals, expected_unseen)
-    finalists = None if finalists is None else set(finalists)
-    eligible = [entry for entry in evidence.values() if finalists is None or entry.choice.candidate in finalists]
-    worth_it = [entry for entry in eligible if entry.worth_it]
-    if not worth_it:
-        return Decision(None, tuple(evidence.values()), 1.0)
-    best = max(worth_it, key=lambda entry: entry.rank)
-    chance = _chance(best.choice, list(evidence), rehearsals, expected_unseen)
-    return Decision(best if chance <= _CHANCE else None, tuple(evidence.values()), chance)
+    allowed = {choice.candidate for choice in evidence} if finalists is None else set(finalists)
+    chances = _chances(list(evidence), rehearsals, expected_unseen)
+    eligible = [entry for entry in evidence.values() if entry.worth_it and entry.choice.candidate in allowed]
+    beyond_chance = [entry for entry in eligible if chances[entry.choice] <= _CHANCE]
+    best = max(beyond_chance or eligible, key=lambda entry: entry.rank, default=None)
+    return Decision(
+        best if beyond_chance else None, tuple(evidence.values()), 1.0 if best is None else chances[best.choice]
+    )
 
 
 def behind(one: Choice, other: Choice, rehearsals: Sequence[Rehearsal], expected_unseen: float) -> tuple[float, float]:
@@ -213,8 +213,10 @@ def _shares(seen: NDArray[np.bool_], expected_unseen: float) -> tuple[float, flo
     return 1.0 - expected_unseen, expected_unseen
 
 
-def _chance(best: Choice, choices: Sequence[Choice], rehearsals: Sequence[Rehearsal], expected_unseen: float) -> float:
-    """How often flipped signs give some choice at least the gain, in standard errors, that the best has."""
+def _chances(
+    choices: Sequence[Choice], rehearsals: Sequence[Rehearsal], expected_unseen: float
+) -> dict[Choice, float]:
+    """How often flipped signs give some choice at least the gain, in standard errors, that a choice has."""
     seen = np.concatenate([part.seen for part in rehearsals])
     share_seen, share_unseen = _shares(seen, expected_unseen)
     weights = np.where(seen, share_seen / max(1, seen.sum()), share_unseen / max(1, (~seen).sum()))
@@ -233,5 +235,7 @@ def _chance(best: Choice, choices: Sequence[Choice], rehearsals: Sequence[Rehear
     else:
         drawn = np.random.default_rng(0).integers(0, 2, size=(_FLIPS, count))
         signs = np.concatenate([np.ones((1, count)), 1.0 - 2.0 * drawn])
-    found = directions[list(choices).index(best)].sum()
-    return float(np.mean((signs @ directions.T).max(axis=1) >= found - 1e-9))
+    largest = np.sort((signs @ directions.T).max(axis=1))
+    found = directions.sum(axis=1)
+    rarer = len(largest) - np.searchsorted(largest, found - 1e-9)
+    return dict(zip(choices, (rarer / len(largest)).tolist(), strict=True))

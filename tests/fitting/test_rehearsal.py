@@ -123,11 +123,11 @@ def ticking(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_without_time_whole_cuts_are_compared(tmp_path: Path, ticking: Any) -> None:
     encoder, data = rotated(60)
     vectors, parts = vectors_of(encoder, data, tmp_path), cuts(data, seed=0)
-    clock = Clock(100.0)
+    clock = Clock(60.0)
     found = rehearsed(vectors, parts, replace(ONE, epochs=8), clock)
     assert 1 <= len(found.stages) < len(parts)
     assert {choice.epoch for part in found.judged for choice in part.scores} == {4, 8}
-    assert next(ticking) + clock.kept_back <= 100.0, "there is no time left to train"
+    assert next(ticking) + clock.kept_back <= 60.0, "there is no time left to train"
 
 
 def test_the_first_rehearsal_may_be_cut_off_and_is_judged_as_far_as_it_went(tmp_path: Path, ticking: Any) -> None:
