@@ -66,7 +66,6 @@ def asymmetric_model(
             "The encoder already has a Router, so its queries and documents take different ways before the heads. Pass "
             "the encoder inside it; to train existing heads further, use st_asym.freeze_encoder(model)."
         )
-    check_saveable(encoder)
     with encoder.truncate_embeddings(None):
         in_features = encoder.get_embedding_dimension()
     if in_features is None:
@@ -74,6 +73,7 @@ def asymmetric_model(
             f"The encoder does not say how many dimensions its vectors have: none of its modules "
             f"({', '.join(type(module).__name__ for module in encoder)}) has get_embedding_dimension()."
         )
+    check_saveable(encoder)
     options: ProjectionOptions = {"out_features": encoder.get_embedding_dimension()}
     options.update(projection)
     router = AsymmetricProjection(in_features, **options)

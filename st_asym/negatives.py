@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import hard_negatives as library
 from sentence_transformers.util import mine_hard_negatives
 
 from st_asym.data import Qrels, RetrievalData, text_key
@@ -20,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 # Similarities that are held at once: 256 MiB.
 _SIMILARITIES = 2**26
+_QUIET: ContextVar[bool] = ContextVar("_QUIET", default=False)
 
 
 def mine_negatives(
@@ -82,11 +85,10 @@ def mine_negatives(
     pairs = data.pairs(split)
     # To the library they are positives too, so that it passes over them; their rows are dropped below.
     passed_over = _relevant_or_ignored(data, split, ignored or {}).pairs(split)
-    quiet = contextlib.nullcontext() if show_progress_bar else contextlib.redirect_stderr(io.StringIO())
-    with quiet:  # the library has no way to leave its progress bars out
+    with contextlib.nullcontext() if show_progress_bar else _without_a_bar():
         mined = mine_hard_negatives(
             passed_over,
-            model,
+            model if show_progress_bar else _Quiet(model),  # type: ignore[arg-type]
             anchor_column_name="query",
             positive_column_name="document",
             corpus=list(data.corpus.values()),
@@ -140,3 +142,36 @@ def _relevant_or_ignored(data: RetrievalData, split: str, ignored: Qrels) -> Ret
     """The collection with what is ignored among the relevant documents."""
     known = {q: {**documents, **dict.fromkeys(ignored.get(q, ()), 1)} for q, documents in data.qrels[split].items()}
     return replace(data, qrels={split: known})
+
+
+class _Quiet:
+    """A model that encodes without a progress bar, whatever the library asks for."""
+
+    def __init__(self, model: SentenceTransformer) -> None:
+        self._model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def encode_query(self, *arguments: Any, **options: Any) -> Any:
+        return self._model.encode_query(*arguments, **{**options, "show_progress_bar": False})
+
+    def encode_document(self, *arguments: Any, **options: Any) -> Any:
+        return self._model.encode_document(*arguments, **{**options, "show_progress_bar": False})
+
+
+@contextlib.contextmanager
+def _without_a_bar() -> Iterator[None]:
+    """Without the library's bar over similarities, for which it has no argument; other threads keep theirs."""
+    original = vars(library)["trange"]
+
+    def trange(*arguments: Any, **options: Any) -> Any:
+        return original(*arguments, **{**options, **({"disable": True} if _QUIET.get() else {})})
+
+    token = _QUIET.set(True)
+    vars(library)["trange"] = trange
+    try:
+        yield
+    finally:
+        vars(library)["trange"] = original
+        _QUIET.reset(token)

@@ -208,6 +208,18 @@ def test_an_encoder_of_unknown_dimension_is_refused() -> None:
         asymmetric_model(SentenceTransformer(modules=[Mystery()], device="cpu"))
 
 
+def test_a_module_that_cannot_be_saved_is_refused_before_training(tiny_encoder: SentenceTransformer) -> None:
+    class Scale(nn.Module):
+        def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return features
+
+    tiny_encoder.append(Scale())
+    with pytest.raises(TypeError, match=r"Module 3 of the encoder, a Scale, has no method save"):
+        asymmetric_model(tiny_encoder)
+    tiny_encoder[3].save = lambda path: None  # noqa: ARG005
+    assert isinstance(asymmetric_model(tiny_encoder)[4], Router)
+
+
 def test_other_kinds_of_encoder_are_refused(tiny_bert: Path, tmp_path: Path) -> None:
     transformer = Transformer(str(tiny_bert), transformer_task="fill-mask")
     sparse = SparseEncoder(modules=[transformer, SpladePooling()], device="cpu")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import BoW
+from sentence_transformers.util import hard_negatives
 
 from st_asym import CachedSentenceTransformer, EmbeddingCache, Settings, fit, mine_negatives, negatives
 from st_asym.data import RetrievalData
@@ -99,6 +101,18 @@ def test_a_bounded_number_of_similarities_at_once_finds_the_same(
     assert capfd.readouterr() == ("", "")
     mine_negatives(tiny_encoder, DATA, show_progress_bar=True)
     assert "similarity" in capfd.readouterr().err
+
+
+def test_what_others_write_to_standard_error_meanwhile_is_shown(
+    tiny_encoder: SentenceTransformer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tiny_encoder[1].register_forward_hook(lambda *_: sys.stderr.write("a warning\n") and None)
+    trange = hard_negatives.trange
+    mine_negatives(tiny_encoder, DATA)
+    found = capfd.readouterr()
+    assert found.out == ""
+    assert set(found.err.splitlines()) == {"a warning"}
+    assert hard_negatives.trange is trange
 
 
 def test_pairs_without_enough_negatives_are_counted(caplog: pytest.LogCaptureFixture) -> None:

@@ -150,10 +150,13 @@ def _lasting(name: str | os.PathLike[str], run: Path) -> str:
     """A path from the run's folder on, which begins with a dot; another name as it is."""
     if not Path(name).exists():
         return os.fspath(name)
-    way = Path(os.path.relpath(Path(name).resolve(), run.resolve())).as_posix()
+    try:
+        way = Path(os.path.relpath(Path(name).resolve(), run.resolve())).as_posix()
+    except ValueError:  # on another drive of Windows
+        return Path(name).resolve().as_posix()
     return way if way.startswith("..") else f"./{way}"
 
 
 def _found(name: str, run: Path) -> str:
     """The path or name that :func:`_lasting` was given."""
-    return str((run / name).resolve()) if name.startswith((".", "/")) else name
+    return str((run / name).resolve()) if name.startswith((".", "/")) or Path(name).is_absolute() else name

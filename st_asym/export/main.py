@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -151,6 +152,8 @@ def export_side(
                     hide_activations(new)
                 found = agreement(side_vectors(_read_back(new, model), side, texts), expected)
                 _check(found, _tolerance(model), int8=False)
+            # What was read back has its files mapped, and Windows puts no folder in its place while one is.
+            gc.collect()
     _warn(unread, prompt, side)
     return Export(output, found, unread, sum(file.stat().st_size for file in output.rglob("*") if file.is_file()))
 

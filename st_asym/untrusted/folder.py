@@ -17,6 +17,8 @@ from st_asym.untrusted.findings import Findings, shown
 CHUNK = 1 << 20
 MOST_JSON = 2 << 20
 
+# Windows has neither of the first two, and no other system the last.
+_OPEN = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
 _MOST_FILES = 10_000
 _MOST_LEVELS = 8
 _MOST_NESTED = 64
@@ -67,11 +69,14 @@ class Folder:
         path = self.path / name
         if self._blobs is not None and path.is_symlink():
             path = path.resolve()
-        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        before = path.lstat()
+        if stat.S_ISREG(before.st_mode):
+            file = os.fdopen(os.open(path, _OPEN), "rb")
+            # Where the system follows links, what was opened is compared with what lay there.
+            if os.path.samestat(before, os.fstat(file.fileno())):
+                return file
             file.close()
-            raise OSError(f"{path} is no longer a plain file.")
-        return file
+        raise OSError(f"{path} is no longer a plain file.")
 
     def digest(self, name: str) -> str:
         """SHA-256 of a file, as ``sha256sum`` and the Hub give it."""
