@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 Qrels = dict[str, dict[str, int]]
 
-normalised = text_key  # its name before it had a module of its own
-
 
 @dataclass(frozen=True)
 class RetrievalData:

@@ -36,9 +36,10 @@ from st_asym.fitting.settings import Settings
 from st_asym.fitting.tuning import check_optuna, tune
 from st_asym.fitting.vectors import Vectors, read_vectors
 from st_asym.hub.facts import Encoder
-from st_asym.model import asymmetric_model, load_encoder
+from st_asym.model import asymmetric_model, load_encoder, saved_size
 from st_asym.splitting import HeldOut
 from st_asym.splitting import expected_unseen as unseen_at_random
+from st_asym.writing import check_place
 
 Collection = Literal["open", "closed"]
 
@@ -124,7 +125,8 @@ def fit(
         encoder: A ``SentenceTransformer``, or the Hub id or path of one. It is frozen in place, and shared.
         train: Pairs or judged queries in any form that :func:`st_asym.data.as_retrieval_data` takes; or documents
             alone, whose titles or sentences then stand for queries.
-        output_dir: Where the model is saved, made if missing. An earlier result of ``fit`` there is replaced.
+        output_dir: Where the model is saved, made if missing. An earlier result of ``fit`` there is replaced; what was
+            put beside it stays.
         dev: Queries to judge on, in the same forms. They are never trained on.
         corpus: More documents to search among.
         collection: ``"open"`` where queries will ask for documents that training never saw, ``"closed"`` where the
@@ -153,6 +155,8 @@ def fit(
         FileExistsError: ``output_dir`` holds something else than an earlier result.
         TypeError, ValueError, FileNotFoundError: As for :func:`st_asym.data.as_retrieval_data` and
             :func:`st_asym.asymmetric_model`, and for settings that no training can have.
+        OSError: ``output_dir`` cannot be written, which is looked at before anything is encoded; or, in the end, the
+            disk is full: then the message says where the heads are kept.
         CacheError: As for :meth:`st_asym.EmbeddingCache.fill`.
 
     Example:
@@ -172,6 +176,7 @@ def fit(
         report.note_data(data)
         model = encoder if isinstance(encoder, SentenceTransformer) else load_encoder(encoder)
         asymmetric_model(model, **settings.projection())  # what cannot be built is refused before anything is encoded
+        check_place(output, saved_size(model))
         given, store = Encoder.of(encoder, model), open_cache(cache)
     clock = Clock(math.inf if max_seconds is None else started + max_seconds)
     with report.timed("encode"):

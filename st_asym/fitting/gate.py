@@ -213,9 +213,7 @@ def _shares(seen: NDArray[np.bool_], expected_unseen: float) -> tuple[float, flo
     return 1.0 - expected_unseen, expected_unseen
 
 
-def _chances(
-    choices: Sequence[Choice], rehearsals: Sequence[Rehearsal], expected_unseen: float
-) -> dict[Choice, float]:
+def _chances(choices: Sequence[Choice], rehearsals: Sequence[Rehearsal], expected_unseen: float) -> dict[Choice, float]:
     """How often flipped signs give some choice at least the gain, in standard errors, that a choice has."""
     seen = np.concatenate([part.seen for part in rehearsals])
     share_seen, share_unseen = _shares(seen, expected_unseen)

@@ -9,7 +9,9 @@ from pathlib import Path
 from sentence_transformers import SentenceTransformer
 
 from st_asym.data import RetrievalData
+from st_asym.earlier import keep_what_is_not_ours
 from st_asym.fitting.report import FitReport
+from st_asym.heads_alone import rescued_heads
 from st_asym.hub.facts import Encoder
 from st_asym.hub.main import fitted_card
 from st_asym.hub.memory import attach
@@ -43,7 +45,7 @@ def save(
     data: RetrievalData,
     sources: Sequence[object],
 ) -> None:
-    """Write model, report, card and provenance.
+    """Write model, report, card and provenance; what others put beside an earlier result stays.
 
     Args:
         model: The model of stock modules.
@@ -55,8 +57,10 @@ def save(
 
     Raises:
         FileExistsError: Something else has come to be there since.
+        OSError: The disk is full, or does not take it for another reason. The heads are kept elsewhere; the message
+            says where.
     """
-    with new_folder(output, free_place) as new:
+    with rescued_heads(model, output), new_folder(output, free_place, keep_what_is_not_ours) as new:
         model.save_pretrained(str(new), create_model_card=False)
         report.save(new / REPORT_FILE)
         # Data in memory have no name.
