@@ -45,7 +45,7 @@ Collection = Literal["open", "closed"]
 
 # Full negatives of documents that nobody asks for are tried where they are more than this share of the corpus, and
 # fewer than that share of the queries is expected to ask for such.
-_MANY, _MOSTLY = 0.2, 0.5
+_MANY, _MOSTLY = 0.2, 0.1
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ _CHANCE = 0.025
 _ALL_FLIPS, _FLIPS = 12, 4_999
 # How many standard errors a half may lose.
 _NOISE = 1.0
+# How often a loss on a half counts.
+_LOSS = 3.0
 # Fewer queries than this say nothing by themselves about their half.
 _TOO_FEW_TO_TELL = 3
 
@@ -105,6 +107,7 @@ class Evidence:
         unseen: Gain of the others.
         gain: Both, in the proportion of the traffic to expect.
         error: Standard error of ``gain``.
+        worth: The same with a loss on either half counted three times: new documents do not pay for old ones.
     """
 
     choice: Choice
@@ -112,6 +115,7 @@ class Evidence:
     unseen: Gain
     gain: float
     error: float
+    worth: float
 
     @property
     def worth_it(self) -> bool:
@@ -119,9 +123,9 @@ class Evidence:
         return self.gain > 0 and not self.seen.loses and not self.unseen.loses
 
     @property
-    def rank(self) -> tuple[bool, bool, float]:
-        """Larger is better: first what loses on neither half beyond noise, then what loses on neither at all."""
-        return self.worth_it, min(self.seen.mean, self.unseen.mean) >= 0, self.gain
+    def rank(self) -> tuple[bool, float]:
+        """Larger is better: first what loses on neither half beyond noise, then what is worth more."""
+        return self.worth_it, self.worth
 
 
 @dataclass(frozen=True)
@@ -162,8 +166,7 @@ def decide(rehearsals: Sequence[Rehearsal], expected_unseen: float, finalists: I
     largest gain of all choices in standard errors is compared with what was found. (The randomisation test of Fisher,
     for retrieval Smucker, Allan and Carterette 2007; the largest of several statistics, Westfall and Young 1993,
     "Resampling-Based Multiple Testing".) So the number of choices is paid for, however alike they are, and six queries
-    that all gain are the least that can be evidence. Of these, the choice is that of the largest gain among those that
-    lose on neither half at all, or, if there is none, of all: new documents do not pay for old ones.
+    that all gain are the least that can be evidence. Of these, the one that is worth most is taken.
 
     Args:
         rehearsals: As for :func:`weigh`.
@@ -201,7 +204,8 @@ def _evidence(choice: Choice, rehearsals: Sequence[Rehearsal], expected_unseen: 
     shares = _shares(seen, expected_unseen)
     gain = sum(share * half.mean for share, half in zip(shares, halves, strict=True))
     error = math.hypot(*(share * half.error for share, half in zip(shares, halves, strict=True)))
-    return Evidence(choice, *halves, gain, error)
+    worth = sum(share * half.mean * (_LOSS if half.mean < 0 else 1) for share, half in zip(shares, halves, strict=True))
+    return Evidence(choice, *halves, gain, error, worth)
 
 
 def _shares(seen: NDArray[np.bool_], expected_unseen: float) -> tuple[float, float]:

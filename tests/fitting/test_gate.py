@@ -133,11 +133,13 @@ def test_the_number_of_choices_is_paid_for() -> None:
     assert decide([rehearsal(np.zeros(60), scores | {CHOICES[0]: 0.05 + scores[Choice("c", 0)]})], 0.0).chosen
 
 
-def test_what_loses_on_neither_half_comes_before_what_gains_more() -> None:
-    """The loss is within noise, and so it may be kept where there is nothing else."""
-    untouched, better, unseen = halves(50, seen=0.4, unseen=-0.004)
-    _, sounder, _ = halves(50, seen=0.2, unseen=0.01)
-    for scores, expected in (({CHOICES[0]: better, CHOICES[2]: sounder}, 2), ({CHOICES[0]: better}, 0)):
+def test_a_loss_on_a_half_counts_three_times() -> None:
+    """Within noise it may be kept, where nothing that is sounder gains as much."""
+    untouched, better, unseen = halves(50, seen=0.2, unseen=-0.004)
+    part = rehearsal(untouched, {CHOICES[0]: better}, unseen)
+    assert weigh([part], 0.5)[CHOICES[0]].worth == pytest.approx(0.1 - 0.006)
+    for sounder, expected in ((0.197, 2), (0.18, 0)):
+        scores = {CHOICES[0]: better, CHOICES[2]: halves(50, seen=sounder, unseen=0.0)[1]}
         assert decide([rehearsal(untouched, scores, unseen)], 0.5).chosen.choice == CHOICES[expected]
 
 

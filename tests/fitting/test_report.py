@@ -17,14 +17,14 @@ def report(chosen: Evidence | None, *others: Evidence, expected_unseen: float = 
 
 
 def evidence(gain: float, error: float = 0.01) -> Evidence:
-    return Evidence(Choice("both sides", 7, 0.6), Gain(40, 0.5, gain, error), Gain(0, 0, 0, 0), gain, error)
+    return Evidence(Choice("both sides", 7, 0.6), Gain(40, 0.5, gain, error), Gain(0, 0, 0, 0), gain, error, gain)
 
 
 def test_the_first_line_says_what_came_of_it() -> None:
     assert report(evidence(0.1)).first_line == (
         "Trained heads are kept: nDCG@10 of held-out queries +0.100 ± 0.010 to the untouched encoder."
     )
-    both = Evidence(Choice("b", 7, 0.6), Gain(35, 0.3, 0.528, 0.05), Gain(732, 0.9, 0.001, 0.004), 0.396, 0.03)
+    both = Evidence(Choice("b", 7, 0.6), Gain(35, 0.3, 0.528, 0.05), Gain(732, 0.9, 0.001, 0.004), 0.396, 0.03, 0.396)
     assert report(both).first_line == (
         "Trained heads are kept: nDCG@10 of held-out queries +0.396 ± 0.030, that is +0.528 on documents seen in "
         "training and +0.001 on others, 25% of the traffic to expect, to the untouched encoder."
