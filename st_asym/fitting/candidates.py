@@ -57,6 +57,11 @@ class Candidate:
             write_whitening(router, whitening @ whitening if one_side else whitening)
         return router
 
+    def identity(self, dimension: int, out_features: int) -> Router:
+        """The same heads as the identity, or its truncation: what the dial turns back to."""
+        as_identity = replace(self, settings=replace(self.settings, init="identity"))
+        return as_identity.heads(dimension, out_features, torch.zeros(dimension, dimension))
+
     def loss(self, model: nn.Module, vectors: Vectors, qrels: Qrels, withheld: Qrels) -> nn.Module:
         """The loss that trains them, see :class:`st_asym.CorpusContrastiveLoss`.
 

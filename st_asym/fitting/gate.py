@@ -17,7 +17,7 @@ _CHANCE = 0.025
 # All sign flips of so many queries are tried, and as many random ones of more.
 _ALL_FLIPS, _FLIPS = 12, 4_999
 # How many standard errors a half may lose.
-_NOISE = 1.0
+_NOISE = 2.0
 # How often a loss on a half counts.
 _LOSS = 3.0
 # Fewer queries than this say nothing by themselves about their half.
@@ -31,7 +31,7 @@ class Choice:
     Attributes:
         candidate: Its name.
         epoch: After how many epochs; 0 for heads in closed form.
-        dial: The weight of what training gave, from 0, where the heads started, to 1, all of it.
+        dial: The weight of the heads, from 0, the identity, to 1, all of what they are.
     """
 
     candidate: str
@@ -171,7 +171,7 @@ def decide(rehearsals: Sequence[Rehearsal], expected_unseen: float, finalists: I
     Args:
         rehearsals: As for :func:`weigh`.
         expected_unseen: As for :func:`weigh`.
-        finalists: The candidates that were rehearsed to the end, and may be chosen; all, if None.
+        finalists: The candidates that were rehearsed to the end, which come before the others; all, if None.
 
     Returns:
         The choice, and what it rests on.
@@ -179,7 +179,9 @@ def decide(rehearsals: Sequence[Rehearsal], expected_unseen: float, finalists: I
     evidence = weigh(rehearsals, expected_unseen)
     allowed = {choice.candidate for choice in evidence} if finalists is None else set(finalists)
     chances = _chances(list(evidence), rehearsals, expected_unseen)
-    eligible = [entry for entry in evidence.values() if entry.worth_it and entry.choice.candidate in allowed]
+    eligible = [entry for entry in evidence.values() if entry.worth_it]
+    # What was not rehearsed to the end counts where nothing else may be kept.
+    eligible = [entry for entry in eligible if entry.choice.candidate in allowed] or eligible
     beyond_chance = [entry for entry in eligible if chances[entry.choice] <= _CHANCE]
     best = max(beyond_chance or eligible, key=lambda entry: entry.rank, default=None)
     return Decision(

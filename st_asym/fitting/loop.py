@@ -118,7 +118,8 @@ def load_heads(model: nn.Module, state: State) -> None:
 def dialled(start: State, end: State, weight: float) -> State:
     """The weights on the straight line from ``start`` (0) to ``end`` (1).
 
-    This is a dial: the heads keep their shape, 0 is how they started and 1 what training gave, exactly. Averaging the
+    From the identity to trained heads this is a dial: they keep their shape, 0 is the untouched encoder and 1 what
+    training gave, exactly. Averaging the
     weights of a model before and after training keeps more of what it could do before than stopping early does
     (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", https://arxiv.org/abs/2109.01903).
 

@@ -53,14 +53,14 @@ def refit(
     """
     train = data.qrels["train"]
     covariance = pair_covariance(vectors.queries, vectors.documents, *vectors.pairs(train))
-    heads = candidate.heads(vectors.dimension, encoder.get_embedding_dimension() or vectors.dimension, covariance)
+    width = encoder.get_embedding_dimension() or vectors.dimension
+    heads = candidate.heads(vectors.dimension, width, covariance)
     model = behind_encoder(encoder, heads)
     dtype = next(heads.parameters()).dtype
     log: Log = []
     if candidate.trains:
         heads.float()  # whatever the encoder is in: an optimizer's steps are lost in half precision
         cached = CachedSentenceTransformer(model, cache, precision=precision)
-        start = heads_state(cached)
         with tempfile.TemporaryDirectory() as folder:
             trainer = _Trainer(
                 model=cached,
@@ -72,7 +72,9 @@ def refit(
             trainer.remove_callback(PrinterCallback)
             trainer.train()
         log = [_losses(entry) for entry in trainer.state.log_history if "loss" in entry]
-        load_heads(cached, dialled(start, heads_state(cached), choice.dial))
+        if choice.dial != 1.0:
+            identity = heads_state(candidate.identity(vectors.dimension, width))
+            load_heads(heads, dialled(identity, heads_state(heads), choice.dial))
         model = cached.stock_model()
         heads.to(dtype)
     return model.eval(), log

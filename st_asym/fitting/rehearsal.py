@@ -25,8 +25,8 @@ from st_asym.monitoring import scaled_std
 from st_asym.retrieval import Judgments, Scores, nearest
 from st_asym.splitting import HeldOut, folds, hold_out, seen_unseen
 
-# Weights of trained heads that are turned back towards their start.
-_DIALS = (0.4, 0.7)
+# Weights of trained heads that are turned back towards the identity.
+_DIALS = (0.4, 0.7, 0.85)
 # From how many queries on one cut says enough; below, each query is held out once, in so many folds.
 _ONE_CUT = 2_000
 _FOLDS, _FEW, _FOLDS_OF_FEW = 4, 50, 5
@@ -106,8 +106,8 @@ class Stage:
 
     def rehearse(self, candidate: Candidate, clock: Clock) -> Log:
         """Train on one side of the cut and judge on the other, on the way and turned back by each dial."""
-        model = behind_vectors(candidate.heads(self._vectors.dimension, self._out, self._covariance))
-        start, settings, name = heads_state(model), candidate.settings, candidate.name
+        heads = candidate.heads(self._vectors.dimension, self._out, self._covariance)
+        model, settings, name = behind_vectors(heads), candidate.settings, candidate.name
         moves = settings.sides != "query"
         if not candidate.trains:
             self._scores[Choice(name)] = self._judge(model, documents_move=moves)
@@ -133,9 +133,10 @@ class Stage:
             seed=self._vectors.seed,
             after_epoch=after_epoch,
         )
-        end = heads_state(model)
+        end = heads_state(heads)
         for dial in _DIALS if settings.init != "random" else ():
-            load_heads(model, dialled(start, end, dial))
+            identity = heads_state(candidate.identity(self._vectors.dimension, self._out))
+            load_heads(heads, dialled(identity, end, dial))
             self._scores[Choice(name, len(losses), dial)] = self._judge(model, documents_move=moves)
         return [{**entry, **figures.get(int(entry["epoch"]), {})} for entry in [{"epoch": 0.0}, *losses]]
 

@@ -63,7 +63,8 @@ def test_loop_and_trainer_give_the_same_weights(
         seed=3,
         after_epoch=lambda reached: reached == epoch,
     )
-    load_heads(alone, dialled(start, heads_state(alone), dial))
+    identity = heads_state(candidate.identity(vectors.dimension, vectors.dimension))
+    load_heads(heads, dialled(identity, heads_state(heads), dial))
     found = dict(model[-2].named_parameters())
     for name, parameter in heads.named_parameters():
         torch.testing.assert_close(found[name], parameter, atol=1e-5, rtol=0)

@@ -51,7 +51,7 @@ def test_each_query_is_held_out_once_and_never_trains(tmp_path: Path, monkeypatc
         assert not names & set(part.queries)
         assert names | set(part.queries) == set(data.queries)
     (name,) = found.finalists
-    expected = {Choice(name, 2), Choice(name, 3), *(Choice(name, 3, dial) for dial in (0.4, 0.7))}
+    expected = {Choice(name, 2), Choice(name, 3), *(Choice(name, 3, dial) for dial in (0.4, 0.7, 0.85))}
     assert set(found.judged[0].scores) == expected
 
 
