@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -200,7 +200,7 @@ def fitted(
     return Trained(
         result.model,
         {
-            "chosen": None if chosen is None else {"epoch": chosen.choice.epoch, "dial": chosen.choice.dial},
+            "chosen": None if chosen is None else asdict(chosen.choice),
             "held out": None if chosen is None else {"gain": round(chosen.gain, 4), "error": round(chosen.error, 4)},
             "queries": report.counts.get("train"),
             "encoding": round(report.seconds.get("encode", 0.0), 2),

@@ -115,10 +115,11 @@ def fit(
     see: the ``dev`` split, or, without one, a cut of the training queries (each query once, over four or five folds,
     where they are fewer than 2,000). A few candidates are rehearsed on the others: within-pair whitening in closed
     form, and heads trained with several losses and starts, on both sides and on queries alone, each at half and all of
-    its epochs and turned back towards the identity by a dial; what is clearly behind after a fold is not rehearsed on the
-    next. The one of the largest gain on the held-out queries is kept, if that is more than chance would give the best
-    of so many, and if it loses neither on seen nor on unseen documents; otherwise the model is the untouched encoder,
-    and the first line of the report says so. What is kept is then trained by ``SentenceTransformerTrainer``, on all
+    its epochs and turned back towards the identity by a dial; what is clearly behind after a fold is not rehearsed on
+    the next. The one that is worth most on the held-out queries, seen and unseen in the proportion of the traffic to
+    expect, is kept, if its gain is more than chance would give the best of so many, and if it loses on neither half;
+    otherwise the model is the untouched encoder, and the first line of the report says so (see
+    :func:`st_asym.fitting.gate.decide`). What is kept is then trained by ``SentenceTransformerTrainer``, on all
     training queries.
 
     Args:
