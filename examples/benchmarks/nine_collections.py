@@ -206,7 +206,8 @@ class Bench:
         def similarities(split: str) -> Similarities:
             texts = [self.data.queries[key] for key in self.judged(split)]
             tokens = bm25s.tokenize(texts, show_progress=False, return_ids=False)
-            return np.stack([retriever.get_scores(own) for own in tokens]).astype(np.float32)
+            nothing = np.zeros(len(self.data.corpus))  # a query of stop words alone
+            return np.stack([retriever.get_scores(own) if own else nothing for own in tokens]).astype(np.float32)
 
         return similarities, {}
 

@@ -14,7 +14,7 @@ from st_asym.data.document import copies
 from st_asym.diagnosis.result import Example, Judged, Relevance
 from st_asym.diagnosis.similarities import Similarities, by_query
 from st_asym.fitting.gate import Gain
-from st_asym.ndcg import Ndcg, Scores
+from st_asym.retrieval import Judgments, Scores
 
 _SHOWN = 10
 _LONGEST = 300
@@ -80,7 +80,8 @@ def judge(data: RetrievalData, positions: Positions, before: Similarities, after
 def ndcg(positions: Positions, found: Similarities) -> Scores:
     """nDCG@10 of each judged query, as ``trec_eval`` computes it from grades, shape ``(n,)``."""
     rows = list(_rows(positions).values())
-    return Ndcg(positions.qrels)(positions.documents, found.top[rows].tolist(), found.top_values[rows].tolist())
+    places = {key: row for row, key in enumerate(positions.documents)}
+    return Judgments(positions.qrels, places).ndcg(found.top[rows])
 
 
 def relevance(positions: Positions, found: Similarities) -> Relevance:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from st_asym.ndcg import TOP
+from st_asym.retrieval.metrics import TOP
 
 BINS = 100
 # Similarities that are in memory at a time.

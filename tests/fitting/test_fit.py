@@ -452,6 +452,28 @@ def test_a_corpus_smaller_than_the_batch(quick: Callable[..., FitResult], contra
     assert np.isfinite(result.model.encode_query(list(queries.values()))).all()
 
 
+@pytest.mark.parametrize(
+    "case", ["one document for all", "every document", "zero vectors", "queries are documents", "fewer than dimensions"]
+)
+def test_unusual_collections_give_a_sound_model(quick: Callable[..., FitResult], tmp_path: Path, case: str) -> None:
+    encoder, data = rotated(30)
+    queries, corpus, qrels = triple(data)
+    if case == "one document for all":
+        qrels = {query_id: {"d0": 1} for query_id in qrels}
+    if case == "zero vectors":  # words that the encoder does not know
+        queries, corpus = queries | {"q1": "unknown", "q2": "words"}, corpus | {"d1": "neither", "d5": "this"}
+    if case == "queries are documents":
+        queries = {query_id: corpus[f"d{query_id[1:]}"] for query_id in queries}
+    if case == "fewer than dimensions":
+        qrels = dict(list(qrels.items())[:4])
+    result = quick(encoder, (queries, corpus, qrels))
+    for model in (result.model, SentenceTransformer(str(tmp_path / "model"), device="cpu")):
+        sides = model.encode_query(list(queries.values())), model.encode_document(list(corpus.values()))
+        assert np.isfinite(np.concatenate(sides)).all()
+    if case == "queries are documents":
+        assert not result.report.kept, "nothing can be better than perfect"
+
+
 def test_pairs_that_are_given_twice_are_one(quick: Callable[..., FitResult]) -> None:
     encoder, _ = rotated(12)
     pairs = [(f"q{i}", f"d{i}") for i in range(12)]
