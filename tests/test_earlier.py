@@ -144,3 +144,11 @@ def test_heads_alone_leave_what_is_beside_them(tmp_path: Path, tiny_encoder: Sen
     save_heads(model, tmp_path / "heads")
     assert (tmp_path / "heads" / "README.md").read_text() == "mine"
     verify(tmp_path / "heads")
+
+
+def test_weights_are_readable_for_others(output: Path) -> None:
+    (output.parent / "probe").touch()
+    usual = (output.parent / "probe").stat().st_mode & 0o777
+    files = [path for path in output.rglob("*") if path.is_file()]
+    assert any(path.name == "model.safetensors" for path in files)
+    assert {path.stat().st_mode & 0o777 for path in files} == {usual}

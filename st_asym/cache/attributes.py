@@ -264,14 +264,17 @@ def _of_configuration(config: PretrainedConfig) -> dict[str, Any]:
 
 def _deviations(top: nn.Module) -> Iterator[list[Any]]:
     """What was changed by hand in modules of the libraries: attributes that no configuration has."""
+    looked_at: set[nn.Module] = set()
     for path, module in top.named_modules():
+        if module in looked_at:
+            continue
         if isinstance(module, PreTrainedModel) and is_stock(type(module)):
             reference = _network_like(module)
             names = {} if reference is None else dict(reference.named_modules())
             for below, part in module.named_modules():
+                looked_at.add(part)
                 yield from _differences(f"{path}.{below}", part, names.get(below))
-            return
-        if isinstance(module, Module) and is_stock(type(module)):
+        elif isinstance(module, Module) and is_stock(type(module)):
             for name, part in module.named_children():
                 yield from _differences(f"{path}.{name}", part, _layer_like(part))
 
