@@ -28,7 +28,7 @@ def free_place(output: Path) -> Path:
     Raises:
         FileExistsError: It holds something else, or is in use.
     """
-    if output == Path.cwd() or output.is_mount():
+    if output == Path.cwd() or os.path.ismount(output):
         raise FileExistsError(f"{output} cannot be replaced by a new folder while it is in use: name a folder in it.")
     if output.exists() and not (output / REPORT_FILE).is_file() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(
