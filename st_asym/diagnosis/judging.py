@@ -71,7 +71,7 @@ def judge(data: RetrievalData, positions: Positions, before: Similarities, after
         ndcg_before=tuple(scores_before.tolist()),
         ndcg_after=tuple(scores_after.tolist()),
         difference=gain.mean,
-        error=gain.error if math.isfinite(gain.error) else None,
+        error=gain.error if gain.queries > 1 else None,
         gains=tuple(example(row, scores_before[row], scores_after[row]) for row in gains),
         losses=tuple(example(row, scores_before[row], scores_after[row]) for row in losses),
     )

@@ -28,7 +28,7 @@ from sentence_transformers import SentenceTransformer
 from st_asym import Settings, fit
 folder, data = sys.argv[1], json.load(open(sys.argv[2]))
 SentenceTransformer(folder + "/encoder").push_to_hub("user/encoder", private=True)
-settings = Settings(epochs=3, batch_size=16, learning_rate=1e-2)
+settings = Settings(epochs=12, batch_size=16, learning_rate=1e-2, init="identity", sides="both")
 result = fit("user/encoder", data, output_dir=folder + "/model", cache=folder + "/vectors", settings=settings)
 print(result.report)
 result.model.push_to_hub("user/memory", private=True)

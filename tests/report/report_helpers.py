@@ -36,10 +36,12 @@ def a_fit_report() -> FitReport:
     kept, behind = "both sides, identity start, in-batch", "query side, whitening 1"
     unseen = Gain(20, 0.7, -0.01, 0.03)
     trained = [
-        Evidence(Choice(kept, epoch, dial), Gain(80, 0.67, gain, 0.02), unseen, 0.8 * gain - 0.002, 0.017)
+        Evidence(
+            Choice(kept, epoch, dial), Gain(80, 0.67, gain, 0.02), unseen, 0.8 * gain - 0.002, 0.017, 0.8 * gain - 0.006
+        )
         for epoch, dial, gain in ((1, 1.0, 0.05), (2, 0.5, 0.1), (2, 1.0, 0.08))
     ]
-    closed = Evidence(Choice(behind), Gain(25, 0.6, 0.04, 0.03), Gain(0, 0.0, 0.0, 0.0), 0.04, 0.03)
+    closed = Evidence(Choice(behind), Gain(25, 0.6, 0.04, 0.03), Gain(0, 0.0, 0.0, 0.0), 0.04, 0.03, 0.04)
     figures = {"accuracy": 0.5, "query_std": 0.9, "document_std": 0.8}
     losses = {"loss": 2.5, "contrastive": 2.0, "isotropy": 0.5}
     tried = Settings(sides="both", init="identity", contrastive="in-batch", epochs=2)
