@@ -135,7 +135,8 @@ def _quantise(path: Path) -> None:
     del whole.graph.value_info[:]  # shapes that torch 2.6 gives weights which it has transposed since
     for file in path.parent.glob("*"):
         file.unlink()
-    quantize_dynamic(whole, str(path), weight_type=QuantType.QInt8, per_channel=True)
+    # Signed weights saturate on processors without VNNI, where the graph may be run wherever it was made.
+    quantize_dynamic(whole, str(path), weight_type=QuantType.QUInt8, per_channel=True)
 
 
 def _write_config(transformer: Transformer, folder: Path) -> None:

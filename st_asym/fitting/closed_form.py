@@ -61,7 +61,7 @@ def pair_whitening(covariance: Tensor, strength: float) -> Tensor:
     Example:
         >>> covariance = torch.diag(torch.tensor([3.0, 1.0], dtype=torch.float64))
         >>> pair_whitening(covariance, 1.0).diagonal()
-        tensor([0.8740, 1.1260], dtype=torch.float64)
+        tensor([0.8730, 1.1270], dtype=torch.float64)
     """
     if not strength > 0:
         raise ValueError(f"strength must be above 0, got {strength}.")
