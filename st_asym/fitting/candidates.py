@@ -15,7 +15,7 @@ from st_asym.fitting.closed_form import pair_whitening, write_whitening
 from st_asym.fitting.settings import Settings, Sides
 from st_asym.fitting.vectors import Vectors
 from st_asym.losses import CorpusContrastiveLoss, IsotropyLoss
-from st_asym.projection import AsymmetricProjection
+from st_asym.projection import AsymmetricProjection, ProjectionOptions
 from st_asym.retrieval import nearest
 
 # The strengths of within-pair whitening that are tried without training.
@@ -49,7 +49,8 @@ class Candidate:
         settings = self.settings
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            router = AsymmetricProjection(dimension, **{**settings.projection(), "out_features": out_features})
+            options: ProjectionOptions = {**settings.projection(), "out_features": out_features}
+            router = AsymmetricProjection(dimension, **options)
         if settings.init == "pairs":
             whitening = pair_whitening(covariance, settings.whitening)
             # One side alone has to do what both would: q W W d = (W q) (W d).
