@@ -56,7 +56,7 @@ def save_heads(model: SentenceTransformer | str | os.PathLike[str], path: str | 
     if not isinstance(model, SentenceTransformer):
         made = verify(model).provenance
         if made is not None:
-            facts = {"data": made.data, "settings": made.settings, "seed": made.seed}
+            facts = {"data": made.data, "trained": made.trained, "settings": made.settings, "seed": made.seed}
             known = {key: made.encoder.get(key) for key in ("name", "revision")}
         model = load_encoder(model)
     router = _router(model)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import textwrap
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 from weakref import WeakSet
 
 import torch
+from huggingface_hub import constants
+from huggingface_hub.errors import HFValidationError
 from sentence_transformers import SentenceTransformer, SentenceTransformerModelCardData
 from sentence_transformers.base.modules import Normalize, Router
 from sentence_transformers.util import load_file_path
@@ -19,6 +22,8 @@ from typing_extensions import Unpack
 from st_asym.projection import AsymmetricProjection, ProjectionOptions, require_tasks
 
 logger = logging.getLogger(__name__)
+
+DType: TypeAlias = Literal["float32", "float16", "bfloat16"]
 
 # Tokenizer, configurations, card and report.
 _BESIDE_TENSORS = 20_000_000
@@ -180,32 +185,88 @@ def _stay_in_evaluation_mode(module: nn.Module, _args: Any) -> None:
             _stay_in_evaluation_mode(child, _args)
 
 
-def load_encoder(encoder: str | PathLike[str]) -> SentenceTransformer:
-    """Load an encoder by Hub id or path, and refuse what is not of one dense vector per text."""
+def load_encoder(
+    encoder: str | PathLike[str],
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    dtype: DType | None = None,
+) -> SentenceTransformer:
+    """Load an encoder, or a model with heads, by Hub id or path, and refuse what is not of one dense vector per text.
+
+    Args:
+        encoder: Its Hub id or path.
+        revision: Branch, tag or commit, of a Hub id.
+        trust_remote_code: Whether to run code that it brings along.
+        dtype: Of its weights; None for that in which they are saved.
+
+    Raises:
+        OSError: There is no such folder, or the Hub cannot be reached or has no such model. The message says what to
+            do.
+        TypeError: It is of another kind.
+        ValueError: A revision of a folder.
+    """
     if not isinstance(encoder, str | PathLike):
         raise TypeError(
             f"The encoder must be a SentenceTransformer, a Hub id or a path, not a {type(encoder).__name__}: heads are "
             "trained on one dense vector per text."
         )
     name = fspath(encoder)
-    # A folder's name is no Hub id, and the model card would ask the Hub for it.
-    model = SentenceTransformer(name, local_files_only=Path(name).is_dir())
-    saved_as = _saved_model_type(name, model)
+    if revision is not None and Path(name).is_dir():
+        raise ValueError(f"{name} is a folder, and only a Hub id has revisions, such as {revision!r}: leave it out.")
+    model = _read(name, revision, trust_remote_code=trust_remote_code)
+    saved_as = _saved_model_type(name, model, revision)
     if saved_as != "SentenceTransformer":
         raise TypeError(
             f"{name} holds a {saved_as}, which the library converts to a mean-pooled encoder that was never trained: "
             "heads need an encoder of one dense vector per text. Name a SentenceTransformer."
         )
-    return model
+    return model if dtype is None else model.to(getattr(torch, dtype))
 
 
-def _saved_model_type(name: str, model: SentenceTransformer) -> str:
+def _read(name: str, revision: str | None, *, trust_remote_code: bool) -> SentenceTransformer:
+    """Read a model from a folder or the Hub.
+
+    Raises:
+        OSError: It is in neither.
+    """
+    try:
+        # A folder's name is no Hub id, and the model card would ask the Hub for it.
+        return SentenceTransformer(
+            name, local_files_only=Path(name).is_dir(), revision=revision, trust_remote_code=trust_remote_code
+        )
+    except (OSError, HFValidationError) as error:
+        if Path(name).exists():
+            raise
+        raise OSError(_not_there(name, revision, error)) from error
+
+
+def _not_there(name: str, revision: str | None, error: Exception) -> str:
+    """Why a model cannot be read, and what to do."""
+    if Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or "\\" in name:
+        return f"There is no folder {name}: give the path of one that holds a model, or the model's Hub id."
+    known = name if revision is None else f"{name} at revision {revision}"
+    if constants.HF_HUB_OFFLINE:
+        return (
+            f"{known} is no folder here and is not whole in the cache of the Hub ({constants.HF_HUB_CACHE}), and "
+            "HF_HUB_OFFLINE forbids to ask the Hub: unset it, or give the path of a folder that holds the model."
+        )
+    reason = textwrap.shorten(str(error) or type(error).__name__, 200, placeholder="...").rstrip(".")
+    return (
+        f"{known} is no folder here and cannot be read from the Hub ({reason}). Check the name, and log in with "
+        "hf auth login where it is private. Without a connection, give the path of a folder that holds the model, or "
+        f"fill the cache where there is one (hf download {name}), copy it here and set HF_HUB_OFFLINE=1."
+    )
+
+
+def _saved_model_type(name: str, model: SentenceTransformer, revision: str | None) -> str:
     """What ``name`` was saved as: the library loads sparse, multi-vector and cross encoders too, with a warning."""
-    settings = load_file_path(name, "config_sentence_transformers.json")
+    settings = load_file_path(name, "config_sentence_transformers.json", revision=revision)
     if settings is not None:
         return str(json.loads(Path(settings).read_text(encoding="utf-8")).get("model_type", "SentenceTransformer"))
     classifier = any("ForSequenceClassification" in name for name in getattr(model.config, "architectures", None) or [])
-    return "CrossEncoder" if classifier and load_file_path(name, "modules.json") is None else "SentenceTransformer"
+    known = load_file_path(name, "modules.json", revision=revision) is not None
+    return "CrossEncoder" if classifier and not known else "SentenceTransformer"
 
 
 def _warn_about_encoder(encoder: SentenceTransformer) -> None:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Router
+from sentence_transformers.util import load_file_path
 from torch import Tensor
 
 from st_asym.cache import encoder_fingerprint
@@ -23,8 +25,9 @@ from st_asym.cache.fingerprint import encoder_modules
 from st_asym.data import RetrievalData
 from st_asym.names import PROVENANCE_FILE
 from st_asym.origin import hub_snapshot, public_name
+from st_asym.trained_queries import TrainedQueries
 from st_asym.untrusted.files import check_files, is_document
-from st_asym.untrusted.findings import Findings
+from st_asym.untrusted.findings import Findings, VerificationError
 from st_asym.untrusted.folder import Folder
 from st_asym.untrusted.modules import Heads, read_chain, read_heads
 from st_asym.untrusted.tensors import read_weights
@@ -66,6 +69,8 @@ class Provenance:
         versions: Of the packages that made it.
         model: Of heads alone: the prompts of their model.
         documents: Path in the folder to SHA-256, for what people read, as it was written; it may change afterwards.
+        trained: Digests of the training queries, see :class:`st_asym.trained_queries.TrainedQueries`; empty where there
+            are none, as of 0.1.
 
     Example:
         >>> Provenance.of("model").encoder["name"]  # doctest: +SKIP
@@ -83,6 +88,7 @@ class Provenance:
     versions: dict[str, str] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     documents: dict[str, str] = field(default_factory=dict)
+    trained: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, path: str | os.PathLike[str]) -> Provenance | None:
@@ -96,6 +102,11 @@ class Provenance:
         found = read_provenance(folder)
         findings.check(path)
         return found
+
+    @property
+    def trained_queries(self) -> TrainedQueries | None:
+        """What tells queries that were trained on; None where the file does not say."""
+        return TrainedQueries.of_dict(self.trained) if self.trained else None
 
     def as_dict(self) -> dict[str, Any]:
         """What is written."""
@@ -119,7 +130,8 @@ def save_provenance(
     Args:
         path: Where ``model.save_pretrained(path)`` saved it.
         model: The model.
-        data: What it was trained on, or several such by name. Texts are not kept, only numbers and digests.
+        data: What it was trained on, or several such by name. Texts are not kept, only numbers and digests, among them
+            one of each training query, by which :func:`st_asym.evaluate` knows it again (none for more than 100,000).
         settings: Anything that JSON knows.
         seed: Of everything that was drawn.
 
@@ -141,9 +153,46 @@ def save_provenance(
         kind="model",
         encoder=describe_encoder(model),
         data=describe_all(data),
+        trained=_trained(data),
         settings=dict(settings or {}),
         seed=seed,
     )
+
+
+def made_with_heads(model: SentenceTransformer | str | os.PathLike[str] | Any) -> Provenance | None:
+    """That of a saved model with heads, or of one that was loaded from its folder; None where it is not known.
+
+    Whether a model is whole is for :func:`st_asym.verify` to say: a damaged file is as good as none.
+
+    Args:
+        model: The model, or its folder or Hub id.
+    """
+    folder = _folder_of(model)
+    if folder is None or not (folder / PROVENANCE_FILE).is_file():
+        return None
+    try:
+        made = Provenance.of(folder)
+    except VerificationError:
+        return None
+    return made if made is not None and any(made.heads.values()) else None
+
+
+def _folder_of(model: Any) -> Path | None:
+    """Where a model is saved, as far as it is known."""
+    if isinstance(model, SentenceTransformer):
+        heads = any(isinstance(module, Router) for module in model.modules())
+        config = getattr(model.transformers_model, "config", None) if heads else None
+        name = getattr(config, "name_or_path", None)
+        return Path(name) if name else None
+    if not isinstance(model, str | os.PathLike):
+        return None
+    if Path(model).is_dir() or os.fspath(model).count("/") != 1:
+        return Path(model)
+    try:
+        found = load_file_path(os.fspath(model), PROVENANCE_FILE)
+    except OSError:  # whether it can be read is for who loads it to say
+        return None
+    return None if found is None else Path(found).parent
 
 
 def write_provenance(path: Path, *, kind: str, **facts: Any) -> Provenance:
@@ -188,12 +237,14 @@ def read_provenance(folder: Folder) -> Provenance | None:
         folder.findings.add(PROVENANCE_FILE, f"is not in format {FORMAT}: read it with the st_asym that wrote it.")
         return None
     kinds = {"kind": str, "created": str, "encoder": dict, "heads": dict, "files": dict, "data": dict}
-    kinds |= {"settings": dict, "versions": dict, "model": dict, "documents": dict}
-    found.setdefault("documents", {})  # 0.1 did not note them
+    kinds |= {"settings": dict, "versions": dict, "model": dict, "documents": dict, "trained": dict}
+    for name in ("documents", "trained"):
+        found.setdefault(name, {})  # 0.1 did not note them
     wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]
     wrong += sorted(set(found) - set(kinds) - {"seed"})
     wrong += [name for name in ("files", "heads", "documents") if name not in wrong and not _are_digests(found[name])]
     wrong += ["model"] if "model" not in wrong and not _are_prompts(found["model"]) else []
+    wrong += ["trained"] if "trained" not in wrong and not _are_trained(found["trained"]) else []
     if wrong or not isinstance(found.get("seed"), int | None):
         folder.findings.add(
             PROVENANCE_FILE, f"is damaged ({', '.join(wrong[:5]) or 'seed'}). Download the model again."
@@ -228,6 +279,21 @@ def describe_all(data: Mapping[str, Data] | Data | None) -> dict[str, Any]:
     if not isinstance(data, Mapping):
         data = {"train": data}
     return {public_name(name): described(part) for name, part in data.items()}
+
+
+def _trained(data: Mapping[str, Data] | Data | None) -> dict[str, Any]:
+    """The digests of the training queries, as they are written."""
+    parts = [] if data is None else list(data.values()) if isinstance(data, Mapping) else [data]
+    found = TrainedQueries.of(parts)
+    if found is None:
+        return {}
+    if found.query_digests is None:
+        logger.warning(
+            "%s does not say which queries were trained on, as they are %s: st_asym.evaluate cannot tell them.",
+            PROVENANCE_FILE,
+            f"{found.queries:,}",
+        )
+    return found.as_dict()
 
 
 def require_version(path: Path) -> None:
@@ -328,6 +394,13 @@ def _are_prompts(value: Mapping[str, Any]) -> bool:
     if not isinstance(prompts, dict) or not all(isinstance(prompt, str | None) for prompt in prompts.values()):
         return False
     return value.get("default_prompt_name") in (None, *prompts)
+
+
+def _are_trained(value: Mapping[str, Any]) -> bool:
+    try:
+        return not value or TrainedQueries.of_dict(value) is not None
+    except (TypeError, ValueError):
+        return False
 
 
 def _are_digests(value: Mapping[str, Any]) -> bool:

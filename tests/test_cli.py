@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import st_asym
 from st_asym.cli import app
 from st_asym.data import load_data
+from st_asym.model import load_encoder
 
 PAIRS = [("red head", "big red head"), ("small text", "the small text"), ("query", "answers query"), ("vector", "big")]
 
@@ -117,6 +118,92 @@ def test_what_an_option_cannot_be_is_refused(folder: Path, option: list[str]) ->
     result = run(folder, *option)
     assert result.exit_code == 2
     assert option[0] in result.stderr
+
+
+def test_the_version_is_shown() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"st-asym {st_asym.__version__}\n")
+    assert "--version" in CliRunner().invoke(app, ["--help"]).stdout
+    assert CliRunner().invoke(app, []).stdout.count("verify")  # alone, it shows the help
+
+
+def test_how_a_model_is_loaded_is_an_option_of_all_commands(
+    folder: Path, beir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = ["--cache", str(folder / "vectors"), "--quiet"]
+    commands = [
+        ["fit", "me/model", str(folder / "pairs.jsonl"), "-o", str(folder / "fitted"), *places],
+        ["evaluate", str(beir), "-m", "me/model", "--results", str(folder / "results"), *places],
+        ["evaluate", str(beir), "-m", "me/model", "-m", str(folder / "model"), *places],
+        ["diagnose", "me/model", str(beir), *places],
+        ["export", "me/model", "--side", "query", "-o", str(folder / "side")],
+    ]
+    seen: list[tuple[Any, dict[str, Any]]] = []
+
+    class Loaded(SentenceTransformer):
+        def __init__(self, name: str, **options: Any) -> None:
+            seen.append((name, options))
+            raise OSError("it was asked for")
+
+    monkeypatch.setattr("st_asym.model.SentenceTransformer", Loaded)
+    for command in commands:
+        seen.clear()
+        result = CliRunner().invoke(app, [*command, "--revision", "v2", "--trust-remote-code", "--dtype", "float16"])
+        assert result.exit_code == 2
+        assert "me/model at revision v2 is no folder here and is not whole in the cache" in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+        name, options = seen[0]
+        assert name == "me/model"
+        assert (options["revision"], options["trust_remote_code"]) == ("v2", True)
+
+
+def test_weights_are_evaluated_as_they_are_asked_for(folder: Path, beir: Path) -> None:
+    places = ["--cache", str(folder / "vectors"), "--results", str(folder / "results"), "--quiet"]
+    digests = []
+    for options in ([], ["--dtype", "float16"]):
+        command = ["evaluate", str(beir), "-m", f"m={folder / 'encoder'}", "--json", str(folder / "found.json")]
+        result = CliRunner().invoke(app, [*command, *places, *options])
+        assert result.exit_code == 0, result.output
+        digests.append(st_asym.Comparison.load(folder / "found.json")["m"].digests)
+    assert digests[0] != digests[1]
+    result = CliRunner().invoke(app, ["evaluate", str(beir), "-m", str(folder / "encoder"), "--revision", "x", *places])
+    assert "--revision x is for one Hub id, and --model names 0" in result.stderr
+    result = CliRunner().invoke(app, ["evaluate", str(folder / "model"), "--dtype", "float16", *places[:2]])
+    assert "are for models that --model names" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nobody/nothing", "HF_HUB_OFFLINE forbids to ask the Hub: unset it, or give the path of a folder"),
+        ("nothing", "nothing is no folder here and is not whole in the cache"),
+        ("./nothing", "There is no folder ./nothing: give the path of one that holds a model, or the model's Hub id."),
+        ("/no/such/folder", "There is no folder /no/such/folder"),
+    ],
+)
+def test_a_model_that_is_not_there_is_one_line(folder: Path, name: str, message: str) -> None:
+    command = ["fit", name, str(folder / "pairs.jsonl"), "-o", str(folder / "model"), "--quiet"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise OSError("We couldn't connect to 'https://huggingface.co'\nto load the files.")
+
+    monkeypatch.setattr("st_asym.model.SentenceTransformer", unreachable)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with pytest.raises(OSError, match="couldn't connect") as caught:
+        load_encoder("me/model")
+    for part in ("me/model is no folder here", "the path of a folder", "hf download me/model", "HF_HUB_OFFLINE=1"):
+        assert part in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(OSError, match="load the files"):  # a folder that is damaged is not the Hub's fault
+        load_encoder(folder / "encoder")
+    with pytest.raises(ValueError, match="is a folder, and only a Hub id has revisions"):
+        load_encoder(folder / "encoder", revision="v2")
 
 
 def test_the_module_runs_as_the_command() -> None:

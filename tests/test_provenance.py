@@ -11,9 +11,11 @@ import pytest
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
-from st_asym import Provenance, asymmetric_model, encoder_fingerprint, save_provenance
+from st_asym import Provenance, asymmetric_model, encoder_fingerprint, save_heads, save_provenance
 from st_asym.data import RetrievalData, as_retrieval_data
 from st_asym.origin import public_name
+from st_asym.trained_queries import TrainedQueries
+from st_asym.verification import VerificationError
 
 PAIRS = [("red head", "big red head"), ("small text", "the small text")]
 
@@ -62,6 +64,75 @@ def test_each_part_of_the_data_has_a_digest_of_its_own(model: SentenceTransforme
     }
     before, after = described(), described(**{part: other[part]})
     assert {name for name in before if before[name] != after[name]} == {part}
+
+
+def test_training_queries_are_known_again_and_cannot_be_read(model: SentenceTransformer, tmp_path: Path) -> None:
+    more = Dataset.from_dict({"anchor": ["a vector"], "positive": ["big vector"], "negative": ["text"]})
+    odd = Dataset.from_dict({"left": ["encoder"], "right": ["learns"]})
+    made = save_provenance(
+        tmp_path / "model", model, data={"pairs": as_retrieval_data(PAIRS), "more": more, "odd": odd}
+    )
+    found = made.trained_queries
+    assert found is not None
+    assert (found.queries, found.pairs) == (3, 3)
+    texts = {
+        "same": "red head",
+        "spelt": " RED  head\n",
+        "of the data set": "a vector",
+        "odd": "encoder",
+        "other": "red",
+    }
+    assert found.among(texts) == {"same", "spelt", "of the data set"}
+    corpus = {"d": "BIG red head", "e": "text"}
+    assert found.with_their_documents(texts, corpus, {"same": ["e", "d"], "of the data set": ["e"]}) == {"same"}
+    text = (tmp_path / "model" / "st_asym.json").read_text()
+    assert not any(query in text for query, _ in PAIRS)
+    again = save_provenance(tmp_path / "model", model, data=as_retrieval_data(PAIRS))
+    assert made.trained["key"] != again.trained["key"]  # two models cannot be compared
+    heads = Provenance.of(save_heads(tmp_path / "model", tmp_path / "heads"))
+    assert heads is not None
+    assert heads.trained == again.trained
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"key": "zz"},
+        {"key": ""},
+        {"key": 3},
+        {"queries": -1},
+        {"queries": 1},
+        {"queries": None},
+        {"query_digests": "?"},
+        {"query_digests": 3},
+        {"pair_digests": "AAAA"},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_broken_digests_are_refused(model: SentenceTransformer, tmp_path: Path, change: dict[str, Any]) -> None:
+    save_provenance(tmp_path / "model", model, data=as_retrieval_data(PAIRS))
+    path = tmp_path / "model" / "st_asym.json"
+    content = json.loads(path.read_text())
+    content["trained"].update(change)
+    path.write_text(json.dumps(content))
+    with pytest.raises(VerificationError, match=r"is damaged \(trained\)"):
+        Provenance.of(tmp_path / "model")
+
+
+def test_the_digests_of_many_queries_fit_into_the_file() -> None:
+    queries = {f"q{i}": f"question {i}" for i in range(100_000)}
+    data = RetrievalData(queries, {"d": "text", "e": "other"}, {"train": {query: {"d": 1} for query in queries}})
+    found = TrainedQueries.of([data])
+    assert found is not None
+    assert found.pair_digests is None  # more than 50,000
+    assert len(json.dumps(found.as_dict())) < 1_100_000
+    assert TrainedQueries.of_dict(found.as_dict()) == found
+    queries["q"] = "one more"
+    data.qrels["train"]["q"] = {"d": 1}
+    left_out = TrainedQueries.of([data])
+    assert left_out is not None
+    assert (left_out.queries, left_out.query_digests) == (100_001, None)
 
 
 def test_requirements_of_others_stay(model: SentenceTransformer, tmp_path: Path) -> None:

@@ -204,6 +204,7 @@ def test_what_is_wrong_is_named_without_a_record(bare: Path, change: Change, mes
         (lambda f: (f / "added_tokens.json").write_text('{"head": 3}'), "was not there"),
         (lambda f: (f / "tokenizer_config.json").unlink(), "is missing"),
         (lambda f: edit(f / "st_asym.json", lambda p: p.update(files={"a": "b"})), "is damaged"),
+        (lambda f: edit(f / "st_asym.json", lambda p: p.update(trained={"key": "no"})), r"is damaged \(trained\)"),
         (lambda f: edit(f / "st_asym.json", lambda p: p.update(format=2)), "not in format 1"),
         (lambda f: edit(f / "st_asym.json", lambda p: p["encoder"].update(dimension=32)), "another encoder's"),
     ],
@@ -340,6 +341,7 @@ def test_what_fit_saves_passes(tmp_path: Path, tiny_encoder: SentenceTransformer
     assert (provenance.seed, provenance.settings["temperature"]) == (3, 0.05)
     assert provenance.data["list"]["corpus"]["documents"] == 3
     assert str(tmp_path) not in (tmp_path / "model" / "st_asym.json").read_text()
+    assert provenance.trained["queries"] == 3
 
 
 def test_a_slice_of_the_fuzzing(tmp_path: Path) -> None:

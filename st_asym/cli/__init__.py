@@ -1,7 +1,10 @@
 """``st-asym``: what the library does, on the command line."""
 
+from typing import Annotated
+
 import typer
 
+from st_asym import __version__
 from st_asym.cli.card import card
 from st_asym.cli.diagnose import diagnose
 from st_asym.cli.evaluate import evaluate
@@ -15,5 +18,23 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"st-asym {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """What all commands have."""
+
+
 for command in (fit, evaluate, diagnose, export, card, verify):
     app.command()(command)

@@ -6,14 +6,38 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 import typer
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from st_asym.model import DType
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars and warnings.")]
 Html = Annotated[Optional[Path], typer.Option(help="Write a page there (extra 'report').")]  # noqa: UP045
+Revision = Annotated[Optional[str], typer.Option(help="Branch, tag or commit, of a Hub id.")]  # noqa: UP045
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the code that a model brings along: only if you trust it.")
+]
+Weights = Annotated[
+    Optional[Literal["float32", "float16", "bfloat16"]],  # noqa: UP045
+    typer.Option("--dtype", help="Of the weights; as they are saved if not given."),
+]
 Cache = Annotated[Optional[Path], typer.Option(help="Folder of the encoder's vectors.")]  # noqa: UP045
+
+
+def loaded(
+    model: str, revision: str | None, dtype: DType | None, *, trust_remote_code: bool
+) -> str | SentenceTransformer:
+    """A model as it is asked for; its name, where nothing is asked for."""
+    if revision is None and dtype is None and not trust_remote_code:
+        return model
+    from st_asym.model import load_encoder
+
+    return load_encoder(model, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code)
 
 
 def check_html(html: Path | None) -> None:

@@ -7,7 +7,19 @@ from typing import Annotated, Optional
 
 import typer
 
-from st_asym.cli.common import Cache, Debug, Html, Quiet, check_html, one_line_errors, quietly, write_html
+from st_asym.cli.common import (
+    Cache,
+    Debug,
+    Html,
+    Quiet,
+    Revision,
+    TrustRemoteCode,
+    Weights,
+    check_html,
+    one_line_errors,
+    quietly,
+    write_html,
+)
 
 
 def diagnose(
@@ -15,6 +27,9 @@ def diagnose(
     data: Annotated[str, typer.Argument(help="BEIR folder or zip, or a file of pairs.", show_default=False)],
     *,
     split: Annotated[str, typer.Option(help="The queries to look at: a split, or all.")] = "test",
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    dtype: Weights = None,
     cache: Cache = None,
     json: Annotated[Optional[Path], typer.Option(help="Write the figures there.")] = None,  # noqa: UP045
     html: Html = None,
@@ -23,10 +38,10 @@ def diagnose(
 ) -> None:
     """Say whether the heads of a model learned anything, and what."""
     with one_line_errors(debug=debug), quietly(quiet=quiet):
-        from sentence_transformers import SentenceTransformer
-
         from st_asym.data import load_data
         from st_asym.diagnosis import diagnose
+        from st_asym.model import load_encoder
+        from st_asym.provenance import made_with_heads
 
         check_html(html)
         collection = load_data(data)
@@ -36,7 +51,9 @@ def diagnose(
             raise ValueError(f"{data} has no split {split!r}: choose one of {', '.join(sorted(collection.qrels))}.")
         qrels = collection.qrels[split]
         queries = {query_id: collection.queries[query_id] for query_id in qrels}
-        found = diagnose(SentenceTransformer(model), queries, collection.corpus, qrels, cache=cache)
+        given = load_encoder(model, revision=revision, trust_remote_code=trust_remote_code, dtype=dtype)
+        made = made_with_heads(model)
+        found = diagnose(given, queries, collection.corpus, qrels, cache=cache, made=made)
         if json is not None:
             found.save(json)
     typer.echo(str(found))

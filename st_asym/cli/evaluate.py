@@ -8,7 +8,19 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from st_asym.cli.common import Cache, Debug, Html, Quiet, check_html, one_line_errors, quietly, write_html
+from st_asym.cli.common import (
+    Cache,
+    Debug,
+    Html,
+    Quiet,
+    Revision,
+    TrustRemoteCode,
+    Weights,
+    check_html,
+    one_line_errors,
+    quietly,
+    write_html,
+)
 
 
 def evaluate(
@@ -49,6 +61,9 @@ def evaluate(
         Optional[str],  # noqa: UP045
         typer.Option(help="What was trained on, to tell queries on known documents from others."),
     ] = None,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    dtype: Weights = None,
     cache: Cache = None,
     results: Annotated[Path, typer.Option(help="With DATA, folder of scores, which are not computed again.")] = Path(
         "runs/evaluate"
@@ -61,10 +76,11 @@ def evaluate(
 ) -> None:
     """Compare models on retrieval data sets, with the scores of MTEB; or evaluate the model of a run."""
     with one_line_errors(debug=debug), quietly(quiet=quiet):
-        from st_asym.evaluation.naming import named_models, the_run
+        from st_asym.evaluation.naming import loaded_models, named_models, the_run
 
         check_html(html)
-        named, chosen = named_models(models or [])
+        paths, chosen = named_models(models or [])
+        named = loaded_models(paths, revision=revision, trust_remote_code=trust_remote_code, dtype=dtype)
         if on or not models:
             from st_asym.evaluation import evaluate_run, follow_run
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from st_asym.cli.common import Debug, Quiet, one_line_errors, quietly
+from st_asym.cli.common import Debug, Quiet, Revision, TrustRemoteCode, Weights, loaded, one_line_errors, quietly
 
 
 def export(
@@ -19,6 +19,9 @@ def export(
         Literal["sentence-transformers", "onnx"], typer.Option(help="'onnx' needs the extra of this name.")
     ] = "sentence-transformers",
     int8: Annotated[bool, typer.Option("--int8", help="With 'onnx': 8-bit weights.")] = False,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    dtype: Weights = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -26,5 +29,6 @@ def export(
     with one_line_errors(debug=debug), quietly(quiet=quiet):
         from st_asym.export import export_side
 
-        found = export_side(model, side, output, format=format, int8=int8)
+        given = loaded(model, revision, dtype, trust_remote_code=trust_remote_code)
+        found = export_side(given, side, output, format=format, int8=int8)
     typer.echo(str(found))

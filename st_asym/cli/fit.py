@@ -7,7 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 import typer
 
-from st_asym.cli.common import Cache, Debug, Html, Quiet, check_html, one_line_errors, quietly, write_html
+from st_asym.cli.common import (
+    Cache,
+    Debug,
+    Html,
+    Quiet,
+    Revision,
+    TrustRemoteCode,
+    Weights,
+    check_html,
+    loaded,
+    one_line_errors,
+    quietly,
+    write_html,
+)
 
 if TYPE_CHECKING:
     from st_asym.fitting import Settings
@@ -67,6 +80,9 @@ def fit(
             "training for that."
         ),
     ] = None,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    dtype: Weights = None,
     html: Html = None,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -81,8 +97,9 @@ def fit(
 
             check_tasks(evaluate)
 
+        given = loaded(encoder, revision, dtype, trust_remote_code=trust_remote_code)
         result = fit(
-            encoder,
+            given,
             train,
             output_dir=output_dir,
             dev=dev,
@@ -109,7 +126,7 @@ def fit(
             from st_asym.evaluation.models import UNTOUCHED
 
             trained_on = train if result.report.labels == "judged" else None
-            found = evaluate_run(output_dir, evaluate, models={UNTOUCHED: encoder}, cache=cache, train=trained_on)
+            found = evaluate_run(output_dir, evaluate, models={UNTOUCHED: given}, cache=cache, train=trained_on)
         typer.echo(f"\n{found}\nResults, log and table are in {output_dir / 'evaluation'}.")
     write_html(html, result.report, debug=debug)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from st_asym.data.collection import counted
 from st_asym.diagnosis.heads import Side
@@ -19,10 +19,17 @@ _LENGTH_IF_NORMALISED = 10.0
 _RANK = 1 / 4
 _STRONG_HUBS = 1.4
 _ERRORS = 2.0
+# Fewer queries say little.
+_FEW = 20
 
 
 def findings(
-    sides: Mapping[Side, SideOf], ranking: Ranking, judged: Judged | None, *, normalised: bool
+    sides: Mapping[Side, SideOf],
+    ranking: Ranking,
+    judged: Judged | None,
+    *,
+    normalised: bool,
+    trained: Collection[str] = (),
 ) -> tuple[Finding, ...]:
     """Say what is out of range, then what is worth knowing.
 
@@ -31,13 +38,32 @@ def findings(
         ranking: What queries find.
         judged: What the relevant documents say.
         normalised: Whether the model ends in ``Normalize``.
+        trained: Ids of queries that the model was trained on.
     """
-    found = [*_movement(sides)]
+    found = [*_trained(judged, trained), *_movement(sides)]
     for side, own in sides.items():
         found += [*_collapse(side, own), *_lengths(side, own, normalised=normalised), *_hubs(side, own)]
     if not any(finding.kind == "identity" for finding in found):
         found += [*_unchanged(ranking), *_relevance(judged)]
     return tuple(sorted(found, key=lambda finding: not finding.trouble))
+
+
+def _trained(judged: Judged | None, trained: Collection[str]) -> Iterator[Finding]:
+    """Judged queries that were trained on, and what the others say."""
+    if judged is None or not (again := [query for query in judged.query_ids if query in trained]):
+        return
+    scores = zip(judged.query_ids, judged.ndcg_before, judged.ndcg_after, strict=True)
+    others = [(before, after) for query, before, after in scores if query not in trained]
+    total = counted(len(judged.query_ids), "judged query", "judged queries")
+    text = f"The model was trained on {len(again):,} of {total}: their gains are no evidence. "
+    if others:
+        before, after = (sum(column) / len(others) for column in zip(*others, strict=True))
+        text += f"Of the other {len(others):,}: nDCG@10 {before:.3f} -> {after:.3f} ({after - before:+.3f})."
+        if len(others) < _FEW:
+            text += " So few say little."
+    else:
+        text += "None is left to judge by: use queries that were kept out of training."
+    yield Finding("queries that were trained on", None, True, text)
 
 
 def _movement(sides: Mapping[Side, SideOf]) -> Iterator[Finding]:

@@ -27,6 +27,7 @@ from st_asym.diagnosis.result import Diagnosis, Histograms, Ranking, SideOf, Spr
 from st_asym.diagnosis.similarities import BINS, Similarities, compare, entered
 from st_asym.isotropy import unit
 from st_asym.monitoring import scaled_std
+from st_asym.provenance import Provenance, made_with_heads
 
 
 def diagnose(
@@ -37,6 +38,7 @@ def diagnose(
     *,
     cache: EmbeddingCache | str | os.PathLike[str] | None = None,
     precision: Precision | None = None,
+    made: Provenance | None = None,
 ) -> Diagnosis:
     """Look at a model's vectors before and after its heads: did they learn anything, and what.
 
@@ -52,11 +54,14 @@ def diagnose(
         queries: Query id to text; or texts, whose ids are then ``q0``, ``q1`` and so on.
         documents: Document id to text, or to a dict of ``title`` and ``text``; or texts, with the ids ``d0``, ``d1``.
         qrels: Query id to document id to grade, above zero for relevant. With it the diagnosis says how near relevant
-            documents are, and which queries gained and lost. Use queries that were not trained on.
+            documents are, and which queries gained and lost. Use queries that were not trained on: those that were, as
+            far as ``made`` tells, are counted in the first finding, and the others given apart.
         cache: An :class:`st_asym.EmbeddingCache`, or its directory; None for that of a cached model, and for others
             the one in the cache folder of ``huggingface_hub``, as for :func:`st_asym.fit`.
         precision: As for :meth:`st_asym.EmbeddingCache.fill`; None for that of a cached model, and for others
             ``"fp32"``.
+        made: What says which queries were trained on; None for the ``st_asym.json`` of the folder that the model was
+            loaded from, where its encoder remembers that.
 
     Returns:
         The diagnosis: ``print`` it, ``save`` it, or look at ``findings``, ``query``, ``document``, ``ranking`` and
@@ -99,13 +104,16 @@ def diagnose(
     replaced = entered(found_before, found_after, before["query"], before["document"])
     ranking = _ranking(found_before, found_after, replaced, len(data.corpus))
     by_relevance = judge(data, positions, found_before, found_after)
+    made = made_with_heads(model) if made is None else made
+    known = None if made is None else made.trained_queries
+    again = set() if known is None else known.among(data.queries)
     return Diagnosis(
         query=sides["query"],
         document=sides["document"],
         ranking=ranking,
         judged=by_relevance,
         histograms=_histograms(found_before, found_after),
-        findings=findings(sides, ranking, by_relevance, normalised=heads.normalised),
+        findings=findings(sides, ranking, by_relevance, normalised=heads.normalised, trained=again),
         normalised=heads.normalised,
         seconds=time.perf_counter() - started,
     )

@@ -182,8 +182,9 @@ class Finding:
     """Something that a person should know, in plain words.
 
     Attributes:
-        kind: ``"identity"``, ``"idle side"``, ``"collapse"``, ``"length explosion"``, ``"length collapse"``,
-            ``"hubs"``, ``"unchanged ranking"``, ``"worse"``, ``"margin"``, ``"better"`` or ``"no head"``.
+        kind: ``"queries that were trained on"``, ``"identity"``, ``"idle side"``, ``"collapse"``,
+            ``"length explosion"``, ``"length collapse"``, ``"hubs"``, ``"unchanged ranking"``, ``"worse"``,
+            ``"margin"``, ``"better"`` or ``"no head"``.
         side: The side it is about; None for both.
         trouble: Whether something is out of range; otherwise it is only worth knowing.
         text: The figure, what it means, and what to do.

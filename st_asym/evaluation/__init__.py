@@ -1,9 +1,9 @@
 """Models on retrieval data sets: MTEB's scores, and tables that say what is more than chance.
 
 From the bottom up: ``scores`` (by query, and where they are kept), ``statistics``, ``verdict``, ``comparison`` and
-``tables`` (the result), ``models``, ``comparing`` (scores to rows), ``tasks``, ``compression``, ``running`` and
-``seen`` (which need MTEB), ``main``; ``choosing``, ``run_folder``, ``runs``, ``steps`` and ``watching``, for the models
-of a run; and ``beir``, for BEIR's own evaluation.
+``tables`` (the result), ``models``, ``trained`` (judged queries that were trained on), ``comparing`` (scores to rows),
+``tasks``, ``compression``, ``running`` and ``seen`` (which need MTEB), ``main``; ``choosing``, ``run_folder``,
+``runs``, ``steps`` and ``watching``, for the models of a run; and ``beir``, for BEIR's own evaluation.
 """
 
 from st_asym.evaluation.beir import BeirModel

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,8 @@ from st_asym.evaluation.verdict import Bar, judge, next_steps
 
 # Data set to what one model scored on it.
 Run = dict[str, Scores]
+# Data set to system to the ids of judged queries that it was trained on.
+Trained = Mapping[str, Mapping[str, Collection[str]]]
 
 
 @dataclass(frozen=True)
@@ -41,43 +43,78 @@ class System:
 
 
 def rows_of(
-    systems: Sequence[System], parts: Mapping[str, Mapping[str, Sequence[str]]], bar: Bar, seed: int
+    systems: Sequence[System],
+    parts: Mapping[str, Mapping[str, Sequence[str]]],
+    bar: Bar,
+    seed: int,
+    trained: Trained | None = None,
 ) -> tuple[Row, ...]:
     """Compare all systems with the first.
 
     Args:
         systems: What was measured, on the same data sets.
-        parts: Data set to ``"seen"`` and ``"unseen"`` query ids, where training data were given.
+        parts: Data set to ``"seen"`` and ``"unseen"`` query ids, where training data were given, and to other groups.
         bar: What a system must reach.
         seed: Of what is drawn at random.
+        trained: What it and the first system were trained on is no evidence for a verdict.
     """
     first, *others = systems
     names = list(first.runs[0])
     total = {one.name: difference(*_arrays(first, one, names), seed) for one in others}
     single = {(one.name, data): difference(*_arrays(first, one, [data]), seed) for one in others for data in names}
     # Averages and data sets are two families of comparisons: a reader looks at the one or at the other.
+    evidence = _corrected(_evidence(first, others, total, trained or {}, seed))
     total, single = _corrected(total), _corrected(single)
     groups = _groups(first, others, parts, seed)
     rows = [_measured(first, groups)]
     for one in others:
-        row = _measured(one, groups)
-        gain = total[one.name]
-        verdict = judge(gain, bar)
-        own = {data: single[one.name, data] for data in names}
-        moved = any((one.by_query(data) != first.by_query(data)).any() for data in names)
-        same = set(one.digests) <= set(first.digests)  # as where fit has kept the encoder: a note says so
-        rows.append(
-            replace(
-                row,
-                difference=gain,
-                differences=own,
-                verdict=verdict,
-                next_steps=()
-                if same
-                else next_steps(verdict, gain, bar, moved=moved, differences=own, groups=row.groups),
-            )
+        row = replace(
+            _measured(one, groups),
+            difference=total[one.name],
+            differences={data: single[one.name, data] for data in names},
         )
+        gain = evidence.get(one.name)
+        rows.append(row if gain is None else _judged(row, gain, first, one, bar))
     return tuple(rows)
+
+
+def _judged(row: Row, gain: Difference, first: System, one: System, bar: Bar) -> Row:
+    """A row with its verdict, and what the evidence suggests."""
+    verdict = judge(gain, bar)
+    moved = any((one.by_query(data) != first.by_query(data)).any() for data in first.runs[0])
+    if set(one.digests) <= set(first.digests):  # as where fit has kept the encoder: a note says so
+        return replace(row, verdict=verdict)
+    steps = next_steps(verdict, gain, bar, moved=moved, differences=row.differences, groups=row.groups)
+    return replace(row, verdict=verdict, next_steps=steps)
+
+
+def _evidence(
+    first: System, others: Sequence[System], total: Mapping[str, Difference], trained: Trained, seed: int
+) -> dict[str, Difference]:
+    """The difference of each system on the queries that neither it nor the first was trained on, where some are left.
+
+    Args:
+        first: What is compared with.
+        others: The others.
+        total: Their differences on all queries.
+        trained: What they were trained on.
+        seed: Of what is drawn at random.
+    """
+    found: dict[str, Difference] = {}
+    for one in others:
+        left = {data: _left(first, one, data, trained.get(data, {})) for data in first.runs[0]}
+        if sum(map(len, left.values())) == total[one.name].queries:
+            found[one.name] = total[one.name]
+        elif any(left.values()):
+            parts = [(first.by_query(data)[rows], one.by_query(data)[rows]) for data, rows in left.items() if rows]
+            found[one.name] = difference([part[0] for part in parts], [part[1] for part in parts], seed)
+    return found
+
+
+def _left(first: System, one: System, data: str, trained: Mapping[str, Collection[str]]) -> list[int]:
+    """The rows of queries that neither was trained on."""
+    again = {*trained.get(first.name, ()), *trained.get(one.name, ())}
+    return [row for row, query_id in enumerate(first.runs[0][data].queries) if query_id not in again]
 
 
 def scores_by_query(
@@ -87,7 +124,8 @@ def scores_by_query(
     return {
         data: {
             "ids": list(scores.queries),
-            "seen": list(parts[data]["seen"]) if data in parts else None,
+            "seen": list(parts[data]["seen"]) if "seen" in parts.get(data, {}) else None,
+            "trained on": list(parts.get(data, {}).get("trained on", ())),
             "scores": {
                 system.name: {metric: [list(run[data].by_query[metric]) for run in system.runs] for metric in METRICS}
                 for system in systems

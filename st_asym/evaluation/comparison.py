@@ -19,7 +19,7 @@ from st_asym.writing import write_text
 
 @dataclass(frozen=True)
 class Group:
-    """The queries of a data set whose relevant documents were in training, or the others.
+    """The queries of a data set whose relevant documents were in training, or the others; or the same of queries.
 
     Attributes:
         queries: How many.
@@ -45,9 +45,11 @@ class Row:
         spread: Data set, and ``"average"``, to the standard deviation of nDCG@10 over seeds; empty for one.
         difference: In average nDCG@10 to the first system, None for that itself.
         differences: The same for each data set.
-        groups: Data set to ``"seen"`` and ``"unseen"``, where training data were given.
+        groups: Data set to ``"seen"`` and ``"unseen"``, where training data were given, and to ``"trained on"`` and
+            ``"not trained on"``, where a model was trained on judged queries.
         compressed: Form to data set, and ``"average"``, to nDCG@10 with compressed vectors.
-        verdict: ``"works"``, ``"marginal"`` or ``"fails"``, None for the first system.
+        verdict: ``"works"``, ``"marginal"`` or ``"fails"``, by the queries that it was not trained on; None for the
+            first system, and where no such queries are left.
         next_steps: What the evidence suggests, a sentence each.
     """
 
@@ -93,12 +95,14 @@ class Comparison:
     Attributes:
         rows: One per system, the first being what the others are compared with.
         data: Data set to its split, version, and numbers of documents and queries.
-        queries: Data set to ``"ids"``, ``"seen"`` (ids, None where training data were not given) and ``"scores"``:
-            system to metric to one list of scores per model, in the order of the ids.
+        queries: Data set to ``"ids"``, ``"seen"`` (ids, None where training data were not given), ``"trained on"`` (ids
+            that a model was trained on) and ``"scores"``: system to metric to one list of scores per model, in the
+            order of the ids.
         settings: Of the comparison.
         versions: Of the packages.
         notes: What was left out of the data, or is odd about the models.
         created: When, in UTC.
+        cautions: Those of the notes that stand above the table: what makes its numbers no evidence.
 
     Example:
         >>> comparison = Comparison.load("comparison.json")  # doctest: +SKIP
@@ -112,6 +116,7 @@ class Comparison:
     versions: dict[str, str]
     notes: tuple[str, ...] = ()
     created: str = ""
+    cautions: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Row:
         """The row of a system.
@@ -134,7 +139,7 @@ class Comparison:
         Args:
             wide: False for the first table alone.
         """
-        parts = [narrow_table(self)]
+        parts = [*self.cautions, narrow_table(self)]
         if wide:
             parts += [*wide_tables(self), *notes(self)]
         return "\n\n".join(parts) + "\n"
@@ -164,7 +169,8 @@ class Comparison:
             )
         try:
             rows = tuple(Row.from_dict(row) for row in content.pop("rows"))
-            return cls(**{**content, "rows": rows, "notes": tuple(content["notes"])})
+            several = {name: tuple(content.get(name, ())) for name in ("notes", "cautions")}  # 0.1 had no cautions
+            return cls(**{**content, "rows": rows, **several})
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a comparison that Comparison.to_json wrote: {error}.") from error
 

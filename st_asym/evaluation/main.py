@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from st_asym.cache import EmbeddingCache
 from st_asym.evaluation.comparing import Run, System, rows_of, scores_by_query
 from st_asym.evaluation.comparison import Comparison
-from st_asym.evaluation.models import Candidate, Models, answered_from, candidates, vectors_of
+from st_asym.evaluation.models import Candidate, Models, answered_from, candidates, queries_as_documents, vectors_of
 from st_asym.evaluation.scores import ResultStore
 from st_asym.evaluation.statistics import CONFIDENCE, RESAMPLES
 from st_asym.evaluation.verdict import Bar
@@ -99,8 +99,9 @@ def evaluate(
     require_mteb()
     from st_asym.evaluation.compression import check_forms
     from st_asym.evaluation.running import FULL
-    from st_asym.evaluation.seen import TrainingData, trained_on_the_queries
+    from st_asym.evaluation.seen import TrainingData
     from st_asym.evaluation.tasks import benchmarks
+    from st_asym.evaluation.trained import TrainedOn
     from st_asym.evaluation.undisturbed import undisturbed
 
     bar = Bar(at_least, significance)
@@ -109,7 +110,9 @@ def evaluate(
         found = benchmarks(tasks, split)
         known = TrainingData(train, found, split)
         systems = candidates(models)
-        told = trained_on_the_queries(models, found, split)
+        again = TrainedOn.of(models, found, split)
+        text = next((one.data.queries[query] for one in found if one.data for query in one.data.qrels[split]), "text")
+        cautions = (*again.notes, *(note for system in systems for note in queries_as_documents(system, text)))
         compressed = (compressed,) if isinstance(compressed, str | int) else tuple(compressed)
         for system in systems:
             check_forms(compressed, system.models[0].get_embedding_dimension())
@@ -126,9 +129,13 @@ def evaluate(
         by_data = [evaluation.measure(benchmark, answered) for benchmark in found]
     measured = [_system(system, [one[number] for one in by_data]) for number, system in enumerate(systems)]
     first = measured[0].runs[0]
-    parts = {data: part for data, scores in first.items() if (part := known.parts(scores)) is not None}
+    parts = {
+        data: part
+        for data, scores in first.items()
+        if (part := {**(known.parts(scores) or {}), **again.parts(data, scores.queries)})
+    }
     return Comparison(
-        rows=rows_of(measured, parts, bar, seed),
+        rows=rows_of(measured, parts, bar, seed, again.queries),
         data=_facts(found, first),
         queries=scores_by_query(measured, parts),
         settings={
@@ -140,8 +147,9 @@ def evaluate(
             "correction": "Benjamini-Hochberg",
         },
         versions={name: version(name) for name in _PACKAGES},
-        notes=tuple(told + [note for one in found for note in one.notes] + _odd(systems)),
+        notes=(*cautions, *(note for one in found for note in one.notes), *_odd(systems)),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        cautions=cautions,
     )
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, Union
+from typing import Any, TypeAlias, Union
 
+import numpy as np
+import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Router
+from sentence_transformers.base.modules import Dense, Router
 
 from st_asym.cache import CachedSentenceTransformer, EmbeddingCache, model_fingerprint
 from st_asym.cache.fingerprint import encoder_modules, without_heads
 from st_asym.model import load_encoder
+from st_asym.routing import plain_encode
 
 Model: TypeAlias = Union[SentenceTransformer, str, "os.PathLike[str]"]
 Models: TypeAlias = Mapping[str, Model | Sequence[Model] | Mapping[int, Model]]
@@ -78,6 +81,49 @@ def answered_from(cache: EmbeddingCache | None, model: SentenceTransformer) -> S
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
+
+
+def queries_as_documents(system: Candidate, text: str) -> list[str]:
+    """Say that queries would go through the document side, where they would: a sentence or none.
+
+    A stock model sends them through their own. One with an ``encode_query`` that is plain ``encode``, or that holds the
+    heads inside another module, need not: then both sides give one text the same vector, and the heads do not.
+
+    Args:
+        system: The models, as they were given.
+        text: To look at.
+    """
+    for model in system.models:
+        heads = [module for module in model.modules() if isinstance(module, Router)]
+        if not heads or _is_stock(model, heads[0]) or not _sides_differ(heads[0]):
+            continue
+        options: Any = {"prompt": ""} if any(model.prompts.values()) else {}
+        sides = (encode([text], **options) for encode in (model.encode_query, model.encode_document))
+        query, document = (torch.as_tensor(np.asarray(side)).float() for side in sides)
+        if query.shape == document.shape and torch.allclose(query, document, atol=1e-6):
+            return [f"{system.name}: queries go through the document side. {plain_encode()}"]
+    return []
+
+
+def _is_stock(model: SentenceTransformer, heads: Router) -> bool:
+    """Whether the library's own methods send texts through the heads."""
+    if isinstance(model, CachedSentenceTransformer):
+        return True
+    changed = {"encode", "encode_query"} & vars(model).keys()
+    return type(model) is SentenceTransformer and not changed and heads in list(model.children())
+
+
+@torch.no_grad()
+def _sides_differ(heads: Router) -> bool:
+    """Whether heads give one vector two."""
+    routes: Any = dict(heads.sub_modules)
+    layers = [layer for route in routes.values() for layer in route]
+    if not {"query", "document"} <= set(routes) or not all(isinstance(layer, Dense) for layer in layers):
+        return False  # encoders of their own
+    weight = next(heads.parameters())
+    vector = torch.nn.functional.normalize(torch.ones(1, weight.shape[-1], dtype=weight.dtype, device=weight.device))
+    query, document = (heads({"sentence_embedding": vector}, task=task) for task in ("query", "document"))
+    return not torch.allclose(query["sentence_embedding"], document["sentence_embedding"], atol=1e-4)
 
 
 def vectors_of(model: SentenceTransformer) -> str:

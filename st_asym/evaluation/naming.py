@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from st_asym.evaluation.choosing import choose_model, is_run
+from st_asym.evaluation.models import Model
+from st_asym.model import DType, load_encoder
 
 
 def named_models(entries: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -28,6 +30,32 @@ def named_models(entries: Sequence[str]) -> tuple[dict[str, str], list[str]]:
             named[name] = str(chosen.path)
             notes.append(f"{name}: {chosen.why}")
     return named, notes
+
+
+def loaded_models(
+    named: Mapping[str, str], *, revision: str | None, trust_remote_code: bool, dtype: DType | None
+) -> dict[str, Model]:
+    """The models as they are asked for; their paths and Hub ids, where nothing is asked for.
+
+    Raises:
+        ValueError: Nothing is named that it could be asked of, or a revision of none or several Hub ids.
+    """
+    if revision is None and dtype is None and not trust_remote_code:
+        return {**named}
+    if not named:
+        raise ValueError("--revision, --trust-remote-code and --dtype are for models that --model names.")
+    on_the_hub = [path for path in named.values() if not Path(path).exists()]
+    if revision is not None and len(on_the_hub) != 1:
+        raise ValueError(f"--revision {revision} is for one Hub id, and --model names {len(on_the_hub)}.")
+    return {
+        name: load_encoder(
+            path,
+            revision=revision if path in on_the_hub else None,
+            trust_remote_code=trust_remote_code,
+            dtype=dtype,
+        )
+        for name, path in named.items()
+    }
 
 
 def the_run(data: Sequence[str], *, watch: bool) -> str:

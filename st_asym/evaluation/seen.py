@@ -15,12 +15,9 @@ from st_asym.data.sources import is_one_source, read
 from st_asym.data.tables import is_table
 from st_asym.evaluation.running import text_digest
 from st_asym.evaluation.scores import Scores
-from st_asym.provenance import Provenance, described
 from st_asym.splitting import seen_unseen
-from st_asym.verification import VerificationError
 
 if TYPE_CHECKING:
-    from st_asym.evaluation.models import Models
     from st_asym.evaluation.tasks import Benchmark
 
 Train: TypeAlias = Union[RetrievalData, Qrels, str, "os.PathLike[str]", Any]
@@ -74,35 +71,6 @@ class TrainingData:
         }
         seen, unseen = seen_unseen({"train": dict.fromkeys(positives, 1)}, dev)
         return {"seen": seen, "unseen": unseen}
-
-
-def trained_on_the_queries(models: Models, found: Sequence[Benchmark], split: str) -> list[str]:
-    """What the provenance of saved models says of the queries that they are judged on, a sentence each."""
-    queries = {one.name: described(one.data)["queries"] for one in found if one.data is not None}
-    notes = []
-    for name, given in models.items():
-        models_of_it = list(given.values()) if isinstance(given, Mapping) else given
-        several = models_of_it if isinstance(models_of_it, list | tuple) else [models_of_it]
-        trained = [part for path in several for part in _trained_on(path) if split not in part.get("qrels", {split})]
-        notes += [
-            f"{name} was trained on all queries of {data}, those judged here included: its scores say nothing about "
-            "new ones. Keep a part out of training: fit(..., hold_out_test=True), or st-asym fit with --evaluate of "
-            "the file that is trained on."
-            for data, texts in queries.items()
-            if any(part.get("queries") == texts for part in trained)
-        ]
-    return notes
-
-
-def _trained_on(path: Any) -> list[dict[str, Any]]:
-    """The data of a saved model with heads, as it names them; nothing where it does not."""
-    if not isinstance(path, str | os.PathLike) or not Path(path).is_dir():
-        return []
-    try:
-        made = Provenance.of(path)
-    except VerificationError:  # whether a model is whole is for `verify` to say
-        return []
-    return list(made.data.values()) if made is not None and any(made.heads.values()) else []
 
 
 def _is_its_file(source: Any, benchmark: Benchmark) -> bool:

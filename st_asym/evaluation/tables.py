@@ -42,7 +42,7 @@ def terminal_tables(comparison: Comparison) -> str:
     from rich.table import Table
 
     console = Console(width=shutil.get_terminal_size((200, 24)).columns, color_system=None, highlight=False)
-    lines: list[str] = []
+    lines: list[str] = [*comparison.cautions, ""] if comparison.cautions else []
     for header, rows in long_tables(comparison):
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for number, title in enumerate(header):
@@ -56,7 +56,7 @@ def terminal_tables(comparison: Comparison) -> str:
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What the table rests on, a line each."""
+    """What the table rests on, a line each, without what stands above it."""
     lines = [
         "; ".join(
             f"{name}: split {facts['split']}, {counted(facts['queries'], 'query', 'queries')}, "
@@ -76,7 +76,7 @@ def notes(comparison: Comparison) -> list[str]:
     if seeds:
         lines.append(f"Several seeds, mean ± standard deviation: {', '.join(seeds)}.")
     lines += [f"{row.name}: {step}" for row in comparison.rows for step in row.next_steps]
-    lines += comparison.notes
+    lines += [note for note in comparison.notes if note not in comparison.cautions]
     lines.append(", ".join(f"{name} {version}" for name, version in comparison.versions.items()))
     return lines
 

@@ -6,7 +6,7 @@ import gc
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from st_asym.export.legacy import hide_activations, max_seq_length, rename_modul
 from st_asym.export.onnx_folder import MAX_DIFFERENCE, check_onnx, write_onnx
 from st_asym.export.servers import TEI, VLLM, not_served
 from st_asym.export.sides import Side, side_modules, side_prompt
+from st_asym.model import load_encoder
 from st_asym.writing import new_folder
 
 logger = logging.getLogger(__name__)
@@ -180,8 +181,7 @@ def _loaded(model: SentenceTransformer | str | PathLike[str]) -> SentenceTransfo
         return model.stock_model()
     if isinstance(model, SentenceTransformer):
         return model
-    name = fspath(model)
-    return SentenceTransformer(name, local_files_only=Path(name).is_dir())
+    return load_encoder(model)
 
 
 def _check_modules(model: SentenceTransformer, modules: Sequence[nn.Module]) -> None:

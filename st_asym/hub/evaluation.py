@@ -88,11 +88,11 @@ class Own:
         if self.row is not first:
             what = "its encoder without heads" if self.on_its_encoder else "not its own encoder, but another model"
             lines.append(f"The first row, {code(first.name)}, is {what}.")
-        if first.groups:
+        if any("seen" in group or "unseen" in group for group in first.groups.values()):
             lines.append(
                 "Queries on seen documents have a relevant document that was trained on; the others have none."
             )
         # What to try next is for who trains, not for who reads the card.
         plain = replace(self.comparison, rows=tuple(replace(row, next_steps=()) for row in rows))
         made = [f"Evaluated on {self.comparison.created[:10]}."] if self.comparison.created else []
-        return "\n\n".join([" ".join(lines), *wide_tables(plain), *notes(plain), *made])
+        return "\n\n".join([" ".join(lines), *plain.cautions, *wide_tables(plain), *notes(plain), *made])

@@ -23,7 +23,10 @@ _TESTED = (
     "test, corrected for several comparisons (Benjamini and Hochberg). Works: at least {at_least:+.1%} and p below "
     "{significance:g}; fails: significantly below."
 )
-_SEEN = "Seen: a relevant document of the query was a training positive. Unseen: none was."
+_SEEN = (
+    "Seen: a relevant document of the query was a training positive. Unseen: none was. Trained on: so was the query "
+    "itself."
+)
 _LOOK = "The texts are in the data set; st-asym diagnose shows them beside what was found."
 
 
@@ -31,17 +34,20 @@ def comparison_page(comparison: Comparison) -> Page:
     """Verdicts, tables, differences with their intervals, queries, and what it all rests on."""
     first, *others = comparison.rows
     sections = [
-        Section("Verdicts", notes=[_verdict(row) for row in others]),
+        Section("Verdicts", notes=[*(Note(one, True) for one in comparison.cautions), *map(_verdict, others)]),
         Section("Scores", _tested(comparison), tables=_scores(comparison), pictures=_differences(comparison)),
         Section(
             "Seen and unseen documents", _SEEN, tables=_groups(comparison), pictures=_group_differences(comparison)
         ),
         Section("Query by query", pictures=_scatters(comparison)),
         Section("Largest gains and losses", _LOOK, tables=_changes(comparison)),
-        Section("What was compared", notes=[Note(note) for note in comparison.notes], tables=_basis(comparison)),
+        Section("What was compared", notes=_notes(comparison), tables=_basis(comparison)),
     ]
     shown = [section for section in sections if section.notes or section.tables or section.pictures]
-    lead = "; ".join(f"{row.name}: {row.verdict}" for row in others) or f"{first.name}: {_score(first.average[MAIN])}"
+    lead = (
+        "; ".join(f"{row.name}: {row.verdict or 'no verdict'}" for row in others)
+        or f"{first.name}: {_score(first.average[MAIN])}"
+    )
     return Page("Comparison", f"{lead}.", shown, dict(comparison.versions))
 
 
@@ -49,11 +55,15 @@ def _score(value: float) -> str:
     return f"{value:.4f}"
 
 
+def _notes(comparison: Comparison) -> list[Note]:
+    return [Note(note) for note in comparison.notes if note not in comparison.cautions]
+
+
 def _verdict(row: Row) -> Note:
     words = [f"{row.name}:"]
     if row.difference is not None:
         words.append(f"{_points(row.difference)} points of nDCG@10 on {row.difference.queries:,} queries.")
-    label = f"{(row.verdict or '').capitalize()}."
+    label = f"{(row.verdict or 'no verdict').capitalize()}."
     return Note(" ".join([*words, *row.next_steps]), row.verdict == "fails", label)
 
 

@@ -1,0 +1,172 @@
+"""Which queries a model was trained on, as digests that recognise them and cannot be read."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import secrets
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from st_asym.data import RetrievalData
+from st_asym.data.document import text_key
+from st_asym.data.sources import read
+
+# Digests beyond this are left out, so that the file stays as small as a configuration.
+_MOST_QUERIES = 100_000
+_MOST_PAIRS = 50_000
+_BYTES = 8
+_KEY_BYTES = 16
+_NAMES = {"key", "queries", "query_digests", "pairs", "pair_digests"}
+
+
+@dataclass(frozen=True)
+class TrainedQueries:
+    """Digests of training queries, and of these with their relevant documents.
+
+    They are of :func:`st_asym.data.text_key`, so that another spelling is the same query, and keyed at random, so that
+    those of two models cannot be compared. The key stands beside them: whoever guesses a query can check the guess.
+
+    Attributes:
+        key: Of the digests.
+        queries: How many there are.
+        query_digests: Theirs; None for more than 100,000.
+        pairs: How many queries with a relevant document.
+        pair_digests: Theirs; None for more than 50,000.
+
+    Example:
+        >>> data = RetrievalData({"q": "Error E17"}, {"d": "Replace the filter."}, {"train": {"q": {"d": 1}}})
+        >>> found = TrainedQueries.of([data])
+        >>> found.among({"1": "error  e17", "2": "error E18"})
+        {'1'}
+    """
+
+    key: bytes
+    queries: int
+    query_digests: frozenset[bytes] | None
+    pairs: int
+    pair_digests: frozenset[bytes] | None
+
+    @classmethod
+    def of(cls, parts: Iterable[Any]) -> TrainedQueries | None:
+        """Digest the training queries of collections and data sets; None where none of them is read as queries."""
+        known = [found for part in parts if (found := _training_part(part)) is not None]
+        if not known:
+            return None
+        relevant = [(data, query, documents) for data in known for query, documents in _relevant(data).items()]
+        queries = {text_key(data.queries[query]) for data, query, _ in relevant}
+        pairs = sum(len(documents) for _, _, documents in relevant)
+        key = secrets.token_bytes(_KEY_BYTES)
+        pair_digests = None
+        if pairs <= _MOST_PAIRS:
+            pair_digests = frozenset(
+                _digest(key, data.queries[query], data.corpus[document])
+                for data, query, documents in relevant
+                for document in documents
+            )
+            pairs = len(pair_digests)
+        few = len(queries) <= _MOST_QUERIES
+        return cls(key, len(queries), _digests(key, queries) if few else None, pairs, pair_digests)
+
+    @classmethod
+    def of_dict(cls, found: Mapping[str, Any]) -> TrainedQueries:
+        """Out of JSON.
+
+        Raises:
+            TypeError, ValueError: It is not what :meth:`as_dict` gives.
+        """
+        if set(found) != _NAMES:
+            raise ValueError(f"The digests of training queries have the parts {sorted(found)}, not {sorted(_NAMES)}.")
+        key = bytes.fromhex(found["key"])
+        if not 1 <= len(key) <= hashlib.blake2b.MAX_KEY_SIZE:
+            raise ValueError(f"The key of the digests of training queries has {len(key)} bytes.")
+        parts = [
+            _unpacked(found[digests], found[number])
+            for number, digests in (("queries", "query_digests"), ("pairs", "pair_digests"))
+        ]
+        return cls(key, found["queries"], parts[0], found["pairs"], parts[1])
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON knows it."""
+        return {
+            "key": self.key.hex(),
+            "queries": self.queries,
+            "query_digests": _packed(self.query_digests),
+            "pairs": self.pairs,
+            "pair_digests": _packed(self.pair_digests),
+        }
+
+    def among(self, queries: Mapping[str, str]) -> set[str]:
+        """The ids of queries that were trained on; none where the digests are left out.
+
+        Args:
+            queries: Query id to text.
+        """
+        known = self.query_digests or frozenset()
+        return {query_id for query_id, text in queries.items() if _digest(self.key, text) in known}
+
+    def with_their_documents(
+        self, queries: Mapping[str, str], corpus: Mapping[str, str], relevant: Mapping[str, Collection[str]]
+    ) -> set[str]:
+        """The ids of queries that were trained on with one of these documents.
+
+        Args:
+            queries: Query id to text.
+            corpus: Document id to text.
+            relevant: Query id to the ids of its relevant documents.
+        """
+        known = self.pair_digests or frozenset()
+        return {
+            query_id
+            for query_id, documents in relevant.items()
+            if any(_digest(self.key, queries[query_id], corpus[document]) in known for document in documents)
+        }
+
+
+def _training_part(part: Any) -> RetrievalData | None:
+    """What was trained on, where it can be read as queries and documents."""
+    if not isinstance(part, RetrievalData):
+        if not hasattr(part, "__len__") or len(part) > _MOST_QUERIES:
+            return None  # without end, or too long to be worth it
+        try:
+            part = read(part, "train")
+        except (TypeError, ValueError):
+            return None
+    return part if isinstance(part, RetrievalData) and "train" in part.qrels else None
+
+
+def _relevant(data: RetrievalData) -> dict[str, list[str]]:
+    """The training queries and their relevant documents, as far as their texts are there."""
+    return {
+        query: [document for document in documents if document in data.corpus]
+        for query, documents in data.relevant("train").items()
+        if query in data.queries
+    }
+
+
+def _digest(key: bytes, *texts: str) -> bytes:
+    digest = hashlib.blake2b(key=key, digest_size=_BYTES)
+    digest.update("\0".join(map(text_key, texts)).encode("utf-8", "surrogatepass"))
+    return digest.digest()
+
+
+def _digests(key: bytes, texts: Iterable[str]) -> frozenset[bytes]:
+    return frozenset(_digest(key, text) for text in texts)
+
+
+def _packed(digests: frozenset[bytes] | None) -> str | None:
+    # Sorted: their order must not tell that of the training data.
+    return None if digests is None else base64.b64encode(b"".join(sorted(digests))).decode("ascii")
+
+
+def _unpacked(text: Any, number: Any) -> frozenset[bytes] | None:
+    if type(number) is not int or number < 0:
+        raise TypeError(f"The number of digests of training queries is {number!r:.40}.")
+    if text is None:
+        return None
+    content = base64.b64decode(text, validate=True)
+    found = frozenset(content[start : start + _BYTES] for start in range(0, len(content), _BYTES))
+    if len(content) != number * _BYTES or len(found) != number:
+        raise ValueError(f"There are not {number} digests of training queries.")
+    return found
