@@ -75,6 +75,11 @@ class Vectors:
             return self.documents[rows]
         return torch.from_numpy(np.asarray(self.documents[np.asarray(rows)], dtype=np.float32))
 
+    @property
+    def all_documents(self) -> Tensor:
+        """The vectors of all documents, in memory."""
+        return self.documents if isinstance(self.documents, Tensor) else self.taken(range(len(self.document_ids)))
+
     def pairs(self, qrels: Qrels) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of queries, rows of their relevant documents, and weights, one in all for each query."""
         rows: list[int] = []
@@ -90,15 +95,11 @@ class Vectors:
     def searched(self, qrels: Qrels) -> tuple[Sequence[str], Tensor]:
         """The documents among which held-out queries are judged: all, or of a large corpus a part that has theirs."""
         if len(self.document_ids) <= _SEARCHED:
-            every = slice(None)
-            return self.document_ids, self.taken(range(len(self.document_ids))) if not isinstance(
-                self.documents, Tensor
-            ) else self.documents[every]
+            return self.document_ids, self.all_documents
         wanted = dict.fromkeys(self.document_rows[key] for judged in qrels.values() for key in judged)
         room = max(0, _SEARCHED - len(wanted))
         drawn = np.random.default_rng(self.seed).choice(len(self.document_ids), _SEARCHED, replace=False)
-        others = [row for row in drawn.tolist() if row not in wanted][:room]
-        rows = sorted([*wanted, *others][: max(_SEARCHED, len(wanted))])
+        rows = sorted([*wanted, *[row for row in drawn.tolist() if row not in wanted][:room]])
         return [self.document_ids[row] for row in rows], self.taken(rows)
 
 
