@@ -52,10 +52,7 @@ class Candidate:
             options: ProjectionOptions = {**settings.projection(), "out_features": out_features}
             router = AsymmetricProjection(dimension, **options)
         if settings.init == "pairs":
-            whitening = pair_whitening(covariance, settings.whitening)
-            # One side alone has to do what both would: q W W d = (W q) (W d).
-            one_side = settings.sides in ("query", "document")
-            write_whitening(router, whitening @ whitening if one_side else whitening)
+            write_whitening(router, pair_whitening(covariance, settings.whitening))
         return router
 
     def identity(self, dimension: int, out_features: int) -> Router:

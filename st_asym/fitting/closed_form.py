@@ -119,9 +119,7 @@ def whitened_heads(
     rows = torch.arange(len(queries))
     covariance = pair_covariance(queries, documents, rows, rows, torch.ones(len(rows)))
     whitening = pair_whitening(covariance, strength)
-    one_side = not (options.get("query", True) and options.get("document", True))
-    router = AsymmetricProjection(queries.shape[1], **options)
-    return write_whitening(router, whitening @ whitening if one_side else whitening)
+    return write_whitening(AsymmetricProjection(queries.shape[1], **options), whitening)
 
 
 @torch.no_grad()
@@ -134,10 +132,13 @@ def write_whitening(router: Router, whitening: Tensor) -> Router:
         whitening: The matrix W, of shape ``(n, n)``.
 
     Returns:
-        The same router: each head gives W x. Of a head with hidden layers the first holds [W; -W].
+        The same router: each head gives W x, or W W x where the other side has none. Of a head with hidden layers the
+        first holds [W; -W].
     """
     routes: Any = router.sub_modules
-    firsts = (next((layer for layer in route if isinstance(layer, Dense)), None) for route in routes.values())
+    firsts = [next((layer for layer in route if isinstance(layer, Dense)), None) for route in routes.values()]
+    if None in firsts:  # one side alone has to do what both would: q W W d = (W q) (W d)
+        whitening = whitening @ whitening
     for first in {layer for layer in firsts if layer is not None}:  # a shared head is both routes
         weight = first.linear.weight
         weight.copy_((weight.double() @ whitening.to(weight.device)).to(weight.dtype))
