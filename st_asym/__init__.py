@@ -10,18 +10,24 @@ if TYPE_CHECKING:
     from st_asym.export import Export, export_side
     from st_asym.fitting import FitReport, Settings, whitened_heads
     from st_asym.fitting.fit import FitResult, fit
-    from st_asym.heads_alone import attach_heads, save_heads
-    from st_asym.hub import write_card
+    from st_asym.heads import (
+        AsymmetricProjection,
+        asymmetric_model,
+        freeze_encoder,
+        unfreeze_last_layers,
+    )
+    from st_asym.heads.saved import attach_heads, save_heads
     from st_asym.losses import CorpusContrastiveLoss, IsotropyLoss
-    from st_asym.model import asymmetric_model, freeze_encoder
-    from st_asym.monitoring import TrainingMonitor, watch
-    from st_asym.negatives import mine_negatives
-    from st_asym.projection import AsymmetricProjection
-    from st_asym.provenance import Provenance, save_provenance
-    from st_asym.routing import check_router_mapping, column_prompts, router_mapping
-    from st_asym.unfreezing import unfreeze_last_layers
-    from st_asym.untrusted.findings import VerificationError
-    from st_asym.verification import Verification, verify
+    from st_asym.report import write_card
+    from st_asym.trainer import (
+        TrainingMonitor,
+        check_router_mapping,
+        column_prompts,
+        mine_negatives,
+        router_mapping,
+        watch,
+    )
+    from st_asym.trust import Provenance, Verification, VerificationError, save_provenance, verify
 
 __version__ = "0.1.0"
 
@@ -78,18 +84,24 @@ _PLACES = {
     "st_asym.evaluation": ("BeirModel", "Comparison", "evaluate"),
     "st_asym.export": ("Export", "export_side"),
     "st_asym.fitting": ("FitReport", "FitResult", "Settings", "fit", "whitened_heads"),
-    "st_asym.heads_alone": ("attach_heads", "save_heads"),
-    "st_asym.hub": ("write_card",),
+    "st_asym.heads": (
+        "AsymmetricProjection",
+        "asymmetric_model",
+        "freeze_encoder",
+        "unfreeze_last_layers",
+    ),
+    "st_asym.heads.saved": ("attach_heads", "save_heads"),
     "st_asym.losses": ("CorpusContrastiveLoss", "IsotropyLoss"),
-    "st_asym.model": ("asymmetric_model", "freeze_encoder"),
-    "st_asym.monitoring": ("TrainingMonitor", "watch"),
-    "st_asym.negatives": ("mine_negatives",),
-    "st_asym.projection": ("AsymmetricProjection",),
-    "st_asym.provenance": ("Provenance", "save_provenance"),
-    "st_asym.routing": ("check_router_mapping", "column_prompts", "router_mapping"),
-    "st_asym.unfreezing": ("unfreeze_last_layers",),
-    "st_asym.untrusted.findings": ("VerificationError",),
-    "st_asym.verification": ("Verification", "verify"),
+    "st_asym.report": ("write_card",),
+    "st_asym.trainer": (
+        "TrainingMonitor",
+        "check_router_mapping",
+        "column_prompts",
+        "mine_negatives",
+        "router_mapping",
+        "watch",
+    ),
+    "st_asym.trust": ("Provenance", "Verification", "VerificationError", "save_provenance", "verify"),
 }
 _PLACE = {name: place for place, names in _PLACES.items() for name in names}
 

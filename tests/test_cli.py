@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import st_asym
 from st_asym.cli import app
 from st_asym.data import load_data
-from st_asym.model import load_encoder
+from st_asym.heads.model import load_encoder
 
 PAIRS = [("red head", "big red head"), ("small text", "the small text"), ("query", "answers query"), ("vector", "big")]
 
@@ -145,7 +145,7 @@ def test_how_a_model_is_loaded_is_an_option_of_all_commands(
             seen.append((name, options))
             raise OSError("it was asked for")
 
-    monkeypatch.setattr("st_asym.model.SentenceTransformer", Loaded)
+    monkeypatch.setattr("st_asym.heads.model.SentenceTransformer", Loaded)
     for command in commands:
         seen.clear()
         result = CliRunner().invoke(app, [*command, "--revision", "v2", "--trust-remote-code", "--dtype", "float16"])
@@ -193,7 +193,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(folder: Path, monkeypatch: pyt
     def unreachable(*_: Any, **__: Any) -> None:
         raise OSError("We couldn't connect to 'https://huggingface.co'\nto load the files.")
 
-    monkeypatch.setattr("st_asym.model.SentenceTransformer", unreachable)
+    monkeypatch.setattr("st_asym.heads.model.SentenceTransformer", unreachable)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with pytest.raises(OSError, match="couldn't connect") as caught:
         load_encoder("me/model")
@@ -278,7 +278,7 @@ def test_a_page_that_cannot_be_written_is_refused_before_the_work(
     result = run(folder, "--html", str(folder))
     assert result.exit_code == 2
     assert "is a folder: name a file" in result.stderr
-    monkeypatch.setattr("st_asym.report.main.find_spec", lambda _: None)
+    monkeypatch.setattr("st_asym.report.html.find_spec", lambda _: None)
     result = run(folder, "--html", str(folder / "page.html"))
     assert result.exit_code == 2
     assert "st_asym[report]" in result.stderr

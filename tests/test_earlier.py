@@ -10,10 +10,9 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from st_asym import asymmetric_model, save_heads, save_provenance, verify, write_card
-from st_asym.earlier import keep_what_is_not_ours
-from st_asym.hub.card import Card
-from st_asym.names import REPORT_FILE
-from st_asym.writing import new_folder
+from st_asym.disk.card_file import Card
+from st_asym.disk.writing import REPORT_FILE, new_folder
+from st_asym.trust.earlier import keep_what_is_not_ours
 
 
 def save(encoder: SentenceTransformer, output: Path, first_line: str = "It works.") -> None:

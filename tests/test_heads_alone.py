@@ -15,8 +15,8 @@ from sentence_transformers import SentenceTransformer
 
 from st_asym import VerificationError, asymmetric_model, attach_heads, save_heads, save_provenance, verify
 from st_asym.data import as_retrieval_data
-from st_asym.heads_alone import rescued_heads
-from st_asym.writing import new_folder
+from st_asym.disk.writing import new_folder
+from st_asym.heads.saved import rescued_heads
 
 TEXTS = ["red head", "the small text", "vector"]
 Make = Callable[..., SentenceTransformer]
@@ -88,8 +88,8 @@ def test_under_other_versions_the_encoder_is_known_by_its_weights(
 ) -> None:
     model = trained(make_encoder())
     folder = save_heads(model, tmp_path / "heads")
-    monkeypatch.setattr("st_asym.provenance.encoder_fingerprint", lambda _: "0" * 64)
-    monkeypatch.setattr("st_asym.heads_alone.installed", lambda: {"transformers": "99"})
+    monkeypatch.setattr("st_asym.trust.provenance.encoder_fingerprint", lambda _: "0" * 64)
+    monkeypatch.setattr("st_asym.heads.saved.installed", lambda: {"transformers": "99"})
     again = attach_heads(make_encoder(), folder)
     assert "was described under another" in caplog.text
     assert np.array_equal(again.encode_query(TEXTS), model.encode_query(TEXTS))
@@ -141,7 +141,7 @@ def test_only_earlier_heads_are_replaced(tmp_path: Path, make_encoder: Make) -> 
 def test_a_model_without_heads_has_none_to_save(tmp_path: Path, tiny_encoder: SentenceTransformer) -> None:
     with pytest.raises(ValueError, match=r"needs a model \[encoder\.\.\., Router, Normalize\]"):
         save_heads(tiny_encoder, tmp_path / "heads")
-    from st_asym.systems import get_system
+    from experiment.systems import get_system
 
     with pytest.raises(ValueError, match="finish the model first"):
         save_heads(get_system("respred").build(tiny_encoder), tmp_path / "heads")

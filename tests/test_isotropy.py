@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from torch import Tensor
 
-from st_asym.isotropy import covariance, sigreg, uniformity
+from st_asym.losses.isotropy import covariance, sigreg, uniformity
 
 
 def sigreg_of(vectors: Tensor) -> Tensor:

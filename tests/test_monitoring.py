@@ -29,7 +29,8 @@ from sentence_transformers.util import dot_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import TrainerState
 
-from st_asym import IsotropyLoss, asymmetric_model, column_prompts, monitoring, watch
+from st_asym import IsotropyLoss, asymmetric_model, column_prompts, watch
+from st_asym.trainer import monitor as monitoring
 
 FIGURES = {"in_batch_accuracy", "positive_similarity", "negative_similarity", "query_std", "document_std"}
 QUERIES = [

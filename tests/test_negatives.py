@@ -13,10 +13,11 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import BoW
 from sentence_transformers.util import hard_negatives
 
-from st_asym import CachedSentenceTransformer, EmbeddingCache, Settings, fit, mine_negatives, negatives
+from st_asym import CachedSentenceTransformer, EmbeddingCache, Settings, fit, mine_negatives
 from st_asym.data import RetrievalData
 from st_asym.fitting.candidates import with_hard_negatives
 from st_asym.fitting.vectors import read_vectors
+from st_asym.trainer import negatives
 
 MakeEncoder = Callable[..., SentenceTransformer]
 WORDS = ["answers", "big", "document", "encoder", "frozen", "head", "learns", "red", "small", "text", "vector"]

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from experiment.predictors import predictor
+from experiment.residual import ResidualPredictor, ResidualRouter, add_residual
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers.base.modules import Dense, Router
 
 from st_asym import AsymmetricProjection
-from st_asym.predictors import predictor
-from st_asym.residual import ResidualPredictor, ResidualRouter, add_residual
 
 
 def residual_router(alpha: float = 0.3) -> ResidualRouter:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from st_asym.data import Qrels, as_retrieval_data
-from st_asym.splitting import HeldOut, folds, hold_out, seen_unseen
+from st_asym.data.holdout import HeldOut, folds, hold_out, seen_unseen
 
 
 @st.composite

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from experiment.predictors import target_and_head
+from experiment.systems import SYSTEMS, get_system
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -19,8 +21,6 @@ from sentence_transformers import (
 from sentence_transformers.sentence_transformer.losses import CoSENTLoss, MultipleNegativesRankingLoss
 
 from st_asym import CachedSentenceTransformer, EmbeddingCache, router_mapping, watch
-from st_asym.predictors import target_and_head
-from st_asym.systems import SYSTEMS, get_system
 
 MakeEncoder = Callable[..., SentenceTransformer]
 TRAINED = ["asymmetric", "iso_pred", "respred"]

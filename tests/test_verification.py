@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from st_asym import VerificationError, asymmetric_model, fit, save_heads, save_provenance, verify
 from st_asym.cli import app
-from st_asym.untrusted.folder import parsed
+from st_asym.trust.folder import parsed
 
 Change = Callable[[Path], Any]
 
@@ -117,7 +117,7 @@ def test_an_encoder_passes(tmp_path: Path, make_encoder: Callable[..., SentenceT
 def test_the_finished_models_of_the_systems_pass(
     tmp_path: Path, tiny_encoder: SentenceTransformer, system: str
 ) -> None:
-    from st_asym.systems import get_system
+    from experiment.systems import get_system
 
     kind = get_system(system)
     kind.finish(kind.build(tiny_encoder)).save_pretrained(str(tmp_path / "model"))

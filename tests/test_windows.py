@@ -24,12 +24,11 @@ from st_asym import (
     save_provenance,
     verify,
 )
-from st_asym.earlier import keep_what_is_not_ours
+from st_asym.disk.writing import check_place, new_folder, write_text
 from st_asym.evaluation.run_folder import Asked
-from st_asym.untrusted import folder as folder_module
-from st_asym.untrusted.findings import Findings
-from st_asym.untrusted.folder import Folder
-from st_asym.writing import check_place, new_folder, write_text
+from st_asym.trust import folder as folder_module
+from st_asym.trust.earlier import keep_what_is_not_ours
+from st_asym.trust.folder import Findings, Folder
 
 PAIRS = [("red head", "big red head"), ("small text", "the small text"), ("query", "answers query")]
 MISSING = (

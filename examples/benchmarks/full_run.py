@@ -39,8 +39,8 @@ from st_asym import (
     router_mapping,
     watch,
 )
-from st_asym.checkpoints import last_checkpoint
 from st_asym.data import RetrievalData, from_pairs, load_data
+from st_asym.evaluation.checkpoints import last_checkpoint
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 UNTOUCHED, TRAINED = "untouched encoder", "trained heads"

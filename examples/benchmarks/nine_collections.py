@@ -45,12 +45,12 @@ from st_asym import CachedSentenceTransformer, EmbeddingCache, Settings, fit
 from st_asym.data import Qrels, RetrievalData, from_pairs, load_data
 from st_asym.data.collection import own_documents
 from st_asym.data.document import copies
+from st_asym.data.holdout import seen_unseen
 from st_asym.fitting.candidates import Candidate, behind_vectors, candidates
 from st_asym.fitting.closed_form import pair_covariance
 from st_asym.fitting.loop import train_heads
 from st_asym.fitting.vectors import read_vectors
 from st_asym.retrieval import Judgments
-from st_asym.splitting import seen_unseen
 
 BM25_WEIGHTS = (0.0, 0.02, 0.04, 0.06)
 HALVES = ("all", "seen", "unseen")

@@ -18,7 +18,7 @@ from sentence_transformers import SentenceTransformer
 
 from st_asym import CachedSentenceTransformer, EmbeddingCache
 from st_asym.data import Qrels, RetrievalData, load_data
-from st_asym.splitting import seen_unseen
+from st_asym.data.holdout import seen_unseen
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 

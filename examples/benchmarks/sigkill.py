@@ -25,7 +25,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from st_asym import EmbeddingCache, encoder_fingerprint, record_keys
-from st_asym.cache import filling
+from st_asym.cache import encoding as filling
 
 WORDS = [f"w{number}" for number in range(500)]
 # Texts that are reported as committed at a time, and texts per commit.

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from experiment.systems import Init, get_system
 from retrieval import Collection, titles_and_texts
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import (
@@ -33,7 +34,6 @@ from st_asym import (
     mine_negatives,
     unfreeze_last_layers,
 )
-from st_asym.systems import Init, get_system
 
 # The experiment that the four systems come from trained on so many pairs.
 PAIRS = 10_000

@@ -6,9 +6,8 @@ identifies a vector), ``filling`` (the encoder runs), ``parquet``, ``embedding_c
 
 from st_asym.cache.cached_model import CachedSentenceTransformer
 from st_asym.cache.embedding_cache import EmbeddingCache
-from st_asym.cache.environment import CacheError
-from st_asym.cache.fingerprint import encoder_fingerprint, model_fingerprint
-from st_asym.cache.keys import record_keys
+from st_asym.cache.fingerprint import encoder_fingerprint, model_fingerprint, record_keys
+from st_asym.cache.lmdb_file import CacheError
 
 __all__ = [
     "CacheError",

@@ -12,7 +12,7 @@ from sentence_transformers.base.modules import Router, Transformer
 from torch import Tensor, nn
 
 from st_asym.cache.embedding_cache import EmbeddingCache
-from st_asym.cache.filling import Precision
+from st_asym.cache.encoding import Precision
 from st_asym.cache.fingerprint import accepted_options, encoder_fingerprint, encoder_modules, is_fingerprint
 
 

@@ -11,10 +11,17 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from st_asym.cache.environment import CacheError
-from st_asym.cache.filling import Precision, encode_into
-from st_asym.cache.fingerprint import accepted_options, encoder_fingerprint, listens_to_task, note_what_ran
-from st_asym.cache.keys import group_of, listed, record_keys
+from st_asym.cache.encoding import Precision, encode_into
+from st_asym.cache.fingerprint import (
+    accepted_options,
+    encoder_fingerprint,
+    group_of,
+    listed,
+    listens_to_task,
+    note_what_ran,
+    record_keys,
+)
+from st_asym.cache.lmdb_file import CacheError
 from st_asym.cache.parquet import read_parquet, write_parquet
 from st_asym.cache.store import Floats, StoredType, VectorStore
 

@@ -14,7 +14,7 @@ import lmdb
 import numpy as np
 from numpy.typing import NDArray
 
-from st_asym.cache.environment import CacheError, Result, open_environment
+from st_asym.cache.lmdb_file import CacheError, Result, open_environment
 
 Floats = NDArray[np.float32]
 StoredType = Literal["float32", "float16"]

@@ -7,9 +7,9 @@ From the bottom up: ``document`` (which texts are the same), ``collection``, ``f
 
 from st_asym.data.collection import Qrels, RetrievalData
 from st_asym.data.document import copies, text_key
-from st_asym.data.inputs import as_retrieval_data, load_data
 from st_asym.data.pairs import from_pairs
-from st_asym.data.pseudo import pseudo_queries
+from st_asym.data.pseudo_queries import pseudo_queries
+from st_asym.data.sources import as_retrieval_data, load_data
 
 __all__ = [
     "Qrels",

@@ -12,13 +12,8 @@ from typing import Any, NamedTuple
 
 from st_asym.data.collection import Qrels, RetrievalData, counted, first_few, fractions_of, spelling_note, whole_number
 from st_asym.data.document import Document, is_missing, text_key
-from st_asym.data.files import Row
-from st_asym.data.tables import as_list, is_column
-
-# Column names that say what a column is, in any case.
-QUERY_NAMES = ("query", "question", "anchor")
-DOCUMENT_NAMES = ("positive", "pos", "document", "passage", "answer", "response", "context", "text")
-GRADE_NAMES = ("grade", "score", "relevance", "label")
+from st_asym.data.formats import Row
+from st_asym.data.rows import DOCUMENT_NAMES, GRADE_NAMES, QUERY_NAMES, as_list, is_column
 
 # Documents that may have their title in a column beside; what is beside an answer is the title of its question.
 _TITLED_NAMES = ("document", "passage", "context", "text")

@@ -5,7 +5,7 @@ From the bottom up: ``statistics`` and ``hubness`` (of one set of vectors), ``he
 ``main``.
 """
 
-from st_asym.diagnosis.main import diagnose
+from st_asym.diagnosis.diagnose import diagnose
 from st_asym.diagnosis.result import Diagnosis
 
 __all__ = ["Diagnosis", "diagnose"]

@@ -6,9 +6,9 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 
 from st_asym.data.collection import counted
-from st_asym.diagnosis.heads import Side
+from st_asym.diagnosis.movement import Side
 from st_asym.diagnosis.result import Finding, Judged, Ranking, SideOf
-from st_asym.monitoring import HIGHEST_STD, LOWEST_STD
+from st_asym.trainer.monitor import HIGHEST_STD, LOWEST_STD
 
 # 1 - cos of an angle of a quarter of a degree, far above rounding and below what training for one epoch does.
 _IDENTITY = 1e-5

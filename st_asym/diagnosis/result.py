@@ -11,8 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from st_asym.diagnosis.heads import Head, Side
-from st_asym.diagnosis.text import as_text
+from st_asym.diagnosis.movement import Head, Side
 
 _PACKAGES = ("st_asym", "sentence-transformers", "torch", "numpy", "scipy")
 
@@ -27,10 +26,10 @@ class Spread:
         std: Standard deviation of the unit vectors, averaged over dimensions and scaled by the square root of their
             number: 1 even and centred, 0 all coincide.
         mean_cosine: Mean cosine of two of them.
-        isoscore: IsoScore*, see :func:`st_asym.diagnosis.statistics.isoscore`: 1 even, 0 on one axis.
-        effective_rank: See :func:`st_asym.diagnosis.statistics.effective_rank`.
-        uniformity: See :func:`st_asym.isotropy.uniformity`: about -4 even, 0 all coincide.
-        hubness: See :func:`st_asym.diagnosis.hubness.hubness`, of the vectors of this side among themselves.
+        isoscore: IsoScore*, see :func:`st_asym.diagnosis.geometry.isoscore`: 1 even, 0 on one axis.
+        effective_rank: See :func:`st_asym.diagnosis.geometry.effective_rank`.
+        uniformity: See :func:`st_asym.losses.isotropy.uniformity`: about -4 even, 0 all coincide.
+        hubness: See :func:`st_asym.diagnosis.geometry.hubness`, of the vectors of this side among themselves.
         length: Mean length before the last ``Normalize``.
         length_std: Standard deviation of the lengths.
         std_by_dimension: Standard deviation of each dimension, scaled in the same way.
@@ -243,6 +242,8 @@ class Diagnosis:
 
     def __str__(self) -> str:
         """Findings, tables and examples, for the terminal."""
+        from st_asym.report.tables import as_text
+
         return as_text(self)
 
     def as_dict(self) -> dict[str, Any]:

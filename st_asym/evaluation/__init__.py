@@ -7,10 +7,10 @@ From the bottom up: ``scores`` (by query, and where they are kept), ``statistics
 """
 
 from st_asym.evaluation.beir import BeirModel
-from st_asym.evaluation.choosing import choose_model
+from st_asym.evaluation.checkpoints import choose_model
 from st_asym.evaluation.comparison import Comparison
-from st_asym.evaluation.main import evaluate
-from st_asym.evaluation.runs import evaluate_run
-from st_asym.evaluation.watching import follow_run
+from st_asym.evaluation.evaluate import evaluate
+from st_asym.evaluation.follow import follow_run
+from st_asym.evaluation.run_folder import evaluate_run
 
 __all__ = ["BeirModel", "Comparison", "choose_model", "evaluate", "evaluate_run", "follow_run"]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from st_asym.writing import write_text
+from st_asym.disk.writing import write_text
 
 logger = logging.getLogger(__name__)
 

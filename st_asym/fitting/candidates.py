@@ -14,8 +14,8 @@ from st_asym.data import Qrels
 from st_asym.fitting.closed_form import pair_whitening, write_whitening
 from st_asym.fitting.settings import Settings, Sides
 from st_asym.fitting.vectors import Vectors
+from st_asym.heads.projection import AsymmetricProjection, ProjectionOptions
 from st_asym.losses import CorpusContrastiveLoss, IsotropyLoss
-from st_asym.projection import AsymmetricProjection, ProjectionOptions
 from st_asym.retrieval import nearest
 
 # The strengths of within-pair whitening that are tried without training.

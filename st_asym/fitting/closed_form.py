@@ -9,7 +9,7 @@ from sentence_transformers.base.modules import Dense, Router
 from torch import Tensor
 from typing_extensions import Unpack
 
-from st_asym.projection import AsymmetricProjection, ProjectionOptions
+from st_asym.heads.projection import AsymmetricProjection, ProjectionOptions
 
 # Pairs whose differences are in memory at a time.
 _PORTION = 8192

@@ -51,7 +51,7 @@ def train_heads(
     seed: int = 0,
     after_epoch: AfterEpoch | None = None,
 ) -> Log:
-    """Train heads in place, as ``SentenceTransformerTrainer`` does with the arguments of :mod:`st_asym.fitting.refit`.
+    """Train heads in place, as ``SentenceTransformerTrainer`` does with the arguments of ``last_training``.
 
     AdamW without weight decay, a learning rate that falls linearly to zero, no clipping.
 

@@ -15,15 +15,15 @@ from torch import Tensor
 
 from st_asym.data import RetrievalData
 from st_asym.data.document import text_key
+from st_asym.data.holdout import HeldOut, folds, hold_out, seen_unseen
 from st_asym.fitting.candidates import Candidate, behind_vectors
 from st_asym.fitting.closed_form import pair_covariance
 from st_asym.fitting.gate import Choice, Rehearsal, behind, weigh
 from st_asym.fitting.loop import Log, dialled, heads_state, load_heads, train_heads
 from st_asym.fitting.settings import Settings
 from st_asym.fitting.vectors import Vectors
-from st_asym.monitoring import scaled_std
 from st_asym.retrieval import Judgments, Scores, nearest
-from st_asym.splitting import HeldOut, folds, hold_out, seen_unseen
+from st_asym.trainer.monitor import scaled_std
 
 # Weights of trained heads that are turned back towards the identity.
 _DIALS = (0.4, 0.7, 0.85)
@@ -226,7 +226,7 @@ class Rehearsals:
 
         Returns:
             Losses, and where the epoch was judged ``accuracy`` (the share of held-out queries whose nearest document is
-            relevant), ``query_std`` and ``document_std``, see :func:`st_asym.monitoring.scaled_std`.
+            relevant), ``query_std`` and ``document_std``, see :func:`st_asym.trainer.monitor.scaled_std`.
         """
         means: Log = []
         for entries in zip(*self.logs.get(candidate, ()), strict=False):  # the last may have run out of time

@@ -18,7 +18,7 @@ from st_asym.fitting.candidates import Candidate
 from st_asym.fitting.gate import Decision, Evidence
 from st_asym.fitting.rehearsal import Rehearsals
 from st_asym.fitting.settings import Settings
-from st_asym.routing import plain_encode
+from st_asym.trainer.columns import plain_encode
 
 _HALVES = ("seen", "unseen")
 _PACKAGES = ("st_asym", "sentence-transformers", "transformers", "torch", "numpy", "datasets")

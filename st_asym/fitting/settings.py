@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from st_asym.projection import HiddenFeatures, ProjectionOptions
+from st_asym.heads.projection import HiddenFeatures, ProjectionOptions
 
 Sides = Literal["both", "query", "document", "shared"]
 Init = Literal["identity", "pairs", "random"]

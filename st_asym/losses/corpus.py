@@ -13,13 +13,25 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from sentence_transformers.util import get_world_size
 from torch import Tensor, nn
 
-from st_asym.cache.filling import Precision
-from st_asym.isotropy import unit
-from st_asym.losses.comparison import Comparison, Negatives, Read, Run, add_to_sums, compare, plan, sum_over_positives
+from st_asym.cache.encoding import Precision
 from st_asym.losses.distributed import gather_rows, total
-from st_asym.losses.documents import Documents, Texts, Vectors
-from st_asym.losses.relevance import Known, Relevance, Relevant
-from st_asym.losses.sampled import HARD_NEGATIVES, HardNegatives, Sample, stretches, uniform
+from st_asym.losses.documents import Documents, Known, Relevance, Relevant, Texts, Vectors
+from st_asym.losses.isotropy import unit
+from st_asym.losses.sampled import (
+    HARD_NEGATIVES,
+    Comparison,
+    HardNegatives,
+    Negatives,
+    Read,
+    Run,
+    Sample,
+    add_to_sums,
+    compare,
+    plan,
+    stretches,
+    sum_over_positives,
+    uniform,
+)
 
 _CITATION = """
 @misc{oord2019representationlearningcontrastivepredictive,

@@ -1,10 +1,11 @@
-"""Reports as one HTML file that opens anywhere: tables, plots and examples, with nothing from the network.
+"""The one place that says a result in words or pictures: tables, pages in HTML, and the model card.
 
-From the bottom up: ``page`` (what a page consists of), ``plotting``, ``curves``, ``forest`` and ``scatter`` (kinds of
-pictures), ``candidate_forest`` and ``gain_curves`` (of a fit), ``comparison_page``, ``diagnosis_page``, ``fit_page``
-and ``training_page``, ``main``.
+From the bottom up: ``tables`` (text and Markdown), ``plots``, ``facts`` (what a saved model and its fit say of
+themselves), ``comparison_page``, ``diagnosis_page`` and ``fit_page``, ``html`` (any result as one file),
+``card_sections`` and ``card``.
 """
 
-from st_asym.report.main import as_html, check_installed, save_html
+from st_asym.report.card import write_card
+from st_asym.report.html import as_html, check_installed, save_html
 
-__all__ = ["as_html", "check_installed", "save_html"]
+__all__ = ["as_html", "check_installed", "save_html", "write_card"]

@@ -8,11 +8,10 @@ import numpy as np
 
 from st_asym.evaluation.comparison import Comparison, Row
 from st_asym.evaluation.scores import MAIN
-from st_asym.evaluation.statistics import Difference
-from st_asym.evaluation.tables import long_tables, p_value, short_table
-from st_asym.report.forest import forest
 from st_asym.report.page import Note, Page, Picture, Section, Table
-from st_asym.report.scatter import by_query
+from st_asym.report.plots import by_query, forest
+from st_asym.report.tables import long_tables, p_value, short_table
+from st_asym.retrieval.significance import Difference
 
 # More pictures of queries than this are drawn for all data sets together.
 _MANY = 12

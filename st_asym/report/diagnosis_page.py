@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from st_asym.diagnosis.heads import Side
+from st_asym.diagnosis.movement import Side
 from st_asym.diagnosis.result import Diagnosis, Example
-from st_asym.diagnosis.tables import heads_table, search_table, vectors_table
 from st_asym.report.page import Card, Note, Page, Picture, Section, Table
-from st_asym.report.plotting import Theme, picture
-from st_asym.report.scatter import by_query
+from st_asym.report.plots import Theme, by_query, picture
+from st_asym.report.tables import heads_table, search_table, vectors_table
 
 _SIDES: dict[Side, str] = {"query": "queries", "document": "documents"}
 

@@ -19,8 +19,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import BoW
 
 from st_asym import CacheError, EmbeddingCache, asymmetric_model, encoder_fingerprint, record_keys
-from st_asym.cache import filling as filling_module
-from st_asym.cache.filling import batches
+from st_asym.cache import encoding as filling_module
+from st_asym.cache.encoding import batches
 
 TEXTS = ["a bad cab", "deaf", "", "a bad cab", " ", "x" * 100_000, "a", "é ü", "bad\ncab", "bad cab"]
 

@@ -19,7 +19,7 @@ from cache_helpers import python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from st_asym.cache.environment import CacheError
+from st_asym.cache.lmdb_file import CacheError
 from st_asym.cache.store import _FORMAT_KEY, GROUP_BYTES, Floats, VectorStore, _pack_json
 
 GROUP = b"g" * GROUP_BYTES
@@ -96,10 +96,10 @@ def test_pages_that_were_read_are_given_back(tmp_path: Path, monkeypatch: pytest
         parts = Path("/proc/self/smaps").read_text().split(str(tmp_path.resolve() / "data.mdb") + "\n")[1:]
         return sum(int(part.split("Rss:")[1].split()[0]) for part in parts)
 
-    monkeypatch.setattr("st_asym.cache.environment._MOST_MAPPED", 1 << 40)
+    monkeypatch.setattr("st_asym.cache.lmdb_file._MOST_MAPPED", 1 << 40)
     store.get(keys)
     assert mapped() > 5000
-    monkeypatch.setattr("st_asym.cache.environment._MOST_MAPPED", 1 << 20)
+    monkeypatch.setattr("st_asym.cache.lmdb_file._MOST_MAPPED", 1 << 20)
     store.get(keys)
     assert mapped() < 1000
     assert np.array_equal(store.get(keys[:9]).vectors, vectors(range(9), 384))
@@ -188,7 +188,7 @@ def test_is_a_dictionary_on_disk(tmp_path_factory: pytest.TempPathFactory, steps
 
 
 def test_grows_beyond_its_first_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("st_asym.cache.environment._FIRST_MAP", 1 << 17)
+    monkeypatch.setattr("st_asym.cache.lmdb_file._FIRST_MAP", 1 << 17)
     store = VectorStore(tmp_path)
     for start in range(0, 4000, 500):
         put(store, range(start, start + 500))
@@ -196,7 +196,7 @@ def test_grows_beyond_its_first_map(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_sees_what_another_process_added_beyond_its_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("st_asym.cache.environment._FIRST_MAP", 1 << 17)
+    monkeypatch.setattr("st_asym.cache.lmdb_file._FIRST_MAP", 1 << 17)
     store = VectorStore(tmp_path)
     put(store, range(10))
     context = multiprocessing.get_context("fork")
@@ -211,7 +211,7 @@ def test_sees_what_another_process_added_beyond_its_map(tmp_path: Path, monkeypa
 
 def test_two_writers_that_both_grow_it_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Making the file longer must not cut off what the other has added meanwhile."""
-    monkeypatch.setattr("st_asym.cache.environment._FIRST_MAP", 1 << 16)
+    monkeypatch.setattr("st_asym.cache.lmdb_file._FIRST_MAP", 1 << 16)
     store = VectorStore(tmp_path)
 
     def write(first: int) -> None:

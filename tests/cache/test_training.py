@@ -15,7 +15,7 @@ import torch
 from cache_helpers import save_tiny_bert
 from training_process import pairs, train
 
-from st_asym.checkpoints import last_checkpoint
+from st_asym.evaluation.checkpoints import last_checkpoint
 
 SCRIPT = Path(__file__).with_name("training_process.py")
 

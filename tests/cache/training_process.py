@@ -15,7 +15,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from transformers import TrainerCallback
 
 from st_asym import CachedSentenceTransformer, EmbeddingCache, IsotropyLoss, asymmetric_model, router_mapping, watch
-from st_asym.checkpoints import last_checkpoint
+from st_asym.evaluation.checkpoints import last_checkpoint
 
 STEPS, BATCH = 50, 16
 

@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformer
 
 from st_asym import diagnose, evaluate
 from st_asym.data import RetrievalData, as_retrieval_data
-from st_asym.model import asymmetric_model
+from st_asym.heads.model import asymmetric_model
 
 PAIRS = [("error E17", "Replace the filter."), ("error E18", "Restart the pump."), ("error E17", "Call us.")]
 EXPECTED = {"error E17": {"Replace the filter.": 1, "Call us.": 1}, "error E18": {"Restart the pump.": 1}}

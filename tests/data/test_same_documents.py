@@ -16,8 +16,8 @@ from sentence_transformers.sentence_transformer.modules import BoW
 
 from st_asym import diagnose, evaluate, mine_negatives
 from st_asym.data import RetrievalData, as_retrieval_data, copies, from_pairs, load_data, text_key
-from st_asym.model import asymmetric_model
-from st_asym.splitting import hold_out, seen_unseen
+from st_asym.data.holdout import hold_out, seen_unseen
+from st_asym.heads.model import asymmetric_model
 
 Make = Callable[..., SentenceTransformer]
 

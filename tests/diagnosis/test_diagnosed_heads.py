@@ -4,13 +4,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from experiment.systems import get_system
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Router
 from torch import Tensor
 
 from st_asym import asymmetric_model
-from st_asym.diagnosis.heads import Heads, explained, mean_derivative
-from st_asym.systems import get_system
+from st_asym.diagnosis.movement import Heads, explained, mean_derivative
 
 
 def vectors(n: int = 200, d: int = 16) -> Tensor:

@@ -11,17 +11,18 @@ from hypothesis import strategies as st
 from scipy.stats import skew
 from torch import Tensor
 
-from st_asym.diagnosis.hubness import hubness, occurrences
-from st_asym.diagnosis.statistics import (
+from st_asym.diagnosis.geometry import (
     effective_rank,
+    hubness,
     isoscore,
     mean_cosine,
     mean_norm,
+    occurrences,
     sample,
     sampled_uniformity,
     spectrum,
 )
-from st_asym.isotropy import uniformity
+from st_asym.losses.isotropy import uniformity
 
 shapes = {"n": st.integers(2, 30), "d": st.integers(2, 30), "seed": st.integers(0, 10_000)}
 

@@ -16,7 +16,7 @@ import st_asym
 from st_asym import Comparison, EmbeddingCache, asymmetric_model, evaluate, save_provenance
 from st_asym.cache import model_fingerprint
 from st_asym.data import RetrievalData, as_retrieval_data, load_data
-from st_asym.evaluation import running
+from st_asym.evaluation import mteb as running
 
 Make = Callable[..., SentenceTransformer]
 

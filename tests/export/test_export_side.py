@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from experiment.systems import get_system
 from export_helpers import TEXTS, trained
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,8 +21,7 @@ from torch import nn
 
 import st_asym
 from st_asym import asymmetric_model, export_side
-from st_asym.export.sides import side_modules
-from st_asym.systems import get_system
+from st_asym.heads.anatomy import side_modules
 
 SIDES = ["query", "document"]
 
@@ -143,7 +143,7 @@ def test_folded_linear_layers_are_the_layers_one_after_the_other(
     words = ["a", "b", "c"]
     steps = zip([len(words), *sizes], sizes, strict=False)
     layers: list[Any] = [Dense(i, o, bias=biased, activation_function=None, use_residual=residual) for i, o in steps]
-    router = st_asym.projection.Router.for_query_document(layers, [])
+    router = st_asym.heads.projection.Router.for_query_document(layers, [])
     before = [Normalize()] if normalised else []
     model = SentenceTransformer(modules=[BoW(words), *before, router, Normalize()], device="cpu")
     texts = ["a", "a b", "b b c", "c"]
@@ -311,7 +311,7 @@ def test_nothing_is_left_of_an_export_that_gives_other_vectors(
     tiny_encoder: SentenceTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = trained(asymmetric_model(tiny_encoder))
-    monkeypatch.setattr("st_asym.export.main.side_modules", lambda model, _: side_modules(model, "document"))
+    monkeypatch.setattr("st_asym.export.export_side.side_modules", lambda model, _: side_modules(model, "document"))
     with pytest.raises(ValueError, match="gives other vectors than the model"):
         export_side(model, "query", tmp_path / "side", texts=TEXTS)
     assert not list(tmp_path.iterdir())

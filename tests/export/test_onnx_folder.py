@@ -87,7 +87,7 @@ def test_nothing_is_left_of_a_graph_that_gives_other_vectors(
         folder.mkdir()
         return -np.ones((len(TEXTS), 16), dtype=np.float32) / 4
 
-    monkeypatch.setattr("st_asym.export.main.write_onnx", other)
+    monkeypatch.setattr("st_asym.export.export_side.write_onnx", other)
     with pytest.raises(ValueError, match="nothing was written" if int8 else "Nothing was written"):
         export_side(model, "query", tmp_path / "side", format="onnx", int8=int8, texts=TEXTS)
     assert not list(tmp_path.iterdir())
@@ -106,7 +106,7 @@ def test_what_is_no_graph_of_tokens_is_refused(model: SentenceTransformer, tmp_p
 
 
 def test_what_is_missing_is_named(model: SentenceTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("st_asym.export.onnx_folder.find_spec", lambda name: None if name == "onnxscript" else name)
+    monkeypatch.setattr("st_asym.export.onnx.find_spec", lambda name: None if name == "onnxscript" else name)
     with pytest.raises(ImportError, match=r"needs onnxscript: pip install 'st_asym\[onnx\]'"):
         export_side(model, "query", tmp_path / "side", format="onnx")
 

@@ -20,7 +20,8 @@ from sentence_transformers import SentenceTransformer
 
 from st_asym import EmbeddingCache, FitResult, Settings, fit
 from st_asym.data import RetrievalData
-from st_asym.fitting import refit, saving, vectors
+from st_asym.disk.writing import REPORT_FILE
+from st_asym.fitting import last_training, vectors
 from st_asym.fitting.candidates import Candidate
 
 # Enough training that a few dozen held-out queries are evidence.
@@ -232,11 +233,12 @@ def test_what_came_into_the_place_while_it_fitted_stays(
     tmp_path: Path, quick: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder, data = rotated(20)
+    save_fit = main.save
 
     def save(*arguments: Any) -> None:
         (tmp_path / "model").mkdir()
         (tmp_path / "model" / "thesis.tex").write_text("all of it")
-        saving.save(*arguments)
+        save_fit(*arguments)
 
     monkeypatch.setattr(main, "save", save)
     with pytest.raises(FileExistsError, match="is not an earlier result of fit"):
@@ -269,7 +271,7 @@ def test_an_error_leaves_an_earlier_result_as_it_was(
     assert {path: path.read_bytes() for path in sorted((tmp_path / "model").rglob("*")) if path.is_file()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "vectors"]
     quick(encoder, data, seed=1)
-    assert json.loads((tmp_path / "model" / saving.REPORT_FILE).read_text())["seed"] == 1
+    assert json.loads((tmp_path / "model" / REPORT_FILE).read_text())["seed"] == 1
 
 
 def test_a_corpus_larger_than_memory_is_judged_on_a_part_that_has_all_relevant_documents(
@@ -333,9 +335,9 @@ def test_settings_and_dial_of_the_choice_make_the_model(
     """The last training ends at the chosen epoch, and its heads are turned back by the chosen dial."""
     encoder, data = rotated(60)
     dials: list[float] = []
-    dialled = refit.dialled
+    dialled = last_training.dialled
     monkeypatch.setattr(
-        refit, "dialled", lambda start, end, weight: dials.append(weight) or dialled(start, end, weight)
+        last_training, "dialled", lambda start, end, weight: dials.append(weight) or dialled(start, end, weight)
     )
     result = quick(encoder, data, settings=replace(SURE, sides="query"), collection="open")
     choice = result.report.chosen.choice

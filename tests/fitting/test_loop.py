@@ -13,8 +13,8 @@ from st_asym import EmbeddingCache, Settings
 from st_asym.fitting.candidates import behind_vectors, candidates
 from st_asym.fitting.closed_form import pair_covariance
 from st_asym.fitting.gate import Choice
+from st_asym.fitting.last_training import refit
 from st_asym.fitting.loop import ShuffledBatches, dialled, heads_state, load_heads, train_heads
-from st_asym.fitting.refit import refit
 from st_asym.fitting.vectors import read_vectors
 
 

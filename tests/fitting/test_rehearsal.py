@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
 
 from st_asym.data import Qrels, RetrievalData
+from st_asym.data.holdout import HeldOut
 from st_asym.fitting import rehearsal
 from st_asym.fitting.candidates import candidates
 from st_asym.fitting.gate import Choice
 from st_asym.fitting.rehearsal import Clock, Rehearsals, cuts, rehearse
 from st_asym.fitting.settings import Settings
 from st_asym.fitting.vectors import Vectors
-from st_asym.splitting import HeldOut
 
 pytestmark = pytest.mark.usefixtures("few_objects_to_collect")
 ONE = replace(QUICK, sides="both", init="identity", contrastive="in-batch")

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from st_asym import Comparison, FitResult, Settings, asymmetric_model, encoder_fingerprint, evaluate, fit, write_card
 from st_asym.cli import app
 from st_asym.data import RetrievalData
-from st_asym.hub.card import Card
+from st_asym.disk.card_file import Card
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from report_helpers import a_fit_report
 from sentence_transformers import SentenceTransformer
 
 from st_asym import FitReport, asymmetric_model, write_card
-from st_asym.routing import plain_encode
+from st_asym.trainer.columns import plain_encode
 
 KEPT, BEHIND = "both sides, identity start, in-batch", "query side, whitening 1"
 

@@ -27,15 +27,9 @@ from sentence_transformers.sentence_transformer.modules import BoW
 from sentence_transformers.util import get_world_size
 
 import st_asym
-from st_asym import (
-    CachedSentenceTransformer,
-    EmbeddingCache,
-    IsotropyLoss,
-    asymmetric_model,
-    isotropy,
-    router_mapping,
-)
+from st_asym import CachedSentenceTransformer, EmbeddingCache, IsotropyLoss, asymmetric_model, router_mapping
 from st_asym.data import RetrievalData
+from st_asym.losses import isotropy
 from st_asym.losses.sampled import Sample
 
 # Most of what is tested here does not depend on what unlabelled documents count.

@@ -18,7 +18,8 @@ from sentence_transformers.sentence_transformer.losses import (
     MultipleNegativesRankingLoss,
 )
 
-from st_asym import IsotropyLoss, asymmetric_model, isotropy
+from st_asym import IsotropyLoss, asymmetric_model
+from st_asym.losses import isotropy
 
 KINDS = ["covariance", "sigreg", "uniformity"]
 QUERIES = ["frozen encoder", "red head", "small text", "query vector"]

@@ -4,6 +4,9 @@ from typing import Any
 
 import pytest
 import torch
+from experiment.losses import PredictiveLoss, ResidualLoss
+from experiment.predictors import target_and_head
+from experiment.systems import get_system
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import (
     CachedMultipleNegativesRankingLoss,
@@ -11,9 +14,6 @@ from sentence_transformers.sentence_transformer.losses import (
 )
 
 from st_asym import IsotropyLoss, asymmetric_model
-from st_asym.losses import PredictiveLoss, ResidualLoss
-from st_asym.predictors import target_and_head
-from st_asym.systems import get_system
 
 QUERIES = ["frozen encoder", "red head", "small text", "query vector"]
 DOCUMENTS = ["the encoder learns", "big red head", "text", "answers query"]

@@ -10,9 +10,9 @@ from sentence_transformers import SentenceTransformer
 from transformers import TrainerState
 
 from st_asym import Comparison, Diagnosis, EmbeddingCache, FitReport, Settings, asymmetric_model, diagnose
-from st_asym.evaluation.comparing import Run, System, rows_of, scores_by_query
+from st_asym.evaluation.comparison import Bar
+from st_asym.evaluation.rank import Run, System, rows_of, scores_by_query
 from st_asym.evaluation.scores import METRICS, Scores
-from st_asym.evaluation.verdict import Bar
 from st_asym.fitting.gate import Choice, Evidence, Gain
 from st_asym.fitting.report import Tried
 

@@ -40,7 +40,7 @@ from st_asym import (
     watch,
 )
 from st_asym.report import as_html, check_installed, save_html
-from st_asym.report.scatter import by_query
+from st_asym.report.plots import by_query
 
 
 @pytest.fixture
@@ -352,7 +352,7 @@ def test_a_missing_package_is_named(diagnosis: Diagnosis, monkeypatch: pytest.Mo
 
 def test_a_missing_package_is_known_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     check_installed()
-    monkeypatch.setattr("st_asym.report.main.find_spec", lambda name: None if name == "matplotlib" else find_spec(name))
+    monkeypatch.setattr("st_asym.report.html.find_spec", lambda name: None if name == "matplotlib" else find_spec(name))
     with pytest.raises(ModuleNotFoundError, match=r'pip install "st_asym\[report\]"'):
         check_installed()
 

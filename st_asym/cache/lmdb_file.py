@@ -1,0 +1,341 @@
+"""The two files of an LMDB store on disk: which ones they are, whether they are plain, and what their heads say."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import shutil
+import struct
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+from weakref import WeakValueDictionary
+
+import lmdb
+import numpy as np
+
+DATA, LOCK = "data.mdb", "lock.mdb"
+
+_MAGIC = 0xBEEFC0DE
+_VERSION = 1
+_PAGE_SIZES = (4096, 8192, 16384, 32768, 65536)
+_META = 0x08
+_INTEGER_KEYS = 8
+
+File: TypeAlias = tuple[int, int]
+
+
+def which_file(path: Path) -> File | None:
+    """Device and number of a file, which stay with it under another name; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def which_files(directory: Path) -> tuple[File | None, File | None]:
+    """Data and lock of a store."""
+    return which_file(directory / DATA), which_file(directory / LOCK)
+
+
+def first_that_is_not_plain(directory: Path) -> Path | None:
+    """What a stranger has packed may lead elsewhere, or never end."""
+    for path in (directory / DATA, directory / LOCK):
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            return path
+    return None
+
+
+def has_head(directory: Path) -> bool:
+    """Whether the data begin as those of LMDB do, in the format that this version reads: both heads, or none yet."""
+    path = directory / DATA
+    if not path.is_file() or not path.stat().st_size:
+        return True
+    with path.open("rb") as file:
+        for size in _PAGE_SIZES:
+            heads = []
+            for start in (0, size):
+                file.seek(start)
+                heads.append(file.read(24))
+            if all(_is_head(head) for head in heads):
+                return True
+    return False
+
+
+def has_plain_databases(path: Path, page_size: int) -> bool:
+    """Whether both heads of an LMDB file say that it has the two kinds of tree that a store has.
+
+    Another kind would end the process. This is the layout of LMDB's data format 1, 64 bits: page header of 16 bytes,
+    magic number, version, two addresses, and two trees of 48 bytes that begin with their page size and flags.
+    """
+    if page_size not in _PAGE_SIZES:
+        return False
+    with path.open("rb") as file:
+        for start in (0, page_size):
+            file.seek(start)
+            head = file.read(96)
+            if len(head) == 96 and struct.unpack_from("<I", head, 20)[0] & 0xFFFF == _VERSION:
+                free, main = struct.unpack_from("<H", head, 44)[0], struct.unpack_from("<H", head, 92)[0]
+                if free & ~_INTEGER_KEYS or main:
+                    return False
+    return True
+
+
+def _is_head(page: bytes) -> bool:
+    if len(page) < 24 or not struct.unpack_from("<H", page, 10)[0] & _META:
+        return False
+    magic, version = struct.unpack_from("<II", page, 16)
+    return (magic, version & 0xFFFF) == (_MAGIC, _VERSION)
+
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+_FIRST_MAP = 1 << 24
+_READERS = 1024
+# Bytes of a file that may stay mapped, and what Linux maps for a record: around its own page, and the one above it.
+_MOST_MAPPED = 8 << 20
+_MAPPED_PER_RECORD = 2 << 16
+_PAGE = 4096
+_DONT_NEED = 4
+
+
+class CacheError(RuntimeError):
+    """A vector cache that cannot be read or written: damaged, foreign, full or read-only."""
+
+
+class Environment:
+    """The one handle of this process on a store: LMDB allows no second one, and none that came through a fork."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.reopened = 0
+        self.files: tuple[File | None, File | None] | None = None
+        self._lock = threading.RLock()
+        self._touched = 0
+        self._open()
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether what this handle reads and writes is what stands in the directory."""
+        return self.files == which_files(self.directory)
+
+    def follow(self) -> int:
+        """Open what stands in the directory now, where it was deleted or replaced; how often that was so.
+
+        A deleted file takes writes as before, and nobody finds them; a new lock file does not hold off who has the old.
+        """
+        with self._lock:
+            if self._pid != os.getpid() or not self.is_in_place:
+                if self.files is None or self.files[0] != which_file(self.directory / DATA):
+                    logger.warning("%s was deleted or replaced while it was open: it is opened anew.", self.directory)
+                    self.reopened += 1
+                self._reopen()
+            return self.reopened
+
+    def touched(self, records: Sequence[memoryview]) -> None:
+        """Say which records were read in this transaction, so that their pages do not add up to a large file.
+
+        Mapped pages count as memory of this process until the system wants them back, which on a machine with memory
+        to spare is never. They stay in the system's cache, from where the next reader has them at once.
+        """
+        self._touched += len(records) * _MAPPED_PER_RECORD
+        if self._touched > _MOST_MAPPED:
+            self._touched = 0
+            if self.used_bytes() > _MOST_MAPPED:
+                _give_back(records)
+
+    def used_bytes(self) -> int:
+        """Where the last page ends."""
+        return int((self._handle.info()["last_pgno"] + 1) * self._handle.stat()["psize"])
+
+    def run(self, job: Callable[[Any], Result], *, write: bool, max_bytes: int | None = None) -> Result:
+        """Run ``job`` in a transaction, on as large a map as it takes."""
+        with self._lock:
+            while True:
+                try:
+                    if write and max_bytes is not None and self._handle.info()["map_size"] > max_bytes:
+                        self._resize(_whole_pages(max_bytes))
+                    with self._handle.begin(write=write, buffers=True) as txn:
+                        return job(txn)
+                except lmdb.MapFullError as error:
+                    self._grow(max_bytes, error)
+                except lmdb.MapResizedError:
+                    self._resize(0)
+                except (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError) as error:
+                    raise self._damaged(error) from error
+                except lmdb.Error as error:
+                    # LMDB may refuse to go on with a handle that failed to write.
+                    self._reopen()
+                    # It calls a write that stopped half way an input/output error.
+                    full = shutil.disk_usage(self.directory).free < 1 << 16
+                    reason = "the disk is full" if full or isinstance(error, lmdb.DiskError) else str(error)
+                    raise CacheError(
+                        f"{self.directory} could not be {'written' if write else 'read'}: {reason}. Everything that "
+                        "was committed before is intact."
+                    ) from error
+
+    def _reopen(self) -> None:
+        self._handle.close()
+        self.files = None
+        self._open()
+
+    def _open(self) -> None:
+        path = self.directory / DATA
+        exists = path.exists()
+        if not exists:
+            try:
+                self.directory.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise CacheError(f"{self.directory} cannot be made: {error}.") from error
+        self.read_only = not os.access(self.directory, os.W_OK) or (exists and not os.access(path, os.W_OK))
+        if self.read_only and not exists:
+            raise CacheError(f"{self.directory} is empty and cannot be written to: there is nothing to read.")
+        if (strange := first_that_is_not_plain(self.directory)) is not None:
+            raise CacheError(f"{strange} is no plain file, and a vector cache has no others: use another directory.")
+        size = path.stat().st_size if exists else 0
+        try:
+            self._handle = lmdb.open(
+                str(self.directory),
+                map_size=max(_FIRST_MAP, _whole_pages(size)),
+                readonly=self.read_only,
+                # Without its lock file a store can only be read while nobody writes, as is so on read-only media.
+                lock=not self.read_only or os.access(self.directory / LOCK, os.W_OK),
+                # As any other file: what the umask leaves.
+                mode=0o666,
+                max_readers=_READERS,
+                readahead=False,
+                meminit=False,
+            )
+        except lmdb.Error as error:
+            raise self._not_opened(error) from error
+        self._pid = os.getpid()
+        self.files = which_files(self.directory)
+        # Processes that were killed while reading would keep old pages from being used again.
+        self._handle.reader_check()
+        self._check_head(path)
+
+    def _check_head(self, path: Path) -> None:
+        """Refuse a file whose first pages would send LMDB out of it, and mend one that was cut short."""
+        needed, size = self.used_bytes(), path.stat().st_size
+        if self._handle.info()["map_size"] < needed <= size:
+            self._resize(0)  # another process has just made it longer
+        sound = has_plain_databases(path, self._handle.stat()["psize"])
+        if not sound or needed > self._handle.info()["map_size"]:
+            self._handle.close()
+            raise self._damaged("its first pages make no sense")
+        self._fill_map()
+        if size >= needed:
+            return
+        if path.stat().st_size < needed:
+            self._handle.close()
+            raise self._damaged("its file ends too early")
+        logger.warning("%s was cut short. What is lost will be encoded anew.", path)
+
+    def _fill_map(self) -> None:
+        """Let the file reach to the end of the map, as a hole that takes no space.
+
+        A damaged page may lead anywhere in the map. Beyond the end of the file that would be the end of the process; in
+        the hole there are zeros, which LMDB and the checksums refuse.
+        """
+        if self.read_only:
+            return
+        path = self.directory / "data.mdb"
+        # Only one process may write in a transaction, so none can be cutting off what another has added meanwhile. A
+        # map that has become too small is adopted by the next transaction.
+        with contextlib.suppress(OSError, lmdb.MapResizedError), self._handle.begin(write=True):
+            size = self._handle.info()["map_size"]
+            if path.stat().st_size < size:
+                os.truncate(path, size)
+
+    def _grow(self, max_bytes: int | None, error: lmdb.Error) -> None:
+        """Make room in the address space for a file twice as long."""
+        size = self._handle.info()["map_size"]
+        if max_bytes is not None and size >= _whole_pages(max_bytes):
+            raise CacheError(
+                f"The vector cache in {self.directory} has reached its limit, max_bytes={max_bytes}: raise it, or make "
+                "room with EmbeddingCache.remove(model). Everything that was committed before is intact."
+            ) from error
+        self._resize(2 * size if max_bytes is None else min(2 * size, _whole_pages(max_bytes)))
+        self._fill_map()
+
+    def _resize(self, size: int) -> None:
+        """Map so many bytes of address space, or with 0 as many as another process has made it."""
+        try:
+            self._handle.set_mapsize(size)
+        except lmdb.MemoryError as error:
+            self._reopen()  # LMDB has closed it
+            raise self._no_address_space(size, error) from error
+
+    def _not_opened(self, error: lmdb.Error) -> CacheError:
+        """Why LMDB has not opened it. Only a file that is damaged may be called so: who reads that deletes it."""
+        if isinstance(error, lmdb.MemoryError):
+            path = self.directory / DATA
+            return self._no_address_space(path.stat().st_size if path.exists() else 0, error)
+        if isinstance(error, lmdb.InvalidError | lmdb.VersionMismatchError) and has_head(self.directory):
+            return self._foreign_lock(error)
+        if isinstance(error, lmdb.InvalidError | lmdb.CorruptedError | lmdb.PageNotFoundError):
+            return self._damaged(error)
+        begin = f"The vector cache in {self.directory} could not be opened"
+        if isinstance(error, lmdb.DiskError):
+            return CacheError(f"{begin}: the disk is full.")
+        if "already open" in str(error):
+            data = which_file(self.directory / DATA)
+            others = [str(one.directory) for one in list(_ENVIRONMENTS.values()) if one.files and one.files[0] == data]
+            return CacheError(
+                f"{begin}: this process has its {DATA} open under another path, {' or '.join(others) or 'elsewhere'}. "
+                "Use one path for one cache."
+            )
+        return CacheError(f"{begin}: {error}. That says nothing against its files: leave them where they are.")
+
+    def _no_address_space(self, size: int, error: lmdb.Error) -> CacheError:
+        return CacheError(
+            f"The vector cache in {self.directory} needs {max(_FIRST_MAP, size):,} bytes of address space, and the "
+            f"system refuses them ({error}). Its files are intact: raise the limit of this process (ulimit -v, or the "
+            "memory of the job)."
+        )
+
+    def _foreign_lock(self, reason: object) -> CacheError:
+        return CacheError(
+            f"The vector cache in {self.directory} could not be opened: {reason}. It was opened by another version of "
+            f"LMDB. If no program uses it any more, delete {self.directory / LOCK}, and nothing else."
+        )
+
+    def _damaged(self, reason: object) -> CacheError:
+        return CacheError(
+            f"The vector cache in {self.directory} is damaged ({reason}). Delete {self.directory / DATA} and "
+            f"{LOCK} next to it: the vectors are encoded anew."
+        )
+
+
+_ENVIRONMENTS: WeakValueDictionary[Path, Environment] = WeakValueDictionary()
+_ENVIRONMENTS_LOCK = threading.Lock()
+
+
+def open_environment(directory: Path) -> Environment:
+    """The handle of this process on ``directory``, shared by all who ask for it, under whatever path."""
+    with _ENVIRONMENTS_LOCK:
+        environment = _ENVIRONMENTS.get(directory)
+        if environment is None:
+            files = which_files(directory)
+            same = (one for one in list(_ENVIRONMENTS.values()) if None not in files and one.files == files)
+            environment = _ENVIRONMENTS[directory] = next(same, None) or Environment(directory)
+        return environment
+
+
+def _give_back(records: Sequence[memoryview]) -> None:
+    """Take the pages between these records of a map, which nothing else lies between, out of this process."""
+    addresses = [np.frombuffer(record, np.uint8).__array_interface__["data"][0] for record in records]
+    start = min(addresses) // _PAGE * _PAGE
+    # Windows has no such call, and no library that stands for the process itself.
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(max(addresses) - start), _DONT_NEED)
+
+
+def _whole_pages(size: int) -> int:
+    return size // 4096 * 4096

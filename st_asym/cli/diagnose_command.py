@@ -1,0 +1,60 @@
+"""``st-asym diagnose``: what the heads learned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from st_asym.cli.options import (
+    Cache,
+    Debug,
+    Html,
+    Quiet,
+    Revision,
+    TrustRemoteCode,
+    Weights,
+    check_html,
+    one_line_errors,
+    quietly,
+    write_html,
+)
+
+
+def diagnose(
+    model: Annotated[str, typer.Argument(help="A saved model with heads, or its Hub id.", show_default=False)],
+    data: Annotated[str, typer.Argument(help="BEIR folder or zip, or a file of pairs.", show_default=False)],
+    *,
+    split: Annotated[str, typer.Option(help="The queries to look at: a split, or all.")] = "test",
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    dtype: Weights = None,
+    cache: Cache = None,
+    json: Annotated[Optional[Path], typer.Option(help="Write the figures there.")] = None,  # noqa: UP045
+    html: Html = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Say whether the heads of a model learned anything, and what."""
+    with one_line_errors(debug=debug), quietly(quiet=quiet):
+        from st_asym.data import load_data
+        from st_asym.diagnosis import diagnose
+        from st_asym.heads.model import load_encoder
+        from st_asym.trust.provenance import made_with_heads
+
+        check_html(html)
+        collection = load_data(data)
+        if split == "all":
+            collection = collection.with_all_split()
+        if split not in collection.qrels:
+            raise ValueError(f"{data} has no split {split!r}: choose one of {', '.join(sorted(collection.qrels))}.")
+        qrels = collection.qrels[split]
+        queries = {query_id: collection.queries[query_id] for query_id in qrels}
+        given = load_encoder(model, revision=revision, trust_remote_code=trust_remote_code, dtype=dtype)
+        made = made_with_heads(model)
+        found = diagnose(given, queries, collection.corpus, qrels, cache=cache, made=made)
+        if json is not None:
+            found.save(json)
+    typer.echo(str(found))
+    write_html(html, found, debug=debug)

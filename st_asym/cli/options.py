@@ -1,0 +1,96 @@
+"""What all commands share: options, errors in one line, silence, and the page."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
+
+import typer
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from st_asym.heads.model import DType
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars and warnings.")]
+Html = Annotated[Optional[Path], typer.Option(help="Write a page there (extra 'report').")]  # noqa: UP045
+Revision = Annotated[Optional[str], typer.Option(help="Branch, tag or commit, of a Hub id.")]  # noqa: UP045
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the code that a model brings along: only if you trust it.")
+]
+Weights = Annotated[
+    Optional[Literal["float32", "float16", "bfloat16"]],  # noqa: UP045
+    typer.Option("--dtype", help="Of the weights; as they are saved if not given."),
+]
+Cache = Annotated[Optional[Path], typer.Option(help="Folder of the encoder's vectors.")]  # noqa: UP045
+
+
+def loaded(
+    model: str, revision: str | None, dtype: DType | None, *, trust_remote_code: bool
+) -> str | SentenceTransformer:
+    """A model as it is asked for; its name, where nothing is asked for."""
+    if revision is None and dtype is None and not trust_remote_code:
+        return model
+    from st_asym.heads.model import load_encoder
+
+    return load_encoder(model, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code)
+
+
+def check_html(html: Path | None) -> None:
+    """Refuse before the work whose page could not be written."""
+    if html is not None:
+        from st_asym.report import check_installed
+
+        check_installed()
+        if html.is_dir():
+            raise IsADirectoryError(f"{html} is a folder: name a file for the page.")
+
+
+def write_html(html: Path | None, found: Any, *, debug: bool) -> None:
+    """After the result is printed: it stays, whatever becomes of the page."""
+    if html is not None:
+        with one_line_errors(debug=debug):
+            from st_asym.report import save_html
+
+            save_html(html, found)
+
+
+@contextlib.contextmanager
+def one_line_errors(*, debug: bool) -> Iterator[None]:
+    """What is wrong with the input in one line, and exit code 2; with ``debug``, and for anything else, a traceback."""
+    from st_asym.cache import CacheError
+
+    try:
+        yield
+    except (CacheError, ImportError, OSError, TypeError, ValueError) as error:
+        if debug:
+            raise
+        typer.secho(f"Error: {' '.join(str(error).split())}", fg="red", err=True)
+        raise typer.Exit(2) from None
+
+
+@contextlib.contextmanager
+def quietly(*, quiet: bool) -> Iterator[None]:
+    """Without the progress bars of other packages, and warnings that the report repeats."""
+    if not quiet:
+        yield
+        return
+    from transformers.utils import logging as transformers_logging
+
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    loggers = [logging.getLogger(package) for package in ("st_asym", "sentence_transformers", "transformers")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if shown:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

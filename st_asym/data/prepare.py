@@ -1,0 +1,155 @@
+"""What a collection must be before anything is trained on it: each remedy is counted, the rest is an error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from st_asym.data.collection import Qrels, RetrievalData, counted, first_few, whole_number
+from st_asym.data.document import Document, copies_by_query, same_texts, text_key
+from st_asym.data.judgments import check_ids
+
+# Names of the dev split, the one it gets first.
+DEV_NAMES = ("dev", "validation", "valid", "val")
+
+
+def checked(data: RetrievalData) -> RetrievalData:
+    """The collection without what cannot be trained on or judged.
+
+    Left out, each with a note that counts and names the first ones: empty texts; grades below zero, which become zero;
+    queries with no relevant document, or with no other; and queries whose text is in several splits. Those stay in
+    ``test`` rather than ``dev``, and in ``dev`` rather than ``train``, so that nothing is judged on what it was trained
+    on.
+
+    Args:
+        data: As read.
+
+    Returns:
+        A collection with at least one training query.
+
+    Raises:
+        ValueError: A text that is not a string, a grade that is not a whole number, qrels that name a missing query or
+            document, a corpus of fewer than two documents, or nothing left to train on or, where there was a dev split,
+            to judge on.
+    """
+    notes = list(data.notes)
+    check_texts(data.queries, data.corpus)
+    if len(data.corpus) < 2:
+        raise ValueError(f"The corpus holds {counted(len(data.corpus), 'document')}: there is nothing to rank.")
+    qrels = _dev_by_its_name(data.qrels)
+    if "train" not in qrels:
+        raise ValueError(
+            f"There is no train split, only {sorted(qrels)}. To train without labels, give the corpus alone."
+        )
+    for split, judged in qrels.items():
+        check_ids(data.queries, data.corpus, judged, f"The {split} split")
+        qrels[split] = _whole_grades(judged, split, notes)
+
+    queries = _without_empty(data.queries, "query", "queries", notes)
+    corpus = _without_empty(data.corpus, "document", "documents", notes)
+    same = same_texts(
+        {d for judged in qrels.values() for own in judged.values() for d, g in own.items() if g > 0}, corpus
+    )
+    _count_copies(qrels, same, notes)
+    later: dict[str, str] = {}  # normalised query text to the split that has it
+    for split in sorted(qrels, key=lambda name: ({"dev": 1, "train": 2}.get(name, 0), name)):
+        judged = {
+            query_id: {document_id: grade for document_id, grade in documents.items() if document_id in corpus}
+            for query_id, documents in qrels[split].items()
+            if query_id in queries
+        }
+        judged = _useful(judged, split, len(corpus), same, notes)
+        judged = _apart(judged, split, queries, later, notes)
+        if not judged and split in ("train", "dev"):
+            reasons = " ".join(notes) or "It is empty."
+            raise ValueError(f"No {split} query can be used. {reasons}")
+        qrels[split] = judged
+    return replace(data, queries=queries, corpus=corpus, qrels=qrels, notes=tuple(notes))
+
+
+def check_texts(queries: Mapping[Any, Any], corpus: Mapping[Any, Any]) -> None:
+    """Refuse ids and queries that are not strings, and documents that are None, numbers and the like."""
+    for name, texts in (("queries", queries), ("corpus", corpus)):
+        wrong = [f"{key} ({text!r:.40})" for key, text in texts.items() if not isinstance(text, str | Document)]
+        wrong += [f"id {key!r}" for key in texts if not isinstance(key, str)]
+        if wrong:
+            raise ValueError(
+                f"{name}: {counted(len(wrong), 'text or id', 'texts or ids')} not a string: {first_few(wrong)}."
+            )
+
+
+def _dev_by_its_name(qrels: Mapping[str, Qrels]) -> dict[str, Qrels]:
+    found = [split for split in qrels if split in DEV_NAMES]
+    if len(found) > 1:
+        raise ValueError(f"There is more than one dev split: {found}. Keep one.")
+    return {DEV_NAMES[0] if split in found else split: judged for split, judged in qrels.items()}
+
+
+def _whole_grades(judged: Qrels, split: str, notes: list[str]) -> Qrels:
+    result: Qrels = {}
+    wrong, below = [], []
+    for query_id, documents in judged.items():
+        result[query_id] = {}
+        for document_id, value in documents.items():
+            try:
+                grade = whole_number(value)
+            except ValueError:
+                wrong.append(f"{query_id} {document_id} ({value!r:.40})")
+                continue
+            if grade < 0:
+                below.append(f"{query_id} {document_id}")
+            result[query_id][document_id] = max(grade, 0)
+    if wrong:
+        raise ValueError(f"{counted(len(wrong), 'grade')} in {split} not a whole number: {first_few(wrong)}.")
+    if below:
+        notes.append(
+            f"{counted(len(below), 'grade')} below zero in {split} taken as not relevant ({first_few(below)})."
+        )
+    return result
+
+
+def _without_empty(texts: Mapping[str, str], singular: str, plural: str, notes: list[str]) -> dict[str, str]:
+    empty = [key for key, text in texts.items() if not text.strip()]
+    if empty:
+        notes.append(f"{counted(len(empty), f'empty {singular}', f'empty {plural}')} left out ({first_few(empty)}).")
+    return {key: text for key, text in texts.items() if text.strip()}
+
+
+def _count_copies(qrels: Mapping[str, Qrels], same: Mapping[str, Iterable[str]], notes: list[str]) -> None:
+    found = (copies_by_query(judged, same) for judged in qrels.values())
+    ids = list(dict.fromkeys(copy for part in found for own in part.values() for copy in own))
+    if ids:
+        documents = counted(len(ids), "document has", "documents have")
+        notes.append(
+            f"{documents} the text of a relevant one under another id: neither relevant nor not to its queries "
+            f"({first_few(ids)})."
+        )
+
+
+def _useful(judged: Qrels, split: str, documents: int, same: Mapping[str, Iterable[str]], notes: list[str]) -> Qrels:
+    """Without queries that have nothing to find, or nothing to tell it from."""
+    relevant = {query_id: sum(grade > 0 for grade in grades.values()) for query_id, grades in judged.items()}
+    copied = copies_by_query(judged, same)
+    others = {query_id: documents - count - len(copied.get(query_id, ())) for query_id, count in relevant.items()}
+    for reason, left_out in (
+        ("without a relevant document", [q for q, count in relevant.items() if count == 0]),
+        ("for which every document is relevant", [q for q, count in others.items() if count == 0]),
+    ):
+        if left_out:
+            number = counted(len(left_out), "query", "queries")
+            notes.append(f"{number} of {split} {reason} left out ({first_few(left_out)}).")
+    return {query_id: grades for query_id, grades in judged.items() if relevant[query_id] and others[query_id]}
+
+
+def _apart(judged: Qrels, split: str, queries: Mapping[str, str], later: dict[str, str], notes: list[str]) -> Qrels:
+    """Without queries whose text a split in ``later`` has, which receives those of this one."""
+    texts = {query_id: text_key(queries[query_id]) for query_id in judged}
+    repeated = [query_id for query_id, text in texts.items() if text in later]
+    if repeated:
+        number = counted(len(repeated), "query", "queries")
+        splits = " or ".join(sorted({later[texts[query_id]] for query_id in repeated}))
+        notes.append(f"{number} of {split} left out, in {splits} too ({first_few(repeated)}).")
+    kept = {query_id: grades for query_id, grades in judged.items() if texts[query_id] not in later}
+    later.update({texts[query_id]: split for query_id in kept})
+    return kept

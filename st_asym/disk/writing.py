@@ -1,0 +1,288 @@
+"""Files and folders that are whole or not there: written beside their place, then put there."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import filecmp
+import os
+import re
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+# What st_asym calls its own files in the folder of a model or a run; loading a model ignores them.
+REPORT_FILE = "st_asym_report.json"
+PROVENANCE_FILE = "st_asym.json"
+PLOT_FILE = "held_out_queries.png"
+EVALUATION_FOLDER = "evaluation"
+
+# How often another process may put something into the place just when it was cleared.
+_TURNS = 20
+_TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
+# What a disk answers, whoever asks it to write.
+_DISK = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO")} - {None}
+# Windows does not replace a file while somebody reads it.
+_PATIENCE = 0.01
+
+
+def write_text(path: str | os.PathLike[str], text: str, *, errors: str = "strict") -> Path:
+    """Write a file in one step: whoever reads it sees the old text or the new one, never a part.
+
+    Any number of threads and processes may write one file. Nothing is left of one that could not be written.
+
+    Args:
+        path: The file, replaced if it is there; a link is replaced, not followed.
+        text: What it shall hold, written as UTF-8.
+        errors: As for :func:`open`.
+
+    Returns:
+        The path.
+
+    Raises:
+        OSError: It cannot be written there.
+
+    Example:
+        >>> write_text("table.md", "| a | b |").read_text()  # doctest: +SKIP
+        '| a | b |'
+    """
+    target = Path(path)
+    beside = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.new")
+    try:
+        with beside.open("x", encoding="utf-8", errors=errors) as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        return _replace(beside, target)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(
+    output: Path, check: Callable[[Path], object], keep: Callable[[Path, Path], object] | None = None
+) -> Iterator[Path]:
+    """A folder to make beside its place; when the block ends it is put there, in the place of what ``check`` allows.
+
+    Its files are as readable as any other that the process writes. Nothing is left where the block fails, and what was
+    in the place stays there. A finished folder that cannot be put into its place is left beside it.
+
+    Args:
+        output: The place.
+        check: Is called with ``output`` just before, and raises where it holds what must not be replaced: hours may
+            have passed since the place was looked at.
+        keep: Is called with what is in the place and with the new folder, to take over from the one what the other does
+            not replace, see :func:`take_over`.
+
+    Yields:
+        A path that does not exist yet, for the block to make.
+
+    Raises:
+        OSError: The disk is full, or cannot be written for another reason; or the folder cannot be put into its place,
+            and the message says where it is.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with _beside(output) as beside:
+        new = beside / "new"
+        with disk_errors(output):
+            yield new
+            make_readable(new)
+        for turn in range(_TURNS):
+            if _put(new, beside / f"old-{turn}", output, check, keep, last=turn == _TURNS - 1):
+                return
+
+
+def check_place(output: Path, size: int = 0) -> None:
+    """Whether a folder can be written, known before the hours of work whose result it shall hold.
+
+    A file is written beside the place, and nothing of it is left.
+
+    Args:
+        output: The place, of a folder that may be there already.
+        size: How many bytes it will take, beside what is there.
+
+    Raises:
+        OSError: It cannot be written, or there is too little space. The message says why, and what to do.
+
+    Example:
+        >>> check_place(Path("model"), size=95_000_000)
+    """
+    output = output.absolute()
+    made = [folder for folder in (output.parent, *output.parent.parents) if not folder.exists()]
+    try:
+        if any(folder.exists() and not folder.is_dir() for folder in output.parents):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(output))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if output.exists() and not os.access(output, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(output))
+        with _beside(output) as beside:
+            (beside / "probe").write_bytes(bytes(4096))
+            (beside / output.name).mkdir()
+        free = shutil.disk_usage(output.parent).free
+    except OSError as error:
+        reason = error.strerror or str(error)
+        text = f"{output} cannot be written: {reason}. Nothing was done yet: name another folder."
+        raise OSError(error.errno, text) from error
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+    if free < size:
+        raise OSError(
+            errno.ENOSPC,
+            f"{output} takes {size / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free there. Nothing was done yet: make "
+            "room, or name a folder on another disk.",
+        )
+
+
+def make_readable(folder: Path) -> None:
+    """Give files and folders the mode that the umask leaves: safetensors writes its files for their owner alone."""
+    if not folder.is_dir():
+        return
+    probe = folder.with_name(f".{secrets.token_hex(8)}")
+    probe.mkdir()
+    try:
+        of_folders = probe.stat().st_mode
+    finally:
+        probe.rmdir()
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            mode = path.stat().st_mode
+            path.chmod((mode | of_folders if path.is_dir() else mode | of_folders & 0o666) & 0o7777)
+
+
+def take_over(earlier: Path, new: Path, replaced: Collection[str]) -> list[str]:
+    """Put into a new folder what is in an earlier one, apart from the files that the new one replaces.
+
+    Files are linked where the system can, and copied otherwise, so that nothing is moved before all is well. One that
+    the new folder has under the same name gets ``.earlier`` into its own.
+
+    Args:
+        earlier: The earlier folder.
+        new: The new one.
+        replaced: Files of the earlier one, as paths in it with ``/``.
+
+    Returns:
+        The files and folders directly in ``earlier`` of which something was taken over, by their names.
+    """
+    kept = set()
+    for path in sorted(earlier.rglob("*")):
+        within = path.relative_to(earlier)
+        if within.as_posix() in replaced or (path.is_dir() and not path.is_symlink() and any(path.iterdir())):
+            continue
+        kept.add(within.parts[0])
+        target = new / within
+        if are_same(path, target):
+            continue
+        for folder in reversed(within.parents[:-1]):
+            if not (new / folder).is_dir():
+                (new / folder).mkdir()
+                shutil.copystat(earlier / folder, new / folder)
+        _link_or_copy(path, free_name(target, "earlier"))
+    return sorted(kept)
+
+
+@contextlib.contextmanager
+def disk_errors(output: Path) -> Iterator[None]:
+    """One line for what the disk does not take, also where safetensors has its own error for that."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = _errno(error)
+        if number is None or number not in _DISK:
+            raise
+        text = f"{output} could not be written: {os.strerror(number)}. Make room, or name a folder on another disk."
+        raise OSError(number, text) from error
+
+
+def _errno(error: Exception) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found[1]) if found else None
+
+
+@contextlib.contextmanager
+def _beside(output: Path) -> Iterator[Path]:
+    """A folder on the same disk that goes when the block ends, as far as the system lets it."""
+    beside = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name[:100]}-"))
+    try:
+        yield beside
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _put(
+    new: Path,
+    old: Path,
+    output: Path,
+    check: Callable[[Path], object],
+    keep: Callable[[Path, Path], object] | None,
+    *,
+    last: bool,
+) -> bool:
+    """Put the new folder into its place; False where another process was faster."""
+    check(output)
+    if keep is not None and output.is_dir() and new.is_dir():
+        keep(output, new)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            output.rename(old)
+        new.rename(output)
+    except BaseException as error:
+        if old.exists() and not output.exists():
+            old.rename(output)
+        if isinstance(error, OSError) and error.errno in _TAKEN and not last:
+            return False
+        if isinstance(error, OSError) and new.is_dir():
+            place = free_name(output, "new")
+            new.rename(place)
+            text = (
+                f"{output} could not be replaced ({error.strerror}): a program may have it open. The result is whole, "
+                f"in {place}."
+            )
+            raise OSError(error.errno, text) from error
+        raise
+    return True
+
+
+def _replace(beside: Path, target: Path) -> Path:
+    for _ in range(_TURNS):
+        with contextlib.suppress(PermissionError):
+            return beside.replace(target)
+        time.sleep(_PATIENCE)
+    return beside.replace(target)
+
+
+def free_name(path: Path, word: str) -> Path:
+    """A path, or where something has it, one with a word before its suffix."""
+    count, free = 1, path
+    while os.path.lexists(free):
+        free = path.with_name(f"{path.stem}.{word}{'' if count == 1 else f'.{count}'}{path.suffix}")
+        count += 1
+    return free
+
+
+def are_same(path: Path, other: Path) -> bool:
+    """Whether two are both folders, or files of the same content."""
+    if path.is_symlink() or other.is_symlink():
+        return path.is_symlink() and other.is_symlink() and path.readlink() == other.readlink()
+    if path.is_dir() or other.is_dir():
+        return path.is_dir() and other.is_dir()
+    return other.is_file() and filecmp.cmp(path, other, shallow=False)
+
+
+def _link_or_copy(path: Path, target: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        target.mkdir()
+        shutil.copystat(path, target)
+        return
+    try:
+        os.link(path, target, follow_symlinks=False)
+    except (OSError, NotImplementedError):
+        shutil.copy2(path, target, follow_symlinks=False)

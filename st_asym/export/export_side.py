@@ -1,0 +1,280 @@
+"""``export_side``: one side of a model as a folder that servers read."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from sentence_transformers import SentenceTransformer, SentenceTransformerModelCardData
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from torch import nn
+
+from st_asym.cache import CachedSentenceTransformer
+from st_asym.disk.writing import new_folder
+from st_asym.export.agreement import TEXTS, Agreement, agreement, evaluating, side_vectors
+from st_asym.export.onnx import MAX_DIFFERENCE, check_onnx, write_onnx
+from st_asym.export.stock_files import (
+    TEI,
+    VLLM,
+    hide_activations,
+    max_seq_length,
+    not_served,
+    rename_modules,
+    write_pooling,
+    write_transformer,
+)
+from st_asym.heads.anatomy import Side, side_modules, side_prompt
+from st_asym.heads.model import load_encoder
+
+"""What vectors are compared on if nothing else is given: short and long, past the usual maximum length."""
+
+
+logger = logging.getLogger(__name__)
+
+Format = Literal["sentence-transformers", "onnx"]
+_LOWEST_COSINE_INT8 = 0.95
+
+
+@dataclass(frozen=True)
+class Export:
+    """What :func:`export_side` wrote.
+
+    Attributes:
+        path: The folder.
+        agreement: Largest difference of a component, and lowest cosine, between vectors of the export and of the model.
+        not_served: Which of Text Embeddings Inference and vLLM cannot run it, and why.
+        size: Of all files, in bytes.
+
+    Example:
+        >>> export = export_side("fitted-model", "query", "query-model")  # doctest: +SKIP
+        >>> export.agreement.difference < 1e-5, export.not_served  # doctest: +SKIP
+        (True, {})
+    """
+
+    path: Path
+    agreement: Agreement
+    not_served: dict[str, str]
+    size: int
+
+    def __str__(self) -> str:
+        """In one line."""
+        found = self.agreement
+        how = f"largest difference {found.difference:.1e}, lowest cosine {found.cosine:.6f}"
+        servers = f"; not for {' and '.join(self.not_served)}" if self.not_served else ""
+        return f"{self.path}: {self.size / 1e6:.1f} MB, {how}{servers}"
+
+
+def export_side(
+    model: SentenceTransformer | str | PathLike[str],
+    side: Side,
+    path: str | PathLike[str],
+    *,
+    format: Format = "sentence-transformers",  # noqa: A002 - as tools that export call it
+    int8: bool = False,
+    texts: Sequence[str] | None = None,
+) -> Export:
+    """Write one side of a model as an ordinary dense model, for servers that know no ``Router``.
+
+    ``"sentence-transformers"`` writes ``[Transformer, Pooling, Dense..., Normalize]``: ``SentenceTransformer(path)``
+    loads it, and its ``encode`` gives what ``encode_query`` or ``encode_document`` of ``model`` gives. A linear head
+    becomes one ``Dense``; a side without a head is the encoder itself. Settings are in the files and under the names
+    that Text Embeddings Inference and vLLM read (sentence-transformers 6 writes others, which the former does not, and
+    no maximum length, which both look for). What they cannot run is logged as a warning. With a head that it cannot
+    run, Text Embeddings Inference refuses to start; vLLM logs an error and serves the encoder's vectors.
+
+    - Text Embeddings Inference knows ``Identity`` and ``Tanh``, so it cannot run a head with a hidden layer. Write
+      ``"onnx"``, or refit with ``Settings(hidden_features=None, bias=False)``.
+    - Neither normalises before a ``Dense``. Behind an encoder that normalises, only a head without bias gives the same
+      direction without that, hence ``bias=False``.
+
+    Neither server adds a prompt by itself: start Text Embeddings Inference with ``--default-prompt-name query`` (or
+    ``document``), with vLLM put it in front of each text.
+
+    ``"onnx"`` (extra ``onnx``) writes ``model.onnx``, from ``input_ids``, ``attention_mask`` and, where the encoder
+    reads them, ``token_type_ids``, each int64 of shape ``(batch, tokens)``, to ``sentence_embedding``, float32 of shape
+    ``(batch, d)``, with any head, and the tokenizer beside it. The CPU images of Text Embeddings Inference run it.
+
+    Vectors of the export are compared with those of ``model``, read back from disk, and nothing is left there if they
+    differ by more than 1e-5 (``onnx``: 1e-4; ``int8``: a cosine below 0.95).
+
+    Args:
+        model: A model with or without heads, or the Hub id or path of one.
+        side: ``"query"`` or ``"document"``.
+        path: A folder that does not exist yet, or is empty.
+        format: ``"sentence-transformers"`` or ``"onnx"``.
+        int8: With ``"onnx"``, whether weights are stored and multiplied as 8-bit integers (dynamic quantisation, by
+            channel): a quarter of the size, and faster on most CPUs, for vectors that are not quite the same.
+        texts: What vectors are compared on; a dozen texts of several lengths and languages if None.
+
+    Returns:
+        Where it is, how close its vectors are, and which servers cannot run it.
+
+    Raises:
+        FileExistsError: ``path`` holds something.
+        ImportError: The extra ``onnx`` is not installed.
+        ValueError: The side cannot be one dense model, or the export gives other vectors.
+
+    Example:
+        >>> export_side("fitted-model", "query", "query-model")  # doctest: +SKIP
+        >>> SentenceTransformer("query-model").encode("error E17")  # doctest: +SKIP
+
+        With onnxruntime and tokenizers alone:
+
+        >>> export_side("fitted-model", "query", "query-onnx", format="onnx")  # doctest: +SKIP
+        >>> import numpy, onnxruntime, tokenizers  # doctest: +SKIP
+        >>> tokenizer = tokenizers.Tokenizer.from_file("query-onnx/tokenizer.json")  # doctest: +SKIP
+        >>> tokenizer.enable_truncation(256)  # max_seq_length in sentence_bert_config.json  # doctest: +SKIP
+        >>> tokenizer.enable_padding()  # doctest: +SKIP
+        >>> rows = tokenizer.encode_batch(["error E17", "error E18"])  # doctest: +SKIP
+        >>> inputs = {  # doctest: +SKIP
+        ...     "input_ids": numpy.array([row.ids for row in rows]),
+        ...     "attention_mask": numpy.array([row.attention_mask for row in rows]),
+        ...     "token_type_ids": numpy.array([row.type_ids for row in rows]),
+        ... }
+        >>> session = onnxruntime.InferenceSession("query-onnx/model.onnx")  # doctest: +SKIP
+        >>> session.run(["sentence_embedding"], inputs)[0].shape  # doctest: +SKIP
+        (2, 384)
+    """
+    output = _free(Path(path).resolve())
+    _check_arguments(side, format, int8, texts)
+    if format == "onnx":
+        check_onnx()
+    model = _loaded(model)
+    modules, prompt = side_modules(model, side), side_prompt(model, side)
+    _check_modules(model, modules)
+    with evaluating(model):
+        texts = list(TEXTS if texts is None else texts)
+        expected = side_vectors(model, side, texts)
+        part = _side_model(model, modules, side, prompt)
+        unread = {} if format == "onnx" else not_served(modules, prompt=prompt, max_length=max_seq_length(modules[0]))
+        with new_folder(output, _free) as new:
+            if format == "onnx":
+                found = agreement(write_onnx(part, new, prompt=prompt, texts=texts, int8=int8), expected)
+                _check(found, MAX_DIFFERENCE, int8=int8)
+            else:
+                _write(part, new, side)
+                if VLLM in unread:  # what Text Embeddings Inference alone cannot run, it refuses by itself
+                    hide_activations(new)
+                found = agreement(side_vectors(_read_back(new, model), side, texts), expected)
+                _check(found, _tolerance(model), int8=False)
+            # What was read back has its files mapped, and Windows puts no folder in its place while one is.
+            gc.collect()
+    _warn(unread, prompt, side)
+    return Export(output, found, unread, sum(file.stat().st_size for file in output.rglob("*") if file.is_file()))
+
+
+def _free(output: Path) -> Path:
+    if output.exists() and (not output.is_dir() or output == Path.cwd() or any(output.iterdir())):
+        raise FileExistsError(f"{output} exists and is not an empty folder: name another path.")
+    return output
+
+
+def _check_arguments(side: Any, format: Any, int8: bool, texts: Any) -> None:  # noqa: A002
+    if side not in ("query", "document"):
+        raise ValueError(f"side must be 'query' or 'document', got {side!r}.")
+    if format not in ("sentence-transformers", "onnx"):
+        raise ValueError(f"format must be 'sentence-transformers' or 'onnx', got {format!r}.")
+    if int8 and format != "onnx":
+        raise ValueError("int8 is for format='onnx': a sentence-transformers model holds floating-point weights.")
+    if texts is not None and (isinstance(texts, str) or not texts):
+        raise ValueError("texts must be a list of at least one text to compare vectors on.")
+
+
+def _loaded(model: SentenceTransformer | str | PathLike[str]) -> SentenceTransformer:
+    if isinstance(model, CachedSentenceTransformer):
+        return model.stock_model()
+    if isinstance(model, SentenceTransformer):
+        return model
+    return load_encoder(model)
+
+
+def _check_modules(model: SentenceTransformer, modules: Sequence[nn.Module]) -> None:
+    foreign = [type(m).__name__ for m in modules if not type(m).__module__.startswith("sentence_transformers.")]
+    if foreign:
+        raise ValueError(
+            f"The model has modules that are not part of sentence-transformers ({', '.join(foreign)}), and servers "
+            "know no others. Leave out what only training needs."
+        )
+    if model.truncate_dim is not None:
+        raise ValueError(
+            f"model.truncate_dim={model.truncate_dim} cuts vectors off after the last module, which no saved model "
+            "holds: set it to None, or fit heads with out_features."
+        )
+
+
+def _side_model(model: SentenceTransformer, modules: list[nn.Module], side: Side, prompt: str) -> SentenceTransformer:
+    part = SentenceTransformer(
+        modules=modules,
+        device=model.device,  # type: ignore[arg-type]  # annotated as str, handed to Module.to
+        prompts={side: prompt} if prompt else None,
+        default_prompt_name=side if prompt else None,
+        similarity_fn_name=model.similarity_fn_name,
+        model_card_data=SentenceTransformerModelCardData(local_files_only=True),
+    )
+    names = {child: name for name, child in model.named_children()}
+    options = {str(i): model.module_kwargs.get(names.get(m, "")) for i, m in enumerate(modules) if model.module_kwargs}
+    part.module_kwargs = {name: value for name, value in options.items() if value} or None
+    return part.eval()
+
+
+def _write(part: SentenceTransformer, folder: Path, side: Side) -> None:
+    part.save_pretrained(str(folder))
+    rename_modules(folder)
+    for position, module in enumerate(part):
+        if isinstance(module, Transformer) and position == 0:
+            write_transformer(folder, module)
+        elif isinstance(module, Pooling):
+            write_pooling(folder / f"{position}_Pooling", module)
+    with (folder / "README.md").open("a", encoding="utf-8") as card:
+        card.write(f"\n## The {side} side\n\nThis model encodes {side} texts alone. Exported with st_asym.\n")
+
+
+def _read_back(folder: Path, model: SentenceTransformer) -> SentenceTransformer:
+    dtype: Any = {"dtype": model.dtype}
+    device: Any = model.device
+    return SentenceTransformer(str(folder), device=device, local_files_only=True, model_kwargs=dtype)
+
+
+def _tolerance(model: SentenceTransformer) -> float:
+    half = model.dtype in (torch.bfloat16, torch.float16)
+    return float(torch.finfo(model.dtype).eps) if half and model.dtype is not None else 1e-5
+
+
+def _check(found: Agreement, tolerance: float, *, int8: bool) -> None:
+    if int8 and not found.cosine >= _LOWEST_COSINE_INT8:
+        raise ValueError(
+            f"With 8-bit weights a vector has a cosine of {found.cosine:.3f} with the model's (at least "
+            f"{_LOWEST_COSINE_INT8} is asked for): nothing was written. Export without int8."
+        )
+    if not int8 and not found.difference <= tolerance:
+        raise ValueError(
+            f"The export gives other vectors than the model: they differ by up to {found.difference:.1e}, and "
+            f"{tolerance:.1e} is allowed. Nothing was written. Something in the encoder depends on more than its saved "
+            "settings: save and load the model first, and export that."
+        )
+
+
+def _warn(unread: dict[str, str], prompt: str, side: Side) -> None:
+    for reason in dict.fromkeys(unread.values()):
+        logger.warning(
+            "%s cannot run this model: %s. Write format='onnx', which the CPU images of %s run, or, for a head, refit "
+            "with Settings(hidden_features=None, bias=False).",
+            " and ".join(server for server, why in unread.items() if why == reason),
+            reason,
+            TEI,
+        )
+    if prompt:
+        logger.warning(
+            "Queries and documents differ by their prompt: start %s with --default-prompt-name %s; elsewhere put %r in "
+            "front of each text.",
+            TEI,
+            side,
+            prompt,
+        )

@@ -1,0 +1,191 @@
+"""A model as one ONNX graph, from tokens to the vector, with its tokenizer beside it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from torch import Tensor, nn
+
+from st_asym.export.agreement import Vectors
+from st_asym.export.stock_files import write_pooling, write_transformer
+
+MAX_DIFFERENCE = 1e-4
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+_OUTPUT = "sentence_embedding"
+_NEEDED = ("onnx", "onnxruntime", "onnxscript")
+# A file of the format cannot be larger than 2 GiB; beyond, weights go into one beside it.
+_ONE_FILE = 1_800_000_000
+
+
+def check_onnx() -> None:
+    """Refuse early.
+
+    Raises:
+        ImportError: A package is not installed.
+    """
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        raise ImportError(f"format='onnx' needs {', '.join(missing)}: pip install 'st_asym[onnx]'.")
+
+
+def write_onnx(model: SentenceTransformer, folder: Path, *, prompt: str, texts: Sequence[str], int8: bool) -> Vectors:
+    """Write a model of one side, and encode texts with what was written, by onnxruntime and tokenizers alone.
+
+    Args:
+        model: Modules from a ``Transformer`` on, without a ``Router``.
+        folder: Made here.
+        prompt: Of the side.
+        texts: To encode.
+        int8: Whether to quantise.
+
+    Returns:
+        The vectors, shape ``(len(texts), d)``, float32.
+
+    Raises:
+        ValueError: The model cannot be one graph of tokens.
+    """
+    transformer, tokenizer = _check_model(model, prompt)
+    folder.mkdir()
+    _write_graph(model, folder / "model.onnx", int8=int8)
+    tokenizer.save_pretrained(str(folder))
+    _write_config(transformer, folder)
+    write_transformer(folder, transformer)
+    for module in model:
+        if isinstance(module, Pooling):
+            write_pooling(folder / "1_Pooling", module)
+    prompts = {"prompts": dict(model.prompts), "default_prompt_name": model.default_prompt_name}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts, indent=2) + "\n", encoding="utf-8")
+    return _encode(folder, [prompt + text for text in texts], tokenizer)
+
+
+def _check_model(model: SentenceTransformer, prompt: str) -> tuple[Transformer, Any]:
+    first, *rest = model
+    tokenizer = getattr(first, "tokenizer", None)
+    if not isinstance(first, Transformer) or not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            f"format='onnx' needs an encoder that begins with a Transformer and its fast tokenizer, not with a "
+            f"{type(first).__name__}."
+        )
+    if model.dtype != torch.float32:
+        raise ValueError(f"format='onnx' needs a model in float32, not in {model.dtype}: load it so (int8 is smaller).")
+    if prompt and any(isinstance(module, Pooling) and not module.include_prompt for module in rest):
+        raise ValueError("The encoder's pooling leaves the prompt's tokens out, which a graph of tokens cannot know.")
+    return first, tokenizer
+
+
+class _Graph(nn.Module):
+    """The modules of a model as a function of tensors."""
+
+    def __init__(self, model: SentenceTransformer, names: Sequence[str]) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(model.children())
+        self.names = names
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Tokens, shape ``(batch, tokens)``, to vectors, shape ``(batch, d)``."""
+        features: dict[str, Tensor] = dict(zip(self.names, inputs, strict=True))
+        for stage in self.stages:
+            features = stage(features)
+        return features[_OUTPUT]
+
+
+def _write_graph(model: SentenceTransformer, path: Path, *, int8: bool) -> None:
+    # Two rows of different lengths, so that nothing about batch or length is taken for fixed.
+    example = model.preprocess(["a text of several words", "text"])
+    names = [name for name in _INPUTS if name in example]
+    inputs = tuple(example[name].to(model.device) for name in names)
+    free = torch.export.Dim.DYNAMIC
+    large = sum(p.numel() * p.element_size() for p in model.parameters()) > _ONE_FILE
+    with _quiet():
+        try:
+            torch.onnx.export(
+                _Graph(model, names).eval(),
+                inputs,
+                str(path),
+                input_names=names,
+                output_names=[_OUTPUT],
+                dynamic_shapes=(tuple({0: free, 1: free} for _ in names),),
+                external_data=large,
+                dynamo=True,
+                verbose=False,
+            )
+        except Exception as error:
+            raise ValueError(f"torch.onnx cannot export this encoder: {str(error).strip().splitlines()[0]}") from error
+        if int8:
+            _quantise(path)
+
+
+def _quantise(path: Path) -> None:
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    whole = onnx.load(path)
+    del whole.graph.value_info[:]  # shapes that torch 2.6 gives weights which it has transposed since
+    for file in path.parent.glob("*"):
+        file.unlink()
+    # Signed weights saturate on processors without VNNI, where the graph may be run wherever it was made.
+    quantize_dynamic(whole, str(path), weight_type=QuantType.QUInt8, per_channel=True)
+
+
+def _write_config(transformer: Transformer, folder: Path) -> None:
+    """The encoder's ``config.json``, with the name of its class, by which servers know it."""
+    transformer.config.save_pretrained(str(folder))
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["architectures"] = config.get("architectures") or [type(transformer.auto_model).__name__]
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _encode(folder: Path, texts: Sequence[str], fast: Any) -> Vectors:
+    """As a user would: the files alone, one batch of all lengths and one of a single text."""
+    import onnxruntime
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    settings = json.loads((folder / "sentence_bert_config.json").read_text(encoding="utf-8"))
+    if "max_seq_length" in settings:
+        tokenizer.enable_truncation(settings["max_seq_length"])
+    tokenizer.enable_padding(direction=fast.padding_side, pad_id=fast.pad_token_id, pad_token=fast.pad_token)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    names = {entry.name for entry in session.get_inputs()}
+
+    def run(part: Sequence[str]) -> Vectors:
+        rows = tokenizer.encode_batch(list(part))
+        columns = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+        inputs = {
+            name: np.array([getattr(row, column) for row in rows], dtype=np.int64)
+            for name, column in columns.items()
+            if name in names
+        }
+        vectors: Vectors = session.run([_OUTPUT], inputs)[0]
+        return vectors
+
+    return np.concatenate([run(texts[:1]), *([run(texts[1:])] if len(texts) > 1 else [])])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporter and the quantiser say about themselves."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,244 @@
+"""A model taken apart: where its encoder is from, and the modules that each side goes through."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PureWindowsPath
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import torch
+from huggingface_hub import ModelCard
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Normalize, Router
+from sentence_transformers.util import load_file_path
+from torch import Tensor, nn
+
+from st_asym.disk.card_file import is_license
+
+_HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
+_HUB_CACHE = re.compile(r"(?:.*[/\\])?models--([\w.-]+)[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]?")
+
+
+def public_name(source: object) -> str:
+    """What may be told of where something came from: the name of a file or folder without those above it, or a kind.
+
+    Of an address the name alone, without what may be a key before or behind it.
+
+    Example:
+        >>> public_name("/home/me/data/scifact.zip"), public_name("https://me:key@host/pairs.csv?token=key")
+        ('scifact.zip', 'pairs.csv')
+    """
+    if not isinstance(source, str | os.PathLike):
+        return type(source).__name__
+    text = os.fspath(source)
+    if _HUB_ID.fullmatch(text) and not text.startswith(".") and not Path(text).exists():
+        return text
+    if "://" in text:
+        text = urlsplit(text).path
+    return PureWindowsPath(text).name or "."
+
+
+def hub_snapshot(path: str | os.PathLike[str]) -> tuple[str, str] | None:
+    """Hub id and revision of a folder in the cache of ``huggingface_hub``; None for any other.
+
+    Example:
+        >>> hub_snapshot("/cache/hub/models--user--model/snapshots/" + 10 * "abcd")
+        ('user/model', 'abcdabcdabcdabcdabcdabcdabcdabcdabcdabcd')
+    """
+    found = _HUB_CACHE.fullmatch(os.fspath(path))
+    return (found[1].replace("--", "/", 1), found[2]) if found else None
+
+
+logger = logging.getLogger(__name__)
+
+_LICENSE_KEYS = ("license", "license_name", "license_link")
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Where an encoder is from.
+
+    Attributes:
+        name: Its Hub id, also where it was read from the Hub's cache; None for another folder, whose name means
+            nothing to others.
+        revision: Its commit on the Hub.
+        license: ``license``, ``license_name`` and ``license_link`` of its own card, as far as they are there.
+        recorded: False where nobody has said where it is from.
+    """
+
+    name: str | None = None
+    revision: str | None = None
+    license: dict[str, str] = field(default_factory=dict)
+    recorded: bool = True
+
+    @classmethod
+    def of(cls, given: SentenceTransformer | str | os.PathLike[str], loaded: SentenceTransformer) -> Encoder:
+        """What is known without asking the Hub again.
+
+        Args:
+            given: The encoder, as the user named it.
+            loaded: The same, loaded.
+        """
+        data = loaded.model_card_data
+        if not isinstance(given, SentenceTransformer) and (snapshot := hub_snapshot(given)):
+            return cls(*snapshot, _license_of(os.fspath(given), None))
+        name, revision = data.base_model, data.base_model_revision
+        source = name
+        if not isinstance(given, SentenceTransformer):
+            source = os.fspath(given) if name is None or Path(given).is_dir() else name
+            name = None if Path(given).is_dir() else source
+        return cls(name, revision if name else None, {} if source is None else _license_of(source, revision))
+
+
+def _license_of(source: str, revision: str | None) -> dict[str, str]:
+    """What the card of an encoder says, from its folder or the local cache of the Hub."""
+    try:
+        path = load_file_path(
+            source,
+            "README.md",
+            cache_folder=os.getenv("SENTENCE_TRANSFORMERS_HOME"),  # where SentenceTransformer puts it
+            revision=revision,
+            local_files_only=True,
+        )
+        data = None if path is None else ModelCard.load(Path(path), ignore_metadata_errors=True).data
+    except Exception as error:  # whatever is wrong with the card of another model, its licence is unknown
+        logger.debug("The encoder's card cannot be read: %s", error)
+        return {}
+    if data is None:
+        return {}
+    found = {key: data.get(key) for key in _LICENSE_KEYS}
+    return (
+        {key: value for key, value in found.items() if isinstance(value, str)} if is_license(found["license"]) else {}
+    )
+
+
+Side = Literal["query", "document"]
+
+# The names that `encode_query` and `encode_document` look for among a model's prompts.
+_PROMPT_NAMES: dict[Side, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
+_VECTOR = "sentence_embedding"
+
+
+def side_modules(model: SentenceTransformer, side: Side) -> list[nn.Module]:
+    """The modules that texts of a side go through, in order.
+
+    Behind the encoder, linear ``Dense`` modules in a row become one: W2 (W1 x + b1) + b2 = (W2 W1) x + (W2 b1 + b2),
+    computed in float64. A ``Normalize`` goes where a later one makes it superfluous: with h(c x) = c h(x) for c > 0
+    between them, h(x / ||x||) and h(x) have one direction. That holds for no head at all, and for linear and ReLU
+    layers without bias. With a bias it does not hold, and the ``Normalize`` stays.
+
+    Args:
+        model: A model with or without heads.
+        side: The side.
+
+    Returns:
+        The modules. Those that are not folded are shared with ``model``.
+
+    Raises:
+        ValueError: A ``Router`` of the model has no such route, or decides by more than the side.
+    """
+    modules = list(model.children())
+    heads = next((i for i, module in enumerate(modules) if isinstance(module, Router)), len(modules))
+    behind = _fold(_without_routers(modules[heads:], side))
+    return _without_idle_normalize([*modules[:heads], *behind])
+
+
+def side_prompt(model: SentenceTransformer, side: Side) -> str:
+    """What ``encode_query`` or ``encode_document`` puts in front of a text."""
+    names = [name for name in _PROMPT_NAMES[side] if name in model.prompts]
+    name = names[0] if names else model.default_prompt_name
+    return (model.prompts.get(name) or "") if name is not None else ""
+
+
+def on_vectors(module: nn.Module) -> bool:
+    """Whether a ``Dense`` or ``Normalize`` turns the sentence's vector into another, and nothing else."""
+    return getattr(module, "module_input_name", _VECTOR) == getattr(module, "module_output_name", _VECTOR) == _VECTOR
+
+
+def _without_routers(modules: Iterable[nn.Module], side: Side) -> list[nn.Module]:
+    found: list[nn.Module] = []
+    for module in modules:
+        if not isinstance(module, Router):
+            found.append(module)
+            continue
+        if side not in module.sub_modules:
+            raise ValueError(f"The model's Router has no route {side!r}: it has {', '.join(module.sub_modules)}.")
+        if module.route_mappings:
+            raise ValueError(
+                "The model's Router decides by more than query or document (route_mappings), so that a side is not one "
+                "list of modules. Export the model of one route, SentenceTransformer(modules=[...])."
+            )
+        route: Any = module.sub_modules[side]
+        found += _without_routers(route, side)
+    return found
+
+
+def _fold(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    found: list[nn.Module] = []
+    for module in modules:
+        if _is_linear(module):
+            before = [found.pop()] if found and _is_linear(found[-1]) else []
+            found.append(_one_dense([*before, module]))
+        else:
+            found.append(module)
+    return found
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, Dense) and isinstance(module.activation_function, nn.Identity) and on_vectors(module)
+
+
+@torch.no_grad()
+def _one_dense(layers: Sequence[Any]) -> Dense:
+    """Linear layers as one, in their dtype and on their device, without a bias that is zero."""
+    matrix, bias = _affine(layers[0])
+    for layer in layers[1:]:
+        step, shift = _affine(layer)
+        matrix, bias = step @ matrix, step @ bias + shift
+    like = layers[0].linear.weight
+    dense = Dense(matrix.shape[1], matrix.shape[0], bias=bool(bias.any()), activation_function=nn.Identity())
+    dense.to(device=like.device, dtype=like.dtype)
+    dense.linear.weight.copy_(matrix)
+    if dense.bias:
+        dense.linear.bias.copy_(bias)
+    return dense
+
+
+def _affine(layer: Any) -> tuple[Tensor, Tensor]:
+    """W, shape ``(out, in)``, and b, shape ``(out,)``, of a linear layer and its residual, float64."""
+    matrix = layer.linear.weight.detach().double()
+    bias = matrix.new_zeros(len(matrix)) if layer.linear.bias is None else layer.linear.bias.detach().double()
+    if layer.use_residual:
+        square = layer.in_features == layer.out_features
+        residual = torch.eye(len(matrix)).to(matrix) if square else layer.residual.weight.detach().double()
+        matrix = matrix + residual
+    return matrix, bias
+
+
+def _without_idle_normalize(modules: list[nn.Module]) -> list[nn.Module]:
+    kept: list[nn.Module] = []
+    idle = False  # whether a Normalize here would be undone by one further on
+    for module in reversed(modules):
+        if isinstance(module, Normalize) and on_vectors(module):
+            if not idle:
+                kept.append(module)
+            idle = True
+        else:
+            idle = idle and _keeps_direction(module)
+            kept.append(module)
+    return kept[::-1]
+
+
+def _keeps_direction(module: nn.Module) -> bool:
+    """Whether h(c x) = c h(x) for c > 0."""
+    return (
+        isinstance(module, Dense)
+        and on_vectors(module)
+        and isinstance(module.activation_function, nn.Identity | nn.ReLU | nn.LeakyReLU)
+        and (module.linear.bias is None or not bool(module.linear.bias.any()))
+    )

@@ -1,0 +1,82 @@
+"""What a report consists of: sections of text, tables, pictures and examples, and the HTML of them."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from transformers import TrainerState
+
+from st_asym.diagnosis.result import Diagnosis
+from st_asym.disk.writing import write_text
+from st_asym.evaluation.comparison import Comparison
+from st_asym.fitting.report import FitReport
+from st_asym.report.comparison_page import comparison_page
+from st_asym.report.diagnosis_page import diagnosis_page
+from st_asym.report.fit_page import fit_page, training_page
+from st_asym.report.page import REQUIRES, Page, html
+
+Subject: TypeAlias = Comparison | Diagnosis | FitReport | TrainerState
+
+_NAMES = "a Comparison, a Diagnosis, a FitReport or a TrainerState"
+
+
+def check_installed() -> None:
+    """Refuse before hours of work whose report could not be written.
+
+    Raises:
+        ModuleNotFoundError: jinja2 or matplotlib is missing.
+    """
+    if not all(map(find_spec, ("jinja2", "matplotlib"))):
+        raise ModuleNotFoundError(REQUIRES)
+
+
+def as_html(*subjects: Subject) -> str:
+    """One HTML document for all of them, in light and dark; see :func:`save_html`."""
+    if not subjects:
+        raise TypeError(f"There is nothing to report on: give {_NAMES}.")
+    return html([_page(subject) for subject in subjects])
+
+
+def save_html(path: str | os.PathLike[str], *subjects: Subject) -> None:
+    """Write one HTML file that opens anywhere, without a network. Needs the extra ``report``.
+
+    Args:
+        path: Where to write it; its folder is made if missing.
+        *subjects: What :func:`st_asym.evaluate` or :func:`st_asym.diagnose` gives, the ``report`` of
+            :func:`st_asym.fit`, the ``state`` of a trainer, best with the figures of :func:`st_asym.watch`, or several
+            of them.
+
+    Raises:
+        TypeError: Nothing, or something else.
+        ValueError: A trainer that has logged nothing.
+        ModuleNotFoundError: jinja2 or matplotlib is missing.
+
+    Example:
+        >>> result = fit("all-MiniLM-L6-v2", "scifact.zip", output_dir="model")  # doctest: +SKIP
+        >>> save_html("report.html", result.report)  # doctest: +SKIP
+        >>> state = TrainerState.load_from_json("runs/checkpoint-60/trainer_state.json")  # doctest: +SKIP
+        >>> save_html("training.html", state)  # doctest: +SKIP
+    """
+    text = as_html(*subjects)
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_text(target, text, errors="replace")
+
+
+_PAGES: dict[type, Any] = {
+    Comparison: comparison_page,
+    Diagnosis: diagnosis_page,
+    FitReport: fit_page,
+    TrainerState: training_page,
+}
+
+
+def _page(subject: Subject) -> Page:
+    for kind, page in _PAGES.items():
+        if isinstance(subject, kind):
+            found: Page = page(subject)
+            return found
+    raise TypeError(f"A report is made of {_NAMES}, not of a {type(subject).__name__}.")

@@ -1,0 +1,306 @@
+"""Tables and names in Markdown, whatever is in them."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from st_asym.data.collection import counted
+from st_asym.evaluation.scores import MAIN, METRICS
+
+if TYPE_CHECKING:
+    from st_asym.diagnosis.result import Diagnosis, Example, Judged, Spread
+    from st_asym.evaluation.comparison import Comparison, Row
+    from st_asym.retrieval.significance import Difference
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    r"""A table; a cell stays one cell, on one line.
+
+    Example:
+        >>> print(table(["model", "nDCG@10"], [["a|b", "0.5"]]))
+        | model | nDCG@10 |
+        | --- | --- |
+        | a\|b | 0.5 |
+    """
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(
+        "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
+
+
+def code(text: str) -> str:
+    r"""A name as code, on one line.
+
+    Example:
+        >>> code("a `quoted`\nname")
+        "`a 'quoted' name`"
+    """
+    return "`" + " ".join(text.replace("`", "'").split()) + "`"
+
+
+Rows = list[list[str]]
+
+# Attribute of a Spread, its name, decimals, and what is even.
+_SPREAD = (
+    ("mean_norm", "norm of the mean", 3, "0"),
+    ("std", "standard deviation x sqrt(d)", 3, "1"),
+    ("mean_cosine", "mean cosine", 3, "0"),
+    ("isoscore", "IsoScore*", 3, "1"),
+    ("effective_rank", "effective rank", 1, "d"),
+    ("uniformity", "uniformity", 3, "-4"),
+    ("hubness", "hubness (skew of N_10)", 2, "0"),
+    ("length", "length before Normalize", 3, ""),
+)
+_RELEVANCE = (
+    ("alignment", "alignment of positives"),
+    ("positive", "mean cosine, positives"),
+    ("negative", "mean cosine, negatives"),
+    ("margin", "margin"),
+    ("hard_margin", "margin to the best negative"),
+)
+
+
+def vectors_table(diagnosis: Diagnosis) -> Rows:
+    """How the vectors of each side fill their space, before and after."""
+    query, document = diagnosis.query, diagnosis.document
+    spreads: tuple[Spread, ...] = (query.before, query.after, document.before, document.after)
+    rows = [
+        ["vectors", "queries", "with heads", "documents", "with heads", "even"],
+        ["count", f"{query.texts:,}", "", f"{document.texts:,}", "", ""],
+        ["dimension d", *(str(spread.dimension) for spread in spreads), ""],
+    ]
+    for name, shown, decimals, even in _SPREAD:
+        rows.append([shown, *(f"{getattr(spread, name):.{decimals}f}" for spread in spreads), even])
+    return rows
+
+
+def heads_table(diagnosis: Diagnosis) -> Rows:
+    """What each head is, and how far from the identity."""
+    heads = [side.head for side in diagnosis.sides.values()]
+    ends = [(head.singular_values[-1], head.singular_values[0]) if head.singular_values else None for head in heads]
+    return [
+        ["heads", "query", "document"],
+        ["kind", *(head.kind + (", shared" if head.shared else "") for head in heads)],
+        ["layers", *(head.layers for head in heads)],
+        ["parameters", *(f"{head.parameters:,}" for head in heads)],
+        ["change of the vectors", *(f"{head.change:.3g}" for head in heads)],
+        ["turn, mean of 1 - cos", *(f"{head.turn:.3g}" for head in heads)],
+        ["linear map, distance from I", *(_number(head.map_distance) for head in heads)],
+        ["change that it explains", *(_number(head.linear_share) for head in heads)],
+        ["its singular values", *("" if end is None else f"{end[0]:.3f} to {end[1]:.3f}" for end in ends)],
+    ]
+
+
+def search_table(diagnosis: Diagnosis) -> Rows:
+    """What queries find, before and after."""
+    ranking = diagnosis.ranking
+    rows = [
+        ["search", "encoder", "with heads"],
+        ["queries whose ten nearest changed", "", f"{ranking.changed:.1%}"],
+        ["of the ten nearest, replaced", "", f"{ranking.replaced:.1%}"],
+        ["queries whose nearest changed", "", f"{ranking.first_changed:.1%}"],
+        ["hubness of documents found", f"{ranking.hubness_before:.2f}", f"{ranking.hubness_after:.2f}"],
+    ]
+    return rows if diagnosis.judged is None else rows + _relevance(diagnosis.judged)
+
+
+def _relevance(judged: Judged) -> Rows:
+    pairs = list(zip(judged.ndcg_before, judged.ndcg_after, strict=True))
+    means = [sum(scores) / len(pairs) for scores in zip(*pairs, strict=True)]
+    won, lost = sum(after > before for before, after in pairs), sum(after < before for before, after in pairs)
+    rows = [
+        [shown, *(_number(getattr(part, name)) for part in (judged.before, judged.after))] for name, shown in _RELEVANCE
+    ]
+    return [
+        *rows,
+        [f"nDCG@10 ({len(pairs):,} queries)", *(f"{mean:.4f}" for mean in means)],
+        ["queries that gained / lost", "", f"{won:,} / {lost:,}"],
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or value != value else f"{value:.3f}"
+
+
+_WIDTH = 100
+
+
+def as_text(diagnosis: Diagnosis) -> str:
+    """Findings, tables and examples; the tables are Markdown too."""
+    lines = [diagnosis.first_line]
+    for finding in diagnosis.findings:
+        lines += textwrap.wrap(f"{'!' if finding.trouble else '-'} {finding.text}", _WIDTH, subsequent_indent="  ")
+    for rows in (vectors_table(diagnosis), heads_table(diagnosis), search_table(diagnosis)):
+        lines += ["", _rendered(rows)]
+    if diagnosis.judged is not None:
+        lines += _examples("Largest gains in nDCG@10", diagnosis.judged.gains)
+        lines += _examples("Largest losses in nDCG@10", diagnosis.judged.losses)
+    return "\n".join(lines)
+
+
+def _rendered(rows: Rows) -> str:
+    table = Table(box=box.MARKDOWN)
+    for position, column in enumerate(rows[0]):
+        table.add_column(column, justify="right" if position else "left", no_wrap=True)
+    for row in rows[1:]:
+        table.add_row(*row)
+    stream = io.StringIO()
+    Console(file=stream, width=_WIDTH, color_system=None, highlight=False, markup=False).print(table)
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines() if line.strip())
+
+
+def _examples(title: str, examples: Sequence[Example]) -> list[str]:
+    lines = ["", f"{title}:"] if examples else []
+    for example in examples:
+        change = f"  {example.before:.2f} -> {example.after:.2f}  "
+        text = f"{example.query_id}: {example.query}"
+        lines.append(change + textwrap.shorten(text, _WIDTH - len(change), placeholder="..."))
+    return lines
+
+
+markdown = table
+
+
+_TITLES = {"ndcg@10": "nDCG@10", "map@100": "MAP@100", "mrr@10": "MRR@10", "recall@100": "recall@100"}
+
+
+def narrow_table(comparison: Comparison) -> str:
+    """``Model | Avg NDCG@10 | vs Baseline`` in Markdown."""
+    return markdown(*short_table(comparison))
+
+
+def short_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of :func:`narrow_table`."""
+    rows = [
+        [row.name, f"{row.average[MAIN]:.4f}", "" if row.difference is None else _percent(row.difference)]
+        for row in comparison.rows
+    ]
+    return ["Model", "Avg NDCG@10", "vs Baseline"], rows
+
+
+def wide_tables(comparison: Comparison) -> list[str]:
+    """Everything, in Markdown: averages, and what they are made of."""
+    return [markdown(header, rows) for header, rows in long_tables(comparison)]
+
+
+def terminal_tables(comparison: Comparison) -> str:
+    """Everything, drawn for the width of the terminal, with what it rests on."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=shutil.get_terminal_size((200, 24)).columns, color_system=None, highlight=False)
+    lines: list[str] = [*comparison.cautions, ""] if comparison.cautions else []
+    for header, rows in long_tables(comparison):
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for number, title in enumerate(header):
+            table.add_column(title, justify="left" if number == 0 else "right", overflow="fold")
+        for cells in rows:
+            table.add_row(*cells)
+        with console.capture() as capture:
+            console.print(table)
+        lines += [*(line.rstrip() for line in capture.get().splitlines() if line.strip()), ""]
+    return "\n".join([*lines, *notes(comparison)])
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """What the table rests on, a line each, without what stands above it."""
+    lines = [
+        "; ".join(
+            f"{name}: split {facts['split']}, {counted(facts['queries'], 'query', 'queries')}, "
+            f"{counted(facts['documents'], 'document')}"
+            for name, facts in comparison.data.items()
+        )
+        + ".",
+    ]
+    if len(comparison.rows) > 1:
+        lines.append(
+            f"Differences are in nDCG@10 to {comparison.rows[0].name!r}, paired by query: 95 % bootstrap interval, and "
+            "p-value of a randomisation test, corrected for several comparisons (Benjamini and Hochberg). Works: at "
+            f"least {comparison.settings['at_least']:+.1%} and p below {comparison.settings['significance']:g}; fails: "
+            "significantly below."
+        )
+    seeds = [f"{row.name} {len(row.digests)}" for row in comparison.rows if len(row.digests) > 1]
+    if seeds:
+        lines.append(f"Several seeds, mean ± standard deviation: {', '.join(seeds)}.")
+    lines += [f"{row.name}: {step}" for row in comparison.rows for step in row.next_steps]
+    lines += [note for note in comparison.notes if note not in comparison.cautions]
+    lines.append(", ".join(f"{name} {version}" for name, version in comparison.versions.items()))
+    return lines
+
+
+def long_tables(comparison: Comparison) -> list[tuple[list[str], list[list[str]]]]:
+    """Header and rows: of the averages, and, where there is more to say, of nDCG@10 in detail."""
+    several = len(comparison.data) > 1
+    header = ["Model", "Avg nDCG@10" if several else "nDCG@10", "points", "%", "95 %", "p", "verdict"]
+    header += [_TITLES[metric] for metric in METRICS[1:]]
+    rows = []
+    for row in comparison.rows:
+        cells = [row.name, _spread(row.average[MAIN], row.spread.get("average"))]
+        cells += [*_difference(row.difference), row.verdict or ""]
+        rows.append([*cells, *(f"{row.average[metric]:.4f}" for metric in METRICS[1:])])
+    tables = [(header, rows)]
+    names = list(comparison.data) if several else []
+    grouped = [(data, group) for data, own in comparison.rows[0].groups.items() for group in own]
+    forms = list(comparison.rows[0].compressed)
+    if names or grouped or forms:
+        header = ["nDCG@10", *names, *(f"{data}, {group}" for data, group in grouped)]
+        header += [f"{form} dims" if form.isdigit() else form for form in forms]
+        tables.append((header, [_details(row, names, grouped, forms) for row in comparison.rows]))
+    return tables
+
+
+def _details(row: Row, names: list[str], grouped: list[tuple[str, str]], forms: list[str]) -> list[str]:
+    cells = [row.name, *(_of_data(row, name) for name in names)]
+    cells += [_of_group(row, data, group) for data, group in grouped]
+    return [*cells, *(f"{row.compressed[form]['average']:.4f}" for form in forms)]
+
+
+def _of_data(row: Row, name: str) -> str:
+    text = _spread(row.scores[name][MAIN], row.spread.get(name))
+    return f"{text} {_short(row.differences[name])}" if name in row.differences else text
+
+
+def _of_group(row: Row, data: str, group: str) -> str:
+    found = row.groups[data][group]
+    text = f"{found.score:.4f}"
+    return (
+        f"{text} {_short(found.difference)}"
+        if found.difference is not None
+        else f"{text} ({counted(found.queries, 'query', 'queries')})"
+    )
+
+
+def _short(difference: Difference) -> str:
+    """The difference in points, with its p-value."""
+    return f"({100 * difference.points:+.2f}, p {p_value(difference.p_corrected, '= ')})"
+
+
+def _difference(difference: Difference | None) -> list[str]:
+    if difference is None:
+        return ["", "", "", ""]
+    interval = ""
+    if difference.low is not None and difference.high is not None:
+        interval = f"[{100 * difference.low:+.2f}, {100 * difference.high:+.2f}]"
+    return [f"{100 * difference.points:+.2f}", _percent(difference), interval, p_value(difference.p_corrected)]
+
+
+def _percent(difference: Difference) -> str:
+    return "" if difference.relative is None else f"{difference.relative:+.1%}"
+
+
+def p_value(value: float, sign: str = "") -> str:
+    """``0.012``, with ``sign`` before it, or ``< .001``."""
+    return "< .001" if value < 0.001 else f"{sign}{value:.3f}"
+
+
+def _spread(value: float, spread: float | None) -> str:
+    return f"{value:.4f}" if spread is None else f"{value:.4f} ± {spread:.4f}"

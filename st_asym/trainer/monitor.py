@@ -1,0 +1,273 @@
+"""What the loss does not show: accuracy, similarities and spread of the vectors, in the trainer's own log."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import torch
+import torch.distributed
+from sentence_transformers import SentenceTransformerTrainer
+from sentence_transformers.util import cos_sim, get_world_size
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from st_asym.trainer.columns import check_router_mapping
+
+logger = logging.getLogger(__name__)
+
+_METRICS = ("in_batch_accuracy", "positive_similarity", "negative_similarity", "query_std", "document_std")
+LOWEST_STD, HIGHEST_STD = 0.5, 2.0
+
+
+def watch(trainer: SentenceTransformerTrainer) -> TrainingMonitor:
+    """Check a trainer's arguments now, and add the figures of :class:`TrainingMonitor` to its log.
+
+    Columns without a route are refused, and so are arguments that fail under several processes; prompts that training
+    would leave out are warned about. Neither the loss nor the trainer changes. The figures go where the trainer's log
+    goes: ``state.log_history``, the console, and every integration in ``report_to``.
+
+    Args:
+        trainer: A ``SentenceTransformerTrainer``, before ``train()`` or ``evaluate()``.
+
+    Returns:
+        The monitor, a callback that now comes first in ``trainer.callback_handler``.
+
+    Raises:
+        ValueError: A column of the training or evaluation data has no route (see
+            :func:`st_asym.check_router_mapping`), or several processes train without
+            ``ddp_find_unused_parameters=False``.
+
+    Example:
+        >>> watch(trainer)  # doctest: +SKIP
+        >>> trainer.train()  # doctest: +SKIP
+        >>> trainer.state.log_history[0]  # doctest: +SKIP
+        {'loss': ..., 'in_batch_accuracy': ..., 'query_std': ..., ...}
+    """
+    _check_arguments(trainer)
+    monitor = TrainingMonitor()
+    monitor.attach(trainer.model)
+    trainer.add_callback(monitor)
+    # Ahead of the integrations: they read the log when their turn comes.
+    callbacks = trainer.callback_handler.callbacks
+    callbacks.insert(0, callbacks.pop())
+    return monitor
+
+
+def _check_arguments(trainer: SentenceTransformerTrainer) -> None:
+    mapping = trainer.args.router_mapping
+    for dataset in (trainer.train_dataset, trainer.eval_dataset):
+        if isinstance(mapping, dict) and mapping and dataset is not None:
+            check_router_mapping(mapping, dataset)
+    prompts = [route for route in ("query", "document") if trainer.model.prompts.get(route)]
+    if prompts and not trainer.args.prompts:
+        logger.warning(
+            "The model puts a prompt before each %s when it encodes, and the trainer does not: pass "
+            "prompts=st_asym.column_prompts(model, mapping) in the training arguments.",
+            " and ".join(prompts),
+        )
+    if trainer.args.world_size > 1 and trainer.args.ddp_find_unused_parameters is not False:
+        raise ValueError(
+            "Under several processes the training arguments need ddp_find_unused_parameters=False: the loss runs the "
+            "model once per column, and searching for unused parameters after each run fails in the first step."
+        )
+
+
+class TrainingMonitor(TrainerCallback):
+    """Read the vectors as they leave the model, and log what they say about training.
+
+    In training and, prefixed with ``eval_``, in evaluation:
+
+    - ``in_batch_accuracy``: share of queries for which, by cosine, the own document is the best of the batch;
+    - ``positive_similarity``, ``negative_similarity``: mean cosine of a query with its own document and with the
+      others;
+    - ``query_std``, ``document_std``: standard deviation over the batch, averaged over dimensions and scaled by the
+      square root of the dimension: 1.0 for unit vectors that spread in all directions, 0 when all coincide.
+
+    Each is the mean over the batches since the last log, over all processes. A standard deviation that leaves
+    [0.5, 2], and is at least halved or doubled where it began outside, while the accuracy does not fall, is warned
+    about, once, as a collapse or a length explosion. Only a model that does not end in ``Normalize`` can explode.
+
+    The figures expect one query column. They go into the log, not into what ``evaluate`` returns, so that
+    ``metric_for_best_model`` cannot name them.
+
+    Use :func:`watch`, which puts the callback where the integrations see its figures.
+    """
+
+    def __init__(self) -> None:
+        self._handle: RemovableHandle | None = None
+        self._model: nn.Module | None = None
+        self._queries: list[Tensor] = []
+        self._documents: list[Tensor] = []
+        self._totals: dict[bool, dict[str, Tensor]] = {True: {}, False: {}}
+        self._batches = {True: 0, False: 0}
+        self._first: dict[str, float] = {}
+        self._warned: set[str] = set()
+
+    def attach(self, model: nn.Module) -> None:
+        """Listen to ``model`` and to no other."""
+        if model is not self._model:
+            self.detach()
+            self._model = model
+            self._handle = model.register_forward_hook(self._collect, with_kwargs=True)
+
+    def detach(self) -> None:
+        """Stop listening."""
+        if self._handle is not None:
+            self._handle.remove()
+        self._handle = self._model = None
+
+    def _collect(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: dict[str, Any]) -> None:
+        """Keep the vectors of one column.
+
+        ``encode`` runs in inference mode and is left out; so is the first, gradient-free pass of the Cached... losses.
+        """
+        if torch.is_inference_mode_enabled() or (model.training and not torch.is_grad_enabled()):
+            return
+        task = kwargs.get("task") or args[0].get("task") or ("document" if self._queries else "query")
+        columns = self._queries if task == "query" else self._documents
+        vectors = output["sentence_embedding"].detach()
+        # Matryoshka losses run the same batch again at fewer dimensions.
+        if not columns or columns[0].shape[1] == vectors.shape[1]:
+            columns.append(vectors)
+
+    def _finish_batch(self, *, training: bool) -> None:
+        """Turn the columns of one batch into figures."""
+        queries, documents = self._queries, self._documents
+        self._queries, self._documents = [], []
+        if sum(map(len, documents)) < sum(map(len, queries)) or not queries:
+            return
+        figures = _figures(torch.cat(queries).float(), torch.cat(documents).float())
+        totals = self._totals[training]
+        for name, value in figures.items():
+            totals[name] = totals[name] + value if name in totals else value
+        self._batches[training] += 1
+        if training and not self._first:
+            self._first = {name: value.item() for name, value in figures.items()}
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,  # noqa: ARG002
+        control: TrainerControl,  # noqa: ARG002
+        model: nn.Module | None = None,
+        **kwargs: Any,  # noqa: ARG002
+    ) -> None:
+        """Follow the trainer to the model that it trains, and forget the last run."""
+        if model is not None:
+            self.attach(model)
+        self._first, self._warned = {}, set()
+
+    def on_step_begin(self, *_args: Any, **_kwargs: Any) -> None:
+        """Forget what ran between the steps."""
+        self._queries, self._documents = [], []
+
+    def on_substep_end(self, *_args: Any, **_kwargs: Any) -> None:
+        """A batch that is accumulated is over."""
+        self._finish_batch(training=True)
+
+    def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
+        """A training batch is over."""
+        self._finish_batch(training=True)
+
+    def on_prediction_step(self, *_args: Any, **_kwargs: Any) -> None:
+        """An evaluation batch is over."""
+        self._finish_batch(training=False)
+
+    def on_log(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,  # noqa: ARG002
+    ) -> None:
+        """Add the figures to this log entry and to the trainer's history."""
+        prefix = _prefix(logs or {})
+        if logs is None or prefix is None:
+            return
+        figures = self._means(training=prefix == "")
+        named = {f"{prefix}{name}": round(value, 4) for name, value in figures.items()}
+        logs.update(named)
+        if state.log_history:
+            state.log_history[-1].update(named)
+        if prefix == "" and state.is_world_process_zero:
+            self._warn(figures)
+
+    def _means(self, *, training: bool) -> dict[str, float]:
+        """Means since the last call, over all processes."""
+        totals, batches = self._totals[training], self._batches[training]
+        self._totals[training], self._batches[training] = {}, 0
+        if get_world_size() > 1:
+            device = next(iter(totals.values())).device if totals else _device_of(self._model)
+            values = [totals.get(name, torch.zeros((), device=device)) for name in _METRICS]
+            summed = torch.stack([*values, torch.tensor(float(batches), device=device)])
+            torch.distributed.all_reduce(summed)
+            totals, batches = dict(zip(_METRICS, summed[:-1], strict=True)), int(summed[-1].item())
+        return {name: (total / batches).item() for name, total in totals.items()} if batches else {}
+
+    def _warn(self, figures: dict[str, float]) -> None:
+        """Name a collapse or a length explosion, once for each side."""
+        if not figures or not self._first or figures["in_batch_accuracy"] < self._first["in_batch_accuracy"]:
+            return
+        for side in ("query", "document"):
+            name = f"{side}_std"
+            before, now = self._first[name], figures[name]
+            trouble = None
+            if now < LOWEST_STD and (before >= LOWEST_STD or now < before / 2):
+                trouble = "collapse"
+                advice = "Raise the isotropy weight, or lower the learning rate."
+            elif now > HIGHEST_STD and (before <= HIGHEST_STD or now > before * 2):
+                trouble = "length explosion"
+                advice = "Compare by cosine: end the model in Normalize, and use cos_sim in the loss."
+            if trouble is not None and f"{trouble} {side}" not in self._warned:
+                self._warned.add(f"{trouble} {side}")
+                logger.warning(
+                    "%s of the %s vectors: their standard deviation went from %.2f to %.2f (about 1 is even, [%s, %s] "
+                    "is safe) while in-batch accuracy went from %.3f to %.3f. %s",
+                    trouble.capitalize(),
+                    side,
+                    before,
+                    now,
+                    LOWEST_STD,
+                    HIGHEST_STD,
+                    self._first["in_batch_accuracy"],
+                    figures["in_batch_accuracy"],
+                    advice,
+                )
+
+
+def _figures(queries: Tensor, documents: Tensor) -> dict[str, Tensor]:
+    """The figures of one batch: ``queries`` (n, d) and ``documents`` (n or a multiple, d), the own documents first."""
+    n = len(queries)
+    similarities = cos_sim(queries, documents)
+    positives = similarities.diagonal()
+    others = similarities.numel() - n
+    return {
+        "in_batch_accuracy": (similarities.argmax(dim=1) == torch.arange(n, device=queries.device)).float().mean(),
+        "positive_similarity": positives.mean(),
+        "negative_similarity": (similarities.sum() - positives.sum()) / max(others, 1),
+        "query_std": scaled_std(queries),
+        "document_std": scaled_std(documents),
+    }
+
+
+def scaled_std(vectors: Tensor) -> Tensor:
+    """Standard deviation over rows, averaged over dimensions, times the square root of their number; a scalar."""
+    n, d = vectors.shape
+    return vectors.std(dim=0, correction=min(1, n - 1)).mean() * math.sqrt(d)
+
+
+def _prefix(logs: dict[str, Any]) -> str | None:
+    """``""`` for a training log, such as ``"eval_"`` for an evaluation, None for a log without a loss."""
+    if "loss" in logs:
+        return ""
+    names = (name for name in logs if name.endswith("_loss") and name != "train_loss")
+    return next((name.removesuffix("loss") for name in names), None)
+
+
+def _device_of(model: nn.Module | None) -> torch.device:
+    parameter = None if model is None else next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device

@@ -1,0 +1,404 @@
+"""What a saved model was made of, in a file beside it that loading ignores."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Router
+from sentence_transformers.util import load_file_path
+from torch import Tensor
+
+from st_asym.cache import encoder_fingerprint
+from st_asym.cache.fingerprint import encoder_modules
+from st_asym.data import RetrievalData
+from st_asym.data.trained_queries import TrainedQueries
+from st_asym.disk.writing import PROVENANCE_FILE, write_text
+from st_asym.heads.anatomy import hub_snapshot, public_name
+from st_asym.trust.folder import Findings, Folder, VerificationError, check_files, is_document
+from st_asym.trust.modules import Heads, read_chain, read_heads
+from st_asym.trust.weights import read_weights
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+Data: TypeAlias = Union[RetrievalData, "Dataset"]
+
+FORMAT = 1
+_PACKAGES = ("st_asym", "sentence-transformers", "transformers", "tokenizers", "torch", "numpy")
+_SETTINGS_FILE = "config_sentence_transformers.json"
+# The first version that has the modules of a saved model under the names that it is saved with.
+_REQUIREMENTS = {
+    "sentence-transformers": {"specifier": ">=6.0", "reason": "Earlier versions have its modules under other names."}
+}
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a saved model was made of. It has no paths of the machine that made it, and no tokens.
+
+    It tells accidents: whoever can change the model can change this file too.
+
+    Attributes:
+        kind: ``"model"``, or ``"heads"`` where they were saved alone.
+        created: When, in UTC.
+        encoder: ``name`` and ``revision`` where they are known, ``fingerprint`` (of
+            :func:`st_asym.encoder_fingerprint`), ``weights`` (a digest of its tensors alone), ``vocabulary`` (one of
+            its tokens), ``max_seq_length`` and ``dimension``.
+        heads: For ``query`` and ``document``, the digest of their layers; None where that side has none.
+        files: Path in the folder to SHA-256, for all that is loaded.
+        data: Name to what was trained on: numbers and digests of queries, corpus and qrels, or of rows.
+        settings: What it was trained with.
+        seed: Of everything that was drawn.
+        versions: Of the packages that made it.
+        model: Of heads alone: the prompts of their model.
+        documents: Path in the folder to SHA-256, for what people read, as it was written; it may change afterwards.
+        trained: Digests of the training queries, see ``TrainedQueries``; empty where there
+            are none, as of 0.1.
+
+    Example:
+        >>> Provenance.of("model").encoder["name"]  # doctest: +SKIP
+        'sentence-transformers/all-MiniLM-L6-v2'
+    """
+
+    kind: str
+    created: str
+    encoder: dict[str, Any]
+    heads: dict[str, str | None]
+    files: dict[str, str]
+    data: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    documents: dict[str, str] = field(default_factory=dict)
+    trained: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, path: str | os.PathLike[str]) -> Provenance | None:
+        """Read that of a saved model, or heads; None where it has none.
+
+        Raises:
+            VerificationError: It is damaged.
+        """
+        findings = Findings()
+        folder = Folder(path, findings)
+        found = read_provenance(folder)
+        findings.check(path)
+        return found
+
+    @property
+    def trained_queries(self) -> TrainedQueries | None:
+        """What tells queries that were trained on; None where the file does not say."""
+        return TrainedQueries.of_dict(self.trained) if self.trained else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """What is written."""
+        return {"format": FORMAT, **asdict(self)}
+
+
+def save_provenance(
+    path: str | os.PathLike[str],
+    model: SentenceTransformer,
+    *,
+    data: Mapping[str, Data] | Data | None = None,
+    settings: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+) -> Provenance:
+    """Write beside a saved model what it was made of; :func:`st_asym.fit` does.
+
+    The file is ``st_asym.json``. ``config_sentence_transformers.json`` gets the ``requirements`` that the library
+    checks before it reads weights. Each is written beside its place and then put there. Call it last: what is saved
+    again after it does not fit it any more. A model that :func:`st_asym.verify` would refuse is named in a warning.
+
+    Args:
+        path: Where ``model.save_pretrained(path)`` saved it.
+        model: The model.
+        data: What it was trained on, or several such by name. Texts are not kept, only numbers and digests, among them
+            one of each training query, by which :func:`st_asym.evaluate` knows it again (none for more than 100,000).
+        settings: Anything that JSON knows.
+        seed: Of everything that was drawn.
+
+    Returns:
+        What was written.
+
+    Raises:
+        FileNotFoundError: Nothing is saved there.
+        TypeError: Data of another kind.
+        ValueError: The model begins with a ``Router``.
+
+    Example:
+        >>> model.save_pretrained("errors-model")  # doctest: +SKIP
+        >>> save_provenance("errors-model", model, data=pairs, seed=0)  # doctest: +SKIP
+    """
+    _require(Path(path))
+    return write_provenance(
+        Path(path),
+        kind="model",
+        encoder=describe_encoder(model),
+        data=describe_all(data),
+        trained=_trained(data),
+        settings=dict(settings or {}),
+        seed=seed,
+    )
+
+
+def made_with_heads(model: SentenceTransformer | str | os.PathLike[str] | Any) -> Provenance | None:
+    """That of a saved model with heads, or of one that was loaded from its folder; None where it is not known.
+
+    Whether a model is whole is for :func:`st_asym.verify` to say: a damaged file is as good as none.
+
+    Args:
+        model: The model, or its folder or Hub id.
+    """
+    folder = _folder_of(model)
+    if folder is None or not (folder / PROVENANCE_FILE).is_file():
+        return None
+    try:
+        made = Provenance.of(folder)
+    except VerificationError:
+        return None
+    return made if made is not None and any(made.heads.values()) else None
+
+
+def _folder_of(model: Any) -> Path | None:
+    """Where a model is saved, as far as it is known."""
+    if isinstance(model, SentenceTransformer):
+        heads = any(isinstance(module, Router) for module in model.modules())
+        config = getattr(model.transformers_model, "config", None) if heads else None
+        name = getattr(config, "name_or_path", None)
+        return Path(name) if name else None
+    if not isinstance(model, str | os.PathLike):
+        return None
+    if Path(model).is_dir() or os.fspath(model).count("/") != 1:
+        return Path(model)
+    try:
+        found = load_file_path(os.fspath(model), PROVENANCE_FILE)
+    except OSError:  # whether it can be read is for who loads it to say
+        return None
+    return None if found is None else Path(found).parent
+
+
+def write_provenance(path: Path, *, kind: str, **facts: Any) -> Provenance:
+    """Digest the files of a folder and write everything that is known of them."""
+    findings = Findings()
+    folder = Folder(path, findings)
+    check_files(folder)
+    weights = {}
+    files = {}
+    documents = {name: folder.digest(name) for name in sorted(folder.sizes) if is_document(name)}
+    for name in sorted(folder.sizes):
+        if name.endswith(".safetensors") and (read := read_weights(folder, name)) is not None:
+            weights[name], files[name] = read, read.digest
+        elif name != PROVENANCE_FILE and not is_document(name):
+            files[name] = folder.digest(name)
+    heads: Heads | None
+    if kind == "heads":
+        heads = read_heads(folder, weights, "")
+    else:
+        chain = read_chain(folder, weights)
+        heads = None if chain is None else chain.heads
+    for sentence in findings.sentences:
+        logger.warning("%s would not pass st_asym.verify: %s", path, sentence)
+    provenance = Provenance(
+        kind=kind,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        heads=dict(heads.digests) if heads is not None else {},
+        files=files,
+        documents=documents,
+        versions=installed(),
+        **facts,
+    )
+    _write(path / PROVENANCE_FILE, provenance.as_dict())
+    return provenance
+
+
+def read_provenance(folder: Folder) -> Provenance | None:
+    """That of a folder; None where it has none, and with a finding where it cannot be read."""
+    if not folder.has(PROVENANCE_FILE) or (found := folder.json(PROVENANCE_FILE)) is None:
+        return None
+    if found.pop("format", None) != FORMAT:
+        folder.findings.add(PROVENANCE_FILE, f"is not in format {FORMAT}: read it with the st_asym that wrote it.")
+        return None
+    kinds = {"kind": str, "created": str, "encoder": dict, "heads": dict, "files": dict, "data": dict}
+    kinds |= {"settings": dict, "versions": dict, "model": dict, "documents": dict, "trained": dict}
+    for name in ("documents", "trained"):
+        found.setdefault(name, {})  # 0.1 did not note them
+    wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]
+    wrong += sorted(set(found) - set(kinds) - {"seed"})
+    wrong += [name for name in ("files", "heads", "documents") if name not in wrong and not _are_digests(found[name])]
+    wrong += ["model"] if "model" not in wrong and not _are_prompts(found["model"]) else []
+    wrong += ["trained"] if "trained" not in wrong and not _are_trained(found["trained"]) else []
+    if wrong or not isinstance(found.get("seed"), int | None):
+        folder.findings.add(
+            PROVENANCE_FILE, f"is damaged ({', '.join(wrong[:5]) or 'seed'}). Download the model again."
+        )
+        return None
+    return Provenance(**found)
+
+
+def describe_encoder(model: SentenceTransformer) -> dict[str, Any]:
+    """What tells an encoder from others, as :class:`Provenance` holds it."""
+    name, revision = _origin(model)
+    modules = list(encoder_modules(model).values())
+    first = modules[0]
+    longest = getattr(first, "max_seq_length", None)
+    sizes = [module.get_embedding_dimension() for module in modules if hasattr(module, "get_embedding_dimension")]  # type: ignore[operator]
+    return {
+        "name": name,
+        "revision": revision,
+        "fingerprint": encoder_fingerprint(model),
+        "weights": _weights_digest(model),
+        "vocabulary": _vocabulary_digest(getattr(first, "tokenizer", None)),
+        # Infinite where nothing is cut, and JSON has no name for that.
+        "max_seq_length": longest if isinstance(longest, int) else None,
+        "dimension": sizes[-1] if sizes else None,
+    }
+
+
+def describe_all(data: Mapping[str, Data] | Data | None) -> dict[str, Any]:
+    """Numbers and digests of data, by name."""
+    if data is None:
+        return {}
+    if not isinstance(data, Mapping):
+        data = {"train": data}
+    return {public_name(name): described(part) for name, part in data.items()}
+
+
+def _trained(data: Mapping[str, Data] | Data | None) -> dict[str, Any]:
+    """The digests of the training queries, as they are written."""
+    parts = [] if data is None else list(data.values()) if isinstance(data, Mapping) else [data]
+    found = TrainedQueries.of(parts)
+    if found is None:
+        return {}
+    if found.query_digests is None:
+        logger.warning(
+            "%s does not say which queries were trained on, as they are %s: st_asym.evaluate cannot tell them.",
+            PROVENANCE_FILE,
+            f"{found.queries:,}",
+        )
+    return found.as_dict()
+
+
+def require_version(path: Path) -> None:
+    """Add to a saved model which sentence-transformers can load it."""
+    settings = json.loads((path / _SETTINGS_FILE).read_text(encoding="utf-8"))
+    settings["requirements"] = {**(settings.get("requirements") or {}), **_REQUIREMENTS}
+    _write(path / _SETTINGS_FILE, settings)
+
+
+def _require(path: Path) -> None:
+    if not (path / "modules.json").is_file():
+        raise FileNotFoundError(f"{path} holds no saved model: call model.save_pretrained({str(path)!r}) first.")
+    require_version(path)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def _origin(model: SentenceTransformer) -> tuple[str | None, str | None]:
+    """Name and revision of the encoder, where the library or transformers remember them."""
+    network = model.transformers_model
+    config = getattr(network, "config", None)
+    card = model.model_card_data
+    source = str(getattr(config, "name_or_path", "") or card.base_model or "")
+    revision = getattr(config, "_commit_hash", None) or (card.base_model_revision if card.base_model else None)
+    return hub_snapshot(source) or ((public_name(source) if source else None), revision)
+
+
+def _weights_digest(model: SentenceTransformer) -> str:
+    """A digest of the encoder's tensors, whatever their names are in this version of the packages."""
+    digests = set()
+    for module in encoder_modules(model).values():
+        for value in module.state_dict().values():
+            if isinstance(value, Tensor):
+                digest = hashlib.sha256(json.dumps([str(value.dtype), list(value.shape)]).encode())
+                content: Any = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+                digest.update(content)
+                digests.add(digest.hexdigest())
+    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
+
+
+def _vocabulary_digest(tokenizer: Any) -> str | None:
+    if not hasattr(tokenizer, "get_vocab"):
+        return None
+    vocabulary = tokenizer.get_vocab()
+    words = sorted(vocabulary.items() if isinstance(vocabulary, Mapping) else enumerate(vocabulary))
+    return hashlib.sha256(json.dumps(words).encode()).hexdigest()
+
+
+def described(data: Data) -> dict[str, Any]:
+    """Numbers and digests of one collection."""
+    if isinstance(data, RetrievalData):
+        qrels = {
+            split: {
+                "queries": len(judged),
+                "judgements": sum(map(len, judged.values())),
+                "sha256": _digest_of([query, sorted(grades.items())] for query, grades in sorted(judged.items())),
+            }
+            for split, judged in sorted(data.qrels.items())
+        }
+        return {
+            "labels": data.labels,
+            "queries": {"texts": len(data.queries), "sha256": _digest_of(sorted(data.queries.items()))},
+            "corpus": {"documents": len(data.corpus), "sha256": _digest_of(sorted(data.corpus.items()))},
+            "qrels": qrels,
+        }
+    columns = getattr(data, "column_names", None)
+    if columns is None:
+        raise TypeError(
+            f"data must be RetrievalData or a datasets.Dataset, or a mapping of names to them, not "
+            f"{type(data).__name__}: st_asym.data.as_retrieval_data makes the first of many forms."
+        )
+    sizes = {"rows": len(data)} if hasattr(data, "__len__") else {}
+    return {"columns": list(columns), **sizes, "sha256": _digest_of([row[name] for name in columns] for row in data)}
+
+
+def _digest_of(rows: Iterable[Any]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, default=repr).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def installed() -> dict[str, str]:
+    """The versions of the packages that shape vectors."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _are_prompts(value: Mapping[str, Any]) -> bool:
+    prompts = value.get("prompts", {})
+    if not isinstance(prompts, dict) or not all(isinstance(prompt, str | None) for prompt in prompts.values()):
+        return False
+    return value.get("default_prompt_name") in (None, *prompts)
+
+
+def _are_trained(value: Mapping[str, Any]) -> bool:
+    try:
+        return not value or TrainedQueries.of_dict(value) is not None
+    except (TypeError, ValueError):
+        return False
+
+
+def _are_digests(value: Mapping[str, Any]) -> bool:
+    return all(one is None or (isinstance(one, str) and re.fullmatch("[0-9a-f]{64}", one)) for one in value.values())

@@ -1,0 +1,231 @@
+"""Whether a saved model is whole, finite, stock and on its own encoder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from st_asym.disk.writing import PROVENANCE_FILE
+from st_asym.trust.folder import (
+    Findings,
+    Folder,
+    check_configuration,
+    check_files,
+    configurations,
+    is_document,
+    is_too_large,
+    shown,
+)
+from st_asym.trust.modules import ROUTES, Chain, Heads, read_chain, read_heads
+from st_asym.trust.provenance import Provenance, read_provenance
+from st_asym.trust.weights import Weights, read_weights
+
+_SETTINGS_FILE = "config_sentence_transformers.json"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What :func:`verify` found in order.
+
+    Attributes:
+        path: The folder.
+        kind: ``"model"``, ``"encoder"`` (a model without heads) or ``"heads"`` (saved alone).
+        modules: Class names in order; empty for heads alone.
+        dimension: Of the vectors, where the files tell.
+        heads: For ``query`` and ``document``, input and output dimensions; without an entry where that side has none.
+        provenance: What the model was made of; None where the folder does not say.
+        notes: What could not be told, a sentence each.
+
+    Example:
+        >>> verify("model").heads  # doctest: +SKIP
+        {'query': (384, 384), 'document': (384, 384)}
+    """
+
+    path: Path
+    kind: str
+    modules: tuple[str, ...]
+    dimension: int | None
+    heads: dict[str, tuple[int, int]]
+    provenance: Provenance | None
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """The result as text."""
+        what = {"model": "a model with heads", "encoder": "a model without heads", "heads": "heads alone"}[self.kind]
+        sides = [f"{route} {size[0]} -> {size[1]}" for route, size in self.heads.items()]
+        lines = [f"{self.path} is {what}: whole, finite and stock."]
+        lines += [f"Modules: {', '.join(self.modules)}."] if self.modules else []
+        lines += [f"Heads: {', '.join(sides)}."] if sides else []
+        if self.provenance is not None:
+            encoder = self.provenance.encoder
+            name, revision = shown(encoder.get("name") or "unnamed"), encoder.get("revision")
+            at = f" at {shown(revision)}" if revision else ""
+            made = shown(self.provenance.versions.get("st_asym", "an unknown version"))
+            created = shown(self.provenance.created)
+            lines.append(f"Encoder: {name}{at}. Made with st_asym {made}, {created}. All digests fit.")
+        return "\n".join([*lines, *self.notes])
+
+
+def verify(path: str | os.PathLike[str]) -> Verification:
+    """Check a saved model, or heads saved alone, before it is loaded.
+
+    Nothing is run, unpickled or loaded as a model: configurations are parsed, weights read a megabyte at a time, links
+    not followed. In order means: stock classes of sentence-transformers alone, one behind the other in dimensions that
+    fit; all weights as safetensors, whole and finite; no pickles, no code, nothing that leads out of the folder; cosine
+    where there are heads. Where the folder says what it was made of (``st_asym.json``, which :func:`st_asym.fit` and
+    :func:`st_asym.save_provenance` write), all files are those that were saved: the encoder that the heads were trained
+    on, and each head on its own side. Without it, another encoder of the same dimension, exchanged weights and changed
+    values cannot be told; ``notes`` says so. It is no signature: it tells accidents, and not who made a model.
+
+    Args:
+        path: The folder.
+
+    Returns:
+        What was found.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: There is no such folder.
+        VerificationError: A ``ValueError`` with all findings: what is wrong, where, and what to do.
+
+    Example:
+        >>> print(verify("fitted-model"))  # doctest: +SKIP
+    """
+    findings = Findings()
+    folder = Folder(path, findings)
+    check_files(folder)
+    for name in configurations(folder):
+        if (configuration := folder.json(name, object)) is not None and name != PROVENANCE_FILE:
+            check_configuration(folder, name, configuration)
+    weights = {}
+    for name in sorted(folder.sizes):
+        if name.endswith(".safetensors") and (read := read_weights(folder, name)) is not None:
+            weights[name] = read
+    provenance = read_provenance(folder)
+    chain, heads = None, None
+    if _is_heads(folder, provenance):
+        heads = read_heads(folder, weights, "")
+    else:
+        chain = read_chain(folder, weights)
+        heads = None if chain is None else chain.heads
+        _check_settings(folder, heads)
+    if provenance is not None:
+        _check_made(folder, weights, provenance, chain, heads)
+    findings.check(path)
+    return Verification(
+        path=folder.path,
+        kind="heads" if chain is None else "encoder" if heads is None else "model",
+        modules=() if chain is None else tuple(chain.names),
+        dimension=_dimension(chain, heads),
+        heads={} if heads is None else heads.sizes,
+        provenance=provenance,
+        notes=_notes(provenance, chain, heads),
+    )
+
+
+def _is_heads(folder: Folder, provenance: Provenance | None) -> bool:
+    if provenance is not None:
+        return provenance.kind == "heads"
+    return folder.has("router_config.json") and not folder.has("modules.json")
+
+
+def _check_settings(folder: Folder, heads: Heads | None) -> None:
+    settings = folder.json(_SETTINGS_FILE)
+    if settings is None:
+        return
+    kind = settings.get("model_type", "SentenceTransformer")
+    if kind != "SentenceTransformer":
+        folder.findings.add(_SETTINGS_FILE, f"is of a {shown(kind)}, not of a SentenceTransformer. Use its own class.")
+    similarity = settings.get("similarity_fn_name")
+    if heads is not None and similarity != "cosine":
+        folder.findings.add(
+            _SETTINGS_FILE, f"compares vectors by {shown(similarity)}, and heads are trained for cosine. Set it so."
+        )
+    prompts = settings.get("prompts", {})
+    if not isinstance(prompts, dict) or not all(isinstance(prompt, str | None) for prompt in prompts.values()):
+        folder.findings.add(_SETTINGS_FILE, "has prompts that are no texts. Save or download the model again.")
+    elif settings.get("default_prompt_name") not in (None, *prompts):
+        folder.findings.add(_SETTINGS_FILE, "has a default prompt that is not among its prompts. Save it again.")
+    truncated = settings.get("truncate_dim")
+    if truncated is not None and (type(truncated) is not int or truncated < 1):
+        folder.findings.add(_SETTINGS_FILE, f"truncates vectors to {shown(truncated)}, which is no dimension.")
+
+
+def _check_made(
+    folder: Folder,
+    weights: Mapping[str, Weights],
+    provenance: Provenance,
+    chain: Chain | None,
+    heads: Heads | None,
+) -> None:
+    """Compare all that is loaded with what was saved."""
+    if heads is not None:
+        _check_routes(folder, provenance, heads)
+    for name, digest in provenance.files.items():
+        if not folder.has(name):
+            folder.findings.add(name, f"is missing, and {PROVENANCE_FILE} says that it was saved. Download it again.")
+        elif is_too_large(name, folder.sizes[name]) or (name.endswith(".safetensors") and name not in weights):
+            continue  # a finding already, and perhaps without end
+        elif digest != (weights[name].digest if name in weights else folder.digest(name)):
+            folder.findings.add(
+                name,
+                f"is not what was saved, by the digest in {PROVENANCE_FILE}{_whose(name, chain)}. Download it again, "
+                "or, if the change is your own, write the file anew with st_asym.save_provenance.",
+            )
+    for name in folder.sizes:
+        if name not in provenance.files and name != PROVENANCE_FILE and not is_document(name):
+            folder.findings.add(
+                name, f"was not there when {PROVENANCE_FILE} was written, and might be loaded. Remove it."
+            )
+
+
+def _check_routes(folder: Folder, provenance: Provenance, heads: Heads) -> None:
+    """Compare the heads by side, so that exchanged ones are told from changed ones."""
+    found = [heads.digests.get(route) for route in ROUTES]
+    made = [provenance.heads.get(route) for route in ROUTES]
+    if found == made[::-1] and found != made:
+        folder.findings.add(
+            PROVENANCE_FILE,
+            "was written with the heads the other way round: queries and documents are swapped. Download it again.",
+        )
+        return
+    dimension = provenance.encoder.get("dimension")
+    for position, route in enumerate(ROUTES):
+        if found[position] != made[position]:
+            folder.findings.add(
+                PROVENANCE_FILE, f"was written with another {route} head than there is. Download the model again."
+            )
+        size = heads.sizes.get(route)
+        if size is not None and type(dimension) is int and size[0] != dimension:
+            folder.findings.add(
+                PROVENANCE_FILE,
+                f"says that the encoder gives {dimension} dimensions, and the {route} head takes {size[0]}: it is "
+                "another encoder's.",
+            )
+
+
+def _whose(name: str, chain: Chain | None) -> str:
+    """Say that it is the encoder that was changed, where it is."""
+    if chain is None or chain.heads is None or "_Router/" in name or not name.endswith(".safetensors"):
+        return ""
+    return ": the heads were trained on another encoder"
+
+
+def _dimension(chain: Chain | None, heads: Heads | None) -> int | None:
+    if chain is not None:
+        return chain.dimension
+    sizes: dict[str, Any] = {} if heads is None else heads.sizes
+    return next((size[1] for size in sizes.values()), None)
+
+
+def _notes(provenance: Provenance | None, chain: Chain | None, heads: Heads | None) -> tuple[str, ...]:
+    if provenance is not None:
+        return ()
+    notes = [f"There is no {PROVENANCE_FILE}: a change of the files since they were saved cannot be told."]
+    if heads is not None:
+        unknown = chain is None or chain.encoder_dimension is None
+        fit = "is not known" if unknown else "is known by its dimension alone"
+        notes.append(f"Whether the heads fit this encoder {fit}; exchanged weights of the two heads cannot be told.")
+    return tuple(notes)
