@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
+import pathlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +30,18 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 def fixed_seed() -> None:
     """Heads, dropout and shuffles the same in each run: a test that passes by luck fails for everybody or nobody."""
     set_seed(0)
+
+
+@pytest.fixture
+def patch_os(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[..., Any]], None]:
+    """Put a function into the place of one of ``os``, also where pathlib of Python 3.10 keeps the original."""
+
+    def patch(name: str, function: Callable[..., Any]) -> None:
+        monkeypatch.setattr(os, name, function)
+        if (accessor := getattr(pathlib, "_NormalAccessor", None)) is not None:
+            monkeypatch.setattr(accessor, name, staticmethod(function))
+
+    return patch
 
 
 @pytest.fixture(scope="session")

@@ -52,7 +52,7 @@ def open_below(path: Path) -> list[str]:
 
 
 @pytest.fixture
-def windows(monkeypatch: pytest.MonkeyPatch) -> None:
+def windows(monkeypatch: pytest.MonkeyPatch, patch_os: Callable[[str, Callable[..., Any]], None]) -> None:
     if not sys.platform.startswith("linux"):
         pytest.skip("needs /proc to see which files are open")
     for name in MISSING:
@@ -68,10 +68,10 @@ def windows(monkeypatch: pytest.MonkeyPatch) -> None:
             super().__init__(name, *arguments, **options)
 
     monkeypatch.setattr(ctypes, "CDLL", Library)
-    _refuse_open_files(monkeypatch)
+    _refuse_open_files(patch_os)
 
 
-def _refuse_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
+def _refuse_open_files(patch_os: Callable[[str, Callable[..., Any]], None]) -> None:
     """Nothing that is open is renamed or removed, and nothing is renamed onto what is there."""
     rename, replace, unlink = os.rename, os.replace, os.unlink
 
@@ -94,9 +94,9 @@ def _refuse_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
         check(path)
         unlink(path, **options)
 
-    monkeypatch.setattr(os, "rename", careful_rename)
-    monkeypatch.setattr(os, "replace", careful_replace)
-    monkeypatch.setattr(os, "unlink", careful_unlink)
+    patch_os("rename", careful_rename)
+    patch_os("replace", careful_replace)
+    patch_os("unlink", careful_unlink)
 
 
 @pytest.mark.usefixtures("windows")

@@ -7,7 +7,9 @@ import os
 import shutil
 import subprocess
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -186,7 +188,7 @@ def test_a_place_that_others_own_is_refused(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_result_that_cannot_be_put_into_its_place_is_left_beside_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, patch_os: Callable[[str, Callable[..., Any]], None]
 ) -> None:
     """As on Windows, where a folder of open files cannot be renamed."""
     output = tmp_path / "model"
@@ -198,7 +200,7 @@ def test_a_result_that_cannot_be_put_into_its_place_is_left_beside_it(
             raise PermissionError(errno.EACCES, "The process cannot access the file")
         rename(source, target)
 
-    monkeypatch.setattr("os.rename", refuse)
+    patch_os("rename", refuse)
     with (
         pytest.raises(
             PermissionError, match=r"could not be replaced .* may have it open.*is whole, in \S+model\.new\."

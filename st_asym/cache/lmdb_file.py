@@ -181,9 +181,12 @@ class Environment:
                     ) from error
 
     def _reopen(self) -> None:
+        self._close()
+        self._open()
+
+    def _close(self) -> None:
         self._handle.close()
         self.files = None
-        self._open()
 
     def _open(self) -> None:
         path = self.directory / DATA
@@ -198,6 +201,9 @@ class Environment:
             raise CacheError(f"{self.directory} is empty and cannot be written to: there is nothing to read.")
         if (strange := first_that_is_not_plain(self.directory)) is not None:
             raise CacheError(f"{strange} is no plain file, and a vector cache has no others: use another directory.")
+        # The binding sees this itself from 3.0 on. One file with two locks would let two write at once.
+        if others := self._others_that_have(path):
+            raise self._open_under(others)
         size = path.stat().st_size if exists else 0
         try:
             self._handle = lmdb.open(
@@ -227,13 +233,13 @@ class Environment:
             self._resize(0)  # another process has just made it longer
         sound = has_plain_databases(path, self._handle.stat()["psize"])
         if not sound or needed > self._handle.info()["map_size"]:
-            self._handle.close()
+            self._close()
             raise self._damaged("its first pages make no sense")
         self._fill_map()
         if size >= needed:
             return
         if path.stat().st_size < needed:
-            self._handle.close()
+            self._close()
             raise self._damaged("its file ends too early")
         logger.warning("%s was cut short. What is lost will be encoded anew.", path)
 
@@ -285,13 +291,23 @@ class Environment:
         if isinstance(error, lmdb.DiskError):
             return CacheError(f"{begin}: the disk is full.")
         if "already open" in str(error):
-            data = which_file(self.directory / DATA)
-            others = [str(one.directory) for one in list(_ENVIRONMENTS.values()) if one.files and one.files[0] == data]
-            return CacheError(
-                f"{begin}: this process has its {DATA} open under another path, {' or '.join(others) or 'elsewhere'}. "
-                "Use one path for one cache."
-            )
+            return self._open_under(["elsewhere"])
         return CacheError(f"{begin}: {error}. That says nothing against its files: leave them where they are.")
+
+    def _others_that_have(self, path: Path) -> list[str]:
+        """Where this process has this file open: not here, as what is opened here is closed."""
+        data = which_file(path)
+        if data is None:
+            return []
+        return sorted(
+            {str(one.directory) for one in list(_ENVIRONMENTS.values()) if one.files and one.files[0] == data}
+        )
+
+    def _open_under(self, others: list[str]) -> CacheError:
+        return CacheError(
+            f"The vector cache in {self.directory} could not be opened: this process has its {DATA} open under another "
+            f"path, {' or '.join(others)}. Use one path for one cache."
+        )
 
     def _no_address_space(self, size: int, error: lmdb.Error) -> CacheError:
         return CacheError(

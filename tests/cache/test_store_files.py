@@ -79,14 +79,19 @@ def test_little_address_space_is_no_damage(tmp_path: Path) -> None:
 def test_growth_without_address_space_keeps_what_it_has(tmp_path: Path) -> None:
     filled(tmp_path)
 
+    def full(_: Any) -> None:
+        raise lmdb.MapFullError
+
     def job() -> None:
         store = VectorStore(tmp_path)
         used = 4096 * int(Path("/proc/self/statm").read_text().split()[0])
         resource.setrlimit(resource.RLIMIT_AS, (used + (20 << 20), -1))
         with pytest.raises(CacheError, match="the system refuses them"):
-            store._environment.run(lambda _: store._environment._resize(1 << 40), write=False)
+            store._environment._resize(1 << 40)
         store.put(KEYS, VECTORS, "test")
-        store._environment._grow(None, lmdb.MapFullError())
+        with pytest.raises(CacheError, match="the system refuses them"):
+            store._environment.run(full, write=True)
+        store.put(KEYS, VECTORS, "test")
         store._environment._grow(None, lmdb.MapFullError())
 
     assert "bytes of address space, and the system refuses them" in error_of(job)
@@ -148,6 +153,7 @@ def test_the_same_file_under_another_path_is_no_damage(tmp_path: Path) -> None:
     os.link(tmp_path / "a" / "data.mdb", tmp_path / "b" / "data.mdb")
     with pytest.raises(CacheError, match=rf"open under another path, {tmp_path / 'a'}. Use one path"):
         VectorStore(tmp_path / "b")
+    is_intact(tmp_path / "a")
     # With its lock as well, as through a bind mount, it is the same store.
     os.link(tmp_path / "a" / "lock.mdb", tmp_path / "b" / "lock.mdb")
     is_intact(tmp_path / "b")
