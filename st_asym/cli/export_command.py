@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from st_asym.cli.options import Debug, Quiet, Revision, TrustRemoteCode, Weights, loaded, one_line_errors, quietly
+from st_asym.cli.options import Debug, Quiet, Revision, TrustRemoteCode, Weights, loaded, one_line_errors
 
 
 def export(
@@ -26,7 +26,7 @@ def export(
     debug: Debug = False,
 ) -> None:
     """Write one side as a plain dense model, for servers."""
-    with one_line_errors(debug=debug), quietly(quiet=quiet):
+    with one_line_errors(debug=debug, quiet=quiet):
         from st_asym.export import export_side
 
         given = loaded(model, revision, dtype, trust_remote_code=trust_remote_code)
