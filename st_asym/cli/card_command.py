@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from st_asym.cli.options import Debug, Quiet, one_line_errors
+from st_asym.cli import options
 
 
 def card(
@@ -22,11 +22,11 @@ def card(
     dataset: Annotated[list[str] | None, typer.Option(help="Hub id of what was trained on.")] = None,
     model_id: Annotated[str | None, typer.Option(help="What the model will be called on the Hub.")] = None,
     new: Annotated[bool, typer.Option("--new", help="Write the whole card anew.")] = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
 ) -> None:
     """Complete the model card (README.md) of a saved model for the Hub, or write one."""
-    with one_line_errors(debug=debug, quiet=quiet):
+    with options.one_line_errors(debug=debug, quiet=quiet):
         from st_asym.report import write_card
 
         path = write_card(

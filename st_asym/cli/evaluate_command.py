@@ -5,25 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from st_asym.cli.options import (
-    Cache,
-    Debug,
-    Html,
-    Json,
-    Quiet,
-    Revision,
-    Split,
-    TrustRemoteCode,
-    Weights,
-    check_html,
-    loaded,
-    one_line_errors,
-    write_html,
-)
+from st_asym.cli import options
+
+if TYPE_CHECKING:
+    from st_asym.evaluation.models import Model
+    from st_asym.heads.model import DType
 
 
 def evaluate(
@@ -59,62 +49,50 @@ def evaluate(
     patience: Annotated[
         float, typer.Option(help="Of --watch, seconds without a new checkpoint after which to stop.")
     ] = 3600.0,
-    split: Split = None,
+    split: options.Split = None,
     train: Annotated[
         str | None, typer.Option(help="What was trained on, to tell queries on known documents from others.")
     ] = None,
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
-    dtype: Weights = None,
-    cache: Cache = None,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    dtype: options.Weights = None,
+    cache: options.Cache = None,
     results: Annotated[
         Path, typer.Option(help="Without RUN_DIR, folder of scores, which are not computed again.")
     ] = Path("runs/evaluate"),
-    json: Json = None,
-    html: Html = None,
+    json: options.Json = None,
+    html: options.Html = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the wide table as Markdown.")] = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
 ) -> None:
     """Compare models on retrieval data sets, with the scores of MTEB; or evaluate the model of a run."""
-    with one_line_errors(debug=debug, quiet=quiet):
+    with options.one_line_errors(debug=debug, quiet=quiet):
         from st_asym import evaluation
 
-        check_html(html)
+        options.check_html(html)
         paths, chosen = _named(models or [])
-        if not paths and (revision is not None or trust_remote_code or dtype is not None):
-            raise ValueError("--revision, --trust-remote-code and --dtype are for models that --model names.")
-        on_the_hub = [path for path in paths.values() if not Path(path).exists()]
-        if revision is not None and len(on_the_hub) != 1:
-            raise ValueError(f"--revision {revision} is for one Hub id, and --model names {len(on_the_hub)}.")
-        named: dict[str, Any] = {
-            name: loaded(path, revision if path in on_the_hub else None, dtype, trust_remote_code=trust_remote_code)
-            for name, path in paths.items()
-        }
-        options: dict[str, Any] = {"cache": cache, "train": train}
+        named = _loaded(paths, revision, dtype, trust_remote_code=trust_remote_code)
+        asked: dict[str, Any] = {"cache": cache, "train": train}
         run, data = _run_and_data(run_or_data or [], on or [], models=bool(named), watch=watch)
         if run is None:
-            found = evaluation.evaluate(named, data, results=results, split=split or "test", **options)
+            found = evaluation.evaluate(named, data, results=results, split=split or "test", **asked)
         else:
-            options |= {"models": named or None, "split": split}
+            asked |= {"models": named or None, "split": split}
             if watch:
-                options |= {"interval": interval, "patience": patience, "tell": typer.echo}
-            found = (evaluation.follow_run if watch else evaluation.evaluate_run)(run, data or None, **options)
+                asked |= {"interval": interval, "patience": patience, "tell": typer.echo}
+            found = (evaluation.follow_run if watch else evaluation.evaluate_run)(run, data or None, **asked)
         found = replace(found, notes=(*chosen, *found.notes))
         if json is not None:
             found.to_json(json)
     typer.echo(found.to_markdown(wide=True) if markdown else str(found))
-    write_html(html, found, debug=debug)
+    options.write_html(html, found, debug=debug)
 
 
 def _run_and_data(
     given: Sequence[str], on: Sequence[str], *, models: bool, watch: bool
 ) -> tuple[str | None, Sequence[str]]:
-    """The folder of a run, if one is evaluated, and the data: those of --on, or what is given beside models.
-
-    Raises:
-        ValueError: Nothing is given, or no folder or several where that of a run must be.
-    """
+    """The folder of a run, if one is evaluated, and the data: those of --on, or what is given beside models."""
     if models and not (given and on):
         if watch:
             raise ValueError("--watch follows one run: give its folder, and the data with --on.")
@@ -131,15 +109,24 @@ def _run_and_data(
     return given[0], on
 
 
+def _loaded(
+    paths: dict[str, str], revision: str | None, dtype: DType | None, *, trust_remote_code: bool
+) -> dict[str, Model]:
+    """The models as they are asked for; their paths and Hub ids, where nothing is asked for."""
+    if not paths and (revision is not None or trust_remote_code or dtype is not None):
+        raise ValueError("--revision, --trust-remote-code and --dtype are for models that --model names.")
+    on_the_hub = [path for path in paths.values() if not Path(path).exists()]
+    if revision is not None and len(on_the_hub) != 1:
+        raise ValueError(f"--revision {revision} is for one Hub id, and --model names {len(on_the_hub)}.")
+    found: dict[str, Model] = {}
+    for name, path in paths.items():
+        wanted = revision if path in on_the_hub else None
+        found[name] = options.loaded(path, wanted, dtype, trust_remote_code=trust_remote_code)
+    return found
+
+
 def _named(entries: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Name to path or Hub id, and what was chosen where a path is that of a run.
-
-    Args:
-        entries: Each ``PATH`` or ``NAME=PATH``.
-
-    Raises:
-        ValueError: Two models have one name, or a run holds no model that is whole.
-    """
+    """Name to path or Hub id of each ``PATH`` or ``NAME=PATH``, and what was chosen where a path is that of a run."""
     from st_asym.evaluation.checkpoints import choose_model, is_run
 
     # A path may hold an equals sign itself, after the name's or without one.

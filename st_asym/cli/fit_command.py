@@ -7,19 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from st_asym.cli.options import (
-    Cache,
-    Debug,
-    Html,
-    Quiet,
-    Revision,
-    TrustRemoteCode,
-    Weights,
-    check_html,
-    loaded,
-    one_line_errors,
-    write_html,
-)
+from st_asym.cli import options
 
 if TYPE_CHECKING:
     from st_asym.fitting import Settings
@@ -67,7 +55,7 @@ def fit(
     ] = 0,
     trials: Annotated[int, typer.Option(min=0, help="How many other settings to try (extra 'tune').")] = 0,
     max_seconds: Annotated[float | None, typer.Option(help="When to stop; encoding is not cut short.")] = None,
-    cache: Cache = None,
+    cache: options.Cache = None,
     precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="How texts are encoded.")] = "fp32",
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     evaluate: Annotated[
@@ -78,24 +66,25 @@ def fit(
             "training for that."
         ),
     ] = None,
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
-    dtype: Weights = None,
-    html: Html = None,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    dtype: options.Weights = None,
+    html: options.Html = None,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
 ) -> None:
     """Fit heads to labelled pairs and save a stock model, or the encoder itself where it is better."""
-    with one_line_errors(debug=debug, quiet=quiet):
+    with options.one_line_errors(debug=debug, quiet=quiet):
         from st_asym.fitting import fit
 
-        check_html(html)
+        options.check_html(html)
         if evaluate:
             from st_asym.evaluation.run_folder import check_tasks
 
             check_tasks(evaluate)
 
-        given = loaded(encoder, revision, dtype, trust_remote_code=trust_remote_code)
+        given = options.loaded(encoder, revision, dtype, trust_remote_code=trust_remote_code)
+        judged_on = [Path(one).resolve() for one in evaluate or ()]
         result = fit(
             given,
             train,
@@ -110,7 +99,7 @@ def fit(
             cache=cache,
             precision=precision,
             seed=seed,
-            hold_out_test=train is not None and Path(train).resolve() in map(Path.resolve, map(Path, evaluate or ())),
+            hold_out_test=train is not None and Path(train).resolve() in judged_on,
             show_progress_bar=not quiet,
         )
     first, *rest = str(result.report).splitlines()
@@ -119,21 +108,21 @@ def fit(
     if evaluate:
         if not quiet:
             typer.echo(f"Evaluating on {', '.join(evaluate)}: texts without fp32 vectors yet are encoded.", err=True)
-        with one_line_errors(debug=debug, quiet=quiet):
+        with options.one_line_errors(debug=debug, quiet=quiet):
             from st_asym.evaluation import evaluate_run
             from st_asym.evaluation.models import UNTOUCHED
 
             trained_on = train if result.report.labels == "judged" else None
             found = evaluate_run(output_dir, evaluate, models={UNTOUCHED: given}, cache=cache, train=trained_on)
         typer.echo(f"\n{found}\nResults, log and table are in {output_dir / 'evaluation'}.")
-    write_html(html, result.report, debug=debug)
+    options.write_html(html, result.report, debug=debug)
 
 
 def _settings(init: Init | None, sides: Sides | None, *, linear: bool, hard_negatives: int) -> Settings:
     """What was asked for; all else is left to ``fit``."""
     from st_asym.fitting import Settings
 
-    options: dict[str, Any] = {"hidden_features": None, "bias": False} if linear else {}
+    asked: dict[str, Any] = {"hidden_features": None, "bias": False} if linear else {}
     if hard_negatives:
-        options |= {"contrastive": "in-batch", "hard_negatives": hard_negatives}
-    return Settings(init=init, sides=sides, **options)
+        asked |= {"contrastive": "in-batch", "hard_negatives": hard_negatives}
+    return Settings(init=init, sides=sides, **asked)

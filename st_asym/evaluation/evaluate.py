@@ -128,7 +128,7 @@ def evaluate(
         if not isinstance(cache, EmbeddingCache):
             cache = EmbeddingCache(cache)
         cached = [replace(one, models=tuple(answered_from(cache, model) for model in one.models)) for one in systems]
-        store, forms = ResultStore(results), (FULL, *compressed)
+        store, forms = ResultStore(results), tuple(dict.fromkeys((FULL, *compressed)))
         measured = [record for one in found for record in _measure(one, cached, forms, store)]
     first = {one.scores.data: one.scores for one in measured if one.system == systems[0].name and one.form == FULL}
     parts = {data: seen_queries(scores, positives, trained.get(data, {})) for data, scores in first.items()}

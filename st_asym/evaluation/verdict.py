@@ -103,18 +103,18 @@ def scores_by_query(measured: Sequence[Measurement], parts: Parts) -> dict[str, 
     return found
 
 
-def judge(difference: Difference, bar: Bar) -> Verdict:
+def judge(gain: Difference, bar: Bar) -> Verdict:
     """``"works"`` for a significant gain that is large, ``"fails"`` for a significant loss, else ``"marginal"``."""
-    significant = difference.p_corrected < bar.significance
-    if significant and difference.points < 0:
+    significant = gain.p_corrected < bar.significance
+    if significant and gain.points < 0:
         return "fails"
-    relative = difference.relative if difference.relative is not None else float("inf")
+    relative = gain.relative if gain.relative is not None else float("inf")
     return "works" if significant and relative >= bar.at_least else "marginal"
 
 
 def next_steps(
     verdict: Verdict,
-    difference: Difference,
+    gain: Difference,
     bar: Bar,
     *,
     moved: bool,
@@ -123,10 +123,10 @@ def next_steps(
 ) -> tuple[str, ...]:
     """What the evidence suggests, a sentence each.
 
-    ``difference`` is what the verdict is by, ``differences`` and ``groups`` are the row's; ``moved`` says whether
+    ``gain`` is what the verdict is by, ``differences`` and ``groups`` are the row's; ``moved`` says whether
     the score of any query differs from the first system's.
     """
-    steps = [_overall(verdict, difference, bar, moved=moved)]
+    steps = [_overall(verdict, gain, bar, moved=moved)]
     if verdict != "fails":
         steps += [
             f"{data}: worse than the first system ({100 * own.points:+.2f}), whatever the average says. Use the first "
@@ -144,17 +144,17 @@ def next_steps(
     return tuple(filter(None, steps))
 
 
-def _overall(verdict: Verdict, difference: Difference, bar: Bar, *, moved: bool) -> str:
+def _overall(verdict: Verdict, gain: Difference, bar: Bar, *, moved: bool) -> str:
     if not moved:
         return "No query scores otherwise than before: the heads did not move. Raise the learning rate."
     if verdict == "works":
         return ""
     if verdict == "fails":
         return "It is worse than the first system: lower the learning rate or stop earlier, and look at the data."
-    if difference.p_corrected < bar.significance:
+    if gain.p_corrected < bar.significance:
         return f"It gains, but less than {bar.at_least:.1%}: train longer, on more pairs, or with both heads."
     return (
-        f"The difference is not distinguishable from chance on {difference.queries:,} queries: evaluate on more of "
+        f"The difference is not distinguishable from chance on {gain.queries:,} queries: evaluate on more of "
         "them, or train on more pairs."
     )
 
