@@ -245,6 +245,9 @@ def test_models_are_compared(folder: Path, beir: Path) -> None:
     assert result.exit_code == 0, result.output
     assert [row.name for row in st_asym.Comparison.load(folder / "comparison.json").rows] == ["untouched", "heads"]
     assert "untouched" in result.stdout
+    result = CliRunner().invoke(app, ["evaluate", *options, "--on", str(beir), "--json", str(folder / "on.json")])
+    assert result.exit_code == 0, result.output
+    assert st_asym.Comparison.load(folder / "on.json").rows == st_asym.Comparison.load(folder / "comparison.json").rows
     odd = folder / "lr=1e-3"
     (folder / "model").rename(odd)
     options = ["-m", str(odd), "-m", f"best={odd}", "--quiet", *places]
@@ -332,6 +335,7 @@ def test_the_model_of_a_run_is_evaluated(folder: Path, beir: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ([], "There is nothing to evaluate: give the folder of a run, or models with --model."),
         (["beir"], "without --model, this must be the folder of one run"),
         (["SciFact"], "without --model, this must be the folder of one run"),
         (["model", "encoder", "--on", "beir"], "without --model, this must be the folder of one run"),

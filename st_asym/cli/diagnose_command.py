@@ -2,48 +2,36 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
-from st_asym.cli.options import (
-    Cache,
-    Debug,
-    Html,
-    Quiet,
-    Revision,
-    TrustRemoteCode,
-    Weights,
-    check_html,
-    one_line_errors,
-    quietly,
-    write_html,
-)
+from st_asym.cli import options
 
 
 def diagnose(
     model: Annotated[str, typer.Argument(help="A saved model with heads, or its Hub id.", show_default=False)],
     data: Annotated[str, typer.Argument(help="BEIR folder or zip, or a file of pairs.", show_default=False)],
     *,
-    split: Annotated[str, typer.Option(help="The queries to look at: a split, or all.")] = "test",
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
-    dtype: Weights = None,
-    cache: Cache = None,
-    json: Annotated[Optional[Path], typer.Option(help="Write the figures there.")] = None,  # noqa: UP045
-    html: Html = None,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    split: options.Split = None,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    dtype: options.Weights = None,
+    cache: options.Cache = None,
+    json: options.Json = None,
+    html: options.Html = None,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
 ) -> None:
     """Say whether the heads of a model learned anything, and what."""
-    with one_line_errors(debug=debug), quietly(quiet=quiet):
+    with options.one_line_errors(debug=debug, quiet=quiet):
         from st_asym.data import load_data
         from st_asym.diagnosis import diagnose
         from st_asym.heads.model import load_encoder
         from st_asym.trust.provenance import made_with_heads
 
-        check_html(html)
+        options.check_html(html)
+        split = split or "test"
         collection = load_data(data)
         if split == "all":
             collection = collection.with_all_split()
@@ -57,4 +45,4 @@ def diagnose(
         if json is not None:
             found.save(json)
     typer.echo(str(found))
-    write_html(html, found, debug=debug)
+    options.write_html(html, found, debug=debug)

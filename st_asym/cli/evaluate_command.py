@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from st_asym.cli.options import (
-    Cache,
-    Debug,
-    Html,
-    Quiet,
-    Revision,
-    TrustRemoteCode,
-    Weights,
-    check_html,
-    one_line_errors,
-    quietly,
-    write_html,
-)
+from st_asym.cli import options
+
+if TYPE_CHECKING:
+    from st_asym.evaluation.models import Model
+    from st_asym.heads.model import DType
 
 
 def evaluate(
-    data: Annotated[
-        list[str],
+    run_or_data: Annotated[
+        list[str] | None,
         typer.Argument(
-            help="With --model: BEIR folders or zips, files of pairs, or tasks of MTEB. Else the folder of a run of "
-            "the stock trainer or of fit, whose best or latest checkpoint is evaluated.",
-            metavar="DATA... | RUN_DIR",
+            help="The folder of a run of the stock trainer or of fit, whose best or latest checkpoint is evaluated. "
+            "Or, short for --on, data that the models of --model are evaluated on.",
+            metavar="RUN_DIR | DATA...",
             show_default=False,
         ),
-    ],
+    ] = None,
     *,
     models: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option(
             "--model",
             "-m",
@@ -43,8 +36,11 @@ def evaluate(
         ),
     ] = None,
     on: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(help="Of RUN_DIR, what to evaluate it on, once for each; what it was before if not given."),
+        list[str] | None,
+        typer.Option(
+            help="A BEIR folder or zip, a file of pairs or a task of MTEB to evaluate on; again for more. Of RUN_DIR, "
+            "what it was evaluated on before if not given."
+        ),
     ] = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="Of RUN_DIR, evaluate each new checkpoint until the run ends.")
@@ -53,50 +49,94 @@ def evaluate(
     patience: Annotated[
         float, typer.Option(help="Of --watch, seconds without a new checkpoint after which to stop.")
     ] = 3600.0,
-    split: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="The queries to judge, of local data: a split, or all; test if not given."),
-    ] = None,
+    split: options.Split = None,
     train: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="What was trained on, to tell queries on known documents from others."),
+        str | None, typer.Option(help="What was trained on, to tell queries on known documents from others.")
     ] = None,
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
-    dtype: Weights = None,
-    cache: Cache = None,
-    results: Annotated[Path, typer.Option(help="With DATA, folder of scores, which are not computed again.")] = Path(
-        "runs/evaluate"
-    ),
-    json: Annotated[Optional[Path], typer.Option(help="Write the comparison there.")] = None,  # noqa: UP045
-    html: Html = None,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    dtype: options.Weights = None,
+    cache: options.Cache = None,
+    results: Annotated[
+        Path, typer.Option(help="Without RUN_DIR, folder of scores, which are not computed again.")
+    ] = Path("runs/evaluate"),
+    json: options.Json = None,
+    html: options.Html = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the wide table as Markdown.")] = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
 ) -> None:
     """Compare models on retrieval data sets, with the scores of MTEB; or evaluate the model of a run."""
-    with one_line_errors(debug=debug), quietly(quiet=quiet):
-        from st_asym.evaluation.models import loaded_models, named_models, the_run
+    with options.one_line_errors(debug=debug, quiet=quiet):
+        from st_asym import evaluation
 
-        check_html(html)
-        paths, chosen = named_models(models or [])
-        named = loaded_models(paths, revision=revision, trust_remote_code=trust_remote_code, dtype=dtype)
-        if on or not models:
-            from st_asym.evaluation import evaluate_run, follow_run
-
-            follow = {"interval": interval, "patience": patience, "tell": typer.echo} if watch else {}
-            evaluate_it: Any = follow_run if watch else evaluate_run
-            found = evaluate_it(
-                the_run(data, watch=watch), on, models=named or None, cache=cache, split=split, train=train, **follow
-            )
+        options.check_html(html)
+        paths, chosen = _named(models or [])
+        named = _loaded(paths, revision, dtype, trust_remote_code=trust_remote_code)
+        asked: dict[str, Any] = {"cache": cache, "train": train}
+        run, data = _run_and_data(run_or_data or [], on or [], models=bool(named), watch=watch)
+        if run is None:
+            found = evaluation.evaluate(named, data, results=results, split=split or "test", **asked)
         else:
-            from st_asym.evaluation import evaluate
-
+            asked |= {"models": named or None, "split": split}
             if watch:
-                raise ValueError("--watch follows one run: give its folder, and the data with --on.")
-            found = evaluate(named, data, cache=cache, results=results, split=split or "test", train=train)
+                asked |= {"interval": interval, "patience": patience, "tell": typer.echo}
+            found = (evaluation.follow_run if watch else evaluation.evaluate_run)(run, data or None, **asked)
         found = replace(found, notes=(*chosen, *found.notes))
         if json is not None:
             found.to_json(json)
     typer.echo(found.to_markdown(wide=True) if markdown else str(found))
-    write_html(html, found, debug=debug)
+    options.write_html(html, found, debug=debug)
+
+
+def _run_and_data(
+    given: Sequence[str], on: Sequence[str], *, models: bool, watch: bool
+) -> tuple[str | None, Sequence[str]]:
+    """The folder of a run, if one is evaluated, and the data: those of --on, or what is given beside models."""
+    if models and not (given and on):
+        if watch:
+            raise ValueError("--watch follows one run: give its folder, and the data with --on.")
+        return None, on or given
+    if not given:
+        raise ValueError("There is nothing to evaluate: give the folder of a run, or models with --model.")
+    first = Path(given[0])
+    found = first.is_dir() or (watch and not first.exists())  # one that is watched may not exist yet
+    if len(given) > 1 or not found or (first / "corpus.jsonl").is_file():
+        raise ValueError(
+            f"{', '.join(given)}: without --model, this must be the folder of one run, and the data are given with "
+            "--on. To evaluate models on data, name them with --model."
+        )
+    return given[0], on
+
+
+def _loaded(
+    paths: dict[str, str], revision: str | None, dtype: DType | None, *, trust_remote_code: bool
+) -> dict[str, Model]:
+    """The models as they are asked for; their paths and Hub ids, where nothing is asked for."""
+    if not paths and (revision is not None or trust_remote_code or dtype is not None):
+        raise ValueError("--revision, --trust-remote-code and --dtype are for models that --model names.")
+    on_the_hub = [path for path in paths.values() if not Path(path).exists()]
+    if revision is not None and len(on_the_hub) != 1:
+        raise ValueError(f"--revision {revision} is for one Hub id, and --model names {len(on_the_hub)}.")
+    found: dict[str, Model] = {}
+    for name, path in paths.items():
+        wanted = revision if path in on_the_hub else None
+        found[name] = options.loaded(path, wanted, dtype, trust_remote_code=trust_remote_code)
+    return found
+
+
+def _named(entries: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Name to path or Hub id of each ``PATH`` or ``NAME=PATH``, and what was chosen where a path is that of a run."""
+    from st_asym.evaluation.checkpoints import choose_model, is_run
+
+    # A path may hold an equals sign itself, after the name's or without one.
+    split_up = [(entry, "", "") if Path(entry).exists() else entry.partition("=") for entry in entries]
+    named, notes = {name: path or name for name, _, path in split_up}, []
+    if len(named) < len(split_up):
+        raise ValueError("Two models have one name: give others with --model NAME=PATH.")
+    for name, path in named.items():
+        if is_run(path):
+            chosen = choose_model(path)
+            named[name] = str(chosen.path)
+            notes.append(f"{name}: {chosen.why}")
+    return named, notes

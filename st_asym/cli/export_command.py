@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from st_asym.cli.options import Debug, Quiet, Revision, TrustRemoteCode, Weights, loaded, one_line_errors, quietly
+from st_asym.cli import options
 
 
 def export(
@@ -19,16 +19,16 @@ def export(
         Literal["sentence-transformers", "onnx"], typer.Option(help="'onnx' needs the extra of this name.")
     ] = "sentence-transformers",
     int8: Annotated[bool, typer.Option("--int8", help="With 'onnx': 8-bit weights.")] = False,
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
-    dtype: Weights = None,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    dtype: options.Weights = None,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
 ) -> None:
     """Write one side as a plain dense model, for servers."""
-    with one_line_errors(debug=debug), quietly(quiet=quiet):
+    with options.one_line_errors(debug=debug, quiet=quiet):
         from st_asym.export import export_side
 
-        given = loaded(model, revision, dtype, trust_remote_code=trust_remote_code)
+        given = options.loaded(model, revision, dtype, trust_remote_code=trust_remote_code)
         found = export_side(given, side, output, format=format, int8=int8)
     typer.echo(str(found))

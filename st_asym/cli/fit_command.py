@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from st_asym.cli.options import (
-    Cache,
-    Debug,
-    Html,
-    Quiet,
-    Revision,
-    TrustRemoteCode,
-    Weights,
-    check_html,
-    loaded,
-    one_line_errors,
-    quietly,
-    write_html,
-)
+from st_asym.cli import options
 
 if TYPE_CHECKING:
     from st_asym.fitting import Settings
     from st_asym.fitting.settings import Init, Sides
 
 
-# typer reads the annotations when it runs: with Python 3.10, too, these must be what it knows.
 def fit(
     encoder: Annotated[str, typer.Argument(help="Hub id or path of the encoder.", show_default=False)],
     train: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Argument(
             help="BEIR folder or zip, or a .jsonl, .csv or .tsv of pairs; a corpus, or nothing and --corpus, to train "
             "without labels.",
@@ -40,22 +26,22 @@ def fit(
     ] = None,
     *,
     output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Where the model is saved.")],
-    dev: Annotated[Optional[str], typer.Option(help="Queries to judge on; cut from TRAIN if not given.")] = None,  # noqa: UP045
-    corpus: Annotated[Optional[str], typer.Option(help="More documents to search among.")] = None,  # noqa: UP045
+    dev: Annotated[str | None, typer.Option(help="Queries to judge on; cut from TRAIN if not given.")] = None,
+    corpus: Annotated[str | None, typer.Option(help="More documents to search among.")] = None,
     init: Annotated[
-        Optional[Literal["identity", "pairs", "random"]],  # noqa: UP045
+        Literal["identity", "pairs", "random"] | None,
         typer.Option(help="How heads start; the first two are tried if not given."),
     ] = None,
     open_collection: Annotated[
-        Optional[bool],  # noqa: UP045
+        bool | None,
         typer.Option("--open/--closed", help="Whether queries will ask for documents that training never saw."),
     ] = None,
     expected_unseen: Annotated[
-        Optional[float],  # noqa: UP045
+        float | None,
         typer.Option(min=0.0, max=1.0, help="The share of queries on such documents; that of TRAIN if not given."),
     ] = None,
     sides: Annotated[
-        Optional[Literal["both", "query", "document", "shared"]],  # noqa: UP045
+        Literal["both", "query", "document", "shared"] | None,
         typer.Option(
             help="Which sides get a head; 'both' and 'query' are tried if not given. With 'query', an existing index "
             "of documents stays valid."
@@ -68,36 +54,37 @@ def fit(
         int, typer.Option(min=0, help="Train with in-batch negatives and so many mined ones, not the whole corpus.")
     ] = 0,
     trials: Annotated[int, typer.Option(min=0, help="How many other settings to try (extra 'tune').")] = 0,
-    max_seconds: Annotated[Optional[float], typer.Option(help="When to stop; encoding is not cut short.")] = None,  # noqa: UP045
-    cache: Cache = None,
+    max_seconds: Annotated[float | None, typer.Option(help="When to stop; encoding is not cut short.")] = None,
+    cache: options.Cache = None,
     precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="How texts are encoded.")] = "fp32",
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     evaluate: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option(
             help="A BEIR folder or zip, a file of pairs or a task of MTEB to evaluate on in the end, beside the "
             "untouched encoder; again for more. If it is TRAIN, a file of pairs, a fifth of the queries is kept out of "
             "training for that."
         ),
     ] = None,
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
-    dtype: Weights = None,
-    html: Html = None,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    dtype: options.Weights = None,
+    html: options.Html = None,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
 ) -> None:
     """Fit heads to labelled pairs and save a stock model, or the encoder itself where it is better."""
-    with one_line_errors(debug=debug), quietly(quiet=quiet):
+    with options.one_line_errors(debug=debug, quiet=quiet):
         from st_asym.fitting import fit
 
-        check_html(html)
+        options.check_html(html)
         if evaluate:
             from st_asym.evaluation.run_folder import check_tasks
 
             check_tasks(evaluate)
 
-        given = loaded(encoder, revision, dtype, trust_remote_code=trust_remote_code)
+        given = options.loaded(encoder, revision, dtype, trust_remote_code=trust_remote_code)
+        judged_on = [Path(one).resolve() for one in evaluate or ()]
         result = fit(
             given,
             train,
@@ -112,7 +99,7 @@ def fit(
             cache=cache,
             precision=precision,
             seed=seed,
-            hold_out_test=train is not None and _is_among(train, evaluate or []),
+            hold_out_test=train is not None and Path(train).resolve() in judged_on,
             show_progress_bar=not quiet,
         )
     first, *rest = str(result.report).splitlines()
@@ -121,25 +108,21 @@ def fit(
     if evaluate:
         if not quiet:
             typer.echo(f"Evaluating on {', '.join(evaluate)}: texts without fp32 vectors yet are encoded.", err=True)
-        with one_line_errors(debug=debug), quietly(quiet=quiet):
+        with options.one_line_errors(debug=debug, quiet=quiet):
             from st_asym.evaluation import evaluate_run
             from st_asym.evaluation.models import UNTOUCHED
 
             trained_on = train if result.report.labels == "judged" else None
             found = evaluate_run(output_dir, evaluate, models={UNTOUCHED: given}, cache=cache, train=trained_on)
         typer.echo(f"\n{found}\nResults, log and table are in {output_dir / 'evaluation'}.")
-    write_html(html, result.report, debug=debug)
-
-
-def _is_among(path: str, paths: list[str]) -> bool:
-    return Path(path).resolve() in [Path(one).resolve() for one in paths]
+    options.write_html(html, result.report, debug=debug)
 
 
 def _settings(init: Init | None, sides: Sides | None, *, linear: bool, hard_negatives: int) -> Settings:
     """What was asked for; all else is left to ``fit``."""
     from st_asym.fitting import Settings
 
-    options: dict[str, Any] = {"hidden_features": None, "bias": False} if linear else {}
+    asked: dict[str, Any] = {"hidden_features": None, "bias": False} if linear else {}
     if hard_negatives:
-        options |= {"contrastive": "in-batch", "hard_negatives": hard_negatives}
-    return Settings(init=init, sides=sides, **options)
+        asked |= {"contrastive": "in-batch", "hard_negatives": hard_negatives}
+    return Settings(init=init, sides=sides, **asked)

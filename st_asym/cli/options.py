@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,16 +17,20 @@ if TYPE_CHECKING:
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars and warnings.")]
-Html = Annotated[Optional[Path], typer.Option(help="Write a page there (extra 'report').")]  # noqa: UP045
-Revision = Annotated[Optional[str], typer.Option(help="Branch, tag or commit, of a Hub id.")]  # noqa: UP045
+Html = Annotated[Path | None, typer.Option(help="Write a page there (extra 'report').")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit, of a Hub id.")]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the code that a model brings along: only if you trust it.")
 ]
 Weights = Annotated[
-    Optional[Literal["float32", "float16", "bfloat16"]],  # noqa: UP045
+    Literal["float32", "float16", "bfloat16"] | None,
     typer.Option("--dtype", help="Of the weights; as they are saved if not given."),
 ]
-Cache = Annotated[Optional[Path], typer.Option(help="Folder of the encoder's vectors.")]  # noqa: UP045
+Split = Annotated[
+    str | None, typer.Option(help="The queries to judge, of local data: a split, or all; test if not given.")
+]
+Json = Annotated[Path | None, typer.Option(help="Write the result there, with all its figures.")]
+Cache = Annotated[Path | None, typer.Option(help="Folder of the encoder's vectors.")]
 
 
 def loaded(
@@ -60,12 +64,13 @@ def write_html(html: Path | None, found: Any, *, debug: bool) -> None:
 
 
 @contextlib.contextmanager
-def one_line_errors(*, debug: bool) -> Iterator[None]:
+def one_line_errors(*, debug: bool, quiet: bool = False) -> Iterator[None]:
     """What is wrong with the input in one line, and exit code 2; with ``debug``, and for anything else, a traceback."""
     from st_asym.cache import CacheError
 
     try:
-        yield
+        with _quietly() if quiet else contextlib.nullcontext():
+            yield
     except (CacheError, ImportError, OSError, TypeError, ValueError) as error:
         if debug:
             raise
@@ -74,11 +79,8 @@ def one_line_errors(*, debug: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quietly(*, quiet: bool) -> Iterator[None]:
+def _quietly() -> Iterator[None]:
     """Without the progress bars of other packages, and warnings that the report repeats."""
-    if not quiet:
-        yield
-        return
     from transformers.utils import logging as transformers_logging
 
     shown = transformers_logging.is_progress_bar_enabled()

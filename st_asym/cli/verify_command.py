@@ -7,18 +7,18 @@ from typing import Annotated
 
 import typer
 
-from st_asym.cli.options import Debug, one_line_errors
+from st_asym.cli import options
 
 
 def verify(
     path: Annotated[Path, typer.Argument(help="A saved model, or heads saved alone.", show_default=False)],
     *,
-    debug: Debug = False,
+    debug: options.Debug = False,
 ) -> None:
     """Check, without loading it, that a saved model is whole, finite, stock and on its own encoder."""
     from st_asym.trust import VerificationError
 
-    with one_line_errors(debug=debug):
+    with options.one_line_errors(debug=debug):
         from st_asym.trust.verify import verify
 
         try:

@@ -1,30 +1,30 @@
-"""The checkpoints of the stock trainer: which are whole, and where to go on after a run that was killed."""
+"""The checkpoints of a run of the stock trainer: which are whole, which is the run's model, and what each scored."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from st_asym.data.collection import first_few
-from st_asym.disk.writing import EVALUATION_FOLDER, REPORT_FILE
+from st_asym.disk.writing import EVALUATION_FOLDER, REPORT_FILE, write_text
+from st_asym.evaluation.comparison import Comparison
+from st_asym.evaluation.scores import MAIN
 
 STATE_FILE = "trainer_state.json"
+# What marks the folder of a Sentence Transformers model: without it the library makes up a model of its own.
+MODEL_FILE = "modules.json"
+FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that is whole.
-
-    Attributes:
-        path: Its folder, ``checkpoint-STEP``.
-        step: After how many steps it was saved.
-        state: The trainer's state then, as in ``trainer_state.json``.
-    """
+    """A checkpoint that is whole: the folder ``checkpoint-STEP``, and the trainer's state when it was saved."""
 
     path: Path
     step: int
@@ -35,14 +35,16 @@ class Checkpoint:
         """``checkpoint-STEP``."""
         return self.path.name
 
+    @property
+    def key(self) -> str:
+        """What tells it from one of the same name."""
+        return _digest(self.state)
+
 
 def checkpoints(output_dir: str | PathLike[str]) -> list[Checkpoint]:
     """The checkpoints that are whole, by step.
 
     The trainer's state is the last file that it writes, so a checkpoint that has it has everything.
-
-    Args:
-        output_dir: The ``output_dir`` of the training arguments.
 
     Example:
         >>> checkpoints("a folder that does not exist")
@@ -84,18 +86,9 @@ def last_checkpoint(output_dir: str | PathLike[str]) -> str | None:
     return str(whole[-1].path) if whole else None
 
 
-# What marks the folder of a Sentence Transformers model: without it the library makes up a model of its own.
-MODEL_FILE = "modules.json"
-
-
 @dataclass(frozen=True)
 class Chosen:
-    """The model of a run.
-
-    Attributes:
-        path: Its folder.
-        why: What was chosen and why, in words.
-    """
+    """The folder of the model of a run, and what was chosen and why, in words."""
 
     path: Path
     why: str
@@ -124,12 +117,15 @@ def choose_model(run_dir: str | PathLike[str]) -> Chosen:
     if not run.is_dir():
         raise FileNotFoundError(f"There is no run folder {run}.")
     whole = [checkpoint for checkpoint in checkpoints(run) if (checkpoint.path / MODEL_FILE).is_file()]
-    best = _best_name(run, whole)
+    states = [state for state in (*(one.state for one in whole[-1:]), read_state(run)) if state is not None]
+    state = max(states, key=lambda state: int(state.get("global_step", 0)), default={})
+    # The run may have been moved, or be on another machine: its own folder's name is what counts.
+    best = re.search(r"checkpoint-\d+$", str(state.get("best_model_checkpoint") or ""))
     for checkpoint in whole:
-        if checkpoint.name == best:
-            return Chosen(checkpoint.path, f"{best}, the best by {_metric(_newest_state(run, whole))}.")
-    named = f"The best, {best}, is not there any more." if best else "The run names no best one."
-    if has_final_model(run, whole):
+        if best is not None and checkpoint.name == best.group():
+            return Chosen(checkpoint.path, f"{checkpoint.name}, the best by {_metric(state)}.")
+    named = "The run names no best one." if best is None else f"The best, {best.group()}, is not there any more."
+    if _has_final_model(run, whole):
         return Chosen(run, _what_is_saved(run, named if best or whole else None))
     if whole:
         return Chosen(whole[-1].path, f"{whole[-1].name}, the latest of {len(whole)}. {named}")
@@ -141,7 +137,7 @@ def is_run(path: str | PathLike[str]) -> bool:
     return Path(path).is_dir() and any(Path(path).glob("checkpoint-*"))
 
 
-def has_final_model(run: Path, whole: list[Checkpoint]) -> bool:
+def _has_final_model(run: Path, whole: list[Checkpoint]) -> bool:
     """Whether a model lies in the run folder itself that is no older than its checkpoints."""
     try:
         saved = (run / MODEL_FILE).stat().st_mtime_ns
@@ -151,19 +147,13 @@ def has_final_model(run: Path, whole: list[Checkpoint]) -> bool:
 
 
 def why_ended(run: Path, newest: Checkpoint | None) -> str | None:
-    """How a run that has ended is known to have, None for one that may go on.
-
-    Args:
-        run: The run folder.
-        newest: Its checkpoint after the most steps, which may have been removed since.
-    """
+    """How a run that has ended is known to have, None for one that may go on; ``newest`` may be removed by now."""
     state = newest.state if newest is not None else {}
     stop = state.get("stateful_callbacks", {}).get("TrainerControl", {}).get("args", {}).get("should_training_stop")
     step, steps = state.get("global_step", 0), state.get("max_steps", 0)
     if stop or step >= steps > 0:
         return f"training stopped after step {step:,} of {steps:,}"
-    whole = checkpoints(run)
-    if has_final_model(run, whole):
+    if _has_final_model(run, checkpoints(run)):
         return "the final model is saved"
     own = read_state(run)
     if own is not None and own.get("global_step", 0) > 0 and own.get("global_step", 0) >= step:
@@ -171,15 +161,130 @@ def why_ended(run: Path, newest: Checkpoint | None) -> str | None:
     return None
 
 
-def _best_name(run: Path, whole: list[Checkpoint]) -> str | None:
-    # The run may have been moved, or be on another machine: its own folder's name is what counts.
-    found = re.search(r"checkpoint-\d+$", str(_newest_state(run, whole).get("best_model_checkpoint") or ""))
-    return found.group() if found else None
+@dataclass(frozen=True)
+class Step:
+    """What one checkpoint scored, as ``checkpoints.json`` has it."""
+
+    name: str
+    step: int
+    epoch: float | None
+    key: str  # digest of the trainer's state in it
+    logged: int  # how many entries the trainer's log had
+    history: str  # digest of these
+    data: dict[str, str] = field(default_factory=dict)  # to its version
+    scores: dict[str, float] = field(default_factory=dict)  # data set to nDCG@10
+    average: float | None = None
+    baseline: tuple[str, float] | None = None  # the name of what it is compared with, and its average
+    points: float | None = None  # difference to it
+    interval: tuple[float, float] | None = None  # of 95 %
+    p: float | None = None  # corrected for nothing
+    problem: str | None = None  # why it has no scores
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, found: Comparison | str) -> Step:
+        """From a comparison, whose last row the checkpoint is, or from what is wrong with it."""
+        log, epoch = checkpoint.state.get("log_history", []), checkpoint.state.get("epoch")
+        facts: dict[str, Any] = {
+            "name": checkpoint.name,
+            "step": checkpoint.step,
+            "epoch": None if epoch is None else round(float(epoch), 4),
+            "key": checkpoint.key,
+            "logged": len(log),
+            "history": _digest(log),
+        }
+        if isinstance(found, str):
+            return cls(**facts, problem=found)
+        first, row = found.rows[0], found.rows[-1]
+        if (gain := row.difference) is not None:
+            facts |= {"baseline": (first.name, first.average[MAIN]), "points": gain.points, "p": gain.p}
+            if gain.low is not None and gain.high is not None:
+                facts["interval"] = (gain.low, gain.high)
+        return cls(
+            **facts,
+            data={name: str(known["version"]) for name, known in found.data.items()},
+            scores={name: scores[MAIN] for name, scores in row.scores.items()},
+            average=row.average[MAIN],
+        )
+
+    def __str__(self) -> str:
+        """A line."""
+        if self.average is None:
+            return f"{self.name}: not evaluated. {self.problem}"
+        if self.points is None or self.p is None or self.baseline is None:
+            return f"{self.name}: nDCG@10 {self.average:.4f}."
+        return (
+            f"{self.name}: nDCG@10 {self.average:.4f}, {100 * self.points:+.2f} to {self.baseline[0]}, p {self.p:.3f}."
+        )
 
 
-def _newest_state(run: Path, whole: list[Checkpoint]) -> Mapping[str, Any]:
-    states = [state for state in (*(one.state for one in whole[-1:]), read_state(run)) if state is not None]
-    return max(states, key=lambda state: int(state.get("global_step", 0)), default={})
+def add_step(folder: Path, step: Step, newest: Mapping[str, Any]) -> None:
+    """Add a checkpoint to ``checkpoints.json`` and its table ``checkpoints.md``, in its place.
+
+    What is there already is kept as far as it is of the same run and the same data: the log of an earlier checkpoint is
+    the beginning of that in ``newest``, the trainer's state in the newest one.
+    """
+    log = newest.get("log_history", [])
+    kept = [
+        one
+        for one in _steps(folder)
+        if one.step != step.step
+        and one.history == _digest(log[: one.logged])
+        and (not one.data or not step.data or one.data == step.data)
+    ]
+    steps = sorted([*kept, step], key=lambda one: one.step)
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"format": FORMAT, "checkpoints": [asdict(one) for one in steps]}
+    write_text(folder / "checkpoints.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_text(folder / "checkpoints.md", _table_of(steps))
+
+
+def _steps(folder: Path) -> list[Step]:
+    """The checkpoints in the file; without it, what is still there is evaluated again, out of the results."""
+    try:
+        content = json.loads((folder / "checkpoints.json").read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            return []
+        return [
+            Step(**{**values, **{name: values[name] and tuple(values[name]) for name in ("baseline", "interval")}})
+            for values in content["checkpoints"]
+        ]
+    except (OSError, KeyError, TypeError, ValueError):
+        return []
+
+
+def _table_of(steps: list[Step]) -> str:
+    """All checkpoints in Markdown, the system that they are compared with first."""
+    from st_asym.report.tables import table
+
+    names = list(dict.fromkeys(name for one in steps for name in one.scores))
+    several = names if len(names) > 1 else []
+    header = ["Model", "epoch", "Avg nDCG@10" if several else "nDCG@10", "points", "95 %", "p", *several]
+    rows = [
+        [name, "", f"{average:.4f}", "", "", "", *("" for _ in several)]
+        for name, average in dict.fromkeys(one.baseline for one in steps if one.baseline is not None)
+    ]
+    for one in steps:
+        ends = "" if one.interval is None else "[{:+.2f}, {:+.2f}]".format(*(100 * end for end in one.interval))
+        rows.append(
+            [
+                one.name,
+                "" if one.epoch is None else f"{one.epoch:g}",
+                (one.problem or "") if one.average is None else f"{one.average:.4f}",
+                "" if one.points is None else f"{100 * one.points:+.2f}",
+                ends,
+                "" if one.p is None else f"{one.p:.3f}",
+                *(f"{one.scores[name]:.4f}" if name in one.scores else "" for name in several),
+            ]
+        )
+    note = (
+        "Difference in nDCG@10, paired by query: 95 % bootstrap interval, and p-value of a randomisation test, not "
+        "corrected for the number of checkpoints. Choose a checkpoint by dev queries, not by this table."
+    )
+    return f"{table(header, rows)}\n\n{note}\n"
+
+
+def _digest(content: Any) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def _metric(state: Mapping[str, Any]) -> str:

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sentence_transformers.util import quantize_embeddings
+from torch import Tensor
+
+from st_asym.retrieval.search import nearest
 
 Form = str | int
 
-# How many documents are rescored after a search by bits, and compared at a time.
+# How many documents are rescored after a search by bits, and read back at a time.
 _RESCORED = 400
+_CHUNK = 65_536
 # MTEB looks up the id of each result by itself, which takes longer than the search; nothing below rank 100 is shown.
 _KEPT = 101
-_CHUNK = 65_536
 
 
 def check_forms(forms: tuple[Form, ...], dimension: int | None) -> None:
-    """Refuse what is neither a precision nor a number of dimensions to keep.
-
-    Raises:
-        ValueError: It names the first.
-    """
+    """Refuse what is neither a precision nor a number of dimensions to keep."""
     for form in forms:
         if form in ("int8", "binary"):
             continue
@@ -51,14 +50,12 @@ class CompressedIndex:
         self.form = form
         self._documents: NDArray[Any] = np.empty((0, 0))
         self._ranges: NDArray[np.float32] = np.empty((2, 0), dtype=np.float32)
-        self._dimension = 0
 
     def add_documents(self, embeddings: Any, idxs: list[str]) -> None:  # noqa: ARG002 - MTEB's signature
         """Compress the vectors of the corpus, shape ``(n, d)``."""
-        vectors = self._prepared(embeddings)
-        self._dimension = vectors.shape[1]
+        vectors = self._prepared(embeddings).numpy()
+        self._ranges = np.stack([vectors.min(axis=0), vectors.max(axis=0)])
         if self.form == "int8":
-            self._ranges = np.stack([vectors.min(axis=0), vectors.max(axis=0)])
             vectors = np.asarray(quantize_embeddings(vectors, "int8", ranges=self._ranges))
         elif self.form == "binary":
             vectors = np.asarray(quantize_embeddings(vectors, "ubinary"))
@@ -75,51 +72,35 @@ class CompressedIndex:
         """Similarities and positions of the nearest documents of each query."""
         if top_ranked is not None:
             raise ValueError("Compressed vectors are measured by searching a corpus, not by reranking.")
-        queries = torch.from_numpy(self._prepared(embeddings))
+        queries = self._prepared(embeddings)
         top_k = min(top_k, _KEPT)
         if self.form != "binary":
-            values, positions = self._nearest(queries, self._restored, top_k)
+            values, positions = nearest(queries, self._stretches(), top_k)
             return values.tolist(), positions.tolist()
-        signs = torch.where(queries > 0, 1.0, -1.0)
-        _, candidates = self._nearest(signs, self._bits, _RESCORED)
-        found = torch.from_numpy(self._bits(candidates.flatten().numpy())).view(*candidates.shape, -1)
-        rescored = torch.einsum("qd,qkd->qk", queries, found)
-        values, order = rescored.topk(min(top_k, rescored.shape[1]), dim=1)
+        # Products of signs order documents by the number of differing bits.
+        _, candidates = nearest(torch.where(queries > 0, 1.0, -1.0), self._stretches(), _RESCORED)
+        found = self._read(candidates.flatten().numpy()).view(*candidates.shape, -1)
+        values, order = torch.einsum("qd,qkd->qk", queries, found).topk(min(top_k, candidates.shape[1]), dim=1)
         return values.tolist(), candidates.gather(1, order).tolist()
 
     def clear(self) -> None:
         """Let go of the corpus."""
         self._documents = np.empty((0, 0))
 
-    def _prepared(self, embeddings: Any) -> NDArray[np.float32]:
+    def _prepared(self, embeddings: Any) -> Tensor:
         vectors = torch.as_tensor(embeddings).detach().cpu().float()
-        if isinstance(self.form, int):
-            vectors = vectors[:, : self.form]
-        return np.asarray(torch.nn.functional.normalize(vectors).numpy())
+        return torch.nn.functional.normalize(vectors[:, : self.form] if isinstance(self.form, int) else vectors)
 
-    def _nearest(
-        self, queries: torch.Tensor, rows: Callable[[NDArray[Any]], NDArray[np.float32]], top_k: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        values = queries.new_empty(len(queries), 0)
-        positions = torch.empty(len(queries), 0, dtype=torch.int64)
+    def _stretches(self) -> Iterator[tuple[int, Tensor]]:
         for start in range(0, len(self._documents), _CHUNK):
-            chosen = np.arange(start, min(start + _CHUNK, len(self._documents)))
-            here = queries @ torch.from_numpy(rows(chosen)).T
-            values = torch.cat([values, here], dim=1)
-            positions = torch.cat([positions, torch.from_numpy(chosen).expand(len(queries), -1)], dim=1)
-            values, order = values.topk(min(top_k, values.shape[1]), dim=1)
-            positions = positions.gather(1, order)
-        return values, positions
+            yield start, self._read(slice(start, start + _CHUNK))
 
-    def _restored(self, rows: NDArray[Any]) -> NDArray[np.float32]:
-        """Documents as the index holds them, in float32."""
+    def _read(self, rows: Any) -> Tensor:
+        """Documents as the index holds them, in float32: read back from bytes, or signs instead of bits."""
         documents = self._documents[rows]
-        if self.form != "int8":
-            return np.asarray(documents, dtype=np.float32)
         low, high = self._ranges
-        return np.asarray((documents.astype(np.float32) + 128) * ((high - low) / 255) + low, dtype=np.float32)
-
-    def _bits(self, rows: NDArray[Any]) -> NDArray[np.float32]:
-        """Documents as signs: their products with signs order them by the number of differing bits."""
-        bits = np.unpackbits(self._documents[rows], axis=-1, count=self._dimension)
-        return bits.astype(np.float32) * 2 - 1
+        if self.form == "int8":
+            documents = (documents.astype(np.float32) + 128) * ((high - low) / 255) + low
+        elif self.form == "binary":
+            documents = np.unpackbits(documents, axis=-1, count=len(low)).astype(np.float32) * 2 - 1
+        return torch.from_numpy(np.asarray(documents, dtype=np.float32))

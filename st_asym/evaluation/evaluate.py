@@ -8,16 +8,24 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from st_asym.cache import EmbeddingCache
-from st_asym.evaluation.comparison import Bar, Comparison
-from st_asym.evaluation.models import Candidate, Models, answered_from, candidates, queries_as_documents, vectors_of
-from st_asym.evaluation.rank import Run, System, rows_of, scores_by_query
-from st_asym.evaluation.scores import ResultStore
+from st_asym.evaluation.comparison import Comparison
+from st_asym.evaluation.models import (
+    Models,
+    System,
+    answered_from,
+    queries_as_documents,
+    same_models,
+    systems_of,
+    vectors_of,
+)
+from st_asym.evaluation.scores import FULL, Measurement, ResultStore
+from st_asym.evaluation.verdict import Bar, rows_of, scores_by_query
 from st_asym.retrieval.significance import CONFIDENCE, RESAMPLES
 
 if TYPE_CHECKING:
@@ -97,20 +105,20 @@ def evaluate(
     """
     require_mteb()
     from st_asym.evaluation.compressed import check_forms
-    from st_asym.evaluation.mteb import FULL, undisturbed
-    from st_asym.evaluation.seen import TrainedOn, TrainingData
+    from st_asym.evaluation.mteb import undisturbed
+    from st_asym.evaluation.seen import seen_queries, trained_queries, training_documents
     from st_asym.evaluation.tasks import benchmarks
 
     bar = Bar(at_least, significance)
+    compressed = (compressed,) if isinstance(compressed, str | int) else tuple(compressed)
     with ExitStack() as stack:
         stack.enter_context(undisturbed())
         found = benchmarks(tasks, split)
-        known = TrainingData(train, found, split)
-        systems = candidates(models)
-        again = TrainedOn.of(models, found, split)
+        positives = training_documents(train, found, split)
+        systems = systems_of(models)
+        trained, trained_notes = trained_queries(models, found, split)
         text = next((one.data.queries[query] for one in found if one.data for query in one.data.qrels[split]), "text")
-        cautions = (*again.notes, *(note for system in systems for note in queries_as_documents(system, text)))
-        compressed = (compressed,) if isinstance(compressed, str | int) else tuple(compressed)
+        cautions = (*trained_notes, *(note for system in systems for note in queries_as_documents(system, text)))
         for system in systems:
             check_forms(compressed, system.models[0].get_embedding_dimension())
         if cache is None:
@@ -119,21 +127,23 @@ def evaluate(
             )
         if not isinstance(cache, EmbeddingCache):
             cache = EmbeddingCache(cache)
-        answered = [
-            replace(system, models=tuple(answered_from(cache, model) for model in system.models)) for system in systems
-        ]
-        evaluation = _Evaluation(ResultStore(results), (FULL, *compressed))
-        by_data = [evaluation.measure(benchmark, answered) for benchmark in found]
-    measured = [_system(system, [one[number] for one in by_data]) for number, system in enumerate(systems)]
-    first = measured[0].runs[0]
-    parts = {
-        data: part
-        for data, scores in first.items()
-        if (part := {**(known.parts(scores) or {}), **again.parts(data, scores.queries)})
-    }
+        cached = [replace(one, models=tuple(answered_from(cache, model) for model in one.models)) for one in systems]
+        store, forms = ResultStore(results), tuple(dict.fromkeys((FULL, *compressed)))
+        measured = [record for one in found for record in _measure(one, cached, forms, store)]
+    first = {one.scores.data: one.scores for one in measured if one.system == systems[0].name and one.form == FULL}
+    parts = {data: seen_queries(scores, positives, trained.get(data, {})) for data, scores in first.items()}
+    versions = {one.name: one.version for one in found}
     return Comparison(
-        rows=rows_of(measured, parts, bar, seed, again.queries),
-        data=_facts(found, first),
+        rows=rows_of(systems, measured, parts, bar, seed, trained),
+        data={
+            data: {
+                "split": scores.split,
+                "queries": len(scores.queries),
+                "documents": scores.documents,
+                "version": versions[scores.benchmark],
+            }
+            for data, scores in first.items()
+        },
         queries=scores_by_query(measured, parts),
         settings={
             "at_least": at_least,
@@ -144,98 +154,44 @@ def evaluate(
             "correction": "Benjamini-Hochberg",
         },
         versions={name: version(name) for name in _PACKAGES},
-        notes=(*cautions, *(note for one in found for note in one.notes), *_odd(systems)),
+        notes=(*cautions, *(note for one in found for note in one.notes), *same_models(systems)),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         cautions=cautions,
     )
 
 
-@dataclass(frozen=True)
-class _Evaluation:
-    """What all models and data sets of one call share."""
+def _measure(
+    benchmark: Benchmark, systems: Sequence[System], forms: Sequence[Form], store: ResultStore
+) -> list[Measurement]:
+    """All models on one data set, as far as its results are not stored yet."""
+    from st_asym.evaluation.mteb import run
 
-    store: ResultStore
-    forms: tuple[Form, ...]
-
-    def measure(self, benchmark: Benchmark, systems: Sequence[Candidate]) -> list[list[dict[str, Run]]]:
-        """All models on one data set: for each system and each of its models, form to scores."""
-        try:
-            return [
-                [self._measure(benchmark, system, number) for number in range(len(system.models))] for system in systems
-            ]
-        finally:
-            if benchmark.task.data_loaded:
-                benchmark.task.unload_data()
-
-    def _measure(self, benchmark: Benchmark, system: Candidate, number: int) -> dict[str, Run]:
-        from st_asym.evaluation.mteb import run
-
-        model, digest = system.models[number], system.digests[number]
-        found: dict[str, Run] = {}
-        for form in self.forms:
-            key = {
-                "name": benchmark.name,
-                "data": benchmark.version,
-                "model": digest,
-                "vectors": vectors_of(model),
-                "form": str(form),
-                "mteb": version("mteb"),
-            }
-            scores = self.store.get(key)
-            if scores is None:
-                logger.info("%s: %s, %s vectors", benchmark.name, system.name, form)
-                scores = run(benchmark, system.name, model, digest, form)
-                self.store.put(key, scores)
-            found[str(form)] = {one.data: one for one in scores}
-        return found
-
-
-def _system(system: Candidate, by_data: list[list[dict[str, Run]]]) -> System:
-    """What was measured of a system, its data sets put together."""
-    runs: dict[str, list[Run]] = {}
-    for number in range(len(system.models)):
-        for form in by_data[0][number]:
-            runs.setdefault(form, []).append(
-                {data: scores for one in by_data for data, scores in one[number][form].items()}
-            )
-    full, *_ = runs
-    return System(system.name, system.digests, system.seeds, runs.pop(full), runs)
-
-
-def _facts(found: Sequence[Benchmark], first: Run) -> dict[str, dict[str, Any]]:
-    """What was judged, by data set."""
-    return {
-        data: {
-            "split": scores.split,
-            "queries": len(scores.queries),
-            "documents": scores.documents,
-            "version": next(one.version for one in found if one.name == scores.benchmark),
-        }
-        for data, scores in first.items()
-    }
+    measured = []
+    try:
+        for system in systems:
+            for number, (model, digest) in enumerate(zip(system.models, system.digests, strict=True)):
+                for form in forms:
+                    key = {
+                        "name": benchmark.name,
+                        "data": benchmark.version,
+                        "model": digest,
+                        "vectors": vectors_of(model),
+                        "form": str(form),
+                        "mteb": version("mteb"),
+                    }
+                    found = store.get(key)
+                    if found is None:
+                        logger.info("%s: %s, %s vectors", benchmark.name, system.name, form)
+                        found = run(benchmark, system.name, model, digest, form)
+                        store.put(key, found)
+                    measured += [Measurement(system.name, number, str(form), scores) for scores in found]
+    finally:
+        if benchmark.task.data_loaded:
+            benchmark.task.unload_data()
+    return measured
 
 
 def require_mteb() -> None:
-    """Say what to install.
-
-    Raises:
-        ImportError: MTEB is not installed.
-    """
+    """Say what to install, where MTEB is not."""
     if importlib.util.find_spec("mteb") is None:
         raise ImportError("evaluate needs MTEB, which is not installed: pip install 'st_asym[eval]'.")
-
-
-def _odd(systems: Sequence[Candidate]) -> list[str]:
-    """Models that are the same though they should not be."""
-    notes = []
-    names: dict[str, str] = {}
-    for system in systems:
-        if len(set(system.digests)) < len(system.digests):
-            notes.append(
-                f"{system.name}: {len(system.digests)} models were given, {len(set(system.digests))} different."
-            )
-        for digest in dict.fromkeys(system.digests):
-            if digest in names:
-                notes.append(f"{system.name} and {names[digest]} are the same model.")
-            names.setdefault(digest, system.name)
-    return notes

@@ -1,176 +1,51 @@
-"""What lies in ``RUN_DIR/evaluation``: results, log and tables of a run, and what it was evaluated on."""
+"""The folder of a run: its model evaluated once, or each checkpoint as it comes. Results lie in ``RUN_DIR/evaluation``.
+
+- ``results``: scores by query of each model and data set, which are not evaluated again;
+- ``log.txt``: what was done when, appended to;
+- ``table.md`` and ``table.json``: the last comparison; ``checkpoints.md`` and ``.json``: what each checkpoint scored;
+- ``asked.json``: what it was asked for.
+
+Loading the model beside it takes no notice of it.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sentence_transformers import SentenceTransformer
+
 from st_asym.cache import EmbeddingCache
 from st_asym.cache.embedding_cache import open_cache
 from st_asym.disk.writing import EVALUATION_FOLDER, write_text
-from st_asym.evaluation.checkpoints import choose_model
+from st_asym.evaluation.checkpoints import (
+    MODEL_FILE,
+    Checkpoint,
+    Step,
+    add_step,
+    checkpoints,
+    choose_model,
+    read_state,
+    why_ended,
+)
 from st_asym.evaluation.comparison import Comparison
 from st_asym.evaluation.evaluate import evaluate, require_mteb
 from st_asym.evaluation.models import Model
+from st_asym.heads.model import load_encoder
 
 if TYPE_CHECKING:
     from st_asym.evaluation.seen import Train
     from st_asym.evaluation.tasks import Source
 
-_PACKAGE = logging.getLogger("st_asym")
-_OWN = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a run is evaluated on, as :func:`st_asym.evaluate` takes it.
-
-    Attributes:
-        tasks: Paths, names or collections.
-        split: Of local collections.
-        train: What the run was trained on, if that is known.
-        models: What it is compared with.
-    """
-
-    tasks: Any
-    split: str = "test"
-    train: Any = None
-    models: Mapping[str, Any] = field(default_factory=dict)
-
-    def as_json(self, run: Path) -> dict[str, Any] | None:
-        """The same for another time, None where a part of it is in memory alone.
-
-        Paths are told from the run's folder on, so that what is uploaded with a model does not say whose machine it
-        was on.
-        """
-        tasks = self.tasks if isinstance(self.tasks, list) else [self.tasks]
-        named = [*tasks, *self.models.values(), *([] if self.train is None else [self.train])]
-        if not all(isinstance(one, str | os.PathLike) for one in named):
-            return None
-        return {
-            "tasks": [_lasting(one, run) for one in tasks],
-            "split": self.split,
-            "train": None if self.train is None else _lasting(self.train, run),
-            "models": {name: _lasting(one, run) for name, one in self.models.items()},
-        }
-
-    @classmethod
-    def of_json(cls, content: Mapping[str, Any], run: Path) -> Asked:
-        """What :meth:`as_json` gave.
-
-        Raises:
-            AttributeError, KeyError, TypeError: Something else.
-        """
-        return cls(
-            tasks=[_found(one, run) for one in content["tasks"]],
-            split=str(content["split"]),
-            train=None if content["train"] is None else _found(content["train"], run),
-            models={name: _found(one, run) for name, one in content["models"].items()},
-        )
-
-
-class RunFolder:
-    """The folder ``evaluation`` of a run: loading the model beside it takes no notice of it.
-
-    - ``results``: scores by query of each model and data set, which are not evaluated again;
-    - ``log.txt``: what was done when, appended to;
-    - ``table.md`` and ``table.json``: the last comparison;
-    - ``asked.json``: what it was asked for.
-
-    Args:
-        run_dir: The run.
-    """
-
-    def __init__(self, run_dir: str | os.PathLike[str]) -> None:
-        self.path = Path(run_dir) / EVALUATION_FOLDER
-        self.results = self.path / "results"
-
-    @contextmanager
-    def log(self) -> Iterator[None]:
-        """Write what the package logs, and an error, to ``log.txt``; what the console gets stays the same."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        handler = _Log(self.path / "log.txt", _PACKAGE.getEffectiveLevel())
-        level, propagated = _PACKAGE.level, _PACKAGE.propagate
-        _PACKAGE.addHandler(handler)
-        _PACKAGE.setLevel(min(logging.INFO, _PACKAGE.getEffectiveLevel()))
-        _PACKAGE.propagate = False
-        try:
-            yield
-        except BaseException as error:
-            handler.write(logging.ERROR, f"{type(error).__name__}: {error}")
-            raise
-        finally:
-            _PACKAGE.removeHandler(handler)
-            _PACKAGE.setLevel(level)
-            _PACKAGE.propagate = propagated
-            handler.close()
-
-    def write(self, comparison: Comparison) -> None:
-        """Write the tables, and the first into the log."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.path / "table.md", comparison.to_markdown(wide=True))
-        comparison.to_json(self.path / "table.json")
-        _OWN.info("\n%s", comparison.to_markdown(wide=False).strip())
-
-    def remember(self, asked: Asked) -> None:
-        """Keep what was asked for, where that can be written down, and nothing older where it cannot."""
-        content = asked.as_json(self.path.parent)
-        if content is None:
-            (self.path / "asked.json").unlink(missing_ok=True)
-        else:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_text(self.path / "asked.json", json.dumps(content, indent=1) + "\n")
-
-    def remembered(self) -> Asked | None:
-        """What was asked for the last time."""
-        try:
-            content = json.loads((self.path / "asked.json").read_text(encoding="utf-8"))
-            return Asked.of_json(content, self.path.parent)
-        except (OSError, AttributeError, KeyError, TypeError, ValueError):
-            return None
-
-
-class _Log(logging.FileHandler):
-    """Writes to a file, and passes on what would have been shown without it."""
-
-    def __init__(self, path: Path, shown: int) -> None:
-        super().__init__(path, encoding="utf-8", errors="backslashreplace")
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        self._shown = shown
-
-    def emit(self, record: logging.LogRecord) -> None:
-        super().emit(record)
-        if record.levelno >= self._shown and _PACKAGE.parent is not None:
-            _PACKAGE.parent.callHandlers(record)
-
-    def write(self, level: int, text: str) -> None:
-        """A line for the file alone."""
-        super().emit(logging.LogRecord(_OWN.name, level, "", 0, text, None, None))
-
-
-def _lasting(name: str | os.PathLike[str], run: Path) -> str:
-    """A path from the run's folder on, which begins with a dot; another name as it is."""
-    if not Path(name).exists():
-        return os.fspath(name)
-    try:
-        way = Path(os.path.relpath(Path(name).resolve(), run.resolve())).as_posix()
-    except ValueError:  # on another drive of Windows
-        return Path(name).resolve().as_posix()
-    return way if way.startswith("..") else f"./{way}"
-
-
-def _found(name: str, run: Path) -> str:
-    """The path or name that :func:`_lasting` was given."""
-    return str((run / name).resolve()) if name.startswith((".", "/")) or Path(name).is_absolute() else name
-
-
 logger = logging.getLogger(__name__)
+_PACKAGE = logging.getLogger("st_asym")
 
 
 def evaluate_run(
@@ -211,79 +86,286 @@ def evaluate_run(
         >>> print(comparison)  # doctest: +SKIP
     """
     chosen = choose_model(run_dir)
-    folder = RunFolder(run_dir)
     if chosen.name in (models or {}):
         raise ValueError(f"{chosen.name!r} is the model of the run itself: give the other one another name.")
-    asked = what_to_evaluate(folder, tasks, split, train, models, found=chosen.why)
-    with folder.log():
+    asked = Asked.now_or_before(run_dir, tasks, split, train, models, found=chosen.why)
+    folder = Path(run_dir) / EVALUATION_FOLDER
+    with _logged(folder):
         logger.info("%s", chosen.why)
-        found = evaluate(
-            {**asked.models, chosen.name: chosen.path},
-            asked.tasks,
-            cache=open_cache(cache),
-            results=folder.results,
-            split=asked.split,
-            train=asked.train,
-        )
+        found = asked.evaluate(chosen.name, chosen.path, open_cache(cache), folder)
         found = replace(found, notes=(f"Evaluated: {chosen.why}", *found.notes))
-        folder.write(found)
+        write_text(folder / "table.md", found.to_markdown(wide=True))
+        found.to_json(folder / "table.json")
+        logger.info("\n%s", found.to_markdown(wide=False).strip())
     return found
 
 
-def what_to_evaluate(
-    folder: RunFolder,
-    tasks: Source | Mapping[str, Source] | Iterable[Source] | None,
-    split: str | None,
-    train: Train | None,
-    models: Mapping[str, Model] | None,
+def follow_run(
+    run_dir: str | os.PathLike[str],
+    tasks: Source | Mapping[str, Source] | Iterable[Source] | None = None,
     *,
-    found: str,
-) -> Asked:
-    """What is asked for now, or was before; looked at before anything else is done, and remembered.
+    models: Mapping[str, Model] | None = None,
+    cache: EmbeddingCache | str | os.PathLike[str] | None = None,
+    split: str | None = None,
+    train: Train | None = None,
+    interval: float = 30.0,
+    patience: float = 3600.0,
+    tell: Callable[[str], None] | None = None,
+) -> Comparison:
+    """Evaluate each new checkpoint of a run once, until the run ends, and then its model by :func:`evaluate_run`.
+
+    The run has ended when its last checkpoint says so (all steps done, or stopped early), when the final model or the
+    trainer's state is saved in the run folder itself, or when there was no new checkpoint for ``patience`` seconds. A
+    checkpoint counts when it is whole; one that is removed before its turn is left out. Stopped and started again, it
+    goes on where it was. ``RUN_DIR/evaluation/checkpoints.md`` and ``.json`` hold a line for each checkpoint, those
+    that have been removed since included.
 
     Args:
-        folder: Where it is remembered.
-        tasks: As for :func:`evaluate_run`, and so are ``split``, ``train`` and ``models``.
+        run_dir: The ``output_dir`` of the stock trainer, which may not exist yet.
+        tasks: As for :func:`evaluate_run`, and so are ``models``, ``cache``, ``split`` and ``train``.
+        models: See there.
+        cache: See there.
         split: See there.
         train: See there.
-        models: See there.
-        found: What is in the run folder, for the message.
+        interval: Seconds between looks at the folder.
+        patience: Seconds without a new checkpoint after which to stop.
+        tell: Is given a line on each checkpoint and on the end; None to log them alone.
+
+    Returns:
+        What :func:`evaluate_run` gives at the end.
 
     Raises:
-        ValueError: Neither now nor before, or data that cannot be judged.
+        ValueError: An interval or patience that is not above 0; the run ended without a model that is whole; otherwise
+            as :func:`evaluate_run`. A checkpoint whose vectors are not finite does not end the watch: its line says so.
+
+    Example:
+        >>> follow_run("runs/errors", ["scifact.zip"], tell=print)  # doctest: +SKIP
     """
-    before = folder.remembered()
-    if tasks is None and before is None:
-        raise ValueError(
-            f"{folder.path.parent}: {found} It was not evaluated before: say what to evaluate it on (on the command "
-            "line with --on)."
-        )
-    if tasks is None and before is not None:
-        asked = replace(before, split=split or before.split, train=train or before.train)
-        asked = asked if models is None else replace(asked, models=models)
-    else:
-        asked = Asked(check_tasks(tasks, split or "test", train), split or "test", train, models or {})
-    folder.remember(asked)
-    return asked
+    for name, seconds in (("interval", interval), ("patience", patience)):
+        if not seconds > 0:
+            raise ValueError(f"{name} must be above 0 seconds, got {seconds}.")
+    asked = Asked.now_or_before(run_dir, tasks, split, train, models, found="It is to be watched.")
+    cache = open_cache(cache)
+    with _logged(Path(run_dir) / EVALUATION_FOLDER):
+        for line in _watch(Path(run_dir), asked, cache, interval, patience):
+            logger.info("%s", line)
+            if tell is not None:
+                tell(line)
+    return evaluate_run(run_dir, asked.tasks, models=asked.models, cache=cache, split=asked.split, train=asked.train)
 
 
 def check_tasks(
     tasks: Source | Mapping[str, Source] | Iterable[Source] | None, split: str = "test", train: Train | None = None
 ) -> Source | Mapping[str, Source] | list[Source]:
-    """Read what a model shall be evaluated on, hours before there is one.
-
-    Returns:
-        The tasks, those of a generator as a list.
+    """Read what a model shall be evaluated on, hours before there is one; the tasks, those of a generator as a list.
 
     Raises:
-        ImportError: MTEB is not installed.
-        TypeError, ValueError, FileNotFoundError: As for :func:`st_asym.evaluate`.
+        ImportError, TypeError, ValueError, FileNotFoundError: As for :func:`st_asym.evaluate`.
     """
     require_mteb()
-    from st_asym.evaluation.seen import TrainingData
+    from st_asym.evaluation.seen import training_documents
     from st_asym.evaluation.tasks import benchmarks
 
     if isinstance(tasks, Iterable) and not isinstance(tasks, str | Mapping) and not hasattr(tasks, "column_names"):
         tasks = list(tasks)
-    TrainingData(train, benchmarks(tasks, split), split)
+    training_documents(train, benchmarks(tasks, split), split)
     return tasks
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a run is evaluated on, and the models that it is compared with, as :func:`st_asym.evaluate` takes them."""
+
+    tasks: Any
+    split: str = "test"
+    train: Any = None
+    models: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def now_or_before(
+        cls,
+        run_dir: str | os.PathLike[str],
+        tasks: Any,
+        split: str | None,
+        train: Any,
+        models: Mapping[str, Model] | None,
+        *,
+        found: str,
+    ) -> Asked:
+        """What is asked for now, or was before: looked at before anything else is done, and remembered where it can be.
+
+        Raises:
+            ValueError: Neither now nor before, where the message says what is ``found`` in the folder; or data that
+                cannot be judged.
+        """
+        run = Path(run_dir)
+        file = run / EVALUATION_FOLDER / "asked.json"
+        if tasks is not None:
+            split = split or "test"
+            asked = cls(check_tasks(tasks, split, train), split, train, models or {})
+        else:
+            try:
+                before = cls.of_json(json.loads(file.read_text(encoding="utf-8")), run)
+            except (OSError, AttributeError, KeyError, TypeError, ValueError):
+                raise ValueError(
+                    f"{run}: {found} It was not evaluated before: say what to evaluate it on (on the command line with "
+                    "--on)."
+                ) from None
+            split, train = split or before.split, train or before.train
+            asked = cls(before.tasks, split, train, before.models if models is None else models)
+        content = asked.as_json(run)
+        if content is None:
+            file.unlink(missing_ok=True)
+        else:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_text(file, json.dumps(content, indent=1) + "\n")
+        return asked
+
+    def evaluate(self, name: str, model: Model, cache: EmbeddingCache, folder: Path) -> Comparison:
+        """One model of the run, as the last row."""
+        return evaluate(
+            {**self.models, name: model},
+            self.tasks,
+            cache=cache,
+            results=folder / "results",
+            split=self.split,
+            train=self.train,
+        )
+
+    def as_json(self, run: Path) -> dict[str, Any] | None:
+        """The same for another time, None where a part of it is in memory alone.
+
+        Paths are told from the run's folder on, so that what is uploaded with a model does not say whose machine it
+        was on.
+        """
+        tasks = self.tasks if isinstance(self.tasks, list) else [self.tasks]
+        named = [*tasks, *self.models.values(), *([] if self.train is None else [self.train])]
+        if not all(isinstance(one, str | os.PathLike) for one in named):
+            return None
+        return {
+            "tasks": [_lasting(one, run) for one in tasks],
+            "split": self.split,
+            "train": None if self.train is None else _lasting(self.train, run),
+            "models": {name: _lasting(one, run) for name, one in self.models.items()},
+        }
+
+    @classmethod
+    def of_json(cls, content: Mapping[str, Any], run: Path) -> Asked:
+        """What :meth:`as_json` gave; an AttributeError, KeyError or TypeError for something else."""
+        return cls(
+            tasks=[_found(one, run) for one in content["tasks"]],
+            split=str(content["split"]),
+            train=None if content["train"] is None else _found(content["train"], run),
+            models={name: _found(one, run) for name, one in content["models"].items()},
+        )
+
+
+def _lasting(name: str | os.PathLike[str], run: Path) -> str:
+    """A path from the run's folder on, which begins with a dot; another name as it is."""
+    if not Path(name).exists():
+        return os.fspath(name)
+    try:
+        way = Path(os.path.relpath(Path(name).resolve(), run.resolve())).as_posix()
+    except ValueError:  # on another drive of Windows
+        return Path(name).resolve().as_posix()
+    return way if way.startswith("..") else f"./{way}"
+
+
+def _found(name: str, run: Path) -> str:
+    """The path or name that :func:`_lasting` was given."""
+    return str((run / name).resolve()) if name.startswith((".", "/")) or Path(name).is_absolute() else name
+
+
+def _watch(run: Path, asked: Asked, cache: EmbeddingCache, interval: float, patience: float) -> Iterator[str]:
+    """Evaluate what comes until the run ends; a line on each checkpoint, and on how the end is known."""
+    folder = run / EVALUATION_FOLDER
+    newest: Checkpoint | None = None  # of this watch: with save_total_limit, it may be removed when the training ends
+    done: set[tuple[str, str]] = set()
+    last_news = time.monotonic()
+    while True:
+        whole = checkpoints(run)
+        newest = max((one for one in (*whole[-1:], newest) if one), key=lambda one: one.step, default=None)
+        ended = why_ended(run, newest)  # before the evaluations: what comes during them is looked for
+        fresh = [one for one in whole if (one.name, one.key) not in done]
+        for checkpoint in fresh:
+            done.add((checkpoint.name, checkpoint.key))
+            step = _evaluated(checkpoint, asked, cache, folder)
+            if step is not None:
+                add_step(folder, step, newest.state if newest is not None else {})
+            yield f"{checkpoint.name} was removed before it was evaluated." if step is None else str(step)
+        if fresh:
+            last_news = time.monotonic()
+        if ended is not None:
+            yield f"The run has ended: {ended}."
+            return
+        if time.monotonic() - last_news >= patience:
+            yield f"There was no new checkpoint for {patience:,.0f} seconds: the watch ends."
+            return
+        time.sleep(interval)
+
+
+def _evaluated(checkpoint: Checkpoint, asked: Asked, cache: EmbeddingCache, folder: Path) -> Step | None:
+    """What a checkpoint scored, or why it cannot be evaluated; None where it was removed."""
+    model = _load(checkpoint)
+    if not isinstance(model, SentenceTransformer):
+        return None if model is None else Step.of(checkpoint, model)
+    try:
+        return Step.of(checkpoint, asked.evaluate(checkpoint.name, model, cache, folder))
+    except ValueError as error:  # the data were read before: it is about this model
+        return Step.of(checkpoint, str(error))
+
+
+def _load(checkpoint: Checkpoint) -> SentenceTransformer | str | None:
+    """The model; why there is none; or None where the trainer removes it, of which half a model may be left."""
+    files = _files(checkpoint.path)
+    if checkpoint.path / MODEL_FILE not in files:
+        whole = read_state(checkpoint.path) is not None
+        return f"It holds no model of Sentence Transformers: there is no {MODEL_FILE}." if whole else None
+    try:
+        model: SentenceTransformer | str = load_encoder(checkpoint.path)
+    except Exception as error:  # whatever a file that is missing leads to
+        model = f"It cannot be loaded: {error}"
+    return model if files <= _files(checkpoint.path) else None
+
+
+def _files(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+@contextmanager
+def _logged(folder: Path) -> Iterator[None]:
+    """Write what the package logs, and an error, to ``log.txt``; what the console gets stays the same."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handler = _LogFile(folder / "log.txt", _PACKAGE.getEffectiveLevel())
+    level, propagated = _PACKAGE.level, _PACKAGE.propagate
+    _PACKAGE.addHandler(handler)
+    _PACKAGE.setLevel(min(logging.INFO, _PACKAGE.getEffectiveLevel()))
+    _PACKAGE.propagate = False
+    try:
+        yield
+    except BaseException as error:
+        handler.write(f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        _PACKAGE.removeHandler(handler)
+        _PACKAGE.setLevel(level)
+        _PACKAGE.propagate = propagated
+        handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """Writes to a file, and passes on what would have been shown without it."""
+
+    def __init__(self, path: Path, shown: int) -> None:
+        super().__init__(path, encoding="utf-8", errors="backslashreplace")
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._shown = shown
+
+    def emit(self, record: logging.LogRecord) -> None:
+        super().emit(record)
+        if record.levelno >= self._shown and _PACKAGE.parent is not None:
+            _PACKAGE.parent.callHandlers(record)
+
+    def write(self, error: str) -> None:
+        """A line on an error, for the file alone."""
+        super().emit(logging.LogRecord(logger.name, logging.ERROR, "", 0, error, None, None))

@@ -1,4 +1,4 @@
-"""Scores of one model on one data set, by query, and where they are kept."""
+"""What models scored, by query: flat records, and where they are kept."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
+from st_asym.data.document import text_key
 from st_asym.disk.writing import write_text
 
 logger = logging.getLogger(__name__)
 
-Floats = NDArray[np.float64]
-
 METRICS = ("ndcg@10", "map@100", "mrr@10", "recall@100")
 MAIN = METRICS[0]
+# The form of vectors that are not compressed.
+FULL = "full"
 FORMAT = 1
+
+
+def text_digest(text: str) -> str:
+    """A short digest of a text, whatever its case and white space."""
+    return hashlib.blake2b(text_key(text).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -52,20 +55,20 @@ class Scores:
     relevant: dict[str, dict[str, str]]
     mteb: dict[str, Any] = field(default_factory=dict)
 
-    def array(self, metric: str) -> Floats:
-        """One score per query, shape ``(n,)``."""
-        return np.array(self.by_query[metric], dtype=np.float64)
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Scores:
         """What ``asdict`` made of it, out of JSON."""
-        return cls(
-            **{
-                **values,
-                "queries": tuple(values["queries"]),
-                "by_query": {metric: tuple(scores) for metric, scores in values["by_query"].items()},
-            }
-        )
+        by_query = {metric: tuple(scores) for metric, scores in values["by_query"].items()}
+        return cls(**{**values, "queries": tuple(values["queries"]), "by_query": by_query})
+
+
+class Measurement(NamedTuple):
+    """One record: what one model of a system scored on one data set, with vectors of one form."""
+
+    system: str
+    number: int  # which of its models: there is one per seed
+    form: str  # "full", "int8", "binary" or a number of dimensions
+    scores: Scores
 
 
 class ResultStore:
@@ -98,11 +101,10 @@ class ResultStore:
     def put(self, key: Mapping[str, str], scores: Sequence[Scores]) -> None:
         """Keep the scores under this key."""
         path = self._path(key)
-        if path is None:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = {"format": FORMAT, "key": dict(key), "scores": [asdict(one) for one in scores]}
-        write_text(path, json.dumps(content))
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = {"format": FORMAT, "key": dict(key), "scores": [asdict(one) for one in scores]}
+            write_text(path, json.dumps(content))
 
     def _path(self, key: Mapping[str, str]) -> Path | None:
         if self.folder is None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, Union
 
 import mteb
+import pytrec_eval
 from datasets import Dataset
 from mteb.abstasks import AbsTaskRetrieval
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
@@ -26,42 +27,45 @@ from st_asym.data.sources import is_one_source, read
 Source: TypeAlias = Union[str, "PathLike[str]", RetrievalData, Any]
 
 
-@dataclass(frozen=True)
-class Benchmark:
-    """A retrieval task of MTEB, with what tells it from others.
+class ScoredByQuery(AbsTaskRetrieval):
+    """A task that keeps the scores of each query, which MTEB hands to this hook of its tasks."""
 
-    Attributes:
-        name: As in the tables.
-        task: The task, its data perhaps not loaded yet.
-        version: The revision of the data on the Hub, or a digest of the data.
-        notes: What was left out of the data, a sentence each.
-        data: All that was read, where the data are local.
-        path: Where it was read, if that is a file or folder.
-    """
+    # Split and subset to query id to metric to score.
+    by_query: dict[tuple[str, str], dict[str, dict[str, float]]]
 
-    name: str
-    task: AbsTaskRetrieval
-    version: str
-    notes: tuple[str, ...] = ()
-    data: RetrievalData | None = None
-    path: Path | None = None
+    def task_specific_scores(
+        self,
+        scores: dict[str, dict[str, float]],
+        qrels: Any,
+        results: dict[str, dict[str, float]],
+        hf_split: str,
+        hf_subset: str,
+    ) -> dict[str, float]:
+        """Keep MTEB's own values, and the reciprocal rank, which it gives as a mean only."""
+        ranks = pytrec_eval.RelevanceEvaluator(qrels, {"recip_rank"}).evaluate(results)
+        self.by_query[hf_split, hf_subset] = {
+            query_id: {
+                "ndcg@10": values["ndcg_cut_10"],
+                "map@100": values["map_cut_100"],
+                "mrr@10": reciprocal if (reciprocal := ranks[query_id]["recip_rank"]) > 1 / 10.5 else 0.0,
+                "recall@100": values["recall_100"],
+            }
+            for query_id, values in scores.items()
+        }
+        return super().task_specific_scores(scores, qrels, results, hf_split=hf_split, hf_subset=hf_subset)
 
 
-class LocalRetrieval(AbsTaskRetrieval):
-    """A collection that is in memory, as a task of MTEB.
+class LocalRetrieval(ScoredByQuery):
+    """A collection that is in memory, as a task of MTEB: all queries of the split have a relevant document.
 
-    Args:
-        name: Of the task.
-        data: The collection.
-        split: The split of ``data`` whose queries are judged, each with a relevant document.
-        ignore_identical_ids: Whether a document with the id of the query is left out of its results.
+    With ``ignore_identical_ids``, a document with the id of the query is left out of its results.
     """
 
     def __init__(self, name: str, data: RetrievalData, split: str, *, ignore_identical_ids: bool) -> None:
         self.metadata = TaskMetadata(
             name=name,
             description=f"{name}, a local collection.",
-            dataset={"path": name, "revision": data_digest(data, split)},
+            dataset={"path": name, "revision": _digest(data, split)},
             type="Retrieval",
             category="t2t",
             eval_splits=[split],
@@ -78,17 +82,13 @@ class LocalRetrieval(AbsTaskRetrieval):
         if self.data_loaded:
             return
         judged = self._data.qrels[self._split]
-        queries = {query_id: self._data.queries[query_id] for query_id in judged}
-        self.dataset = {
-            "default": {
-                self._split: {
-                    "corpus": _table(self._data.corpus),
-                    "queries": _table(queries),
-                    "relevant_docs": {query_id: dict(documents) for query_id, documents in judged.items()},
-                    "top_ranked": None,
-                }
-            }
-        }
+        corpus, queries = (
+            Dataset.from_dict({"id": list(texts), "text": list(texts.values())})
+            for texts in (self._data.corpus, {query_id: self._data.queries[query_id] for query_id in judged})
+        )
+        relevant = {query_id: dict(documents) for query_id, documents in judged.items()}
+        part: Any = {"corpus": corpus, "queries": queries, "relevant_docs": relevant, "top_ranked": None}
+        self.dataset = {"default": {self._split: part}}
         self.data_loaded = True
 
     def unload_data(self) -> None:
@@ -97,19 +97,29 @@ class LocalRetrieval(AbsTaskRetrieval):
         self.data_loaded = False
 
 
-def benchmarks(tasks: Source | Mapping[str, Source] | Iterable[Source], split: str) -> list[Benchmark]:
-    """Find what is to be evaluated.
+@dataclass(frozen=True)
+class Benchmark:
+    """A retrieval task of MTEB, with what tells it from others.
 
-    Args:
-        tasks: One or several names of MTEB's retrieval tasks, paths of BEIR folders, zips or files of pairs,
-            collections, data sets or data frames; or a mapping of names to such.
-        split: The split that is judged where a collection has several.
-
-    Raises:
-        TypeError: Something else.
-        ValueError: A name that is neither a file nor a retrieval task of MTEB, two data sets with one name, or a
-            collection that cannot be judged: see :func:`local_benchmark`.
+    Attributes:
+        name: As in the tables.
+        task: The task, its data perhaps not loaded yet.
+        version: The revision of the data on the Hub, or a digest of the data.
+        notes: What was left out of the data, a sentence each.
+        data: All that was read, where the data are local.
+        path: Where it was read, if that is a file or folder.
     """
+
+    name: str
+    task: ScoredByQuery
+    version: str
+    notes: tuple[str, ...] = ()
+    data: RetrievalData | None = None
+    path: Path | None = None
+
+
+def benchmarks(tasks: Source | Mapping[str, Source] | Iterable[Source], split: str) -> list[Benchmark]:
+    """Find what is to be evaluated, as :func:`st_asym.evaluate` takes it, and refuse what cannot be judged."""
     named: list[tuple[str | None, Source]]
     if isinstance(tasks, str | PathLike | RetrievalData | AbsTaskRetrieval) or is_one_source(tasks):
         named = [(None, tasks)]
@@ -135,18 +145,18 @@ def _benchmark(name: str | None, source: Source, split: str, number: int) -> Ben
     if isinstance(source, str | PathLike):
         path = Path(fspath(source))
         if path.exists():
-            found = local_benchmark(name or path.name.partition(".")[0] or path.resolve().name, load_data(path), split)
+            found = _of_collection(name or path.name.partition(".")[0] or path.resolve().name, load_data(path), split)
             return replace(found, path=path.resolve())
-        return _of_task(name, _task_by_name(fspath(source)))
+        return _of_task(name, _task_of_mteb(fspath(source)))
     data = read(source, name or f"data set {number}")
     if not isinstance(data, RetrievalData):
         raise ValueError(f"{name or f'Data set {number}'} holds documents alone, no queries.")
     if not isinstance(source, RetrievalData) and set(data.qrels) == {"train"}:
         data = replace(data, qrels={split: data.qrels["train"]})  # pairs, or qrels without a split: all are judged
-    return local_benchmark(name or f"data set {number}", data, split)
+    return _of_collection(name or f"data set {number}", data, split)
 
 
-def _task_by_name(name: str) -> AbsTaskRetrieval:
+def _task_of_mteb(name: str) -> AbsTaskRetrieval:
     try:
         task = mteb.get_task(name)
     except KeyError as error:
@@ -164,20 +174,20 @@ def _of_task(name: str | None, task: AbsTaskRetrieval) -> Benchmark:
     metadata = task.metadata
     version = f"{metadata.dataset['path']}@{metadata.dataset['revision']}"
     parts = f"{list(task.eval_splits)} {list(task.hf_subsets)}"
-    return Benchmark(name or metadata.name, task, f"{metadata.name} {version} {parts}")
+    # The same task, of a class that has its own for a base and keeps what it scores.
+    kind: Any = type(type(task).__name__, (ScoredByQuery, type(task)), {})
+    scored = kind.__new__(kind)
+    vars(scored).update(vars(task))
+    return Benchmark(name or metadata.name, scored, f"{metadata.name} {version} {parts}")
 
 
-def local_benchmark(name: str, data: RetrievalData, split: str) -> Benchmark:
+def _of_collection(name: str, data: RetrievalData, split: str) -> Benchmark:
     """A collection of one's own as a task.
 
     Documents without text stay in the corpus, as in MTEB; queries without a relevant document are left out. A document
     with the id of the query is left out of its results, as BEIR does (a query of ArguAna is a document of the corpus
     itself), unless it is relevant: then queries and documents are numbered independently. So is one that has the text
     of a relevant document under another id, which MTEB counts as not relevant.
-
-    Raises:
-        ValueError: No such split, no query in it that has a relevant document, or qrels that name a missing query or
-            document. The message counts and names the first ones.
     """
     check_texts(data.queries, data.corpus)
     if split == "all":
@@ -186,27 +196,27 @@ def local_benchmark(name: str, data: RetrievalData, split: str) -> Benchmark:
         splits = ", ".join(sorted(data.qrels)) or "none"
         raise ValueError(f"{name} has no split {split!r} to evaluate on; it has {splits}. Give split=..., or 'all'.")
     check_ids(data.queries, data.corpus, data.qrels[split], f"{name}, split {split!r},")
-    judged = {query_id: documents for query_id, documents in data.qrels[split].items() if _answered(documents)}
+    answered = data.relevant(split)
+    judged = {query_id: documents for query_id, documents in data.qrels[split].items() if query_id in answered}
     if not judged:
         raise ValueError(f"{name}: no query of the split {split!r} has a relevant document.")
-    copied = copies(judged, data.corpus)
     own = own_documents(data.corpus, judged)
-    notes = (*data.notes, *_notes(data, data.qrels[split], judged, own, copied))
-    of_split = replace(data, qrels={split: judged})
-    task = LocalRetrieval(name, of_split, split, ignore_identical_ids=bool(own))
+    task = LocalRetrieval(name, replace(data, qrels={split: judged}), split, ignore_identical_ids=bool(own))
+    notes = (*data.notes, *_notes(data, split, judged, own))
     return Benchmark(name, task, task.metadata.dataset["revision"], notes, data)
 
 
-def _notes(data: RetrievalData, split: Qrels, judged: Qrels, own: Sequence[str], copied: Qrels) -> Iterator[str]:
+def _notes(data: RetrievalData, split: str, judged: Qrels, own: Sequence[str]) -> Iterator[str]:
     """What was left out, a sentence each."""
-    if bare := [query_id for query_id in split if query_id not in judged]:
+    if bare := [query_id for query_id in data.qrels[split] if query_id not in judged]:
         yield f"{counted(len(bare), 'query', 'queries')} without a relevant document left out: {first_few(bare)}."
-    for what, texts in (("document", data.corpus), ("query", {key: data.queries[key] for key in judged})):
-        if empty := [key for key, text in texts.items() if not text.strip()]:
-            plural = "queries" if what == "query" else None
-            yield f"{counted(len(empty), what, plural)} without text kept: {first_few(empty)}."
+    if empty := [key for key, text in data.corpus.items() if not text.strip()]:
+        yield f"{counted(len(empty), 'document')} without text kept: {first_few(empty)}."
+    if empty := [key for key in judged if not data.queries[key].strip()]:
+        yield f"{counted(len(empty), 'query', 'queries')} without text kept: {first_few(empty)}."
     if own:
         yield f"{counted(len(own), 'query has', 'queries have')} the id of a document, which is not a result."
+    copied = copies(judged, data.corpus)
     if ids := list(dict.fromkeys(document for documents in copied.values() for document in documents)):
         yield (
             f"{counted(len(ids), 'document has', 'documents have')} the text of one that is relevant, under another id "
@@ -214,7 +224,7 @@ def _notes(data: RetrievalData, split: Qrels, judged: Qrels, own: Sequence[str],
         )
 
 
-def data_digest(data: RetrievalData, split: str) -> str:
+def _digest(data: RetrievalData, split: str) -> str:
     """Digest what is searched, asked and judged: 16 hexadecimal digits."""
     judged: Qrels = data.qrels[split]
     queries = {query_id: data.queries[query_id] for query_id in judged}
@@ -224,11 +234,3 @@ def data_digest(data: RetrievalData, split: str) -> str:
         for key in sorted(part):
             digest.update(json.dumps([key, part[key]], sort_keys=True).encode())
     return digest.hexdigest()
-
-
-def _answered(documents: Mapping[str, int]) -> bool:
-    return any(grade > 0 for grade in documents.values())
-
-
-def _table(texts: Mapping[str, str]) -> Dataset:
-    return Dataset.from_dict({"id": list(texts), "text": list(texts.values())})

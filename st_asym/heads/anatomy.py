@@ -242,3 +242,16 @@ def _keeps_direction(module: nn.Module) -> bool:
         and isinstance(module.activation_function, nn.Identity | nn.ReLU | nn.LeakyReLU)
         and (module.linear.bias is None or not bool(module.linear.bias.any()))
     )
+
+
+@torch.no_grad()
+def sides_differ(heads: Router) -> bool:
+    """Whether heads give one vector two, one as a query's and one as a document's; False for encoders of their own."""
+    routes: Any = dict(heads.sub_modules)
+    layers = [layer for route in routes.values() for layer in route]
+    if not {"query", "document"} <= set(routes) or not all(isinstance(layer, Dense) for layer in layers):
+        return False
+    weight = next(heads.parameters())
+    vector = torch.nn.functional.normalize(torch.ones(1, weight.shape[-1], dtype=weight.dtype, device=weight.device))
+    query, document = (heads({"sentence_embedding": vector}, task=task) for task in ("query", "document"))
+    return not torch.allclose(query["sentence_embedding"], document["sentence_embedding"], atol=1e-4)

@@ -13,7 +13,6 @@ Floats = NDArray[np.float64]
 
 RESAMPLES = 9_999
 CONFIDENCE = 0.95
-
 # Resamples that are held in memory at a time.
 _BATCH = 1_000
 
@@ -28,7 +27,7 @@ class Difference:
         low: Lower end of the 95 % interval, None for fewer than two queries.
         high: Its upper end.
         p: Of the randomisation test, two-sided.
-        p_corrected: The same, corrected for the number of comparisons.
+        p_corrected: The same, corrected for the number of comparisons where there are several.
         queries: On how many queries.
     """
 
@@ -53,9 +52,6 @@ def difference(before: Sequence[Floats], after: Sequence[Floats], seed: int = 0)
         before: Scores of the first system by query, shape ``(n,)`` for each data set.
         after: The same of the other system, for the same queries.
         seed: Of what is drawn at random.
-
-    Returns:
-        The difference, its p-value not corrected yet.
     """
     gains = [new - old for old, new in zip(before, after, strict=True)]
     base = float(np.mean([old.mean() for old in before]))

@@ -24,8 +24,8 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from st_asym import Comparison, asymmetric_model, fit, router_mapping
 from st_asym.data import RetrievalData
 from st_asym.evaluation import choose_model, evaluate_run, follow_run
-from st_asym.evaluation import follow as watching
 from st_asym.evaluation import mteb as running
+from st_asym.evaluation import run_folder as watching
 
 Make = Callable[..., SentenceTransformer]
 

@@ -10,9 +10,9 @@ from sentence_transformers import SentenceTransformer
 from transformers import TrainerState
 
 from st_asym import Comparison, Diagnosis, EmbeddingCache, FitReport, Settings, asymmetric_model, diagnose
-from st_asym.evaluation.comparison import Bar
-from st_asym.evaluation.rank import Run, System, rows_of, scores_by_query
-from st_asym.evaluation.scores import METRICS, Scores
+from st_asym.evaluation.models import System
+from st_asym.evaluation.scores import METRICS, Measurement, Scores
+from st_asym.evaluation.verdict import Bar, rows_of, scores_by_query
 from st_asym.fitting.gate import Choice, Evidence, Gain
 from st_asym.fitting.report import Tried
 
@@ -73,24 +73,36 @@ def a_comparison(
     random = np.random.default_rng(0)
     base = {name: random.uniform(0.3, 0.6, 12 if place else 30) for place, name in enumerate(data)}
 
-    def run(step: float) -> Run:
-        return {
-            name: _scores(name, (scores + step * np.linspace(0.5, 1, len(scores))).tolist())
+    def run(system: str, number: int, form: str, step: float) -> list[Measurement]:
+        return [
+            Measurement(
+                system, number, form, _scores(name, (scores + step * np.linspace(0.5, 1, len(scores))).tolist())
+            )
             for name, scores in base.items()
-        }
+        ]
 
     first, second, third = names
     systems = [
-        System(first, ("a" * 64,), None, [run(0.0)], {"int8": [run(-0.01)]}),
-        System(second, ("b" * 64,), None, [run(0.2)], {"int8": [run(0.19)]}),
-        System(third, ("c" * 64, "d" * 64), (7, 8), [run(-0.1), run(-0.2)], {"int8": [run(-0.2), run(-0.3)]}),
+        System(first, (), None, ("a" * 64,)),
+        System(second, (), None, ("b" * 64,)),
+        System(third, (), (7, 8), ("c" * 64, "d" * 64)),
+    ]
+    measured = [
+        *run(first, 0, "full", 0.0),
+        *run(first, 0, "int8", -0.01),
+        *run(second, 0, "full", 0.2),
+        *run(second, 0, "int8", 0.19),
+        *run(third, 0, "full", -0.1),
+        *run(third, 0, "int8", -0.2),
+        *run(third, 1, "full", -0.2),
+        *run(third, 1, "int8", -0.3),
     ]
     parts = {data[0]: {"seen": [f"q{i}" for i in range(10)], "unseen": [f"q{i}" for i in range(10, 30)]}}
     bar = Bar()
     return Comparison(
-        rows=rows_of(systems, parts, bar, 0),
+        rows=rows_of(systems, measured, parts, bar, 0),
         data={name: {"split": "test", "queries": len(base[name]), "documents": 99, "version": "v"} for name in data},
-        queries=scores_by_query(systems, parts),
+        queries=scores_by_query(measured, parts),
         settings={"at_least": bar.at_least, "significance": bar.significance, "seed": 0},
         versions={"mteb": "2.26"},
         notes=("2 queries were left out.",),
