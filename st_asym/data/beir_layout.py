@@ -52,22 +52,36 @@ Folder = Path | zipfile.Path
 Judgment = tuple[str, Sequence[Any]]
 
 
-@contextmanager
-def beir_root(path: Path) -> Iterator[Folder]:
-    """The folder that holds ``corpus.jsonl``: this one or the zip's top, or the only one inside it.
+def read_beir(path: Path, *, documents: bool = False) -> RetrievalData | Documents:
+    """The collection in a folder or zip, at the top or in the only folder inside it; or its documents alone.
+
+    It is read as documents where there is no more than a corpus; with ``documents``, also where the rest is not whole.
 
     Raises:
-        FileNotFoundError: There is none.
-        ValueError: There are several.
+        FileNotFoundError: A file of the layout is missing.
+        ValueError: Several collections, a broken line, an id with two different texts, or qrels that name a missing
+            query or document.
     """
+    with _opened(path) as top:
+        root = _root(top)
+        if documents:
+            judged = (root / "qrels").is_dir() and _file(root, "queries") is not None
+        else:  # in whatever form, so that what is wrong is named
+            judged = any(entry.name.lower().partition(".")[0] in ("queries", "qrels") for entry in root.iterdir())
+        return _read_collection(root) if judged else _read_corpus(root)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Folder]:
     if path.is_dir():
-        yield _root(path)
+        yield path
         return
     with zipfile.ZipFile(path) as archive:
-        yield _root(zipfile.Path(archive))
+        yield zipfile.Path(archive)
 
 
 def _root(top: Folder) -> Folder:
+    """The folder that holds ``corpus.jsonl``."""
     if _file(top, "corpus") is not None:
         return top
     inside = sorted((entry for entry in top.iterdir() if entry.is_dir() and not is_hidden(entry.name)), key=str)
@@ -92,29 +106,13 @@ def _file(folder: Folder, stem: str) -> Folder | None:
     return found[0] if found else None
 
 
-def has_queries(root: Folder) -> bool:
-    """Whether a folder that :func:`beir_root` has found holds more than documents, in whatever form."""
-    return any(entry.name.lower().partition(".")[0] in ("queries", "qrels") for entry in root.iterdir())
-
-
-def is_complete(root: Folder) -> bool:
-    """Whether it holds queries and judgments as they should be."""
-    return (root / "qrels").is_dir() and _file(root, "queries") is not None
-
-
-def read_beir(root: Folder) -> RetrievalData:
-    """Read the collection in a folder that :func:`beir_root` has found.
-
-    Raises:
-        FileNotFoundError: ``queries.jsonl`` or ``qrels`` is missing.
-        ValueError: A broken line, an id with two different texts, or qrels that name a missing query or document.
-    """
+def _read_collection(root: Folder) -> RetrievalData:
     asked = _file(root, "queries")
     if asked is None:
         raise FileNotFoundError(f"queries.jsonl is missing from {root}.")
     if not (root / "qrels").is_dir():
         raise FileNotFoundError(f"{root} is not in BEIR's layout: the folder qrels is missing.")
-    documents = read_corpus(root)
+    documents = _read_corpus(root)
     notes = list(documents.notes)
     with open_lines(asked) as lines:
         rows = _with_strings(json_rows(lines, asked.name, "_id", "text"), "_id", "text")
@@ -130,12 +128,7 @@ def read_beir(root: Folder) -> RetrievalData:
     return RetrievalData(queries, corpus, qrels, notes=tuple(notes))
 
 
-def read_corpus(root: Folder) -> Documents:
-    """The documents of a folder that :func:`beir_root` has found.
-
-    Raises:
-        ValueError: A broken line, or an id with two different texts.
-    """
+def _read_corpus(root: Folder) -> Documents:
     file = _file(root, "corpus")
     if file is None:
         raise FileNotFoundError(f"corpus.jsonl is missing from {root}.")
@@ -144,7 +137,7 @@ def read_corpus(root: Folder) -> Documents:
 
 
 def _with_strings(rows: Iterable[Row], *names: str) -> Iterator[Row]:
-    """Rows whose id is a string, as it is in the qrels, and whose other fields of these names are too."""
+    """The rows, whose fields of these names must be strings: an id is one in the qrels too."""
     for where, row in rows:
         values = tuple(row[name] for name in names)
         if not all(isinstance(value, str) for value in values):

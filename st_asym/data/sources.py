@@ -13,13 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, Union
 
 from st_asym.data.beir_layout import (
     are_judgments,
-    beir_root,
-    has_queries,
     holds_documents,
-    is_complete,
     qrels_of_rows,
     read_beir,
-    read_corpus,
     read_documents,
     read_texts,
 )
@@ -276,9 +272,7 @@ def _read_path(path: Path, *, documents: bool = False) -> RetrievalData | Docume
     """What a file or folder holds: a collection with splits, pairs all for training, or documents alone."""
     kind = kind_of(path.name)
     if path.is_dir() or (path.is_file() and kind not in _ZIPPED and zipfile.is_zipfile(path)):
-        with beir_root(path) as root:
-            judged = is_complete(root) if documents else has_queries(root)
-            return read_beir(root) if judged else read_corpus(root)
+        return read_beir(path, documents=documents)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file or folder {path}.")
     if kind not in _KINDS:

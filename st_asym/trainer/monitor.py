@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.util import cos_sim, get_world_size
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback
 
 from st_asym.trainer.columns import check_router_mapping
 
@@ -146,15 +146,9 @@ class TrainingMonitor(TrainerCallback):
         """An evaluation batch is over."""
         self._finish_batch(training=False)
 
-    def on_log(
-        self,
-        args: Any,
-        state: TrainerState,
-        control: Any,
-        logs: dict[str, Any] | None = None,
-        **_kwargs: Any,  # noqa: ARG002
-    ) -> None:
+    def on_log(self, *context: Any, logs: dict[str, Any] | None = None, **_kwargs: Any) -> None:
         """Add the figures to this log entry and to the trainer's history."""
+        _, state, _ = context  # after the arguments, before the control
         prefix = _prefix(logs or {})
         if logs is None or prefix is None:
             return
