@@ -148,18 +148,18 @@ def _with_strings(rows: Iterable[Row], *names: str) -> Iterator[Row]:
 # Queries and documents
 
 
-class _Columns(NamedTuple):
+class _DocumentColumns(NamedTuple):
     name: str | None
     title: str | None
     text: str | None
 
 
 @lru_cache(maxsize=256)
-def _document_columns(names: tuple[str, ...]) -> _Columns:
+def _document_columns(names: tuple[str, ...]) -> _DocumentColumns:
     known = {folded(name): name for name in reversed(names)}
     name = next((known[one] for one in ("_id", "id", *DOCUMENT_ID_NAMES) if one in known), None)
     texts = [known[one] for one in _TEXT_NAMES if one in known]
-    return _Columns(name, known.get("title"), known.get("text", texts[0] if len(texts) == 1 else None))
+    return _DocumentColumns(name, known.get("title"), known.get("text", texts[0] if len(texts) == 1 else None))
 
 
 def holds_documents(names: Iterable[str], *, wanted: bool = False) -> bool:

@@ -83,25 +83,46 @@ def with_test_queries_apart(data: RetrievalData) -> RetrievalData:
     return replace(data, qrels={**data.qrels, "train": train, "test": test})
 
 
-def _by_hash(data: RetrievalData) -> dict[str, Qrels]:
-    """The training queries by the split in which the hash of their text puts them."""
-    train = data.qrels.get("train", {})
-    fractions = fractions_of(data.queries[query_id] for query_id in train)
-    found: dict[str, Qrels] = {}
-    for query_id, judged in train.items():
-        found.setdefault(_split_of(fractions[data.queries[query_id]]), {})[query_id] = judged
-    return found
+def pairs_of_rows(
+    rows: Iterable[Row], names: Iterable[str], source: str, notes: list[str], *, of_text: bool = False
+) -> RetrievalData:
+    """The pairs in rows with named columns, all for training.
+
+    A document column may hold one text or a list of them; with ``of_text`` all fields are text, so that a list is one
+    that is written out. ``notes`` are of the reading of the rows, and come first in those of the collection.
+
+    Raises:
+        ValueError: Wrong columns, a row that lacks one, texts that are not strings, or grades that are not whole
+            numbers.
+    """
+    columns = _pair_columns(names, source)
+    pairs = _PairCollector(source, notes)
+    for where, row in rows:
+        missing = [name for name in (columns.query, columns.document, columns.grade) if name and name not in row]
+        if missing:
+            raise ValueError(f"{where}: no {' and no '.join(map(repr, missing))}, only {list(row)}.")
+        pairs.add_row(where, row, columns, of_text=of_text)
+    return pairs.collection()
 
 
-def _split_of(fraction: float) -> str:
-    for split, share in _SPLITS.items():
-        if fraction < share:
-            return split
-        fraction -= share
-    return "test"
+def pairs_of_tuples(rows: Iterable[Any], source: str) -> RetrievalData:
+    """(query, document) and (query, document, grade) tuples, all for training.
+
+    Raises:
+        TypeError: An item is neither.
+        ValueError: Texts that are not strings, or grades that are not whole numbers.
+    """
+    pairs = _PairCollector(source)
+    for number, row in enumerate(rows):
+        if not isinstance(row, tuple | list) or len(row) not in (2, 3):
+            raise TypeError(
+                f"{source}, row {number}: expected (query, document) or (query, document, grade), got {row!r:.80}."
+            )
+        pairs.add(f"{source}, row {number}", *row)
+    return pairs.collection()
 
 
-class Columns(NamedTuple):
+class _PairColumns(NamedTuple):
     """Which column is what."""
 
     query: str
@@ -110,7 +131,7 @@ class Columns(NamedTuple):
     title: str | None
 
 
-def columns_of(names: Iterable[str], source: str) -> Columns:
+def _pair_columns(names: Iterable[str], source: str) -> _PairColumns:
     """Tell columns by their names: ``QUERY_NAMES``, ``DOCUMENT_NAMES`` and ``GRADE_NAMES``.
 
     Raises:
@@ -139,50 +160,11 @@ def columns_of(names: Iterable[str], source: str) -> Columns:
     grade = at_most_one(GRADE_NAMES, "grade")
     document = only(DOCUMENT_NAMES, "document")
     title = columns.get("title") if folded(document) in _TITLED_NAMES else None
-    return Columns(only(QUERY_NAMES, "query"), document, grade, title)
-
-
-def pairs_of_rows(
-    rows: Iterable[Row], names: Iterable[str], source: str, notes: list[str], *, of_text: bool = False
-) -> RetrievalData:
-    """The pairs in rows with named columns, all for training.
-
-    A document column may hold one text or a list of them; with ``of_text`` all fields are text, so that a list is one
-    that is written out. ``notes`` are of the reading of the rows, and come first in those of the collection.
-
-    Raises:
-        ValueError: Wrong columns, a row that lacks one, texts that are not strings, or grades that are not whole
-            numbers.
-    """
-    columns = columns_of(names, source)
-    pairs = _Pairs(source, notes)
-    for where, row in rows:
-        missing = [name for name in (columns.query, columns.document, columns.grade) if name and name not in row]
-        if missing:
-            raise ValueError(f"{where}: no {' and no '.join(map(repr, missing))}, only {list(row)}.")
-        pairs.add_row(where, row, columns, of_text=of_text)
-    return pairs.collection()
-
-
-def pairs_of_tuples(rows: Iterable[Any], source: str) -> RetrievalData:
-    """(query, document) and (query, document, grade) tuples, all for training.
-
-    Raises:
-        TypeError: An item is neither.
-        ValueError: Texts that are not strings, or grades that are not whole numbers.
-    """
-    pairs = _Pairs(source)
-    for number, row in enumerate(rows):
-        if not isinstance(row, tuple | list) or len(row) not in (2, 3):
-            raise TypeError(
-                f"{source}, row {number}: expected (query, document) or (query, document, grade), got {row!r:.80}."
-            )
-        pairs.add(f"{source}, row {number}", *row)
-    return pairs.collection()
+    return _PairColumns(only(QUERY_NAMES, "query"), document, grade, title)
 
 
 @dataclass
-class _Pairs:
+class _PairCollector:
     """Pairs of texts, taken one by one: equal queries become one, and so do documents with the same text.
 
     Texts are the same by :func:`st_asym.data.text_key`: the first spelling stays.
@@ -224,7 +206,7 @@ class _Pairs:
             self._count(_CONFLICT, where)
             judged[document_id] = max(grade, judged[document_id])
 
-    def add_row(self, where: str, row: Mapping[str, Any], columns: Columns, *, of_text: bool) -> None:
+    def add_row(self, where: str, row: Mapping[str, Any], columns: _PairColumns, *, of_text: bool) -> None:
         """Take the pairs of a row: its query with each of its documents, and with each that is not relevant."""
         fields = {name: row[name] for name in row if name == columns.document or _NEGATIVE.fullmatch(str(name))}
         if of_text:
@@ -307,3 +289,21 @@ def _titled(title: Any, document: Any) -> Any:
     if isinstance(title, str) and isinstance(document, str) and document.strip():
         return Document(title, document).joined
     return document
+
+
+def _by_hash(data: RetrievalData) -> dict[str, Qrels]:
+    """The training queries by the split in which the hash of their text puts them."""
+    train = data.qrels.get("train", {})
+    fractions = fractions_of(data.queries[query_id] for query_id in train)
+    found: dict[str, Qrels] = {}
+    for query_id, judged in train.items():
+        found.setdefault(_split_of(fractions[data.queries[query_id]]), {})[query_id] = judged
+    return found
+
+
+def _split_of(fraction: float) -> str:
+    for split, share in _SPLITS.items():
+        if fraction < share:
+            return split
+        fraction -= share
+    return "test"
