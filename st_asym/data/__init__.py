@@ -1,8 +1,8 @@
 """Retrieval collections: queries, documents and which answers which, out of files, data sets and lists.
 
-From the bottom up: ``document`` (which texts are the same), ``collection``, ``files`` and ``tables`` (rows), ``beir``,
-``qrels`` and ``pairs`` (layouts), ``checks``, ``merging``, ``pseudo`` (queries for a corpus that has none),
-``sources``, ``inputs``.
+From the bottom up: ``document`` (which texts are the same), ``collection``, ``formats`` (rows of files and tables),
+``prepare`` (checks), ``beir_layout`` and ``pairs`` (what rows mean), ``pseudo_queries`` (for a corpus that has none),
+``sources`` (any of these). Beside them, ``holdout`` cuts queries, and ``trained_queries`` recognises them later.
 """
 
 from st_asym.data.collection import Qrels, RetrievalData

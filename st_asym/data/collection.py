@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from st_asym.data.document import ByText, Documents, text_key
+from st_asym.data.document import Documents, text_key
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -133,13 +133,9 @@ class RetrievalData:
 
 
 def own_documents(corpus: Collection[str], judged: Qrels) -> list[str]:
-    """The ids of queries that are documents themselves, as those of ArguAna: BEIR does not count them as results.
+    """The ids of queries that are documents themselves, as in ArguAna: BEIR does not count those as results.
 
     None where one of them is relevant to itself: then queries and documents are numbered independently.
-
-    Args:
-        corpus: Ids of documents.
-        judged: Query id to graded documents.
 
     Example:
         >>> own_documents(["a", "b"], {"a": {"b": 1}})
@@ -157,7 +153,7 @@ def stable_fraction(text: str) -> float:
 
 
 def fractions_of(queries: Iterable[str]) -> dict[str, float]:
-    """Text to :func:`stable_fraction`, for all spellings of one text that of the first in order.
+    """Text to :func:`stable_fraction`; all spellings of one text have that of the first in alphabetical order.
 
     Example:
         >>> found = fractions_of(["Error E17", "error  e17"])
@@ -191,26 +187,18 @@ def spelling_note(source: str, places: Sequence[str]) -> str:
 
 
 def whole_number(value: object) -> int:
-    """A grade: an integer, or a float or text that stands for one.
-
-    Raises:
-        ValueError: It is none.
-    """
+    """A grade out of an integer, or a float or text that stands for one; anything else is a ``ValueError``."""
     if isinstance(value, str | numbers.Real) and float(value).is_integer():
         return int(float(value))
     raise ValueError(f"{value!r} is not a whole number")
 
 
 def merged(data: RetrievalData, other: RetrievalData, prefix: str) -> RetrievalData:
-    """Both collections as one, with the splits of both.
+    """Both collections as one; the ids and spellings of the first stay, the splits of the second replace its own.
 
     Equal queries are one, and so are documents with the same text (:func:`st_asym.data.text_key`); an id that means
-    something else in ``other`` gets the prefix there. Where that makes two judgments one, the highest grade counts.
-
-    Args:
-        data: Its ids and spellings stay.
-        other: Its splits replace those of the same name.
-        prefix: ``dev`` makes ``dev:q1`` of ``q1``.
+    something else in ``other`` gets the prefix: ``dev`` makes ``dev:q1`` of ``q1``. Where that makes two judgments one,
+    the highest grade counts.
     """
     known = {text: key for key, text in data.queries.items()}
     queries, query_ids = dict(data.queries), {}
@@ -232,21 +220,17 @@ def with_documents(data: RetrievalData, documents: Documents) -> RetrievalData:
     A document of the collection whose text one of them has, by :func:`st_asym.data.text_key`, is that document: it
     takes its spelling and, unless that is a number given on reading, its id. Where the collection has ids of its own,
     those and its spellings stay. Documents that have ids keep them, also where several have one text.
-
-    Args:
-        data: A collection.
-        documents: What else there is.
     """
     added = documents.joined
-    if not data.numbered or documents.numbered:
+    document_ids: dict[str, str] = {}
+    if data.numbered and not documents.numbered:
+        corpus, document_ids, respelt = _with_texts(added, data.corpus, "train")
+    else:
         corpus, new_ids, respelt = _with_texts(data.corpus, added, "corpus")
         if data.numbered:
             # The corpus is what will be searched: its spelling, of several the first.
             for key, new in reversed(new_ids.items()):
                 corpus[new] = added[key]
-        document_ids: dict[str, str] = {}
-    else:
-        corpus, document_ids, respelt = _with_texts(added, data.corpus, "train")
     qrels = {split: _renamed(judged, {}, document_ids) for split, judged in data.qrels.items()}
     notes = [*data.notes, *documents.notes]
     if respelt:
@@ -259,14 +243,21 @@ def _with_texts(
     texts: Mapping[str, str], others: Mapping[str, str], prefix: str
 ) -> tuple[dict[str, str], dict[str, str], list[str]]:
     """The texts of both, the new id of each of the others, and which of the first some of those spell otherwise."""
-    merged, known = dict(texts), ByText(texts)
-    new_ids, respelt = {}, []
+    spelt: dict[str, str] = {}
+    by_key: dict[str, str] = {}
+    for key, text in texts.items():
+        spelt.setdefault(text, key)
+        by_key.setdefault(text_key(text), key)
+    both, new_ids, respelt = dict(texts), {}, []
     for key, text in others.items():
-        found = key if texts.get(key) == text else known.find(text)
+        if texts.get(key) == text:
+            found: str | None = key
+        else:  # in the same spelling, or else the first in another
+            found = spelt[text] if text in spelt else by_key.get(text_key(text))
         if found is not None and texts[found] != text:
             respelt.append(found)
-        new_ids[key] = _added(merged, key, text, prefix) if found is None else found
-    return merged, new_ids, respelt
+        new_ids[key] = _added(both, key, text, prefix) if found is None else found
+    return both, new_ids, respelt
 
 
 def _added(texts: dict[str, str], key: str, text: str, prefix: str) -> str:

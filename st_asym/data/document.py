@@ -81,47 +81,14 @@ def text_key(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", folded).split())
 
 
-class ByText:
-    """Finds a text among others: in the same spelling, else the first one with its key.
-
-    Args:
-        texts: Id to text.
-
-    Example:
-        >>> texts = ByText({"a": "Red", "b": "red"})
-        >>> texts.find("red"), texts.find("RED"), texts.find("blue")
-        ('b', 'a', None)
-    """
-
-    def __init__(self, texts: Mapping[str, str]) -> None:
-        self._spelt: dict[str, str] = {}
-        self._by_key: dict[str, str] = {}
-        for name, text in texts.items():
-            self._spelt.setdefault(text, name)
-            self._by_key.setdefault(text_key(text), name)
-
-    def find(self, text: str) -> str | None:
-        """Its id, or None."""
-        found = self._spelt.get(text)
-        return self._by_key.get(text_key(text)) if found is None else found
-
-
 def same_texts(wanted: Iterable[str], corpus: Mapping[str, str]) -> dict[str, list[str]]:
-    """The other ids that have the text of a document.
-
-    Args:
-        wanted: Document ids. Those that are not in the corpus have none.
-        corpus: Document id to text.
-
-    Returns:
-        Document id to the other ids with its text, without documents whose text is theirs alone.
-    """
+    """Document id to the other ids with its text, for those of the wanted ids that are in the corpus and have such."""
     keys = {document_id: text_key(corpus[document_id]) for document_id in wanted if document_id in corpus}
     ids: dict[str, list[str]] = {key: [] for key in keys.values()}
     for document_id, text in corpus.items() if ids else ():
-        found = ids.get(keys[document_id] if document_id in keys else text_key(text))
-        if found is not None:
-            found.append(document_id)
+        key = keys[document_id] if document_id in keys else text_key(text)
+        if key in ids:
+            ids[key].append(document_id)
     return {
         document_id: [other for other in ids[key] if other != document_id]
         for document_id, key in keys.items()
@@ -151,7 +118,7 @@ def copies(qrels: Qrels, corpus: Mapping[str, str]) -> Qrels:
 
 
 def copies_by_query(qrels: Qrels, same: Mapping[str, Iterable[str]]) -> Qrels:
-    """:func:`copies`, where it is known which documents have the same text: id to the other ids."""
+    """:func:`copies`, given what :func:`same_texts` found."""
     found: Qrels = {}
     for query_id, judged in qrels.items():
         others = (other for document_id, grade in judged.items() if grade > 0 for other in same.get(document_id, ()))

@@ -1,4 +1,11 @@
-"""Lines of text, JSON objects and table rows out of files, each with its place, or an error that names it."""
+"""Rows, each with its place for errors, out of files and out of whatever has columns in memory.
+
+Files are read by Python's ``csv`` and ``json``, because what is faster has less care: ``pyarrow.csv`` takes a quotation
+mark that is never closed, reads ``007`` as 7 and ``NA`` as nothing, drops one of two columns of one name and knows no
+line numbers; ``datasets`` reads with pandas, which guesses types too.
+
+Data frames are known by what they can do: neither pandas nor Polars is imported.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +15,7 @@ import json
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -18,12 +25,30 @@ from st_asym.data.collection import counted, first_few
 
 Row = tuple[str, Mapping[str, Any]]
 
+# What columns are called in pairs, in any case; see :func:`folded`.
+QUERY_NAMES = ("query", "question", "anchor")
+DOCUMENT_NAMES = ("positive", "pos", "document", "passage", "answer", "response", "context", "text")
+GRADE_NAMES = ("grade", "score", "relevance", "label")
+# And the ids in collections.
+QUERY_ID_NAMES = ("query-id", "query_id", "queryid", "qid")
+DOCUMENT_ID_NAMES = ("doc_id", "docid", "document_id", "corpus_id", "corpus-id", "pid")
+
 # The csv module refuses longer fields, by default from 131,072 characters on.
 _LONGEST_FIELD = 2**31 - 1
 # What Excel writes before the header, to say what separates the fields.
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 _LINE_END = re.compile(r"\r\n?|\n")
 _BETWEEN_ITEMS = re.compile(r"[\s,]*")  # matches everywhere
+_IN_QUOTES = "with a field in quotation marks, which are part of it: a .tsv has no quoting"
+_OVER_LINES = "with a quoted field over more than two lines; where that is not meant, a quotation mark is missing"
+
+
+def folded(name: object) -> str:
+    """A column's name without what makes no difference: case and white space around it."""
+    return str(name).strip().casefold()
+
+
+# Files
 
 
 def kind_of(name: str) -> str:
@@ -46,13 +71,13 @@ def stem_of(name: str) -> str:
     return Path(_unpacked(name)).stem
 
 
+def _unpacked(name: str) -> str:
+    return name[:-3] if name.lower().endswith(".gz") else name
+
+
 def is_hidden(name: str) -> bool:
     """Whether a system keeps it to itself: ``._train.tsv`` and ``__MACOSX`` of macOS, ``.ipynb_checkpoints``."""
     return name.startswith(".") or name == "__MACOSX"
-
-
-def _unpacked(name: str) -> str:
-    return name[:-3] if name.lower().endswith(".gz") else name
 
 
 @contextmanager
@@ -87,23 +112,19 @@ def _decoded(lines: Iterable[bytes], file: str) -> Iterator[str]:
 
 
 def json_rows(lines: Iterable[str], file: str, *names: str) -> Iterator[Row]:
-    """The JSON object of each line that is not blank, or each of one array, and its place.
-
-    Args:
-        lines: The lines.
-        file: The name that errors give.
-        names: Fields that each object must have.
+    """The JSON object of each line that is not blank, or each of one array, which must have these fields.
 
     Raises:
         ValueError: A line is not a JSON object, or lacks a field.
     """
-    for number, row in _json_values(lines, file, _with(names)):
+    wanted = f" with {', '.join(names)}" if names else ""
+    for number, row in _json_values(lines, file, wanted):
         place = f"{file}, line {number}"
         if not isinstance(row, dict):
-            raise ValueError(f"{place}: not a JSON object{_with(names)}, but {row!r:.80}.")
+            raise ValueError(f"{place}: not a JSON object{wanted}, but {row!r:.80}.")
         for name in names:
             if name not in row:
-                raise ValueError(f"{place}: not a JSON object{_with(names)} ({KeyError(name)!r}).")
+                raise ValueError(f"{place}: not a JSON object{wanted} ({KeyError(name)!r}).")
         yield place, row
 
 
@@ -116,19 +137,11 @@ def _json_values(lines: Iterable[str], file: str, wanted: str) -> Iterator[tuple
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            if not _begins_a_document(line):
-                raise ValueError(f"{file}, line {number}: not a JSON object{wanted} ({error!r}).") from error
-            yield from _json_document("".join(chain([line], (rest for _, rest in numbered))), number, file, wanted)
-            return
-        if _is_array_of_objects(value):
-            yield from ((number, one) for one in value)
-        else:
-            yield number, value
-
-
-def _begins_a_document(line: str) -> bool:
-    """Whether this may be the first line of one array or object over many lines."""
-    return line.strip() == "{" or line.lstrip().startswith("[")
+            if line.strip() == "{" or line.lstrip().startswith("["):  # one object or array over many lines
+                yield from _json_document("".join([line, *(rest for _, rest in numbered)]), number, file, wanted)
+                return
+            raise ValueError(f"{file}, line {number}: not a JSON object{wanted} ({error!r}).") from error
+        yield from ((number, one) for one in (value if _is_array_of_objects(value) else [value]))
 
 
 def _is_array_of_objects(value: Any) -> bool:
@@ -155,33 +168,24 @@ def _json_document(text: str, number: int, file: str, wanted: str) -> Iterator[t
         yield number, row
 
 
-def _with(names: Iterable[str]) -> str:
-    listed = ", ".join(names)
-    return listed and f" with {listed}"
-
-
 def table_rows(lines: Iterable[str], file: str, notes: list[str]) -> Iterator[Row]:
-    """Rows of a table with a header, by column name, and their places.
+    """Rows of a table with a header, by column name.
 
     Fields of a ``.tsv`` are separated by tabs, and quotation marks are part of them. Those of a ``.csv`` are separated
     by whichever of comma, semicolon and tab its header has most of, or what a line ``sep=`` before it says; fields with
-    separators, quotes or line ends are in double quotes, and a quote inside them is doubled.
-
-    Args:
-        lines: The lines.
-        file: The name that errors give.
-        notes: Receives, after the last row, what looks like a quotation mark too many or too few.
+    separators, quotes or line ends are in double quotes, and a quote inside them is doubled. After the last row,
+    ``notes`` receives what looks like a quotation mark too many or too few.
 
     Raises:
         ValueError: Quotes that do not match, a row with more or fewer fields than the header, or a name twice in it.
     """
     tabs = kind_of(file) == ".tsv"
     records = tab_separated(lines) if tabs else comma_separated(lines, file)
-    look = _in_quotes if tabs else _over_lines
+    is_odd: Callable[[str], bool] = _in_quotes if tabs else _over_lines
     _, header = next(records, (1, []))
     if len(set(header)) < len(header):
         raise ValueError(f"{file}: a column name occurs twice in the header {header}.")
-    if tabs and header and all(map(look, header)):
+    if tabs and header and all(map(_in_quotes, header)):
         raise ValueError(
             f"{file}: the column names {header} are in quotation marks, and a .tsv has no quoting. Save it without, or "
             "as .csv."
@@ -193,11 +197,11 @@ def table_rows(lines: Iterable[str], file: str, notes: list[str]) -> Iterator[Ro
                 f"{file}, line {number}: {len(row)} fields, but the header has {len(header)}: {row!s:.200}."
                 + " A field of a .tsv holds no tab or line end." * tabs
             )
-        if any(map(look, row)):
+        if any(map(is_odd, row)):
             odd.append(f"line {number}")
         yield f"{file}, line {number}", dict(zip(header, row, strict=True))
     if odd:
-        notes.append(f"{file}: {counted(len(odd), 'row')} {_ODD[look]} ({first_few(odd)}).")
+        notes.append(f"{file}: {counted(len(odd), 'row')} {_IN_QUOTES if tabs else _OVER_LINES} ({first_few(odd)}).")
 
 
 def _in_quotes(field: str) -> bool:
@@ -207,12 +211,6 @@ def _in_quotes(field: str) -> bool:
 def _over_lines(field: str) -> bool:
     """Whether a field holds more than one line end: more often than not, a quotation mark is missing."""
     return len(_LINE_END.findall(field)) > 1
-
-
-_ODD = {
-    _in_quotes: "with a field in quotation marks, which are part of it: a .tsv has no quoting",
-    _over_lines: "with a quoted field over more than two lines; where that is not meant, a quotation mark is missing",
-}
 
 
 def tab_separated(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
@@ -252,3 +250,120 @@ def comma_separated(lines: Iterable[str], file: str) -> Iterator[tuple[int, list
         ) from error
     finally:
         csv.field_size_limit(limit)
+
+
+# What has columns in memory
+
+
+def is_table(source: Any) -> bool:
+    """Whether something has columns: a data set, a data frame, an Arrow table, or a dict of lists of one length."""
+    if isinstance(source, Mapping):
+        # Columns of texts or numbers: where all lists hold rows or lists, these are splits or qrels.
+        lists = all(map(is_column, source.values()))
+        return lists and any(not any(map(_is_nested, column[:1])) for column in source.values())
+    return (
+        any(hasattr(source, name) for name in ("column_names", "itertuples", "iter_rows", "read_all"))
+        or (hasattr(source, "to_pylist") and hasattr(source, "schema"))
+        or _field_names(source) is not None
+    )
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, Mapping | Sequence) and not isinstance(value, str)
+
+
+def is_column(source: Any) -> bool:
+    """Whether something is a list, a series or an array."""
+    return isinstance(source, list | tuple) or (
+        not is_table(source)
+        and not isinstance(source, str | Mapping)
+        and any(hasattr(source, name) for name in ("to_pylist", "to_list", "tolist"))
+    )
+
+
+def as_list(values: Any) -> list[Any]:
+    """A list, of a series, an array or anything that can be gone through."""
+    for name in ("to_pylist", "to_list", "tolist"):
+        if hasattr(values, name):
+            found = getattr(values, name)()
+            return found if isinstance(found, list) else [found]
+    return list(values)
+
+
+def columns_known(source: Any) -> list[Any]:
+    """The names of a table's columns, without going through its rows; nothing where they are not known."""
+    if isinstance(source, Mapping):
+        return list(source)
+    columns: Any = getattr(source, "column_names", None) or getattr(source, "columns", None)
+    if columns is None:
+        columns = _field_names(source) or getattr(getattr(source, "schema", None), "names", ())
+    return list(columns)
+
+
+def table_of(source: Any, name: str) -> tuple[list[str], Iterator[Row]]:
+    """The columns and rows of what :func:`is_table`, or of a list of dicts; errors call it by this name.
+
+    Raises:
+        TypeError: A row is not a mapping.
+        ValueError: A column name occurs twice, columns have different lengths, or there is no row to tell the columns.
+    """
+    columns, rows = _columns_and_rows(source, name)
+    if columns is None:
+        rows = iter(rows)
+        first = next(rows, None)
+        if first is None:
+            raise ValueError(f"{name} is empty.")
+        columns, rows = list(first) if isinstance(first, Mapping) else [], chain([first], rows)
+    if len(set(columns)) < len(columns):
+        raise ValueError(f"{name}: a column name occurs twice among {columns}.")
+    return columns, _placed(rows, name)
+
+
+def _placed(rows: Iterable[Any], name: str) -> Iterator[Row]:
+    for number, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise TypeError(f"{name}, row {number}: expected a dict like the rows before, got {row!r:.80}.")
+        yield f"{name}, row {number}", row
+
+
+def _columns_and_rows(source: Any, name: str) -> tuple[list[Any] | None, Iterable[Any]]:
+    """The columns, None where only the rows know them, and the rows, as dicts of Python's own types."""
+    if isinstance(source, Mapping):
+        columns = {key: as_list(values) for key, values in source.items()}
+        lengths = {key: len(values) for key, values in columns.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"{name}: columns of different lengths, {lengths!s:.200}.")
+        return list(columns), _dicts(list(columns), zip(*columns.values(), strict=True))
+    if isinstance(source, Sequence):
+        return None, source
+    if hasattr(source, "column_names") and not hasattr(source, "to_pylist"):  # a data set, perhaps one that streams
+        form = getattr(source, "format", None)
+        plain = not isinstance(form, Mapping) or form.get("type") in (None, "custom")
+        return source.column_names, source if plain else source.with_format(None)
+    return _of_frame(source)
+
+
+def _of_frame(source: Any) -> tuple[list[str], Iterable[Any]]:
+    if hasattr(source, "itertuples"):  # pandas
+        if getattr(source.index, "name", None) not in (None, *source.columns):
+            source = source.reset_index()  # an index that has a name is a column
+        columns = list(source.columns)
+        return columns, _dicts(columns, source.itertuples(index=False, name=None))
+    if hasattr(source, "iter_rows"):  # Polars
+        return list(source.columns), source.iter_rows(named=True)
+    names = _field_names(source)
+    if names is not None:  # a structured array of NumPy
+        return names, _dicts(names, source.tolist())
+    if hasattr(source, "read_all"):
+        source = source.read_all()
+    batches = source.to_batches() if hasattr(source, "to_batches") else [source]
+    return list(source.schema.names), chain.from_iterable(batch.to_pylist() for batch in batches)
+
+
+def _dicts(columns: list[Any], rows: Iterable[Sequence[Any]]) -> Iterator[dict[Any, Any]]:
+    return (dict(zip(columns, row, strict=True)) for row in rows)
+
+
+def _field_names(source: Any) -> list[str] | None:
+    names = getattr(getattr(source, "dtype", None), "names", None)
+    return list(names) if isinstance(names, tuple) else None

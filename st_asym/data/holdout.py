@@ -1,4 +1,4 @@
-"""Queries and their relevant documents as a graph, and which of them to hold out."""
+"""Which queries to hold out, by the graph of queries and their relevant documents: some seen, some unseen."""
 
 from __future__ import annotations
 
@@ -7,166 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csc_array, csr_array
+from scipy.sparse import block_array, csc_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
 from st_asym.data.collection import Qrels, counted, first_few
 from st_asym.data.document import text_key
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-
-def _key(name: str, texts: Mapping[str, str] | None) -> str:
-    """What is the same for ids with the same text: the id itself where texts are not given."""
-    return name if texts is None else text_key(texts[name])
-
-
-def document_numbers(parts: Iterable[Qrels], corpus: Mapping[str, str] | None) -> dict[str, int]:
-    """Document id to a number, in the order of ids; documents with the same text have the same number."""
-    numbers: dict[str, int] = {}
-    ids = sorted({document_id for qrels in parts for grades in qrels.values() for document_id in grades})
-    return {document_id: numbers.setdefault(_key(document_id, corpus), len(numbers)) for document_id in ids}
-
-
-class QueryGraph:
-    """Which units, queries with the same text, have which documents, both numbered in the order of their ids."""
-
-    def __init__(self, qrels: Qrels, queries: Mapping[str, str] | None, corpus: Mapping[str, str] | None) -> None:
-        bare = [q for q, documents in sorted(qrels.items()) if not any(grade > 0 for grade in documents.values())]
-        if bare:
-            number = counted(len(bare), "query has", "queries have")
-            raise ValueError(f"{number} no relevant document: {first_few(bare)}. Leave them out.")
-        self.qrels = qrels
-        units: dict[str, list[str]] = {}
-        for query_id in sorted(qrels):
-            units.setdefault(_key(query_id, queries), []).append(query_id)
-        if len(units) < 2:
-            raise ValueError(f"Holding out takes at least two different queries, got {len(units)}.")
-        self.units = list(units.values())
-        self.sizes: Array = np.array([len(unit) for unit in self.units])
-        self.documents = document_numbers([qrels], corpus)
-        cells = [
-            (row, self.documents[document_id])
-            for row, unit in enumerate(self.units)
-            for query_id in unit
-            for document_id, grade in qrels[query_id].items()
-            if grade > 0
-        ]
-        shape = (len(units), max(self.documents.values()) + 1)
-        # How many positives each document is of each unit, and whether it is one.
-        self.positives = csr_array((np.ones(len(cells)), np.array(cells).T), shape=shape)
-        self.positives.sum_duplicates()
-        ones = np.ones(self.positives.nnz)
-        self.related = csr_array((ones, self.positives.indices, self.positives.indptr), shape=shape)
-
-    def components(self, random: np.random.Generator) -> Iterator[Array]:
-        """The units of each connected component, in random order."""
-        units, documents = self.related.shape
-        joint = csr_array(
-            (
-                self.related.data,
-                self.related.indices + units,
-                np.append(self.related.indptr, [self.related.nnz] * documents),
-            ),
-            shape=(units + documents, units + documents),
-        )
-        number, labels = connected_components(joint, directed=False)
-        order = np.argsort(labels[:units], kind="stable")
-        members = np.split(order, np.cumsum(np.bincount(labels[:units], minlength=number))[:-1])
-        for component in random.permutation(number):
-            if len(members[component]):  # a document may be relevant to no query
-                yield members[component]
-
-
-def whole_components(graph: QueryGraph, target: int, most: int, random: np.random.Generator) -> Array:
-    """A mask of units: components in random order that fit the target, or else one that is at least not too large."""
-    chosen = np.zeros(len(graph.units), dtype=bool)
-    if target == 0:
-        return chosen
-    too_large = []
-    room = target
-    for members in graph.components(random):
-        size = graph.sizes[members].sum()
-        if size <= room:
-            chosen[members] = True
-            room -= size
-        elif size <= most:
-            too_large.append(members)
-    if not chosen.any() and too_large:
-        chosen[min(too_large, key=lambda members: int(graph.sizes[members].sum()))] = True
-    return chosen
-
-
-def add_seen(graph: QueryGraph, chosen: Array, wanted: int, random: np.random.Generator) -> None:
-    """Add units to the mask up to the number of queries that is wanted, first those that will be seen.
-
-    Each of these names a unit that shares a document with it, which then stays in training while others can be taken.
-    """
-    sharing = graph.related.tocsc()
-    keeps = np.zeros_like(chosen)
-    room = wanted - int(graph.sizes[chosen].sum())
-    order = random.permutation(len(graph.units))
-    for only_seen, only_spare in ((True, True), (False, True), (False, False)):
-        for unit in order:
-            if chosen[unit] or graph.sizes[unit] > room or (only_spare and keeps[unit]):
-                continue
-            witness = _witness(graph, sharing, unit, ~chosen, keeps)
-            if witness is not None or not only_seen:
-                chosen[unit] = True
-                keeps[witness if witness is not None else []] = True
-                room -= int(graph.sizes[unit])
-
-
-def _witness(graph: QueryGraph, sharing: csc_array, unit: int, training: Array, keeps: Array) -> int | None:
-    """Another unit in training that shares a document, at best one that is kept there already."""
-    for document in graph.related.indices[graph.related.indptr[unit] : graph.related.indptr[unit + 1]]:
-        others = sharing.indices[sharing.indptr[document] : sharing.indptr[document + 1]]
-        others = others[training[others] & (others != unit)]
-        if len(others):
-            return int(others[keeps[others].argmax()])
-    return None
-
-
-def withhold(
-    graph: QueryGraph, chosen: Array, unseen: float, max_lost: float, swap: np.random.Generator | None = None
-) -> Array:
-    """A mask of documents: those of held-out units that cost training the fewest positives, one unit after another.
-
-    With ``swap``, training units that have no document left are held out too, each for a seen one that goes back to
-    training: both sides gain, and ``chosen`` changes.
-    """
-    withheld = np.zeros(graph.related.shape[1], dtype=bool)
-    target = round(unseen * graph.sizes[chosen].sum())
-    budget = max_lost * graph.positives[np.flatnonzero(~chosen)].sum()
-    priority = None if swap is None else swap.permutation(len(chosen))
-    while True:
-        cost = _cost(graph, chosen, withheld)
-        lost = (graph.positives @ withheld)[~chosen].sum()
-        missing = target - graph.sizes[chosen & (cost == 0)].sum()
-        fitting = np.flatnonzero(chosen & (cost > 0) & (cost <= budget - lost) & (graph.sizes <= missing))
-        if not len(fitting):
-            return withheld
-        withheld[graph.related[[fitting[cost[fitting].argmin()]]].indices] = True
-        if priority is not None:
-            _swap(graph, chosen, withheld, priority)
-
-
-def _cost(graph: QueryGraph, chosen: Array, withheld: Array) -> Array:
-    """How many training positives are on the documents of each unit, besides those withheld: 0 is unseen."""
-    uses = graph.positives.T @ ~chosen
-    uses[withheld] = 0
-    return np.asarray(graph.related @ uses)
-
-
-def _swap(graph: QueryGraph, chosen: Array, withheld: Array, priority: Array) -> None:
-    for unit in np.flatnonzero(~chosen & (graph.related @ ~withheld == 0)):
-        cost = _cost(graph, chosen, withheld)
-        taken = withheld | (graph.related.T @ (chosen & (cost == 0)) > 0)
-        fit = chosen & (cost > 0) & (graph.related @ taken == 0) & (graph.sizes == graph.sizes[unit])
-        candidates = np.flatnonzero(fit)
-        if len(candidates):
-            chosen[candidates[priority[candidates].argmin()]] = False
-            chosen[unit] = True
 
 
 @dataclass(frozen=True)
@@ -197,15 +44,15 @@ class HeldOut:
 
     def __str__(self) -> str:
         """How far it went, in a sentence or two."""
-        positives = self.lost_positives + _positives(self.train)
         text = (
             f"{counted(len(self.train), 'training query', 'training queries')} and {len(self.dev):,} held out: "
             f"{len(self.seen):,} seen, {len(self.unseen):,} whose documents are no training positives. "
         )
         if not self.lost_positives:
             return text + "No training positive was lost for that."
+        kept = sum(grade > 0 for documents in self.train.values() for grade in documents.values())
         return text + (
-            f"That cost {self.lost_positives:,} of {positives:,} training positives and "
+            f"That cost {self.lost_positives:,} of {self.lost_positives + kept:,} training positives and "
             f"{counted(len(self.lost_queries), 'training query', 'training queries')}."
         )
 
@@ -229,16 +76,13 @@ def hold_out(
     few relevant documents that few other queries share.
 
     Args:
-        qrels: Query id to document id to grade: above zero is relevant.
+        qrels: Query id to document id to grade: above zero is relevant. Their order makes no difference.
         share: Share of the queries to hold out, between 0 and 1.
         unseen: Share of the held-out queries that should be unseen. It may be more where queries share no documents.
         max_lost: The largest share of the training positives that may be lost to make queries unseen.
-        seed: Another seed holds out other queries. The order of ``qrels`` makes no difference.
+        seed: Another seed holds out other queries.
         queries: Query id to text, so that queries with the same text, up to case and white space, stay together.
         corpus: Document id to text, so that documents with the same text count as one.
-
-    Returns:
-        Both sides, and how far it went.
 
     Raises:
         ValueError: Fewer than two different queries, a query without a relevant document, or a share out of range.
@@ -252,15 +96,15 @@ def hold_out(
     if not 0 < share < 1:
         raise ValueError(f"share must be between 0 and 1, got {share}.")
     _check_shares(unseen, max_lost)
-    graph = QueryGraph(qrels, queries, corpus)
+    graph = _QueryGraph(qrels, queries, corpus)
     random = np.random.default_rng(seed)
     total = int(graph.sizes.sum())
     wanted = min(max(round(share * total), 1), total - 1)
-    chosen = whole_components(graph, round(unseen * wanted), wanted, random)
-    add_seen(graph, chosen, wanted, random)
+    chosen = _whole_components(graph, round(unseen * wanted), wanted, random)
+    _add_seen(graph, chosen, wanted, random)
     if not chosen.any():  # every unit is larger than what was wanted
         chosen[graph.sizes.argmin()] = True
-    return _cut(graph, chosen, withhold(graph, chosen, unseen, max_lost, swap=random))
+    return _cut(graph, chosen, _withhold(graph, chosen, unseen, max_lost, swap=random))
 
 
 def folds(
@@ -273,23 +117,12 @@ def folds(
     queries: Mapping[str, str] | None = None,
     corpus: Mapping[str, str] | None = None,
 ) -> list[HeldOut]:
-    """Cut the queries ``k`` times, so that each is held out once; for data too small for one cut.
+    """Cut the queries ``k`` times, so that each is held out once; for data too small for one :func:`hold_out`.
 
     About half of the queries stay together with all that they share documents with, and are unseen in their fold; the
     others are dealt over the folds. If too few are unseen, a fold withholds documents from training as
-    :func:`hold_out` does; it has the queries that it has, so that costs more.
-
-    Args:
-        qrels: Query id to document id to grade: above zero is relevant.
-        k: How many cuts, at most as many as there are different queries.
-        unseen: Share of the held-out queries that should be unseen.
-        max_lost: The largest share of the training positives that a fold may lose to make queries unseen.
-        seed: Another seed cuts otherwise. The order of ``qrels`` makes no difference.
-        queries: Query id to text, so that queries with the same text stay together.
-        corpus: Document id to text, so that documents with the same text count as one.
-
-    Returns:
-        ``k`` cuts, whose ``dev`` sides are all the queries.
+    :func:`hold_out` does; it has the queries that it has, so that costs more. The arguments are those of
+    :func:`hold_out`, and ``max_lost`` is of each fold.
 
     Raises:
         ValueError: Fewer different queries than folds, fewer than two folds, or a query without a relevant document.
@@ -300,7 +133,7 @@ def folds(
         ['q0', 'q1', 'q2', 'q3', 'q4', 'q5', 'q6', 'q7']
     """
     _check_shares(unseen, max_lost)
-    graph = QueryGraph(qrels, queries, corpus)
+    graph = _QueryGraph(qrels, queries, corpus)
     if not 2 <= k <= len(graph.units):
         raise ValueError(f"k must be from 2 to the number of different queries, {len(graph.units)}, got {k}.")
     random = np.random.default_rng(seed)
@@ -314,13 +147,12 @@ def folds(
             left -= size
         else:
             apart += [np.array([unit]) for unit in random.permutation(members)]
-    blocks = sorted(together, key=lambda block: -int(graph.sizes[block].sum())) + apart
     filled = np.zeros(k)
     fold_of = np.zeros(len(graph.units), dtype=int)
-    for block in blocks:
+    for block in sorted(together, key=lambda block: -int(graph.sizes[block].sum())) + apart:
         fold_of[block] = filled.argmin()
         filled[filled.argmin()] += graph.sizes[block].sum()
-    return [_cut(graph, fold_of == fold, withhold(graph, fold_of == fold, unseen, max_lost)) for fold in range(k)]
+    return [_cut(graph, fold_of == fold, _withhold(graph, fold_of == fold, unseen, max_lost)) for fold in range(k)]
 
 
 def expected_unseen(
@@ -331,19 +163,10 @@ def expected_unseen(
     queries: Mapping[str, str] | None = None,
     corpus: Mapping[str, str] | None = None,
 ) -> float:
-    """The share of queries on unseen documents that cutting queries at random gives.
+    """The share, from 0 to 1, of queries on unseen documents that cutting queries at random gives.
 
-    It is what traffic like the training queries would have: each query is held out once, in random cuts.
-
-    Args:
-        qrels: Query id to document id to grade: above zero is relevant.
-        share: Share of the queries that a cut holds out.
-        seed: Of the cuts.
-        queries: Query id to text, so that queries with the same text stay together.
-        corpus: Document id to text, so that documents with the same text count as one.
-
-    Returns:
-        From 0 to 1.
+    It is what traffic like the training queries would have: each query is held out once, in random cuts. The arguments
+    are those of :func:`hold_out`.
 
     Raises:
         ValueError: Fewer than two different queries, or a query without a relevant document.
@@ -352,7 +175,7 @@ def expected_unseen(
         >>> expected_unseen({"q1": {"a": 1}, "q2": {"a": 1}, "q3": {"b": 1}, "q4": {"c": 1}}, share=0.25)
         0.5
     """
-    graph = QueryGraph(qrels, queries, corpus)
+    graph = _QueryGraph(qrels, queries, corpus)
     count = min(len(graph.units), max(2, round(1 / share)))
     cut_of = np.random.default_rng(seed).permutation(np.arange(len(graph.units)) % count)
     found = 0
@@ -368,20 +191,17 @@ def seen_unseen(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Tell dev queries whose relevant documents are training positives from those whose are not.
 
-    Args:
-        train: Query id to document id to grade: above zero is relevant.
-        dev: The same. Queries without a relevant document are in neither part.
-        corpus: Document id to text, so that documents with the same text count as one.
+    With the texts of a corpus, documents with the same text count as one.
 
     Returns:
         The ids of queries with at least one relevant document that is relevant to a training query, and of those with
-        none, each in the order of ``dev``.
+        none, each in the order of ``dev``. Queries without a relevant document are in neither part.
 
     Example:
         >>> seen_unseen({"q1": {"a": 1, "b": 0}}, {"q2": {"a": 2, "c": 1}, "q3": {"b": 1}})
         (('q2',), ('q3',))
     """
-    return _seen_unseen(train, dev, document_numbers((train, dev), corpus))
+    return _seen_unseen(train, dev, _document_numbers((train, dev), corpus))
 
 
 def _seen_unseen(train: Qrels, dev: Qrels, documents: Mapping[str, int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -395,12 +215,161 @@ def _seen_unseen(train: Qrels, dev: Qrels, documents: Mapping[str, int]) -> tupl
     return tuple(seen), tuple(unseen)
 
 
+def _document_numbers(parts: Iterable[Qrels], corpus: Mapping[str, str] | None) -> dict[str, int]:
+    """Document id to a number, in the order of ids; documents with the same text have the same number."""
+    numbers: dict[str, int] = {}
+    ids = sorted({document_id for qrels in parts for grades in qrels.values() for document_id in grades})
+    return {document_id: numbers.setdefault(_key(document_id, corpus), len(numbers)) for document_id in ids}
+
+
+def _key(name: str, texts: Mapping[str, str] | None) -> str:
+    """What is the same for ids with the same text: the id itself where texts are not given."""
+    return name if texts is None else text_key(texts[name])
+
+
 def _check_shares(unseen: float, max_lost: float) -> None:
     if not 0 <= unseen <= 1 or not 0 <= max_lost < 1:
         raise ValueError(f"unseen must be in [0, 1] and max_lost in [0, 1), got {unseen} and {max_lost}.")
 
 
-def _cut(graph: QueryGraph, chosen: Array, withheld: Array) -> HeldOut:
+class _QueryGraph:
+    """Which units, queries with the same text, have which documents, both numbered in the order of their ids.
+
+    ``positives`` says how many positives each document is of each unit, ``related`` whether it is one; both have the
+    shape (units, documents). ``sizes`` are the numbers of queries.
+    """
+
+    def __init__(self, qrels: Qrels, queries: Mapping[str, str] | None, corpus: Mapping[str, str] | None) -> None:
+        bare = [q for q, documents in sorted(qrels.items()) if not any(grade > 0 for grade in documents.values())]
+        if bare:
+            number = counted(len(bare), "query has", "queries have")
+            raise ValueError(f"{number} no relevant document: {first_few(bare)}. Leave them out.")
+        units: dict[str, list[str]] = {}
+        for query_id in sorted(qrels):
+            units.setdefault(_key(query_id, queries), []).append(query_id)
+        if len(units) < 2:
+            raise ValueError(f"Holding out takes at least two different queries, got {len(units)}.")
+        self.qrels = qrels
+        self.units = list(units.values())
+        self.sizes: Array = np.array([len(unit) for unit in self.units])
+        self.documents = _document_numbers([qrels], corpus)
+        cells = [
+            (row, self.documents[document_id])
+            for row, unit in enumerate(self.units)
+            for query_id in unit
+            for document_id, grade in qrels[query_id].items()
+            if grade > 0
+        ]
+        shape = (len(units), max(self.documents.values()) + 1)
+        self.positives = csr_array((np.ones(len(cells)), np.array(cells).T), shape=shape)
+        self.positives.sum_duplicates()
+        ones = np.ones(self.positives.nnz)
+        self.related = csr_array((ones, self.positives.indices, self.positives.indptr), shape=shape)
+
+    def components(self, random: np.random.Generator) -> Iterator[Array]:
+        """The units of each connected component, in random order."""
+        units = len(self.units)
+        number, labels = connected_components(block_array([[None, self.related], [self.related.T, None]]))
+        order = np.argsort(labels[:units], kind="stable")
+        members = np.split(order, np.cumsum(np.bincount(labels[:units], minlength=number))[:-1])
+        for component in random.permutation(number):
+            if len(members[component]):  # a document may be relevant to no query
+                yield members[component]
+
+
+def _whole_components(graph: _QueryGraph, target: int, most: int, random: np.random.Generator) -> Array:
+    """A mask of units: components in random order that fit the target, or else one that is at least not too large."""
+    chosen = np.zeros(len(graph.units), dtype=bool)
+    if target == 0:
+        return chosen
+    too_large = []
+    room = target
+    for members in graph.components(random):
+        size = int(graph.sizes[members].sum())
+        if size <= room:
+            chosen[members] = True
+            room -= size
+        elif size <= most:
+            too_large.append((size, members))
+    if not chosen.any() and too_large:
+        chosen[min(too_large, key=lambda found: found[0])[1]] = True
+    return chosen
+
+
+def _add_seen(graph: _QueryGraph, chosen: Array, wanted: int, random: np.random.Generator) -> None:
+    """Add units to the mask up to the number of queries that is wanted, first those that will be seen.
+
+    Each of these names a unit that shares a document with it, which then stays in training while others can be taken.
+    """
+    sharing = graph.related.tocsc()
+    keeps = np.zeros_like(chosen)
+    room = wanted - int(graph.sizes[chosen].sum())
+    order = random.permutation(len(graph.units))
+    for only_seen, only_spare in ((True, True), (False, True), (False, False)):
+        for unit in order:
+            if chosen[unit] or graph.sizes[unit] > room or (only_spare and keeps[unit]):
+                continue
+            witness = _witness(graph, sharing, unit, ~chosen, keeps)
+            if witness is not None or not only_seen:
+                chosen[unit] = True
+                keeps[witness if witness is not None else []] = True
+                room -= int(graph.sizes[unit])
+
+
+def _witness(graph: _QueryGraph, sharing: csc_array, unit: int, training: Array, keeps: Array) -> int | None:
+    """Another unit in training that shares a document, at best one that is kept there already."""
+    for document in graph.related.indices[graph.related.indptr[unit] : graph.related.indptr[unit + 1]]:
+        others = sharing.indices[sharing.indptr[document] : sharing.indptr[document + 1]]
+        others = others[training[others] & (others != unit)]
+        if len(others):
+            return int(others[keeps[others].argmax()])
+    return None
+
+
+def _withhold(
+    graph: _QueryGraph, chosen: Array, unseen: float, max_lost: float, swap: np.random.Generator | None = None
+) -> Array:
+    """A mask of documents: those of held-out units that cost training the fewest positives, one unit after another.
+
+    With ``swap``, training units that have no document left are held out too, each for a seen one that goes back to
+    training: both sides gain, and ``chosen`` changes.
+    """
+    withheld = np.zeros(graph.related.shape[1], dtype=bool)
+    target = round(unseen * graph.sizes[chosen].sum())
+    budget = max_lost * graph.positives[np.flatnonzero(~chosen)].sum()
+    priority = None if swap is None else swap.permutation(len(chosen))
+    while True:
+        cost = _cost(graph, chosen, withheld)
+        lost = (graph.positives @ withheld)[~chosen].sum()
+        missing = target - graph.sizes[chosen & (cost == 0)].sum()
+        fitting = np.flatnonzero(chosen & (cost > 0) & (cost <= budget - lost) & (graph.sizes <= missing))
+        if not len(fitting):
+            return withheld
+        withheld[graph.related[[fitting[cost[fitting].argmin()]]].indices] = True
+        if priority is not None:
+            _swap(graph, chosen, withheld, priority)
+
+
+def _cost(graph: _QueryGraph, chosen: Array, withheld: Array) -> Array:
+    """How many training positives are on the documents of each unit, besides those withheld: 0 is unseen."""
+    uses = graph.positives.T @ ~chosen
+    uses[withheld] = 0
+    return np.asarray(graph.related @ uses)
+
+
+def _swap(graph: _QueryGraph, chosen: Array, withheld: Array, priority: Array) -> None:
+    """Hold out training units without a document left, each for a seen unit of its size that costs nothing there."""
+    for unit in np.flatnonzero(~chosen & (graph.related @ ~withheld == 0)):
+        cost = _cost(graph, chosen, withheld)
+        taken = withheld | (graph.related.T @ (chosen & (cost == 0)) > 0)
+        fit = chosen & (cost > 0) & (graph.related @ taken == 0) & (graph.sizes == graph.sizes[unit])
+        candidates = np.flatnonzero(fit)
+        if len(candidates):
+            chosen[candidates[priority[candidates].argmin()]] = False
+            chosen[unit] = True
+
+
+def _cut(graph: _QueryGraph, chosen: Array, withheld: Array) -> HeldOut:
     """Both sides of a mask of held-out units, less the withheld documents on the side of training."""
     dev: Qrels = {}
     train: Qrels = {}
@@ -419,7 +388,3 @@ def _cut(graph: QueryGraph, chosen: Array, withheld: Array) -> HeldOut:
                 train[query_id] = left
     seen, unseen = _seen_unseen(train, dev, graph.documents)
     return HeldOut(train, dev, seen, unseen, lost, tuple(query_id for query_id in lost if query_id not in train))
-
-
-def _positives(qrels: Qrels) -> int:
-    return sum(grade > 0 for documents in qrels.values() for grade in documents.values())

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from st_asym.data.collection import Qrels, RetrievalData, counted, first_few, whole_number
 from st_asym.data.document import Document, copies_by_query, same_texts, text_key
-from st_asym.data.judgments import check_ids
 
 # Names of the dev split, the one it gets first.
 DEV_NAMES = ("dev", "validation", "valid", "val")
 
 
 def checked(data: RetrievalData) -> RetrievalData:
-    """The collection without what cannot be trained on or judged.
+    """The collection without what cannot be trained on or judged, and with at least one training query.
 
     Left out, each with a note that counts and names the first ones: empty texts; grades below zero, which become zero;
     queries with no relevant document, or with no other; and queries whose text is in several splits. Those stay in
     ``test`` rather than ``dev``, and in ``dev`` rather than ``train``, so that nothing is judged on what it was trained
     on.
-
-    Args:
-        data: As read.
-
-    Returns:
-        A collection with at least one training query.
 
     Raises:
         ValueError: A text that is not a string, a grade that is not a whole number, qrels that name a missing query or
@@ -48,18 +41,23 @@ def checked(data: RetrievalData) -> RetrievalData:
 
     queries = _without_empty(data.queries, "query", "queries", notes)
     corpus = _without_empty(data.corpus, "document", "documents", notes)
-    same = same_texts(
-        {d for judged in qrels.values() for own in judged.values() for d, g in own.items() if g > 0}, corpus
-    )
-    _count_copies(qrels, same, notes)
+    relevant = {d for judged in qrels.values() for own in judged.values() for d, grade in own.items() if grade > 0}
+    same = same_texts(relevant, corpus)
+    copied = {split: copies_by_query(judged, same) for split, judged in qrels.items()}
+    if ids := list(dict.fromkeys(copy for part in copied.values() for own in part.values() for copy in own)):
+        documents = counted(len(ids), "document has", "documents have")
+        notes.append(
+            f"{documents} the text of a relevant one under another id: neither relevant nor not to its queries "
+            f"({first_few(ids)})."
+        )
     later: dict[str, str] = {}  # normalised query text to the split that has it
     for split in sorted(qrels, key=lambda name: ({"dev": 1, "train": 2}.get(name, 0), name)):
         judged = {
-            query_id: {document_id: grade for document_id, grade in documents.items() if document_id in corpus}
-            for query_id, documents in qrels[split].items()
+            query_id: {document_id: grade for document_id, grade in own.items() if document_id in corpus}
+            for query_id, own in qrels[split].items()
             if query_id in queries
         }
-        judged = _useful(judged, split, len(corpus), same, notes)
+        judged = _useful(judged, split, len(corpus), copied[split], notes)
         judged = _apart(judged, split, queries, later, notes)
         if not judged and split in ("train", "dev"):
             reasons = " ".join(notes) or "It is empty."
@@ -77,6 +75,14 @@ def check_texts(queries: Mapping[Any, Any], corpus: Mapping[Any, Any]) -> None:
             raise ValueError(
                 f"{name}: {counted(len(wrong), 'text or id', 'texts or ids')} not a string: {first_few(wrong)}."
             )
+
+
+def check_ids(queries: Mapping[str, str], corpus: Mapping[str, str], judged: Qrels, source: str) -> None:
+    """Refuse qrels that name queries or documents that do not exist."""
+    missing = [f"query {query_id}" for query_id in judged if query_id not in queries]
+    missing += [f"document {d}" for documents in judged.values() for d in documents if d not in corpus]
+    if missing:
+        raise ValueError(f"{source} names {len(missing)} queries or documents that do not exist: {first_few(missing)}.")
 
 
 def _dev_by_its_name(qrels: Mapping[str, Qrels]) -> dict[str, Qrels]:
@@ -116,21 +122,9 @@ def _without_empty(texts: Mapping[str, str], singular: str, plural: str, notes: 
     return {key: text for key, text in texts.items() if text.strip()}
 
 
-def _count_copies(qrels: Mapping[str, Qrels], same: Mapping[str, Iterable[str]], notes: list[str]) -> None:
-    found = (copies_by_query(judged, same) for judged in qrels.values())
-    ids = list(dict.fromkeys(copy for part in found for own in part.values() for copy in own))
-    if ids:
-        documents = counted(len(ids), "document has", "documents have")
-        notes.append(
-            f"{documents} the text of a relevant one under another id: neither relevant nor not to its queries "
-            f"({first_few(ids)})."
-        )
-
-
-def _useful(judged: Qrels, split: str, documents: int, same: Mapping[str, Iterable[str]], notes: list[str]) -> Qrels:
+def _useful(judged: Qrels, split: str, documents: int, copied: Qrels, notes: list[str]) -> Qrels:
     """Without queries that have nothing to find, or nothing to tell it from."""
     relevant = {query_id: sum(grade > 0 for grade in grades.values()) for query_id, grades in judged.items()}
-    copied = copies_by_query(judged, same)
     others = {query_id: documents - count - len(copied.get(query_id, ())) for query_id, count in relevant.items()}
     for reason, left_out in (
         ("without a relevant document", [q for q, count in relevant.items() if count == 0]),
@@ -143,7 +137,7 @@ def _useful(judged: Qrels, split: str, documents: int, same: Mapping[str, Iterab
 
 
 def _apart(judged: Qrels, split: str, queries: Mapping[str, str], later: dict[str, str], notes: list[str]) -> Qrels:
-    """Without queries whose text a split in ``later`` has, which receives those of this one."""
+    """Without queries whose text another split has: ``later`` maps texts to it, and receives those of this split."""
     texts = {query_id: text_key(queries[query_id]) for query_id in judged}
     repeated = [query_id for query_id, text in texts.items() if text in later]
     if repeated:

@@ -1,4 +1,4 @@
-"""Reading of one source, whatever its form: a collection whose pairs are all for training, or documents alone."""
+"""Collections out of any source: a file or folder, a data set or frame, pairs, judged queries, or documents alone."""
 
 from __future__ import annotations
 
@@ -11,42 +11,38 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, Union
 
-from st_asym.data.collection import Qrels, RetrievalData, merged, with_documents
-from st_asym.data.document import Document, Documents
-from st_asym.data.formats import Row, json_rows, kind_of, open_lines, table_rows
-from st_asym.data.judgments import (
-    QUERY_ID_NAMES,
+from st_asym.data.beir_layout import (
     are_judgments,
-    beir_root,
-    has_queries,
-    is_complete,
+    holds_documents,
     qrels_of_rows,
     read_beir,
-    read_corpus,
+    read_documents,
+    read_texts,
 )
-from st_asym.data.pairs import (
-    PairCollector,
-    collect_tuples,
-    columns_of,
-    into_splits,
-    with_test_queries_apart,
-)
-from st_asym.data.prepare import DEV_NAMES, check_texts, checked
-from st_asym.data.pseudo_queries import pseudo_queries
-from st_asym.data.rows import (
+from st_asym.data.collection import Qrels, RetrievalData, merged, with_documents
+from st_asym.data.document import Document, Documents
+from st_asym.data.formats import (
     DOCUMENT_NAMES,
     QUERY_NAMES,
+    Row,
     as_list,
     columns_known,
-    holds_documents,
     is_column,
     is_table,
-    read_documents,
+    json_rows,
+    kind_of,
+    open_lines,
     table_of,
+    table_rows,
 )
+from st_asym.data.pairs import into_splits, pairs_of_rows, pairs_of_tuples, with_test_queries_apart
+from st_asym.data.prepare import DEV_NAMES, check_texts, checked
+from st_asym.data.pseudo_queries import pseudo_queries
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
+
+logger = logging.getLogger(__name__)
 
 _KINDS = (".jsonl", ".json", ".csv", ".tsv")
 _READABLE = "a .jsonl, .csv or .tsv file (or .gz of one), a BEIR folder or a zip of one"
@@ -55,255 +51,6 @@ _ZIPPED = (".xlsx", ".xlsm", ".ods", ".docx", ".npz")
 # What the third part of a judged collection is called in one JSON object or dict; the first is LlamaIndex's name.
 _JUDGED = ("relevant_docs", "qrels")
 _QRELS = "qrels map query id to document id to grade, or are a table with the columns query-id, corpus-id and score"
-
-
-def read(source: Any, name: str, *, documents: bool = False) -> RetrievalData | Documents:
-    """A collection, or documents alone.
-
-    Args:
-        source: In any form that :func:`st_asym.data.as_retrieval_data` takes.
-        name: What errors call it.
-        documents: Whether documents are asked for, so that columns beside their text do not matter.
-
-    Raises:
-        FileNotFoundError: No such file or folder.
-        TypeError: None of these forms.
-        ValueError: It is empty, broken, or has wrong columns.
-    """
-    if isinstance(source, RetrievalData):
-        check_texts(source.queries, source.corpus)
-        return source
-    if isinstance(source, str | PathLike):
-        found = read_path(Path(fspath(source)), documents=documents)
-        return found.collection() if isinstance(found, PairCollector) else found
-    triple = triple_of(source)
-    if triple is not None:
-        return read_judged(*triple)
-    if is_table(source):
-        return _collected(_read_rows(*table_of(source, name), name, documents=documents))
-    if isinstance(source, Mapping):
-        return _read_mapping(source, name)
-    if not isinstance(source, Iterable) or hasattr(source, "read") or isinstance(source, bytes | bytearray):
-        raise TypeError(
-            f"{name} cannot be a {type(source).__name__}: give a path, a data set or data frame, pairs, "
-            "(queries, corpus, qrels) or documents."
-        )
-    return _read_list(as_list(source), name, documents=documents)
-
-
-def is_one_source(source: Any) -> bool:
-    """Whether a list, tuple or mapping is one collection, rather than several."""
-    if is_table(source) or triple_of(source) is not None:
-        return True
-    if not isinstance(source, list | tuple) or not source:
-        return False
-    return _are_rows(source[0]) or (isinstance(source[0], list | tuple) and not is_one_source(source[0]))
-
-
-def read_path(path: Path, *, documents: bool = False) -> RetrievalData | PairCollector | Documents:
-    """What a file or folder holds: a collection with splits, pairs without, or documents alone.
-
-    Raises:
-        FileNotFoundError: There is none, or a file of the BEIR layout is missing.
-        ValueError: An unknown kind of file, an empty one, a broken line or wrong columns.
-    """
-    kind = kind_of(path.name)
-    if path.is_dir() or (path.is_file() and kind not in _ZIPPED and zipfile.is_zipfile(path)):
-        with beir_root(path) as root:
-            judged = is_complete(root) if documents else has_queries(root)
-            return read_beir(root) if judged else read_corpus(root)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file or folder {path}.")
-    if kind not in _KINDS:
-        raise ValueError(f"{path.name} is not {_READABLE}.")
-    with open_lines(path) as lines:
-        notes: list[str] = []
-        of_text = not kind.startswith(".json")
-        rows = table_rows(lines, path.name, notes) if of_text else json_rows(lines, path.name)
-        first = next(rows, None)
-        if first is None:
-            raise ValueError(f"{path.name} is empty.")
-        triple = None if of_text else triple_of(first[1])
-        if triple is not None:
-            return read_judged(*triple)
-        found = _read_rows(list(first[1]), chain([first], rows), path.name, documents=documents, of_text=of_text)
-    if isinstance(found, Documents):
-        return replace(found, notes=(*found.notes, *notes))
-    found.notes += notes
-    return found
-
-
-def read_texts(source: Any, letter: str, name: str) -> Mapping[str, Any]:
-    """Texts by their ids: a mapping as it is, the rows of a table, or texts, with the ids ``q0``, ``q1`` and so on.
-
-    Args:
-        source: Queries or documents.
-        letter: ``"q"`` or ``"d"``.
-        name: What errors call them.
-
-    Raises:
-        TypeError: One text alone.
-        ValueError: A table without a text.
-    """
-    if isinstance(source, str):
-        raise TypeError(f"{name} is one text: give [text].")
-    if not is_table(source):
-        return (
-            source if isinstance(source, Mapping) else {f"{letter}{i}": text for i, text in enumerate(as_list(source))}
-        )
-    columns, rows = table_of(source, name)
-    own = _query_columns(columns) if letter == "q" else {column: column for column in columns}
-    if not holds_documents(own.values(), wanted=True):
-        raise ValueError(f"{name} has the columns {columns}: none is the text. Name it text.")
-    return read_documents(((where, {own[key]: row[key] for key in own}) for where, row in rows), name).joined
-
-
-def _query_columns(columns: list[str]) -> dict[str, str]:
-    """The columns of queries that are the id and the text, and what those of documents would be called."""
-    folded = {str(column).strip().lower(): column for column in columns}
-    found = {}
-    for accepted, called in ((("text", *QUERY_NAMES), "text"), (("_id", "id", *QUERY_ID_NAMES), "_id")):
-        found.update({folded[one]: called for one in accepted[::-1] if one in folded and folded[one] not in found})
-    return {column: called for called, column in {called: column for column, called in found.items()}.items()}
-
-
-def _read_rows(
-    columns: list[str], rows: Iterable[Row], name: str, *, documents: bool, of_text: bool = False
-) -> PairCollector | Documents:
-    if holds_documents(columns, wanted=documents):
-        return read_documents(rows, name)
-    collector = PairCollector(name)
-    collector.add_rows(rows, columns_of(columns, name), of_text=of_text)
-    return collector
-
-
-def _collected(found: PairCollector | Documents) -> RetrievalData | Documents:
-    return found.collection() if isinstance(found, PairCollector) else found
-
-
-def _read_mapping(source: Mapping[Any, Any], name: str) -> RetrievalData | Documents:
-    if not source:
-        raise ValueError(f"{name} is empty.")
-    if all(is_table(part) or _is_list_of_rows(part) for part in source.values()):
-        splits = {split: read(part, f"{name}[{split!r}]") for split, part in source.items()}
-        return _join_splits(splits, name)
-    return Documents({key: _document(key, value) for key, value in source.items()})
-
-
-def _is_list_of_rows(part: Any) -> bool:
-    return isinstance(part, list) and bool(part) and (isinstance(part[0], list | tuple) or _are_rows(part[0]))
-
-
-def _document(key: Any, value: Any) -> Document:
-    document = Document.of(value)
-    if document is None:
-        raise ValueError(f"Document {key!r} is neither a text nor a dict of title and text: {value!r:.80}.")
-    return document
-
-
-def _join_splits(splits: Mapping[str, RetrievalData | Documents], name: str) -> RetrievalData:
-    joined: RetrievalData | None = None
-    for split, part in splits.items():
-        if not isinstance(part, RetrievalData):
-            raise ValueError(f"{name}[{split!r}] holds documents alone: give them as corpus.")
-        part = replace(part, qrels={split: part.qrels.get("train", {})})
-        joined = part if joined is None else merged(joined, part, split)
-    if joined is None:
-        raise ValueError(f"{name} is empty.")
-    return joined
-
-
-def _read_list(items: list[Any], name: str, *, documents: bool) -> RetrievalData | Documents:
-    if not items:
-        raise ValueError(f"{name} is empty.")
-    if isinstance(items[0], Mapping):
-        return _collected(_read_rows(*table_of(items, name), name, documents=documents))
-    if _are_rows(items[0]):
-        return _read_list([item._asdict() for item in items], name, documents=documents)
-    if isinstance(items[0], str):
-        if all(isinstance(text, str) and kind_of(text[-20:]) in _KINDS and Path(text).is_file() for text in items):
-            raise TypeError(f"{name} is a list of paths, {items!s:.80}: give the path of one file.")
-        found = {f"d{number}": _document(f"d{number}", text) for number, text in enumerate(items)}
-        return Documents(found, numbered=True)
-    return collect_tuples(items, name).collection()
-
-
-def _are_rows(item: Any) -> bool:
-    """Whether this is a row with names: a dict, or a named tuple whose names say what is what."""
-    names = {str(name).lower() for name in getattr(item, "_fields", ())}
-    named = bool(names.intersection(QUERY_NAMES) and names.intersection(DOCUMENT_NAMES))
-    return isinstance(item, Mapping) or named
-
-
-def triple_of(source: Any) -> tuple[Any, Any, Any] | None:
-    """Queries, corpus and qrels, where something holds these three; None for anything else, three rows among it."""
-    if isinstance(source, Mapping):
-        judged = next((key for key in _JUDGED if key in source), "")
-        parts = [source[key] for key in ("queries", "corpus", judged) if key in source]
-    elif all(hasattr(source, key) for key in ("queries", "corpus", "relevant_docs")):  # LlamaIndex's object
-        parts = [source.queries, source.corpus, source.relevant_docs]
-    else:
-        parts = list(source) if isinstance(source, list | tuple) else []
-    if len(parts) != 3 or not all(isinstance(part, Mapping) or is_table(part) for part in parts):
-        return None
-    return (parts[0], parts[1], parts[2]) if _are_qrels(parts[2]) or _are_wrong_qrels(parts) else None
-
-
-def _are_wrong_qrels(parts: list[Any]) -> bool:
-    """Whether the third part is neither qrels nor a row like the others, nor one more data set."""
-    names = {str(key).lower() for key in parts[2]} if isinstance(parts[2], Mapping) else set()
-    if not names or names.intersection(QUERY_NAMES) or names.intersection(DOCUMENT_NAMES):
-        return False
-    return list(parts[2]) != list(parts[0]) and all(isinstance(value, str | int | float) for value in parts[2].values())
-
-
-def _are_qrels(part: Any) -> bool:
-    """Whether this may be qrels, rather than a row of texts or one more data set."""
-    if not isinstance(part, Mapping) or hasattr(part, "column_names"):
-        return are_judgments(columns_known(part))
-    return all(isinstance(value, Mapping | set | frozenset) or is_column(value) for value in part.values())
-
-
-def read_judged(queries: Any, corpus: Any, qrels: Any) -> RetrievalData:
-    """Queries, corpus and qrels as a collection; qrels without a split are ``train``.
-
-    Args:
-        queries: As for :func:`read_texts`.
-        corpus: The same, or id to a dict of ``title`` and ``text``.
-        qrels: Query id to document id to grade, or to the ids of its relevant documents; split to that; or a table
-            with the columns query-id, corpus-id and score.
-
-    Raises:
-        TypeError: Something else.
-        ValueError: Texts that are not strings, or broken qrels.
-    """
-    notes: list[str] = []
-    queries = dict(read_texts(queries, "q", "queries"))
-    documents = {key: _document(key, value) for key, value in read_texts(corpus, "d", "corpus").items()}
-    check_texts(queries, documents)
-    return RetrievalData(queries, Documents(documents).joined, _read_splits(qrels, notes), notes=tuple(notes))
-
-
-def _read_splits(qrels: Any, notes: list[str]) -> dict[str, Qrels]:
-    if is_table(qrels) and (not isinstance(qrels, Mapping) or are_judgments(columns_known(qrels))):
-        return {"train": qrels_of_rows(table_of(qrels, "qrels").rows, "qrels", notes)}
-    if not isinstance(qrels, Mapping):
-        raise TypeError(f"qrels cannot be a {type(qrels).__name__}: {_QRELS}.")
-    parts = [part for part in qrels.values() if isinstance(part, Mapping)]
-    by_split = any(isinstance(inner, Mapping) for part in parts for inner in part.values())
-    splits: Mapping[str, Any] = qrels if by_split else {"train": qrels}
-    return {split: {query: _graded(query, own) for query, own in judged.items()} for split, judged in splits.items()}
-
-
-def _graded(query_id: Any, documents: Any) -> dict[str, int]:
-    if isinstance(documents, Mapping):
-        return dict(documents)
-    if isinstance(documents, set | frozenset) or is_column(documents):
-        return dict.fromkeys(sorted(documents) if isinstance(documents, set | frozenset) else as_list(documents), 1)
-    raise TypeError(f"The qrels of query {query_id!r} are {documents!r:.80}: {_QRELS}.")
-
-
-logger = logging.getLogger(__name__)
 
 
 class Frame(Protocol):
@@ -348,12 +95,10 @@ def load_data(path: str | PathLike[str]) -> RetrievalData:
         ValueError: A line that is not what it should be, a folder of several collections, or qrels that name a missing
             query or document; the message names the file and line, or the first offenders and their number.
     """
-    found = read_path(Path(path))
-    if isinstance(found, RetrievalData):
-        return found
-    if isinstance(found, PairCollector):
-        return into_splits(found)
-    raise ValueError(f"{path} holds documents alone, no queries.")
+    found = _read_path(Path(path))
+    if isinstance(found, Documents):
+        raise ValueError(f"{path} holds documents alone, no queries.")
+    return into_splits(found) if found.numbered else found  # the ids of pairs are numbers given on reading
 
 
 def as_retrieval_data(
@@ -420,7 +165,7 @@ def as_retrieval_data(
     if isinstance(found, RetrievalData):
         data = found
         if corpus is not None:
-            data = with_documents(data, _read_documents(corpus))
+            data = with_documents(data, _documents_of(corpus))
         if dev is not None:
             data = _with_dev(data, dev)
     else:
@@ -440,7 +185,7 @@ def as_retrieval_data(
     return data
 
 
-def _read_documents(source: Any) -> Documents:
+def _documents_of(source: Any) -> Documents:
     found = read(source, "corpus", documents=True)
     if isinstance(found, RetrievalData):
         documents = {key: Document("", text) for key, text in found.corpus.items()}
@@ -461,3 +206,205 @@ def _with_dev(data: RetrievalData, dev: Any) -> RetrievalData:
     part = replace(other, qrels={"dev": other.qrels[candidates[0]]})
     without = {split: judged for split, judged in data.qrels.items() if split not in DEV_NAMES}
     return merged(replace(data, qrels=without), part, "dev")
+
+
+def read(source: Any, name: str, *, documents: bool = False) -> RetrievalData | Documents:
+    """Read one source, in any form that :func:`as_retrieval_data` takes: pairs are all for training.
+
+    Errors call it by this name. Where ``documents`` are asked for, columns beside their text do not matter.
+
+    Raises:
+        FileNotFoundError: No such file or folder.
+        TypeError: None of these forms.
+        ValueError: It is empty, broken, or has wrong columns.
+    """
+    if isinstance(source, RetrievalData):
+        check_texts(source.queries, source.corpus)
+        return source
+    if isinstance(source, str | PathLike):
+        return _read_path(Path(fspath(source)), documents=documents)
+    triple = _triple_of(source)
+    if triple is not None:
+        return read_judged(*triple)
+    if is_table(source):
+        return _read_rows(*table_of(source, name), name, documents=documents)
+    if isinstance(source, Mapping):
+        return _read_mapping(source, name)
+    if not isinstance(source, Iterable) or hasattr(source, "read") or isinstance(source, bytes | bytearray):
+        raise TypeError(
+            f"{name} cannot be a {type(source).__name__}: give a path, a data set or data frame, pairs, "
+            "(queries, corpus, qrels) or documents."
+        )
+    return _read_list(as_list(source), name, documents=documents)
+
+
+def is_one_source(source: Any) -> bool:
+    """Whether a list, tuple or mapping is one collection, rather than several."""
+    if is_table(source) or _triple_of(source) is not None:
+        return True
+    if not isinstance(source, list | tuple) or not source:
+        return False
+    return _is_row(source[0]) or (isinstance(source[0], list | tuple) and not is_one_source(source[0]))
+
+
+def read_judged(queries: Any, corpus: Any, qrels: Any) -> RetrievalData:
+    """Queries, corpus and qrels as a collection; qrels without a split are ``train``.
+
+    Queries and corpus are id to text (or, in a corpus, to a dict of ``title`` and ``text``), a table, or texts, which
+    get the ids ``q0``, ``d0`` and so on. Qrels are query id to document id to grade, or to the ids of its relevant
+    documents; split to that; or a table with the columns query-id, corpus-id and score.
+
+    Raises:
+        TypeError: Something else.
+        ValueError: Texts that are not strings, or broken qrels.
+    """
+    notes: list[str] = []
+    texts = dict(read_texts(queries, "q", "queries"))
+    documents = {key: _document(key, value) for key, value in read_texts(corpus, "d", "corpus").items()}
+    check_texts(texts, documents)
+    return RetrievalData(texts, Documents(documents).joined, _read_splits(qrels, notes), notes=tuple(notes))
+
+
+# Files and rows
+
+
+def _read_path(path: Path, *, documents: bool = False) -> RetrievalData | Documents:
+    """What a file or folder holds: a collection with splits, pairs all for training, or documents alone."""
+    kind = kind_of(path.name)
+    if path.is_dir() or (path.is_file() and kind not in _ZIPPED and zipfile.is_zipfile(path)):
+        return read_beir(path, documents=documents)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file or folder {path}.")
+    if kind not in _KINDS:
+        raise ValueError(f"{path.name} is not {_READABLE}.")
+    with open_lines(path) as lines:
+        notes: list[str] = []
+        of_text = not kind.startswith(".json")
+        rows = table_rows(lines, path.name, notes) if of_text else json_rows(lines, path.name)
+        first = next(rows, None)
+        if first is None:
+            raise ValueError(f"{path.name} is empty.")
+        triple = None if of_text else _triple_of(first[1])
+        if triple is not None:
+            return read_judged(*triple)
+        columns, rows = list(first[1]), chain([first], rows)
+        return _read_rows(columns, rows, path.name, notes, documents=documents, of_text=of_text)
+
+
+def _read_rows(
+    columns: list[str],
+    rows: Iterable[Row],
+    name: str,
+    notes: list[str] | None = None,
+    *,
+    documents: bool,
+    of_text: bool = False,
+) -> RetrievalData | Documents:
+    """Rows as documents, or else as pairs; the reading of the rows may add to the notes."""
+    notes = [] if notes is None else notes
+    if holds_documents(columns, wanted=documents):
+        found = read_documents(rows, name)
+        return replace(found, notes=(*found.notes, *notes))
+    return pairs_of_rows(rows, columns, name, notes, of_text=of_text)
+
+
+def _read_mapping(source: Mapping[Any, Any], name: str) -> RetrievalData | Documents:
+    """Splits, or id to document."""
+    if not source:
+        raise ValueError(f"{name} is empty.")
+    if not all(is_table(part) or _is_list_of_rows(part) for part in source.values()):
+        return Documents({key: _document(key, value) for key, value in source.items()})
+    splits = {}
+    for split, part in source.items():
+        found = read(part, f"{name}[{split!r}]")
+        if not isinstance(found, RetrievalData):
+            raise ValueError(f"{name}[{split!r}] holds documents alone: give them as corpus.")
+        splits[split] = replace(found, qrels={split: found.qrels.get("train", {})})
+    first, *others = splits.items()
+    joined = first[1]
+    for split, data in others:
+        joined = merged(joined, data, split)
+    return joined
+
+
+def _is_list_of_rows(part: Any) -> bool:
+    return isinstance(part, list) and bool(part) and (isinstance(part[0], list | tuple) or _is_row(part[0]))
+
+
+def _read_list(items: list[Any], name: str, *, documents: bool) -> RetrievalData | Documents:
+    if not items:
+        raise ValueError(f"{name} is empty.")
+    if _is_row(items[0]):
+        rows = items if isinstance(items[0], Mapping) else [item._asdict() for item in items]
+        return _read_rows(*table_of(rows, name), name, documents=documents)
+    if isinstance(items[0], str):
+        if all(isinstance(text, str) and kind_of(text[-20:]) in _KINDS and Path(text).is_file() for text in items):
+            raise TypeError(f"{name} is a list of paths, {items!s:.80}: give the path of one file.")
+        found = {f"d{number}": _document(f"d{number}", text) for number, text in enumerate(items)}
+        return Documents(found, numbered=True)
+    return pairs_of_tuples(items, name)
+
+
+def _is_row(item: Any) -> bool:
+    """Whether this is a row with names: a dict, or a named tuple whose names say what is what."""
+    names = {str(name).lower() for name in getattr(item, "_fields", ())}
+    named = bool(names.intersection(QUERY_NAMES) and names.intersection(DOCUMENT_NAMES))
+    return isinstance(item, Mapping) or named
+
+
+def _document(key: Any, value: Any) -> Document:
+    document = Document.of(value)
+    if document is None:
+        raise ValueError(f"Document {key!r} is neither a text nor a dict of title and text: {value!r:.80}.")
+    return document
+
+
+# Queries, corpus and qrels
+
+
+def _triple_of(source: Any) -> tuple[Any, Any, Any] | None:
+    """Queries, corpus and qrels, where something holds these three; None for anything else, three rows among it."""
+    if isinstance(source, Mapping):
+        judged = next((key for key in _JUDGED if key in source), "")
+        parts = [source[key] for key in ("queries", "corpus", judged) if key in source]
+    elif all(hasattr(source, key) for key in ("queries", "corpus", "relevant_docs")):  # LlamaIndex's object
+        parts = [source.queries, source.corpus, source.relevant_docs]
+    else:
+        parts = list(source) if isinstance(source, list | tuple) else []
+    if len(parts) != 3 or not all(isinstance(part, Mapping) or is_table(part) for part in parts):
+        return None
+    return (parts[0], parts[1], parts[2]) if _are_qrels(parts[2]) or _are_wrong_qrels(parts) else None
+
+
+def _are_wrong_qrels(parts: list[Any]) -> bool:
+    """Whether the third part is neither qrels nor a row like the others, nor one more data set."""
+    names = {str(key).lower() for key in parts[2]} if isinstance(parts[2], Mapping) else set()
+    if not names or names.intersection(QUERY_NAMES) or names.intersection(DOCUMENT_NAMES):
+        return False
+    return list(parts[2]) != list(parts[0]) and all(isinstance(value, str | int | float) for value in parts[2].values())
+
+
+def _are_qrels(part: Any) -> bool:
+    """Whether this may be qrels, rather than a row of texts or one more data set."""
+    if not isinstance(part, Mapping) or hasattr(part, "column_names"):
+        return are_judgments(columns_known(part))
+    return all(isinstance(value, Mapping | set | frozenset) or is_column(value) for value in part.values())
+
+
+def _read_splits(qrels: Any, notes: list[str]) -> dict[str, Qrels]:
+    if is_table(qrels) and (not isinstance(qrels, Mapping) or are_judgments(columns_known(qrels))):
+        return {"train": qrels_of_rows(table_of(qrels, "qrels")[1], "qrels", notes)}
+    if not isinstance(qrels, Mapping):
+        raise TypeError(f"qrels cannot be a {type(qrels).__name__}: {_QRELS}.")
+    parts = [part for part in qrels.values() if isinstance(part, Mapping)]
+    by_split = any(isinstance(inner, Mapping) for part in parts for inner in part.values())
+    splits: Mapping[str, Any] = qrels if by_split else {"train": qrels}
+    return {split: {query: _graded(query, own) for query, own in judged.items()} for split, judged in splits.items()}
+
+
+def _graded(query_id: Any, documents: Any) -> dict[str, int]:
+    if isinstance(documents, Mapping):
+        return dict(documents)
+    if isinstance(documents, set | frozenset) or is_column(documents):
+        return dict.fromkeys(sorted(documents) if isinstance(documents, set | frozenset) else as_list(documents), 1)
+    raise TypeError(f"The qrels of query {query_id!r} are {documents!r:.80}: {_QRELS}.")

@@ -51,41 +51,38 @@ class TrainedQueries:
     @classmethod
     def of(cls, parts: Iterable[Any]) -> TrainedQueries | None:
         """Digest the training queries of collections and data sets; None where none of them is read as queries."""
-        known = [found for part in parts if (found := _training_part(part)) is not None]
+        known = [data for part in parts if (data := _training_data(part)) is not None]
         if not known:
             return None
-        relevant = [(data, query, documents) for data in known for query, documents in _relevant(data).items()]
-        queries = {text_key(data.queries[query]) for data, query, _ in relevant}
-        pairs = sum(len(documents) for _, _, documents in relevant)
+        # Query and the texts of its relevant documents, as far as they are there.
+        relevant = [
+            (data.queries[query], [data.corpus[document] for document in documents if document in data.corpus])
+            for data in known
+            for query, documents in data.relevant("train").items()
+            if query in data.queries
+        ]
         key = secrets.token_bytes(_KEY_BYTES)
-        pair_digests = None
+        queries = {text_key(query) for query, _ in relevant}
+        query_digests = pair_digests = None
+        if len(queries) <= _MOST_QUERIES:
+            query_digests = frozenset(_digest(key, query) for query in queries)
+        pairs = sum(len(documents) for _, documents in relevant)
         if pairs <= _MOST_PAIRS:
-            pair_digests = frozenset(
-                _digest(key, data.queries[query], data.corpus[document])
-                for data, query, documents in relevant
-                for document in documents
-            )
+            pair_digests = frozenset(_digest(key, query, text) for query, documents in relevant for text in documents)
             pairs = len(pair_digests)
-        few = len(queries) <= _MOST_QUERIES
-        return cls(key, len(queries), _digests(key, queries) if few else None, pairs, pair_digests)
+        return cls(key, len(queries), query_digests, pairs, pair_digests)
 
     @classmethod
     def of_dict(cls, found: Mapping[str, Any]) -> TrainedQueries:
-        """Out of JSON.
-
-        Raises:
-            TypeError, ValueError: It is not what :meth:`as_dict` gives.
-        """
+        """Out of JSON; a ``TypeError`` or ``ValueError`` where it is not what :meth:`as_dict` gives."""
         if set(found) != _NAMES:
             raise ValueError(f"The digests of training queries have the parts {sorted(found)}, not {sorted(_NAMES)}.")
         key = bytes.fromhex(found["key"])
         if not 1 <= len(key) <= hashlib.blake2b.MAX_KEY_SIZE:
             raise ValueError(f"The key of the digests of training queries has {len(key)} bytes.")
-        parts = [
-            _unpacked(found[digests], found[number])
-            for number, digests in (("queries", "query_digests"), ("pairs", "pair_digests"))
-        ]
-        return cls(key, found["queries"], parts[0], found["pairs"], parts[1])
+        queries = _unpacked(found["query_digests"], found["queries"])
+        pairs = _unpacked(found["pair_digests"], found["pairs"])
+        return cls(key, found["queries"], queries, found["pairs"], pairs)
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON knows it."""
@@ -98,24 +95,14 @@ class TrainedQueries:
         }
 
     def among(self, queries: Mapping[str, str]) -> set[str]:
-        """The ids of queries that were trained on; none where the digests are left out.
-
-        Args:
-            queries: Query id to text.
-        """
+        """The ids of queries, given with their texts, that were trained on; none where the digests are left out."""
         known = self.query_digests or frozenset()
         return {query_id for query_id, text in queries.items() if _digest(self.key, text) in known}
 
     def with_their_documents(
         self, queries: Mapping[str, str], corpus: Mapping[str, str], relevant: Mapping[str, Collection[str]]
     ) -> set[str]:
-        """The ids of queries that were trained on with one of these documents.
-
-        Args:
-            queries: Query id to text.
-            corpus: Document id to text.
-            relevant: Query id to the ids of its relevant documents.
-        """
+        """The ids of queries that were trained on with one of the documents that are relevant to them here."""
         known = self.pair_digests or frozenset()
         return {
             query_id
@@ -124,7 +111,7 @@ class TrainedQueries:
         }
 
 
-def _training_part(part: Any) -> RetrievalData | None:
+def _training_data(part: Any) -> RetrievalData | None:
     """What was trained on, where it can be read as queries and documents."""
     if not isinstance(part, RetrievalData):
         if not hasattr(part, "__len__") or len(part) > _MOST_QUERIES:
@@ -136,23 +123,10 @@ def _training_part(part: Any) -> RetrievalData | None:
     return part if isinstance(part, RetrievalData) and "train" in part.qrels else None
 
 
-def _relevant(data: RetrievalData) -> dict[str, list[str]]:
-    """The training queries and their relevant documents, as far as their texts are there."""
-    return {
-        query: [document for document in documents if document in data.corpus]
-        for query, documents in data.relevant("train").items()
-        if query in data.queries
-    }
-
-
 def _digest(key: bytes, *texts: str) -> bytes:
     digest = hashlib.blake2b(key=key, digest_size=_BYTES)
     digest.update("\0".join(map(text_key, texts)).encode("utf-8", "surrogatepass"))
     return digest.digest()
-
-
-def _digests(key: bytes, texts: Iterable[str]) -> frozenset[bytes]:
-    return frozenset(_digest(key, text) for text in texts)
 
 
 def _packed(digests: frozenset[bytes] | None) -> str | None:

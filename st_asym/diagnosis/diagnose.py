@@ -17,7 +17,7 @@ from st_asym.cache.embedding_cache import open_cache
 from st_asym.cache.encoding import Precision
 from st_asym.data import Qrels, RetrievalData
 from st_asym.data.collection import whole_number
-from st_asym.data.judgments import check_ids
+from st_asym.data.prepare import check_ids
 from st_asym.data.sources import read_judged
 from st_asym.diagnosis import geometry
 from st_asym.diagnosis.findings import findings

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from st_asym.data import Qrels, RetrievalData
 from st_asym.data.collection import counted, first_few
-from st_asym.data.rows import is_table
+from st_asym.data.formats import is_table
 from st_asym.data.sources import is_one_source, read
 from st_asym.evaluation.models import Models, models_of
 from st_asym.evaluation.scores import Scores, text_digest

@@ -20,8 +20,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from st_asym.data import RetrievalData, load_data
 from st_asym.data.collection import Qrels, counted, first_few, own_documents
 from st_asym.data.document import copies
-from st_asym.data.judgments import check_ids
-from st_asym.data.prepare import check_texts
+from st_asym.data.prepare import check_ids, check_texts
 from st_asym.data.sources import is_one_source, read
 
 Source: TypeAlias = Union[str, "PathLike[str]", RetrievalData, Any]

@@ -8,16 +8,16 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from st_asym.data.formats import DOCUMENT_NAMES, QUERY_NAMES
+
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset
     from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
 
-_QUERY_NAMES = frozenset({"anchor", "query", "question"})
-_DOCUMENT_NAMES = frozenset(
-    {"answer", "chunk", "context", "corpus", "doc", "document", "negative", "passage", "positive", "response", "text"}
-)
+# A first column that has one of these words is no query.
+_DOCUMENT_WORDS = {*DOCUMENT_NAMES, "chunk", "corpus", "doc", "negative"}
 # What the library's data collators do not treat as text.
 _NOT_TEXT = frozenset({"label", "labels", "score", "scores", "dataset_name"})
 _ROUTES = ("query", "document")
@@ -51,7 +51,12 @@ def router_mapping(
     if isinstance(dataset, Mapping):
         return {name: router_mapping(part, query=query) for name, part in dataset.items()}
     columns = _text_columns(dataset)
-    queries = _named_queries(columns, query) if query is not None else _guessed_queries(columns)
+    if query is None:
+        queries = _guessed_queries(columns)
+    else:
+        queries = {query} if isinstance(query, str) else set(query)
+        if missing := sorted(queries.difference(columns)):
+            raise ValueError(f"query={missing[0]!r} is not a column of the data set: it has {columns}.")
     mapping = {column: "query" if column in queries else "document" for column in columns}
     logger.info("Columns: %s.", ", ".join(f"{column} is a {route}" for column, route in mapping.items()))
     return mapping
@@ -103,41 +108,6 @@ def check_router_mapping(
         logger.warning("router_mapping sends every column of %s to the document head: no queries are trained.", columns)
 
 
-def _text_columns(dataset: Any) -> list[str]:
-    names = getattr(dataset, "column_names", None)
-    if names is None:
-        raise ValueError(
-            f"A {type(dataset).__name__} without column names cannot be mapped: give a datasets.Dataset, or an "
-            "IterableDataset with features."
-        )
-    return [name for name in names if name not in _NOT_TEXT]
-
-
-def _named_queries(columns: list[str], query: str | Iterable[str]) -> set[str]:
-    queries = {query} if isinstance(query, str) else set(query)
-    if missing := sorted(queries.difference(columns)):
-        raise ValueError(f"query={missing[0]!r} is not a column of the data set: it has {columns}.")
-    return queries
-
-
-def _guessed_queries(columns: list[str]) -> set[str]:
-    queries = {column for column in columns if _words(column) & _QUERY_NAMES}
-    if queries:
-        return queries
-    if not columns or _words(columns[0]) & _DOCUMENT_NAMES:
-        raise ValueError(
-            f"None of the columns {columns} looks like a query: name it, router_mapping(dataset, query=...)."
-        )
-    logger.warning("Taking the first column, %r, for the query and the rest of %s for documents.", columns[0], columns)
-    return {columns[0]}
-
-
-def _words(column: str) -> set[str]:
-    """``Negatives_12`` -> ``{"negatives", "negative"}``."""
-    words = re.findall("[a-z]+", column.lower())
-    return {*words, *(word.removesuffix("s") for word in words), *(f"{word.removesuffix('ies')}y" for word in words)}
-
-
 def column_prompts(model: SentenceTransformer, mapping: Mapping[str, str]) -> dict[str, str]:
     """The ``prompts`` for ``SentenceTransformerTrainingArguments``, so that training reads what encoding will.
 
@@ -175,3 +145,31 @@ def plain_encode(side: str = "document") -> str:
         f"Plain `encode` sends every text through the {side} side, and Haystack, LangChain, Chroma and DSPy call it "
         f'for {plural} too: `encode(texts, task="{other}", prompt_name="{other}")` equals `encode_{other}(texts)`.'
     )
+
+
+def _text_columns(dataset: Any) -> list[str]:
+    names = getattr(dataset, "column_names", None)
+    if names is None:
+        raise ValueError(
+            f"A {type(dataset).__name__} without column names cannot be mapped: give a datasets.Dataset, or an "
+            "IterableDataset with features."
+        )
+    return [name for name in names if name not in _NOT_TEXT]
+
+
+def _guessed_queries(columns: list[str]) -> set[str]:
+    queries = {column for column in columns if _words(column) & {*QUERY_NAMES}}
+    if queries:
+        return queries
+    if not columns or _words(columns[0]) & _DOCUMENT_WORDS:
+        raise ValueError(
+            f"None of the columns {columns} looks like a query: name it, router_mapping(dataset, query=...)."
+        )
+    logger.warning("Taking the first column, %r, for the query and the rest of %s for documents.", columns[0], columns)
+    return {columns[0]}
+
+
+def _words(column: str) -> set[str]:
+    """``Negatives_12`` -> ``{"negatives", "negative"}``."""
+    words = re.findall("[a-z]+", column.lower())
+    return {*words, *(word.removesuffix("s") for word in words), *(f"{word.removesuffix('ies')}y" for word in words)}

@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.util import cos_sim, get_world_size
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 from st_asym.trainer.columns import check_router_mapping
 
@@ -56,25 +56,6 @@ def watch(trainer: SentenceTransformerTrainer) -> TrainingMonitor:
     return monitor
 
 
-def _check_arguments(trainer: SentenceTransformerTrainer) -> None:
-    mapping = trainer.args.router_mapping
-    for dataset in (trainer.train_dataset, trainer.eval_dataset):
-        if isinstance(mapping, dict) and mapping and dataset is not None:
-            check_router_mapping(mapping, dataset)
-    prompts = [route for route in ("query", "document") if trainer.model.prompts.get(route)]
-    if prompts and not trainer.args.prompts:
-        logger.warning(
-            "The model puts a prompt before each %s when it encodes, and the trainer does not: pass "
-            "prompts=st_asym.column_prompts(model, mapping) in the training arguments.",
-            " and ".join(prompts),
-        )
-    if trainer.args.world_size > 1 and trainer.args.ddp_find_unused_parameters is not False:
-        raise ValueError(
-            "Under several processes the training arguments need ddp_find_unused_parameters=False: the loss runs the "
-            "model once per column, and searching for unused parameters after each run fails in the first step."
-        )
-
-
 class TrainingMonitor(TrainerCallback):
     """Read the vectors as they leave the model, and log what they say about training.
 
@@ -101,10 +82,9 @@ class TrainingMonitor(TrainerCallback):
         self._model: nn.Module | None = None
         self._queries: list[Tensor] = []
         self._documents: list[Tensor] = []
-        self._totals: dict[bool, dict[str, Tensor]] = {True: {}, False: {}}
-        self._batches = {True: 0, False: 0}
+        self._sums: dict[bool, Tensor] = {}  # in training or not: the number of batches and the sum of each figure
         self._first: dict[str, float] = {}
-        self._warned: set[str] = set()
+        self._warned: set[tuple[str, str]] = set()
 
     def attach(self, model: nn.Module) -> None:
         """Listen to ``model`` and to no other."""
@@ -140,21 +120,11 @@ class TrainingMonitor(TrainerCallback):
         if sum(map(len, documents)) < sum(map(len, queries)) or not queries:
             return
         figures = _figures(torch.cat(queries).float(), torch.cat(documents).float())
-        totals = self._totals[training]
-        for name, value in figures.items():
-            totals[name] = totals[name] + value if name in totals else value
-        self._batches[training] += 1
+        self._sums[training] = torch.cat([figures.new_ones(1), figures]) + self._sums.get(training, 0.0)
         if training and not self._first:
-            self._first = {name: value.item() for name, value in figures.items()}
+            self._first = dict(zip(_METRICS, figures.tolist(), strict=True))
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,  # noqa: ARG002
-        state: TrainerState,  # noqa: ARG002
-        control: TrainerControl,  # noqa: ARG002
-        model: nn.Module | None = None,
-        **kwargs: Any,  # noqa: ARG002
-    ) -> None:
+    def on_train_begin(self, *_args: Any, model: nn.Module | None = None, **_kwargs: Any) -> None:
         """Follow the trainer to the model that it trains, and forget the last run."""
         if model is not None:
             self.attach(model)
@@ -176,15 +146,9 @@ class TrainingMonitor(TrainerCallback):
         """An evaluation batch is over."""
         self._finish_batch(training=False)
 
-    def on_log(
-        self,
-        args: TrainingArguments,  # noqa: ARG002
-        state: TrainerState,
-        control: TrainerControl,  # noqa: ARG002
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,  # noqa: ARG002
-    ) -> None:
+    def on_log(self, *context: Any, logs: dict[str, Any] | None = None, **_kwargs: Any) -> None:
         """Add the figures to this log entry and to the trainer's history."""
+        _, state, _ = context  # after the arguments, before the control
         prefix = _prefix(logs or {})
         if logs is None or prefix is None:
             return
@@ -198,60 +162,46 @@ class TrainingMonitor(TrainerCallback):
 
     def _means(self, *, training: bool) -> dict[str, float]:
         """Means since the last call, over all processes."""
-        totals, batches = self._totals[training], self._batches[training]
-        self._totals[training], self._batches[training] = {}, 0
+        sums = self._sums.pop(training, None)
         if get_world_size() > 1:
-            device = next(iter(totals.values())).device if totals else _device_of(self._model)
-            values = [totals.get(name, torch.zeros((), device=device)) for name in _METRICS]
-            summed = torch.stack([*values, torch.tensor(float(batches), device=device)])
-            torch.distributed.all_reduce(summed)
-            totals, batches = dict(zip(_METRICS, summed[:-1], strict=True)), int(summed[-1].item())
-        return {name: (total / batches).item() for name, total in totals.items()} if batches else {}
+            if sums is None:
+                parameter = None if self._model is None else next(self._model.parameters(), None)
+                sums = torch.zeros(1 + len(_METRICS), device=None if parameter is None else parameter.device)
+            torch.distributed.all_reduce(sums)
+        if sums is None or sums[0] == 0:
+            return {}
+        return dict(zip(_METRICS, (sums[1:] / sums[0]).tolist(), strict=True))
 
     def _warn(self, figures: dict[str, float]) -> None:
         """Name a collapse or a length explosion, once for each side."""
-        if not figures or not self._first or figures["in_batch_accuracy"] < self._first["in_batch_accuracy"]:
+        first = self._first
+        if not figures or not first or figures["in_batch_accuracy"] < first["in_batch_accuracy"]:
             return
         for side in ("query", "document"):
-            name = f"{side}_std"
-            before, now = self._first[name], figures[name]
-            trouble = None
+            before, now = first[f"{side}_std"], figures[f"{side}_std"]
             if now < LOWEST_STD and (before >= LOWEST_STD or now < before / 2):
-                trouble = "collapse"
-                advice = "Raise the isotropy weight, or lower the learning rate."
+                trouble, advice = "Collapse", "Raise the isotropy weight, or lower the learning rate."
             elif now > HIGHEST_STD and (before <= HIGHEST_STD or now > before * 2):
-                trouble = "length explosion"
+                trouble = "Length explosion"
                 advice = "Compare by cosine: end the model in Normalize, and use cos_sim in the loss."
-            if trouble is not None and f"{trouble} {side}" not in self._warned:
-                self._warned.add(f"{trouble} {side}")
-                logger.warning(
-                    "%s of the %s vectors: their standard deviation went from %.2f to %.2f (about 1 is even, [%s, %s] "
-                    "is safe) while in-batch accuracy went from %.3f to %.3f. %s",
-                    trouble.capitalize(),
-                    side,
-                    before,
-                    now,
-                    LOWEST_STD,
-                    HIGHEST_STD,
-                    self._first["in_batch_accuracy"],
-                    figures["in_batch_accuracy"],
-                    advice,
-                )
-
-
-def _figures(queries: Tensor, documents: Tensor) -> dict[str, Tensor]:
-    """The figures of one batch: ``queries`` (n, d) and ``documents`` (n or a multiple, d), the own documents first."""
-    n = len(queries)
-    similarities = cos_sim(queries, documents)
-    positives = similarities.diagonal()
-    others = similarities.numel() - n
-    return {
-        "in_batch_accuracy": (similarities.argmax(dim=1) == torch.arange(n, device=queries.device)).float().mean(),
-        "positive_similarity": positives.mean(),
-        "negative_similarity": (similarities.sum() - positives.sum()) / max(others, 1),
-        "query_std": scaled_std(queries),
-        "document_std": scaled_std(documents),
-    }
+            else:
+                continue
+            if (trouble, side) in self._warned:
+                continue
+            self._warned.add((trouble, side))
+            logger.warning(
+                "%s of the %s vectors: their standard deviation went from %.2f to %.2f (about 1 is even, [%s, %s] "
+                "is safe) while in-batch accuracy went from %.3f to %.3f. %s",
+                trouble,
+                side,
+                before,
+                now,
+                LOWEST_STD,
+                HIGHEST_STD,
+                first["in_batch_accuracy"],
+                figures["in_batch_accuracy"],
+                advice,
+            )
 
 
 def scaled_std(vectors: Tensor) -> Tensor:
@@ -260,14 +210,45 @@ def scaled_std(vectors: Tensor) -> Tensor:
     return vectors.std(dim=0, correction=min(1, n - 1)).mean() * math.sqrt(d)
 
 
+def _check_arguments(trainer: SentenceTransformerTrainer) -> None:
+    mapping = trainer.args.router_mapping
+    for dataset in (trainer.train_dataset, trainer.eval_dataset):
+        if isinstance(mapping, dict) and mapping and dataset is not None:
+            check_router_mapping(mapping, dataset)
+    prompts = [route for route in ("query", "document") if trainer.model.prompts.get(route)]
+    if prompts and not trainer.args.prompts:
+        logger.warning(
+            "The model puts a prompt before each %s when it encodes, and the trainer does not: pass "
+            "prompts=st_asym.column_prompts(model, mapping) in the training arguments.",
+            " and ".join(prompts),
+        )
+    if trainer.args.world_size > 1 and trainer.args.ddp_find_unused_parameters is not False:
+        raise ValueError(
+            "Under several processes the training arguments need ddp_find_unused_parameters=False: the loss runs the "
+            "model once per column, and searching for unused parameters after each run fails in the first step."
+        )
+
+
+def _figures(queries: Tensor, documents: Tensor) -> Tensor:
+    """The ``_METRICS`` of one batch: ``queries`` (n, d), ``documents`` (n or a multiple, d) with the own ones first."""
+    n = len(queries)
+    similarities = cos_sim(queries, documents)
+    positives = similarities.diagonal()
+    best = similarities.argmax(dim=1)
+    return torch.stack(
+        [
+            (best == torch.arange(n, device=queries.device)).float().mean(),
+            positives.mean(),
+            (similarities.sum() - positives.sum()) / max(similarities.numel() - n, 1),
+            scaled_std(queries),
+            scaled_std(documents),
+        ]
+    )
+
+
 def _prefix(logs: dict[str, Any]) -> str | None:
     """``""`` for a training log, such as ``"eval_"`` for an evaluation, None for a log without a loss."""
     if "loss" in logs:
         return ""
     names = (name for name in logs if name.endswith("_loss") and name != "train_loss")
     return next((name.removesuffix("loss") for name in names), None)
-
-
-def _device_of(model: nn.Module | None) -> torch.device:
-    parameter = None if model is None else next(model.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device

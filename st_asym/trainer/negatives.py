@@ -80,11 +80,12 @@ def mine_negatives(
         >>> mine_negatives(model, data)[0]
         {'query': 'head', 'document': 'red head', 'negative_1': 'small head'}
     """
-    own = data.pairs(split)
+    as_spelt = data.pairs(split)
     data = _spelt_alike(data)
     pairs = data.pairs(split)
     # To the library they are positives too, so that it passes over them; their rows are dropped below.
-    passed_over = _relevant_or_ignored(data, split, ignored or {}).pairs(split)
+    known = {q: {**own, **dict.fromkeys((ignored or {}).get(q, ()), 1)} for q, own in data.qrels[split].items()}
+    passed_over = replace(data, qrels={split: known}).pairs(split)
     with contextlib.nullcontext() if show_progress_bar else _without_a_bar():
         mined = mine_hard_negatives(
             passed_over,
@@ -117,7 +118,7 @@ def mine_negatives(
             split,
             num_negatives,
         )
-    return _as_spelt(mined, own)
+    return _with_own_documents(mined, as_spelt)
 
 
 def _spelt_alike(data: RetrievalData) -> RetrievalData:
@@ -129,19 +130,13 @@ def _spelt_alike(data: RetrievalData) -> RetrievalData:
     return replace(data, corpus={document_id: first[key] for document_id, key in keys.items()})
 
 
-def _as_spelt(mined: Dataset, pairs: Dataset) -> Dataset:
-    """Each relevant document in its own spelling."""
+def _with_own_documents(mined: Dataset, pairs: Dataset) -> Dataset:
+    """What was mined, each relevant document in the spelling that it has in the pairs."""
     spelt = {(q, text_key(d)): d for q, d in zip(pairs["query"], pairs["document"], strict=True)}
-    rows = zip(mined["query"], mined["document"], strict=True)
     columns = {name: mined[name][:] for name in mined.column_names}
+    rows = zip(columns["query"], columns["document"], strict=True)
     columns["document"] = [spelt[query, text_key(document)] for query, document in rows]
     return type(mined).from_dict(columns)
-
-
-def _relevant_or_ignored(data: RetrievalData, split: str, ignored: Qrels) -> RetrievalData:
-    """The collection with what is ignored among the relevant documents."""
-    known = {q: {**documents, **dict.fromkeys(ignored.get(q, ()), 1)} for q, documents in data.qrels[split].items()}
-    return replace(data, qrels={split: known})
 
 
 class _Quiet:
