@@ -18,6 +18,8 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from sentence_transformers.util import all_gather_with_grad, get_world_size
 from torch import Tensor, nn
 
+IsotropyKind = Literal["covariance", "sigreg", "uniformity"]
+
 _SMALLEST_VALUE = 1e-12
 
 
@@ -215,7 +217,7 @@ class IsotropyLoss(nn.Module):
         loss: nn.Module | None = None,
         *,
         weight: float = 1.0,
-        kind: Literal["covariance", "sigreg", "uniformity"] = "covariance",
+        kind: IsotropyKind = "covariance",
         slices: int = 256,
         knots: int = 17,
     ) -> None:
