@@ -14,8 +14,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Router
 
 from st_asym.cache import CachedSentenceTransformer, EmbeddingCache, model_fingerprint
-from st_asym.cache.fingerprint import encoder_modules, without_heads
 from st_asym.evaluation.checkpoints import choose_model, is_run
+from st_asym.heads.anatomy import encoder_modules, without_heads
 from st_asym.heads.model import DType, load_encoder
 from st_asym.trainer.columns import plain_encode
 
