@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from st_asym.cache.embedding_cache import EmbeddingCache
 from st_asym.cache.encoding import Precision
-from st_asym.cache.fingerprint import accepted_options, encoder_fingerprint, encoder_modules, is_fingerprint
+from st_asym.cache.fingerprint import accepted_options, encoder_fingerprint, is_fingerprint
+from st_asym.heads.anatomy import encoder_modules
 
 
 class CachedSentenceTransformer(SentenceTransformer):

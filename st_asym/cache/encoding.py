@@ -13,8 +13,8 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from st_asym.cache.fingerprint import encoder_modules, with_module_kwargs
 from st_asym.cache.store import Floats, VectorStore
+from st_asym.heads.anatomy import encoder_modules, with_module_kwargs
 
 Precision = Literal["fp32", "bf16"]
 Encode = Callable[[Sequence[str], int], Floats]

@@ -6,7 +6,6 @@ import copy
 import hashlib
 import json
 import time
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,6 +28,7 @@ from st_asym.cache.described import (
     tokenizer_settings,
 )
 from st_asym.cache.store import GROUP_BYTES, KEY_BYTES
+from st_asym.heads.anatomy import encoder_modules
 
 # Values looked at in each tensor, in how many turns, and the share of the time that may go into reading all of them
 # again. They are rarely in the processor's cache, so looking at all of them would show in the time of a training step.
@@ -37,50 +37,6 @@ _TURNS = 4
 _SHARE = 0.01
 # What numpy, which does not know bfloat16, reads values of so many bytes as.
 _SAME_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
-
-
-def encoder_modules(model: SentenceTransformer) -> OrderedDict[str, nn.Module]:
-    """The modules before the heads, by name: all up to the first ``Router``, or all where there is none.
-
-    Raises:
-        ValueError: The model begins with its ``Router``, so that nothing comes before the heads.
-    """
-    modules: OrderedDict[str, nn.Module] = OrderedDict()
-    for name, module in model.named_children():
-        if isinstance(module, Router):
-            break
-        modules[name] = module
-    if not modules:
-        raise ValueError(
-            "The model begins with a Router, so its queries and documents share no encoder whose vectors could be "
-            "kept. Pass the model of one route, SentenceTransformer(modules=[...])."
-        )
-    return modules
-
-
-def without_heads(model: SentenceTransformer) -> SentenceTransformer:
-    """The encoder of a model with heads, with its prompts and its similarity; the modules are shared.
-
-    Raises:
-        ValueError: The model begins with its ``Router``.
-    """
-    modules = encoder_modules(model)
-    encoder = SentenceTransformer(
-        modules=modules,  # type: ignore[arg-type]  # names are kept where they come as a dict
-        device=str(model.device),
-        prompts={name: prompt for name, prompt in model.prompts.items() if prompt is not None},
-        default_prompt_name=model.default_prompt_name,
-        similarity_fn_name=model.similarity_fn_name,
-    )
-    return with_module_kwargs(encoder, model)
-
-
-def with_module_kwargs(encoder: SentenceTransformer, model: SentenceTransformer) -> SentenceTransformer:
-    """Let the modules of ``model``, in a model of their own, take the keyword arguments that they take there."""
-    if model.module_kwargs:
-        names = dict(encoder.named_children())
-        encoder.module_kwargs = {name: kwargs for name, kwargs in model.module_kwargs.items() if name in names}
-    return encoder
 
 
 def encoder_fingerprint(model: SentenceTransformer) -> str:

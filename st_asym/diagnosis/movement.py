@@ -12,10 +12,10 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Router
 from torch import Tensor, nn
 
-from st_asym.cache.fingerprint import encoder_modules
+from st_asym.heads.anatomy import Side as Side
+from st_asym.heads.anatomy import encoder_modules
 from st_asym.losses.isotropy import unit
 
-Side = Literal["query", "document"]
 SIDES: tuple[Side, Side] = ("query", "document")
 
 _AT_ONCE = 16_384

@@ -22,6 +22,11 @@ from st_asym.retrieval import nearest
 _STRENGTHS = (0.1, 0.3, 1.0, 3.0)
 # Documents that a step compares its queries with, at the most, besides those that are relevant to them.
 _DOCUMENTS_PER_STEP = 1_024
+_SIDES = {"both": "both sides", "query": "query side", "document": "document side", "shared": "one shared head"}
+_STARTS = {"identity": "identity", "pairs": "whitening", "random": "random"}
+# Start, negatives, and what unlabelled documents count as negatives of the corpus, the cheapest first.
+_IN_BATCH, _CORPUS, _CLOSED = ("pairs", "in-batch", 0.1), ("pairs", "corpus", 0.1), ("pairs", "corpus", 1.0)
+_FROM_IDENTITY = ("identity", "in-batch", 0.1)
 
 
 @dataclass(frozen=True)
@@ -39,20 +44,16 @@ class Candidate:
     trains: bool = True
 
     def heads(self, dimension: int, out_features: int, covariance: Tensor) -> Router:
-        """The heads as they start, float32.
+        """The heads as they start, float32, from vectors of ``dimension`` to vectors of ``out_features``.
 
-        Args:
-            dimension: Of the encoder's vectors.
-            out_features: Of the vectors that the heads give.
-            covariance: Of the training pairs, see :func:`st_asym.fitting.closed_form.pair_covariance`.
+        ``covariance`` is that of the training pairs, see :func:`st_asym.fitting.closed_form.pair_covariance`.
         """
-        settings = self.settings
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            options: ProjectionOptions = {**settings.projection(), "out_features": out_features}
+            options: ProjectionOptions = {**self.settings.projection(), "out_features": out_features}
             router = AsymmetricProjection(dimension, **options)
-        if settings.init == "pairs":
-            write_whitening(router, pair_whitening(covariance, settings.whitening))
+        if self.settings.init == "pairs":
+            write_whitening(router, pair_whitening(covariance, self.settings.whitening))
         return router
 
     def identity(self, dimension: int, out_features: int) -> Router:
@@ -63,11 +64,8 @@ class Candidate:
     def loss(self, model: nn.Module, vectors: Vectors, qrels: Qrels, withheld: Qrels) -> nn.Module:
         """The loss that trains them, see :class:`st_asym.CorpusContrastiveLoss`.
 
-        Args:
-            model: The model that is trained.
-            vectors: The collection.
-            qrels: The queries that are trained on, with their judgments.
-            withheld: Query id to documents that are neither relevant to it nor not, besides ``vectors.no_negatives``.
+        ``qrels`` are judgments of the queries that are trained on, ``withheld`` documents by query that are neither
+        relevant to it nor not, besides ``vectors.no_negatives``.
         """
         settings = self.settings
         ignored = {key: {*vectors.no_negatives.get(key, ()), *withheld.get(key, ())} for key in qrels}
@@ -93,59 +91,35 @@ class Candidate:
 
 
 def candidates(settings: Settings, queries: int, *, closed: bool = False) -> list[Candidate]:
-    """What to try, in the order of what it costs: the closed forms, then what is trained.
+    """What to try with so many training queries, the cheapest first: the closed forms, then what is trained.
 
-    Args:
-        settings: What is None there is tried in several ways; what is given narrows the candidates.
-        queries: How many are trained on, which sets the number of epochs.
-        closed: Whether to try full negatives of the documents that nobody asks for, too: where there are many, and
-            most queries ask for others.
+    What is None in ``settings`` is tried in several ways. ``closed`` says that there are many documents that nobody
+    asks for, and that most queries will ask for others: full negatives of them are tried then, too.
     """
     settings = replace(settings, epochs=settings.epochs_for(queries))
     sides: tuple[Sides, ...] = ("both", "query") if settings.sides is None else (settings.sides,)
-    return [*_closed_forms(settings, sides), *_trained(settings, sides, closed=closed)]
-
-
-def _closed_forms(settings: Settings, sides: tuple[Sides, ...]) -> list[Candidate]:
-    if settings.init not in (None, "pairs"):
-        return []
-    linear = replace(settings, init="pairs", hidden_features=None, bias=False)
-    return [
-        Candidate(f"{_SIDES[side]}, whitening {strength:g}", replace(linear, sides=side, whitening=strength), False)
-        for side in sides
-        for strength in _STRENGTHS
-    ]
-
-
-def _trained(settings: Settings, sides: tuple[Sides, ...], *, closed: bool) -> list[Candidate]:
     found = []
+    if settings.init in (None, "pairs"):
+        linear = replace(settings, init="pairs", hidden_features=None, bias=False)
+        for side in sides:
+            for strength in _STRENGTHS:
+                own = replace(linear, sides=side, whitening=strength)
+                found.append(Candidate(f"{_SIDES[side]}, whitening {strength:g}", own, trains=False))
+    trained: dict[Settings, Candidate] = {}
     for side in sides:
-        for init, contrastive, weight in [*_WAYS["query" if side == "query" else "both"], *(_CLOSED if closed else ())]:
+        ways = [_IN_BATCH, _CORPUS] if side == "query" else [_IN_BATCH, _FROM_IDENTITY, _CORPUS]
+        for init, contrastive, weight in [*ways, *([_CLOSED] if closed else [])]:
             negatives = settings.contrastive or ("in-batch" if settings.hard_negatives else contrastive)
-            of_unlabelled = settings.unlabelled_weight if settings.unlabelled_weight is not None else weight or 0.1
-            own = replace(
-                settings,
-                sides=side,
-                init=settings.init or init,
-                contrastive=negatives,
-                unlabelled_weight=of_unlabelled if negatives == "corpus" else None,
-            )
-            found.append(Candidate(_name(own), own))
-    return list({candidate.settings: candidate for candidate in found}.values())
-
-
-_SIDES = {"both": "both sides", "query": "query side", "document": "document side", "shared": "one shared head"}
-_STARTS = {"identity": "identity", "pairs": "whitening", "random": "random"}
-# Start, negatives, and what unlabelled documents count, the cheapest first.
-_WAYS: dict[str, tuple[tuple[Any, Any, float | None], ...]] = {
-    "both": (
-        ("pairs", "in-batch", None),
-        ("identity", "in-batch", None),
-        ("pairs", "corpus", 0.1),
-    ),
-    "query": (("pairs", "in-batch", None), ("pairs", "corpus", 0.1)),
-}
-_CLOSED: tuple[tuple[Any, Any, float | None], ...] = (("pairs", "corpus", 1.0),)
+            of_unlabelled = weight if settings.unlabelled_weight is None else settings.unlabelled_weight
+            options: dict[str, Any] = {
+                "sides": side,
+                "init": settings.init or init,
+                "contrastive": negatives,
+                "unlabelled_weight": of_unlabelled if negatives == "corpus" else None,
+            }
+            own = replace(settings, **options)
+            trained[own] = Candidate(_name(own), own)
+    return [*found, *trained.values()]
 
 
 def _name(settings: Settings) -> str:

@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Router
 
 from st_asym.disk.writing import PROVENANCE_FILE, new_folder
-from st_asym.heads.anatomy import public_name
+from st_asym.heads.anatomy import public_name, taken_apart
 from st_asym.heads.model import behind_encoder, load_encoder
 from st_asym.trust import verify
 from st_asym.trust.earlier import keep_what_is_not_ours
@@ -116,14 +116,9 @@ def attach_heads(
 
 @contextlib.contextmanager
 def rescued_heads(model: SentenceTransformer, output: Path) -> Iterator[None]:
-    """Keep the heads of a model in a temporary folder where saving it fails, and say in the error where they are.
+    """Keep the heads of a model, if it has any, in a temporary folder where saving it in ``output`` fails.
 
-    Args:
-        model: A model, with or without heads.
-        output: Where it is being saved.
-
-    Raises:
-        OSError: What the block raised, of the same kind, with the place of the heads in its one line.
+    The error is raised again as an OSError of the same kind, with the place of the heads in its one line.
 
     Example:
         >>> with rescued_heads(model, output), new_folder(output, check) as new:  # doctest: +SKIP
@@ -132,7 +127,7 @@ def rescued_heads(model: SentenceTransformer, output: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        if not any(isinstance(module, Router) for module in model.children()):
+        if not taken_apart(model)[1]:
             raise
         heads = _put_anywhere(model)
         where = "and the trained heads could be kept nowhere else"

@@ -21,11 +21,10 @@ from sentence_transformers.util import load_file_path
 from torch import Tensor
 
 from st_asym.cache import encoder_fingerprint
-from st_asym.cache.fingerprint import encoder_modules
 from st_asym.data import RetrievalData
 from st_asym.data.trained_queries import TrainedQueries
 from st_asym.disk.writing import PROVENANCE_FILE, write_text
-from st_asym.heads.anatomy import hub_snapshot, public_name
+from st_asym.heads.anatomy import encoder_modules, hub_snapshot, public_name
 from st_asym.trust.folder import Findings, Folder, VerificationError, check_files, is_document
 from st_asym.trust.modules import Heads, read_chain, read_heads
 from st_asym.trust.weights import read_weights

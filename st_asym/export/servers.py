@@ -1,4 +1,4 @@
-"""Settings in the files and under the names that sentence-transformers wrote before 6.0, which every server reads."""
+"""What Text Embeddings Inference and vLLM can run, and files that they read: as sentence-transformers 5 wrote them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,13 @@ from torch import nn
 
 from st_asym.heads.anatomy import on_vectors
 
+TEI = "Text Embeddings Inference"
+VLLM = "vLLM"
+_ACTIVATIONS: dict[str, tuple[type[nn.Module], ...]] = {
+    TEI: (nn.Identity, nn.Tanh),
+    VLLM: (nn.Identity, nn.Tanh, nn.ReLU, nn.GELU, nn.SiLU, nn.Sigmoid),
+}
+_POOLING = ("cls", "mean", "lasttoken")
 _NAMES = ("Transformer", "Pooling", "Dense", "Normalize")
 _POOLING_KEYS = {
     "cls": "pooling_mode_cls_token",
@@ -81,29 +88,10 @@ def hide_activations(folder: Path) -> None:
         _write(path, config)
 
 
-def _write(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-TEI = "Text Embeddings Inference"
-VLLM = "vLLM"
-_ACTIVATIONS: dict[str, tuple[type[nn.Module], ...]] = {
-    TEI: (nn.Identity, nn.Tanh),
-    VLLM: (nn.Identity, nn.Tanh, nn.ReLU, nn.GELU, nn.SiLU, nn.Sigmoid),
-}
-_POOLING = ("cls", "mean", "lasttoken")
-
-
 def not_served(modules: Sequence[nn.Module], *, prompt: str, max_length: int | None) -> dict[str, str]:
-    """Which servers cannot run a model of these modules, and why.
+    """Which servers cannot run a model of one side with this prompt, and the first reason why.
 
-    Args:
-        modules: Of one side.
-        prompt: Its prompt.
-        max_length: Where it cuts texts off, None for nowhere.
-
-    Returns:
-        The first reason by server; empty if both run it.
+    ``max_length`` is where it cuts texts off, None for nowhere.
     """
     reasons = {server: _reason(modules, known, prompt) for server, known in _ACTIVATIONS.items()}
     if max_length is None:
@@ -112,7 +100,8 @@ def not_served(modules: Sequence[nn.Module], *, prompt: str, max_length: int | N
 
 
 def _reason(modules: Sequence[Any], activations: tuple[type[nn.Module], ...], prompt: str) -> str | None:
-    if not _is_plain(modules):
+    begins, behind = [type(module) for module in modules[:2]], modules[2:]
+    if begins != [Transformer, Pooling] or not all(isinstance(m, Dense | Normalize) and on_vectors(m) for m in behind):
         names = ", ".join(type(module).__name__ for module in modules)
         return f"they run [Transformer, Pooling, Dense..., Normalize] and not [{names}]"
     pooling = modules[1]
@@ -120,7 +109,7 @@ def _reason(modules: Sequence[Any], activations: tuple[type[nn.Module], ...], pr
         return f"they pool by one of {', '.join(_POOLING)}, and not by {pooling.pooling_mode}"
     if prompt and not pooling.include_prompt:
         return "they pool the prompt's tokens too, which this model leaves out"
-    for module in modules[2:]:
+    for module in behind:
         if isinstance(module, Normalize):
             if module is not modules[-1]:
                 return "they do not normalise before a Dense, and behind a Normalize its bias depends on that"
@@ -130,6 +119,5 @@ def _reason(modules: Sequence[Any], activations: tuple[type[nn.Module], ...], pr
     return None
 
 
-def _is_plain(modules: Sequence[nn.Module]) -> bool:
-    first, rest = [type(module) for module in modules[:2]], modules[2:]
-    return first == [Transformer, Pooling] and all(isinstance(m, Dense | Normalize) and on_vectors(m) for m in rest)
+def _write(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
