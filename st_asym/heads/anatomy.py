@@ -54,6 +54,14 @@ def hub_snapshot(path: str | os.PathLike[str]) -> tuple[str, str] | None:
     return (found[1].replace("--", "/", 1), found[2]) if found else None
 
 
+def encoder_origin(model: SentenceTransformer) -> tuple[str | None, str | None]:
+    """Name and revision of a loaded model's encoder, where the library or transformers remember them."""
+    config, card = getattr(model.transformers_model, "config", None), model.model_card_data
+    source = str(getattr(config, "name_or_path", "") or card.base_model or "")
+    revision = getattr(config, "_commit_hash", None) or (card.base_model_revision if card.base_model else None)
+    return hub_snapshot(source) or ((public_name(source) if source else None), revision)
+
+
 logger = logging.getLogger(__name__)
 
 _LICENSE_KEYS = ("license", "license_name", "license_link")
