@@ -56,29 +56,30 @@ def encoder_modules(model: SentenceTransformer) -> OrderedDict[str, nn.Module]:
     return modules
 
 
+def encoder_alone(
+    model: SentenceTransformer, kind: type[SentenceTransformer] = SentenceTransformer, **options: Any
+) -> SentenceTransformer:
+    """The modules before the heads as a model of their own, shared, with the keyword arguments that they take."""
+    modules = encoder_modules(model)
+    # Names are kept where they come as a dict; the device is handed to Module.to.
+    encoder = kind(modules=modules, device=model.device, **options)  # type: ignore[arg-type]
+    if model.module_kwargs:
+        encoder.module_kwargs = {name: kwargs for name, kwargs in model.module_kwargs.items() if name in modules}
+    return encoder
+
+
 def without_heads(model: SentenceTransformer) -> SentenceTransformer:
     """The encoder of a model with heads, with its prompts and its similarity; the modules are shared.
 
     Raises:
         ValueError: The model begins with its ``Router``.
     """
-    modules = encoder_modules(model)
-    encoder = SentenceTransformer(
-        modules=modules,  # type: ignore[arg-type]  # names are kept where they come as a dict
-        device=str(model.device),
+    return encoder_alone(
+        model,
         prompts={name: prompt for name, prompt in model.prompts.items() if prompt is not None},
         default_prompt_name=model.default_prompt_name,
         similarity_fn_name=model.similarity_fn_name,
     )
-    return with_module_kwargs(encoder, model)
-
-
-def with_module_kwargs(encoder: SentenceTransformer, model: SentenceTransformer) -> SentenceTransformer:
-    """Let the modules of ``model``, in a model of their own, take the keyword arguments that they take there."""
-    if model.module_kwargs:
-        names = dict(encoder.named_children())
-        encoder.module_kwargs = {name: kwargs for name, kwargs in model.module_kwargs.items() if name in names}
-    return encoder
 
 
 def side_modules(model: SentenceTransformer, side: Side) -> list[nn.Module]:
@@ -138,6 +139,14 @@ def hub_snapshot(path: str | os.PathLike[str]) -> tuple[str, str] | None:
     """
     found = _HUB_CACHE.fullmatch(os.fspath(path))
     return (found[1].replace("--", "/", 1), found[2]) if found else None
+
+
+def encoder_origin(model: SentenceTransformer) -> tuple[str | None, str | None]:
+    """Name and revision of a loaded model's encoder, where the library or transformers remember them."""
+    config, card = getattr(model.transformers_model, "config", None), model.model_card_data
+    source = str(getattr(config, "name_or_path", "") or card.base_model or "")
+    revision = getattr(config, "_commit_hash", None) or (card.base_model_revision if card.base_model else None)
+    return hub_snapshot(source) or ((public_name(source) if source else None), revision)
 
 
 @dataclass(frozen=True)
