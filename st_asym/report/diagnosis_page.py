@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from st_asym.diagnosis.movement import Side
-from st_asym.diagnosis.result import Diagnosis, Example
+from st_asym.diagnosis.diagnose import Diagnosis
+from st_asym.diagnosis.relevance import Example
+from st_asym.heads.anatomy import Side
 from st_asym.report.page import Card, Note, Page, Picture, Section, Table
 from st_asym.report.plots import Theme, by_query, picture
 from st_asym.report.tables import heads_table, search_table, vectors_table

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from transformers import TrainerState
 
-from st_asym.diagnosis.result import Diagnosis
+from st_asym.diagnosis.diagnose import Diagnosis
 from st_asym.disk.writing import write_text
 from st_asym.evaluation.comparison import Comparison
 from st_asym.fitting.report import FitReport

@@ -16,7 +16,9 @@ from st_asym.data.collection import counted
 from st_asym.evaluation.scores import MAIN, METRICS
 
 if TYPE_CHECKING:
-    from st_asym.diagnosis.result import Diagnosis, Example, Judged, Spread
+    from st_asym.diagnosis.diagnose import Diagnosis
+    from st_asym.diagnosis.geometry import Spread
+    from st_asym.diagnosis.relevance import Example, Judged
     from st_asym.evaluation.comparison import Comparison, Row
     from st_asym.retrieval.significance import Difference
 
