@@ -23,6 +23,8 @@ from st_asym.retrieval.search import Pairs, nearest
 BINS = 100
 # Similarities that are in memory at a time.
 _AT_ONCE = 2**24
+# Cosines that differ by less are equal.
+_TIE = 1e-5
 # Queries that are shown on either end, and letters of a text.
 _SHOWN = 10
 _LONGEST = 300
@@ -239,17 +241,18 @@ def entered(before: Similarities, after: Similarities, queries: Tensor, document
     documents are the unit vectors before.
     """
     then = torch.einsum("nd,nkd->nk", queries, documents[after.top])
-    return (then < before.top_values[:, -1:] - 1e-5).sum(dim=1).numpy()
+    return (then < before.top_values[:, -1:] - _TIE).sum(dim=1).numpy()
 
 
 def ranking(before: Similarities, after: Similarities, queries: Tensor, documents: Tensor) -> Ranking:
     """How far two searches differ; vectors as for :func:`entered`."""
     replaced = entered(before, after, queries, documents)
+    first_then = (queries * documents[after.top[:, 0]]).sum(dim=1)
     hubs = [skewness(found.top.flatten().bincount(minlength=len(documents)).numpy()) for found in (before, after)]
     return Ranking(
         changed=float((replaced > 0).mean()),
         replaced=float(replaced.mean() / before.top.shape[1]),
-        first_changed=float((before.top[:, 0] != after.top[:, 0]).double().mean()),
+        first_changed=float((first_then < before.top_values[:, 0] - _TIE).double().mean()),
         hubness_before=hubs[0],
         hubness_after=hubs[1],
     )

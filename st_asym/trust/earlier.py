@@ -18,8 +18,6 @@ logger = logging.getLogger(__name__)
 
 # Among the documents of a result: its card with what somebody wrote into an earlier one.
 _COMPLETED = f"{CARD_FILE}, completed"
-# In this order in a card; written anew with each model.
-_SECTIONS = ("Use", "Model", "Training", "Held-out queries", "Evaluation", "Limits", "License")
 
 
 def keep_what_is_not_ours(earlier: Path, new: Path) -> list[str]:
@@ -101,7 +99,7 @@ def _complete_card(earlier: Path, new: Path) -> None:
         logger.warning("The earlier card cannot be read, and is only kept: %s", error)
         return
     if before is not None and card is not None:
-        card.keep(before, _SECTIONS)
+        card.keep(before)
         card.save(new)
         _note_completed(new)
 
