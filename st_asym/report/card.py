@@ -175,8 +175,9 @@ def _new_card(
     facts = Facts.of(model)
     learned = [plural for side, plural in (("query", "queries"), ("document", "documents")) if facts.heads.get(side)]
     what = f"a frozen encoder with a small trained head for {' and one for '.join(learned)}"
-    drawn = report is not None and report["evidence"] and find_spec("matplotlib") is not None
-    forest = candidate_forest(report) if report is not None and drawn else None
+    forest = None
+    if report is not None and report["evidence"] and find_spec("matplotlib") is not None:
+        forest = candidate_forest(report)
     text = template("card.md.j2", _FUNCTIONS).render(
         title=_title(encoder) if learned else f"{encoder.name or 'An encoder'}, as it is",
         what=what if learned else "an encoder without heads",

@@ -85,9 +85,6 @@ def _drawn(header: Sequence[str], rows: Sequence[Sequence[str]], width: int, col
     return "\n".join(line.rstrip() for line in capture.get().splitlines() if line.strip())
 
 
-# A comparison.
-
-
 def short_table(comparison: Comparison) -> tuple[list[str], Rows]:
     """``Model | Avg NDCG@10 | vs Baseline``: header and rows."""
     rows = [
@@ -208,9 +205,6 @@ def p_value(value: float, sign: str = "") -> str:
 
 def _spread(value: float, spread: float | None) -> str:
     return f"{value:.4f}" if spread is None else f"{value:.4f} ± {spread:.4f}"
-
-
-# A diagnosis; the first row of each table is its header.
 
 
 def vectors_table(diagnosis: Diagnosis) -> Rows:
