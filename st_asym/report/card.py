@@ -38,7 +38,7 @@ _TRAINED_SINCE = "> The model was trained further since this card was written: i
 _METRIC_TYPES = {metric: metric.replace("@", "_at_") for metric in METRICS}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # What the template calls.
-_FUNCTIONS = {
+_FUNCTIONS: dict[str, Any] = {
     "candidate_table": of_fit.candidate_table,
     "cell": cell,
     "code": code,

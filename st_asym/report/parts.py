@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +79,7 @@ class Page:
         return [part for part in self.sections if part.notes or part.tables or part.pictures or part.cards]
 
 
-def template(name: str, functions: Mapping[str, Callable[..., Any]] | None = None) -> Template:
+def template(name: str, functions: dict[str, Any] | None = None) -> Template:
     """A template of this package, and what it may call, also as filters; what is put into one in HTML is escaped."""
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
