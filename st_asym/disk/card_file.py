@@ -15,6 +15,8 @@ from st_asym.disk.writing import write_text
 
 FILE = "README.md"
 TAG = "st-asym"
+# In this order; written anew with each model.
+SECTIONS = ("Use", "Model", "Training", "Held-out queries", "Evaluation", "Limits", "License")
 
 # What sentence-transformers replaces by the repository's name when it uploads a loaded model, in exactly this line.
 _MODEL_ID = "sentence_transformers_model_id"
@@ -80,8 +82,8 @@ class Card:
         """Name the model in the line that loads it."""
         self.text = _LOADS.sub(lambda match: match[1] + model_id + match[3], self.text)
 
-    def put(self, heading: str, text: str, order: Sequence[str] = ()) -> None:
-        """Replace a section, or add it: in the order given, before the first of those after it, else at the end."""
+    def put(self, heading: str, text: str, order: Sequence[str] = SECTIONS) -> None:
+        """Replace a section, or add it: in that order, before the first of those after it, else at the end."""
         lines, places = self._places()
         new = f"## {heading}\n\n{text.strip()}\n"
         spans = {name: (start, end) for (start, name), (end, _) in itertools.pairwise(places)}
@@ -96,7 +98,7 @@ class Card:
         lines, places = self._places()
         return {name: "".join(lines[start + 1 : end]) for (start, name), (end, _) in itertools.pairwise(places)}
 
-    def keep(self, earlier: Card, order: Sequence[str] = ()) -> None:
+    def keep(self, earlier: Card) -> None:
         """Take over from the card of an earlier model what this one does not say anew.
 
         These are sections that it has not, licence and data, and other metadata, apart from the earlier model's scores.
@@ -104,7 +106,7 @@ class Card:
         own = self.sections()
         for heading, text in earlier.sections().items():
             if heading not in own or heading == _LICENSE_HEADING:
-                self.put(heading, text, order)
+                self.put(heading, text)
         said: dict[str, Any] = self.data.to_dict()  # type: ignore[no-untyped-call]
         before: dict[str, Any] = earlier.data.to_dict()  # type: ignore[no-untyped-call]
         for name, value in before.items():

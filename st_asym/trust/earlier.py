@@ -18,8 +18,6 @@ logger = logging.getLogger(__name__)
 
 # Among the documents of a result: its card with what somebody wrote into an earlier one.
 _COMPLETED = f"{CARD_FILE}, completed"
-# In this order in a card; written anew with each model.
-_SECTIONS = ("Use", "Model", "Training", "Held-out queries", "Evaluation", "Limits", "License")
 
 
 def keep_what_is_not_ours(earlier: Path, new: Path) -> list[str]:
@@ -85,7 +83,7 @@ def _complete_card(earlier: Path, new: Path) -> None:
         return
     if before is None or card is None:
         return
-    card.keep(before, _SECTIONS)
+    card.keep(before)
     card.save(new)
     path = new / PROVENANCE_FILE
     if path.is_file():  # lets the next result know that this card is complete as it is, so that it does not keep each

@@ -1,10 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from experiment.systems import get_system
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Router
 from torch import Tensor
@@ -110,20 +107,6 @@ def test_sides_without_a_head_and_shared_heads(tiny_encoder: SentenceTransformer
     shared = Heads(asymmetric_model(tiny_encoder, shared=True))
     assert shared.describe("document", x, shared(x, "document")).shared
     assert not one.describe("query", x, one(x, "query")).shared
-
-
-@pytest.mark.parametrize("name", ["iso_pred", "respred"])
-def test_the_systems_are_described_before_and_after_they_are_finished(
-    make_encoder: Callable[..., SentenceTransformer], name: str
-) -> None:
-    system = get_system(name)
-    model = shaken(system.build(make_encoder(), init="identity"))
-    x = vectors()
-    unfinished, finished = Heads(model), Heads(system.finish(model))
-    first = unfinished.describe("query", x, unfinished(x, "query"))
-    second = finished.describe("query", x, finished(x, "query"))
-    assert first.singular_values == pytest.approx(second.singular_values, rel=1e-4)
-    assert first.change == pytest.approx(second.change, rel=1e-4)
 
 
 def test_training_mode_and_weights_are_left_as_they_were(tiny_encoder: SentenceTransformer) -> None:

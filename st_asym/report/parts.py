@@ -1,23 +1,20 @@
-"""What a report consists of: sections of text, tables, pictures and examples, and the HTML of them."""
+"""What a page consists of, and the templates: of a page in HTML, and of a card in Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 REQUIRES = 'HTML reports need jinja2 and matplotlib: pip install "st_asym[report]".'
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A plot, once for a light and once for a dark page.
-
-    Attributes:
-        light: Data URI.
-        dark: Data URI.
-        alt: What it shows, for those who do not see it.
-        caption: How to read it.
-    """
+    """A plot as data URIs, once for a light and once for a dark page, in words (``alt``), and how to read it."""
 
     light: str
     dark: str
@@ -66,13 +63,9 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """One report.
+    """One report: what is reported on, what came of it in one sentence, sections, and versions for its foot.
 
-    Attributes:
-        title: What is reported on.
-        lead: What came of it, in one sentence.
-        sections: Its parts.
-        versions: Packages, for the foot of the page.
+    Sections in which nothing is shown are left out.
     """
 
     title: str
@@ -80,16 +73,25 @@ class Page:
     sections: Sequence[Section]
     versions: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def shown(self) -> list[Section]:
+        """The sections in which there is something."""
+        return [part for part in self.sections if part.notes or part.tables or part.pictures or part.cards]
 
-def html(pages: Sequence[Page]) -> str:
-    """One document that holds all of them, and needs nothing from elsewhere. All texts are escaped."""
+
+def template(name: str, functions: dict[str, Any] | None = None) -> Template:
+    """A template of this package, and what it may call, also as filters; what is put into one in HTML is escaped."""
     try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
+        from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(REQUIRES) from error
 
-    loader = PackageLoader("st_asym.report", "templates")
     environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("st_asym.report", "templates"),
+        autoescape=select_autoescape(["html.j2"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return environment.get_template("page.html.j2").render(pages=pages, title=" and ".join(p.title for p in pages))
+    environment.filters.update(functions or {})
+    return environment.get_template(name, globals=functions)
