@@ -31,6 +31,7 @@ def test_every_public_name_has_an_example() -> None:
             assert ">>>" in item.__doc__ or "Use :func:`" in item.__doc__, name
 
 
+@pytest.mark.slow
 def test_the_python_of_the_readme(real_encoder_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert blocks

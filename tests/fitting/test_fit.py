@@ -347,6 +347,7 @@ def test_settings_and_dial_of_the_choice_make_the_model(
     np.testing.assert_allclose(result.model.encode_document(list(data.corpus.values())), untouched, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_real_encoder(real_encoder: SentenceTransformer, shared_data: Path, tmp_path: Path) -> None:
     from st_asym.data import load_data
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.distributed
 import torch.multiprocessing
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sentence_transformers import (
     SentenceTransformer,
@@ -115,7 +115,6 @@ def problems(draw: st.DrawFn) -> tuple[int, list[dict[int, float]], int, int]:
     return documents, grades, draw(st.integers(1, 10)), draw(st.integers(0, 99))
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     problems(),
     st.sampled_from([0.05, 1.0]),
@@ -359,7 +358,6 @@ def test_only_the_query_that_ignores_a_document_does_without_it() -> None:
 # What unlabelled documents count, and the documents of the batch.
 
 
-@settings(max_examples=40, deadline=None)
 @given(problems(), st.floats(0, 1), st.floats(0, 1), st.randoms(use_true_random=False))
 def test_the_loss_grows_with_what_unlabelled_documents_count_and_ids_do_not_matter(
     problem: tuple[int, list[dict[int, float]], int, int], one: float, other: float, random: Random
@@ -684,6 +682,7 @@ def _draw(count: int) -> torch.Tensor:
     return CorpusContrastiveLoss(vector_model(), corpus, {"q": ["d0"]}).sample_documents(count).detach()
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_loss_and_gradient_of_one(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
