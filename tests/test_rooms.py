@@ -48,7 +48,7 @@ def imported(name: str) -> set[str]:
 
 
 def room(name: str) -> str:
-    return (name.split(".") + [""])[1]
+    return name.partition(".")[2].partition(".")[0]
 
 
 def test_a_room_imports_only_the_ones_before_it() -> None:
