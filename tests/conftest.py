@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,13 +18,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: one thread each, and for what they start
     os.environ["OMP_NUM_THREADS"] = "1"
 
-import torch
 from hypothesis import settings
-from packaged_encoder import packaged_encoder
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Dense, Normalize, Transformer
-from sentence_transformers.sentence_transformer.modules import Pooling
-from transformers import BertConfig, BertModel, BertTokenizer, set_seed
+
+if TYPE_CHECKING:  # the process that only hands out tests to workers need not wait for them
+    from sentence_transformers import SentenceTransformer
 
 WORDS = ["answers", "big", "document", "encoder", "frozen", "head", "learns", "query", "red", "small", "text", "vector"]
 settings.register_profile("quick", max_examples=20, deadline=None)
@@ -42,6 +39,8 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(autouse=True)
 def fixed_seed() -> None:
     """Heads, dropout and shuffles the same in each run: a test that passes by luck fails for everybody or nobody."""
+    from transformers import set_seed
+
     set_seed(0)
 
 
@@ -60,6 +59,9 @@ def patch_os(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[..., An
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved BERT of two layers and 16 dimensions with random weights and dropout."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizer
+
     folder = tmp_path_factory.mktemp("tiny_bert")
     vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
     tokenizer = BertTokenizer(vocab=vocabulary)
@@ -81,6 +83,10 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def make_encoder(tiny_bert: Path) -> Callable[..., SentenceTransformer]:
     """Build a tiny encoder that ends in ``pooling``, ``normalize`` or ``dense``."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Dense, Normalize, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
 
     def make(ending: str = "normalize", **options: object) -> SentenceTransformer:
         transformer = Transformer(str(tiny_bert), max_seq_length=32)
@@ -102,6 +108,8 @@ def tiny_encoder(make_encoder: Callable[..., SentenceTransformer]) -> SentenceTr
 
 @pytest.fixture(scope="session")
 def real_encoder_path() -> str:
+    from packaged_encoder import packaged_encoder
+
     try:
         return packaged_encoder()
     except ModuleNotFoundError as error:
@@ -110,6 +118,8 @@ def real_encoder_path() -> str:
 
 @pytest.fixture
 def real_encoder(real_encoder_path: str) -> SentenceTransformer:
+    from sentence_transformers import SentenceTransformer
+
     return SentenceTransformer(real_encoder_path, device="cpu")
 
 
