@@ -131,7 +131,7 @@ def test_covariance_is_the_formula_on_either_side_of_n_equals_d(n: int, d: int, 
     torch.testing.assert_close(covariance(vectors), expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("n", [2, 3, 8, 64])
+@pytest.mark.parametrize("n", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 8)), 64])
 @pytest.mark.parametrize("d", [4, 32])
 def test_covariance_of_uniform_directions_is_zero_on_average_at_every_batch_size(n: int, d: int) -> None:
     values = torch.stack([covariance(uniform(n, d, seed).double()) for seed in range(3_000)])
@@ -171,7 +171,7 @@ def test_sigreg_is_the_integral_of_its_formula() -> None:
     assert sigreg(vectors, direction, knots=200).item() == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("n", [16, 64, 512])
+@pytest.mark.parametrize("n", [16, 64, pytest.param(512, marks=pytest.mark.slow)])
 def test_sigreg_has_its_documented_floor_and_ceiling(n: int) -> None:
     unit_integral = math.sqrt(2 * math.pi) - math.sqrt(2 * math.pi / 3)
     floors = [n * sigreg(uniform(n, 768, seed), uniform(768, 256, seed + 1)).item() for seed in range(20)]
