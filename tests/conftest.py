@@ -147,7 +147,7 @@ for line in sys.stdin:
     sys.argv, printed, error = ["-c", *arguments], io.StringIO(), ""
     try:
         with contextlib.redirect_stdout(printed):
-            exec(code, {"__name__": "__main__"})
+            exec(code, {"__name__": "__main__", "sys": sys})
     except BaseException:
         error = traceback.format_exc()
     print(json.dumps([printed.getvalue(), error]), file=answers, flush=True)
