@@ -33,6 +33,7 @@ def test_every_public_name_has_an_example() -> None:
             assert ">>>" in item.__doc__ or "Use :func:`" in item.__doc__, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.stem)
 def test_the_python_of_the_pages(
     page: Path, real_encoder_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

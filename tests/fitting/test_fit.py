@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -185,9 +186,19 @@ def test_the_traffic_to_expect(quick: Callable[..., FitResult], options: dict[st
     assert quick(encoder, data, **options).report.expected_unseen == share
 
 
-@pytest.mark.parametrize("init", ["identity", "pairs", "random"])
-@pytest.mark.parametrize("contrastive", ["corpus", "in-batch"])
-@pytest.mark.parametrize("sides", ["both", "query", "document", "shared"])
+# A third of all are quick: each pair of sides and contrastive is among them, and each init.
+COMBINATIONS = list(
+    product(["both", "query", "document", "shared"], ["corpus", "in-batch"], ["identity", "pairs", "random"])
+)
+
+
+@pytest.mark.parametrize(
+    ("sides", "contrastive", "init"),
+    [
+        pytest.param(*one, marks=pytest.mark.slow if place % 3 != place // 3 % 3 else ())
+        for place, one in enumerate(COMBINATIONS)
+    ],
+)
 def test_settings_narrow_the_candidates(
     quick: Callable[..., FitResult], tmp_path: Path, init: Any, contrastive: Any, sides: Any
 ) -> None:
@@ -345,6 +356,7 @@ def test_settings_and_dial_of_the_choice_make_the_model(
     np.testing.assert_allclose(result.model.encode_document(list(data.corpus.values())), untouched, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_real_encoder(real_encoder: SentenceTransformer, shared_data: Path, tmp_path: Path) -> None:
     from st_asym.data import load_data
 

@@ -24,7 +24,6 @@ from st_asym.fitting.rehearsal import Rehearsals, cuts, rehearse
 from st_asym.fitting.settings import Settings
 from st_asym.fitting.vectors import Vectors
 
-pytestmark = pytest.mark.usefixtures("few_objects_to_collect")
 ONE = replace(QUICK, sides="both", init="identity", contrastive="in-batch")
 
 
@@ -183,7 +182,7 @@ def test_where_queries_are_documents_their_own_is_no_result_and_no_negative(tmp_
     assert found.judged[0].untouched == pytest.approx(expected, abs=1e-6)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data(), st.integers(2, 30), st.integers(0, 999))
 def test_scores_are_those_of_scikit_learn(
     tmp_path_factory: pytest.TempPathFactory, draw: Any, documents: int, seed: int

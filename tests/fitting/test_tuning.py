@@ -14,7 +14,6 @@ from st_asym.fitting.gate import weigh
 from st_asym.fitting.rehearsal import Rehearsals, cuts, rehearse
 from st_asym.fitting.tuning import check_optuna, tune
 
-pytestmark = pytest.mark.usefixtures("few_objects_to_collect")
 POOR = replace(QUICK, sides="both", init="identity", contrastive="in-batch", epochs=1, learning_rate=1e-6)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +23,32 @@ from st_asym.data import RetrievalData
 from st_asym.disk.card_file import Card
 
 
-@pytest.fixture
-def fitted(tmp_path: Path) -> Callable[..., FitResult]:
-    """A fit on words into ``model``, the encoder in a folder with a card of its own."""
+@pytest.fixture(scope="module")
+def fits(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Any], tuple[Path, FitResult]]:
+    """A fit on words into ``model``, the encoder in a folder with a card of its own; once for equal options."""
 
-    def run(labels: str = "true", **options: Any) -> FitResult:
+    @cache
+    def run(labels: str, sides: Any) -> tuple[Path, FitResult]:
+        folder = tmp_path_factory.mktemp("fits")
         encoder, data = rotated(60, labels=labels, seed=0 if labels == "true" else 1)
-        encoder.save_pretrained(str(tmp_path / "encoder"))
-        (tmp_path / "encoder" / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# Words\n")
-        settings = replace(QUICK, sides=options.pop("sides", "both"), init="identity")  # none in closed form
-        return fit(
-            tmp_path / "encoder",
-            data,
-            output_dir=tmp_path / "model",
-            cache=tmp_path / "vectors",
-            settings=settings,
-            show_progress_bar=False,
-            **options,
-        )
+        encoder.save_pretrained(str(folder / "encoder"))
+        (folder / "encoder" / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# Words\n")
+        settings = replace(QUICK, sides=sides, init="identity")  # none in closed form
+        options: dict[str, Any] = {"cache": folder / "vectors", "show_progress_bar": False}
+        return folder, fit(folder / "encoder", data, output_dir=folder / "model", settings=settings, **options)
+
+    return run
+
+
+@pytest.fixture
+def fitted(tmp_path: Path, fits: Callable[[str, Any], tuple[Path, FitResult]]) -> Callable[..., FitResult]:
+    """A copy of what a fit wrote, and its result."""
+
+    def run(labels: str = "true", sides: Any = "both") -> FitResult:
+        folder, result = fits(labels, sides)
+        shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+        assert str(folder) not in (tmp_path / "model" / "README.md").read_text()
+        return result
 
     return run
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
 from torch import Tensor
@@ -49,7 +49,6 @@ def test_collapsed_is_worse_than_a_cone_and_a_cone_worse_than_uniform(
 
 
 @measures
-@settings(deadline=None, max_examples=25)
 @given(n=st.integers(2, 40), d=st.integers(2, 40), seed=st.integers(0, 10_000))
 def test_permutation_and_length_leave_it_unchanged(
     measure: Callable[[Tensor], Tensor], n: int, d: int, seed: int
@@ -61,7 +60,6 @@ def test_permutation_and_length_leave_it_unchanged(
 
 
 @pytest.mark.parametrize("measure", [covariance, uniformity])
-@settings(deadline=None, max_examples=25)
 @given(n=st.integers(2, 40), d=st.integers(2, 40), seed=st.integers(0, 10_000))
 def test_rotation_leaves_it_unchanged(measure: Callable[[Tensor], Tensor], n: int, d: int, seed: int) -> None:
     vectors = uniform(n, d, seed)
@@ -124,7 +122,6 @@ def test_gradient_is_that_of_the_value(measure: Callable[[Tensor], Tensor]) -> N
         assert torch.autograd.gradcheck(measure, uniform(*shape).double().requires_grad_())
 
 
-@settings(deadline=None, max_examples=50)
 @given(n=st.integers(2, 12), d=st.integers(1, 12), seed=st.integers(0, 10_000))
 def test_covariance_is_the_formula_on_either_side_of_n_equals_d(n: int, d: int, seed: int) -> None:
     vectors = uniform(n, d, seed).double()
@@ -134,7 +131,7 @@ def test_covariance_is_the_formula_on_either_side_of_n_equals_d(n: int, d: int, 
     torch.testing.assert_close(covariance(vectors), expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("n", [2, 3, 8, 64])
+@pytest.mark.parametrize("n", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 8)), 64])
 @pytest.mark.parametrize("d", [4, 32])
 def test_covariance_of_uniform_directions_is_zero_on_average_at_every_batch_size(n: int, d: int) -> None:
     values = torch.stack([covariance(uniform(n, d, seed).double()) for seed in range(3_000)])
@@ -174,7 +171,7 @@ def test_sigreg_is_the_integral_of_its_formula() -> None:
     assert sigreg(vectors, direction, knots=200).item() == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("n", [16, 64, 512])
+@pytest.mark.parametrize("n", [16, 64, pytest.param(512, marks=pytest.mark.slow)])
 def test_sigreg_has_its_documented_floor_and_ceiling(n: int) -> None:
     unit_integral = math.sqrt(2 * math.pi) - math.sqrt(2 * math.pi / 3)
     floors = [n * sigreg(uniform(n, 768, seed), uniform(768, 256, seed + 1)).item() for seed in range(20)]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sentence_transformers.base.modules import Dense, Router
 
@@ -30,7 +30,6 @@ def test_the_result_is_a_stock_router_of_stock_dense_modules() -> None:
     assert {type(module) for side in router.sub_modules.values() for module in side} == {Dense}
 
 
-@settings(deadline=None, max_examples=60)
 @given(data=st.data())
 def test_any_shape_that_can_starts_as_the_identity_or_truncation(data: st.DataObject) -> None:
     in_features = data.draw(st.integers(1, 12), "in_features")

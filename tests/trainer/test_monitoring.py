@@ -312,6 +312,7 @@ def _log_of_one_of_two_processes(rank: int, port: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_figures_are_means_over_the_batches_of_all_processes(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

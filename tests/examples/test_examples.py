@@ -15,7 +15,7 @@ from scoring import Scores, score, summarise
 from st_asym import Comparison
 from st_asym.data import RetrievalData
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 def test_docstrings_become_pairs_without_an_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,6 +60,7 @@ def test_the_weights_of_the_packaged_encoder_are_checked(tmp_path: Path, monkeyp
         packaged_encoder.packaged_encoder()
 
 
+@pytest.mark.slow
 def test_the_quickstart_on_pairs_of_its_own(real_encoder_path: str, tmp_path: Path) -> None:
     pairs = tmp_path / "pairs.jsonl"
     lines = [{"query": f"error E{i}", "positive": f"part number {i * 7919 % 1000} failed"} for i in range(120)]
@@ -90,6 +91,7 @@ def test_the_quickstart_on_pairs_of_its_own(real_encoder_path: str, tmp_path: Pa
     assert str(comparison) in process.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("example", "arguments", "rows"),
     [
@@ -167,6 +169,7 @@ def run_example(name: str, folder: Path, *arguments: str) -> str:
     return process.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("real_encoder_path")
 def test_the_examples_of_evaluation(tmp_path: Path, small_beir: Path) -> None:
     pytest.importorskip("mteb")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import BoW
@@ -56,7 +56,6 @@ def test_they_are_the_nearest_that_are_not_relevant_and_the_encoder_does_not_run
     assert sorted(zip(*(found[name] for name in found.column_names), strict=True)) == sorted(expected)
 
 
-@settings(deadline=None, max_examples=40)
 @given(
     st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9), st.integers(0, 2)), min_size=1, max_size=25),
     st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9)), max_size=10),

@@ -100,12 +100,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory, encoder: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_script_gives_the_vectors_of_the_encoder(finished: Path, encoder: str) -> None:
     assert len(list((finished / "shards").iterdir())) == 5
     assert len(EmbeddingCache(finished / "cache")) == DISTINCT
     check(finished / "shards", encoder, TEXTS)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_an_interrupted_run_goes_on_with_what_the_shards_lack(
     finished: Path, tmp_path: Path, encoder: str, monkeypatch: pytest.MonkeyPatch
@@ -125,6 +127,7 @@ def test_an_interrupted_run_goes_on_with_what_the_shards_lack(
     check(folder, encoder, [*TEXTS, *NEW])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_refuses_what_it_cannot_use(tmp_path: Path, encoder: str) -> None:
     for corpus in (write_jsonl(tmp_path / "c.jsonl", TEXTS), write_parquet(tmp_path / "c.parquet", TEXTS)):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from experiment.predictors import predictor
 from experiment.residual import ResidualPredictor, ResidualRouter, add_residual
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sentence_transformers.base.modules import Dense, Router
 
@@ -37,7 +37,6 @@ def test_the_correction_is_alpha_times_the_tanh_of_the_predictor() -> None:
     assert first.weight.shape == (8, 4)
 
 
-@settings(deadline=None, max_examples=30)
 @given(
     features=st.integers(1, 9),
     alpha=st.sampled_from([0.0, 0.1, -2.5]),

@@ -23,7 +23,7 @@ import serving
 from qdrant_client import QdrantClient
 from starlette.testclient import TestClient
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 WORDS = ["answers", "big", "document", "encoder", "frozen", "head", "learns", "red", "small", "text", "vector", "query"]
 
 
@@ -99,6 +99,7 @@ def test_the_score_is_that_of_what_the_index_answers(folder: Path, data: Retriev
     index.close()
 
 
+@pytest.mark.slow
 def test_the_load_test_counts_answers(folder: Path, data: RetrievalData) -> None:
     (folder / "query").rename(folder / "0")
     options = argparse.Namespace(rounds=2, requests=12, clients=3, seconds=60.0)
@@ -110,6 +111,7 @@ def test_the_load_test_counts_answers(folder: Path, data: RetrievalData) -> None
     assert found["cpu ms per request"] > 0
 
 
+@pytest.mark.slow
 def test_the_example_on_pairs_of_its_own(real_encoder_path: str, tmp_path: Path) -> None:
     assert real_encoder_path
     lines = [{"query": f"error E{i}", "positive": f"part number {i * 7919 % 1000} failed"} for i in range(120)]
