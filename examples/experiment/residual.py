@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from experiment.predictors import PREDICTION, dense_layers, predictor
 from sentence_transformers.base.modules import Dense, Module, Router
 from torch import Tensor, nn
 
+from experiment.predictors import PREDICTION, dense_layers, predictor
 from st_asym.heads.projection import require_tasks
 
 CORRECTION = "correction"

@@ -22,7 +22,7 @@ from st_asym.data.sources import read_judged
 from st_asym.diagnosis import geometry
 from st_asym.diagnosis.findings import findings
 from st_asym.diagnosis.geometry import BINS, Similarities, compare, entered
-from st_asym.diagnosis.movement import Heads, Side
+from st_asym.diagnosis.movement import HeadModules, Side
 from st_asym.diagnosis.relevance import Positions, judge
 from st_asym.diagnosis.result import Diagnosis, Histograms, Ranking, SideOf, Spread
 from st_asym.losses.isotropy import unit
@@ -78,7 +78,7 @@ def diagnose(
         >>> print(diagnose(model, data.queries, data.corpus, data.qrels["test"]))  # doctest: +SKIP
     """
     started = time.perf_counter()
-    heads = Heads(model)
+    heads = HeadModules(model)
     data, judged = _read(queries, documents, qrels)
     lookup = _Lookup(model, cache, precision)
     texts: dict[Side, list[str]] = {"query": list(data.queries.values()), "document": list(data.corpus.values())}

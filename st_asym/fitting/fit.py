@@ -123,7 +123,7 @@ class FitResult:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """The caller's random generators as they were, no progress bars of data sets, and no full garbage collections.
 
     The trainer reseeds all generators, and collects garbage after each run among all objects of all modules that were
@@ -145,7 +145,7 @@ def _undisturbed() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-@_undisturbed()
+@undisturbed()
 def fit(
     encoder: SentenceTransformer | str | os.PathLike[str],
     train: Pairs | Corpus | None = None,
@@ -224,7 +224,7 @@ def fit(
     """
     started = time.monotonic()
     output = free_place(Path(output_dir).resolve())
-    _check_arguments(collection, expected_unseen, trials, max_seconds)
+    check_arguments(collection, expected_unseen, trials, max_seconds)
     settings = settings or Settings()
     if trials:
         check_optuna()
@@ -245,7 +245,7 @@ def fit(
     with report.timed("rehearse"):
         unseen = {"open": 1.0, "closed": 0.0}.get(collection or "", expected_unseen)
         width = model.get_embedding_dimension() or vectors.dimension
-        chosen = _rehearsed(vectors, data, settings, report, clock, unseen, width, trials, show_progress_bar)
+        chosen = rehearsed(vectors, data, settings, report, clock, unseen, width, trials, show_progress_bar)
     if chosen is not None and report.chosen is not None:
         with report.timed("train"):
             model, report.training = refit(
@@ -265,7 +265,7 @@ def fit(
     return FitResult(model, report)
 
 
-def _rehearsed(
+def rehearsed(
     vectors: Vectors,
     data: RetrievalData,
     settings: Settings,
@@ -276,7 +276,19 @@ def _rehearsed(
     trials: int,
     show_progress_bar: bool,
 ) -> Candidate | None:
-    """The candidate that is worth being kept, if there is one."""
+    """The candidate that is worth being kept, if there is one: from vectors to the decision, without a text.
+
+    Args:
+        vectors: The collection.
+        data: Which answers which. Its texts only say which queries, and which documents, are the same.
+        settings: As given.
+        report: Where it is noted what was found.
+        clock: The time there is.
+        unseen: The share of queries on unseen documents to expect; None for that of the data.
+        out_features: The dimension of the vectors that heads give.
+        trials: How many other settings to try.
+        show_progress_bar: Whether to show rehearsing.
+    """
     parts = cuts(data, vectors.seed)
     if not parts:
         report.held_out = ["There is one training query: none can be held out. Give queries to judge on as dev."]
@@ -285,7 +297,7 @@ def _rehearsed(
         unseen = _usual_unseen(data, parts, vectors.seed)
     train = data.qrels["train"]
     labelled = {key for judged in train.values() for key, grade in judged.items() if grade > 0}
-    closed = unseen < _MOSTLY and len(labelled) < (1 - _MANY) * len(data.corpus)
+    closed = unseen < _MOSTLY and len(labelled) < (1 - _MANY) * len(vectors.document_ids)
     tried = candidates(settings, len(train), closed=closed)
     bar = tqdm(desc="Rehearsing", unit=" runs", disable=not show_progress_bar)
     with bar:
@@ -307,7 +319,12 @@ def _usual_unseen(data: RetrievalData, parts: Sequence[HeldOut], seed: int) -> f
     return unseen_at_random(data.qrels["train"], seed=seed, queries=data.queries, corpus=data.corpus)
 
 
-def _check_arguments(collection: Any, expected_unseen: float | None, trials: int, max_seconds: float | None) -> None:
+def check_arguments(collection: Any, expected_unseen: float | None, trials: int, max_seconds: float | None) -> None:
+    """Refuse what no fit can have.
+
+    Raises:
+        ValueError: The message says what.
+    """
     if collection not in (None, "open", "closed"):
         raise ValueError(f"collection must be 'open', 'closed' or None, got {collection!r}.")
     if expected_unseen is not None and not 0 <= expected_unseen <= 1:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,10 @@ class Stage:
         rows = list(part.train)
         self._queries, self._labels = vectors.of_queries(rows), torch.arange(len(rows))
 
+    def release(self) -> None:
+        """Hold no documents until the next candidate."""
+        self._judge.release()
+
     def rehearsal(self) -> Rehearsal:
         """What all candidates gave."""
         known = set(self._part.seen)
@@ -146,20 +151,28 @@ class _Judge:
 
     def __init__(self, vectors: Vectors, part: HeldOut) -> None:
         judged = {query_id: part.dev[query_id] for query_id in (*part.seen, *part.unseen)}
-        ids, self._documents = vectors.searched(judged)
+        self._among = partial(vectors.searched, judged)
+        ids, documents = self._among()
+        self._documents: Tensor | None = documents
         positions = {key: place for place, key in enumerate(ids)}
         self._judgments = Judgments(judged, positions)
         self.queries = self._judgments.queries
         self._queries = vectors.of_queries(self.queries)
-        own = [(row, positions[key]) for row, key in enumerate(self.queries) if key in vectors.own and key in positions]
-        self._own = (torch.tensor([r for r, _ in own]).long(), torch.tensor([p for _, p in own]).long())
+        own = [(row, vectors.own[key]) for row, key in enumerate(self.queries) if vectors.own.get(key) in positions]
+        self._own = (torch.tensor([r for r, _ in own]).long(), torch.tensor([positions[d] for _, d in own]).long())
         self._unmoved: Tensor | None = None
         self.figures: dict[str, float] = {}
+
+    def release(self) -> None:
+        """Hold no documents until they are needed again."""
+        self._documents = self._unmoved = None
 
     @torch.no_grad()
     def __call__(self, model: SentenceTransformer, *, documents_move: bool) -> Scores:
         """The scores in the order of :attr:`queries`, shape ``(n,)``."""
         model.eval()
+        if self._documents is None:
+            self._documents = self._among()[1]
         queries = _through(model, self._queries, "query")
         if documents_move or self._unmoved is None:
             documents = _through(model, self._documents, "document")
@@ -214,6 +227,9 @@ class Rehearsals:
     def run(self, candidate: Candidate, stage: Stage, clock: Clock) -> None:
         """Rehearse a candidate on a cut."""
         started = time.monotonic()
+        for other in self.stages:
+            if other is not stage:  # those of several cuts are too many for memory
+                other.release()
         log = stage.rehearse(candidate, clock)
         seconds = time.monotonic() - started
         self.logs.setdefault(candidate.name, []).append(log)

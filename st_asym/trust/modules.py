@@ -50,7 +50,7 @@ _EMBEDDING = "sentence_embedding"
 
 
 @dataclass
-class Heads:
+class SavedRoutes:
     """What the routes of a saved model consist of.
 
     Attributes:
@@ -71,7 +71,7 @@ class Chain:
     names: list[str]
     encoder_dimension: int | None = None
     dimension: int | None = None
-    heads: Heads | None = None
+    heads: SavedRoutes | None = None
 
 
 def stock_name(reference: Any) -> str | None:
@@ -105,7 +105,7 @@ def read_chain(folder: Folder, weights: Mapping[str, Weights]) -> Chain | None:
     return chain
 
 
-def read_heads(folder: Folder, weights: Mapping[str, Weights], path: str) -> Heads | None:
+def read_heads(folder: Folder, weights: Mapping[str, Weights], path: str) -> SavedRoutes | None:
     """Read a saved ``Router`` of two routes; None, and findings, where it is anything else."""
     name = f"{path}/router_config.json" if path else "router_config.json"
     router = folder.json(name)
@@ -124,7 +124,7 @@ def read_heads(folder: Folder, weights: Mapping[str, Weights], path: str) -> Hea
         folder.findings.add(name, "sends tasks other ways than by their names (route_mappings). Save the model again.")
     if parameters.get("default_route") not in (None, *ROUTES):
         folder.findings.add(name, f"has the default route {shown(parameters['default_route'])}, which is not there.")
-    heads = Heads()
+    heads = SavedRoutes()
     for route in ROUTES:
         heads.routes[route] = [f"{path}/{layer}" if path else layer for layer in structure[route]]
         _read_route(folder, weights, heads, route)
@@ -269,7 +269,7 @@ def _is_dimension(value: Any) -> bool:
     return type(value) is int and 0 < value < 1 << 24
 
 
-def _read_route(folder: Folder, weights: Mapping[str, Weights], heads: Heads, route: str) -> None:
+def _read_route(folder: Folder, weights: Mapping[str, Weights], heads: SavedRoutes, route: str) -> None:
     parts: list[tuple[str, str]] = []
     sizes: list[tuple[int, int]] = []
     for path in heads.routes[route]:

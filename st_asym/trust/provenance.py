@@ -27,7 +27,7 @@ from st_asym.data.trained_queries import TrainedQueries
 from st_asym.disk.writing import PROVENANCE_FILE, write_text
 from st_asym.heads.anatomy import hub_snapshot, public_name
 from st_asym.trust.folder import Findings, Folder, VerificationError, check_files, is_document
-from st_asym.trust.modules import Heads, read_chain, read_heads
+from st_asym.trust.modules import SavedRoutes, read_chain, read_heads
 from st_asym.trust.weights import read_weights
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ def write_provenance(path: Path, *, kind: str, **facts: Any) -> Provenance:
             weights[name], files[name] = read, read.digest
         elif name != PROVENANCE_FILE and not is_document(name):
             files[name] = folder.digest(name)
-    heads: Heads | None
+    heads: SavedRoutes | None
     if kind == "heads":
         heads = read_heads(folder, weights, "")
     else:

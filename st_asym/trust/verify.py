@@ -19,7 +19,7 @@ from st_asym.trust.folder import (
     is_too_large,
     shown,
 )
-from st_asym.trust.modules import ROUTES, Chain, Heads, read_chain, read_heads
+from st_asym.trust.modules import ROUTES, Chain, SavedRoutes, read_chain, read_heads
 from st_asym.trust.provenance import Provenance, read_provenance
 from st_asym.trust.weights import Weights, read_weights
 
@@ -131,7 +131,7 @@ def _is_heads(folder: Folder, provenance: Provenance | None) -> bool:
     return folder.has("router_config.json") and not folder.has("modules.json")
 
 
-def _check_settings(folder: Folder, heads: Heads | None) -> None:
+def _check_settings(folder: Folder, heads: SavedRoutes | None) -> None:
     settings = folder.json(_SETTINGS_FILE)
     if settings is None:
         return
@@ -158,7 +158,7 @@ def _check_made(
     weights: Mapping[str, Weights],
     provenance: Provenance,
     chain: Chain | None,
-    heads: Heads | None,
+    heads: SavedRoutes | None,
 ) -> None:
     """Compare all that is loaded with what was saved."""
     if heads is not None:
@@ -181,7 +181,7 @@ def _check_made(
             )
 
 
-def _check_routes(folder: Folder, provenance: Provenance, heads: Heads) -> None:
+def _check_routes(folder: Folder, provenance: Provenance, heads: SavedRoutes) -> None:
     """Compare the heads by side, so that exchanged ones are told from changed ones."""
     found = [heads.digests.get(route) for route in ROUTES]
     made = [provenance.heads.get(route) for route in ROUTES]
@@ -213,14 +213,14 @@ def _whose(name: str, chain: Chain | None) -> str:
     return ": the heads were trained on another encoder"
 
 
-def _dimension(chain: Chain | None, heads: Heads | None) -> int | None:
+def _dimension(chain: Chain | None, heads: SavedRoutes | None) -> int | None:
     if chain is not None:
         return chain.dimension
     sizes: dict[str, Any] = {} if heads is None else heads.sizes
     return next((size[1] for size in sizes.values()), None)
 
 
-def _notes(provenance: Provenance | None, chain: Chain | None, heads: Heads | None) -> tuple[str, ...]:
+def _notes(provenance: Provenance | None, chain: Chain | None, heads: SavedRoutes | None) -> tuple[str, ...]:
     if provenance is not None:
         return ()
     notes = [f"There is no {PROVENANCE_FILE}: a change of the files since they were saved cannot be told."]
