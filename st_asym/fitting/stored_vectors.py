@@ -103,7 +103,10 @@ class UnitRows:
         assert self._keys is not None  # noqa: S101 - check() comes first
         rows = list(wanted)
         groups: dict[bytes, list[int]] = {}
-        for row in np.flatnonzero(np.isin(self._keys, self._keys[rows])).tolist():
+        keys = np.unique(self._keys[rows])
+        places = np.searchsorted(keys, self._keys)  # np.isin would sort all keys
+        np.minimum(places, len(keys) - 1, out=places)
+        for row in np.flatnonzero(keys[places] == self._keys).tolist():
             groups.setdefault(self._array[row].tobytes(), []).append(row)
         return {row: groups[self._array[row].tobytes()] for row in rows}
 
