@@ -59,10 +59,8 @@ def run(url: str, model: str, output: Path, pairs: int = 500) -> None:
         result.save(output / "heads")
         heads = Heads.load(output / "heads")
         index = heads.document(np.load(stored))
-        print(
-            "Sort an array along an axis. ->",
-            columns[search(url, model, "Sort an array along an axis.", heads, index)[0]],
-        )
+        best = search(url, model, QUERY, heads, index)[0]
+        print(f"{QUERY} -> {data.corpus[columns[best]][:80]}")
 
 
 def embed(url: str, model: str, texts: Sequence[str]) -> Vectors:

@@ -10,7 +10,11 @@ import embeddings_api
 import numpy as np
 import pytest
 
-from st_asym import Heads, fit_vectors
+from st_asym import Heads, Settings, fit_vectors
+
+QUICK = Settings(
+    sides="both", init="pairs", contrastive="in-batch", whitening=0.1, epochs=2, batch_size=16, learning_rate=1e-2
+)
 
 
 def tangled(texts: list[str]) -> Any:
@@ -31,9 +35,8 @@ def test_embed_fit_apply_search(tmp_path: Path) -> None:
         queries = embeddings_api.embed(url, "any", [f"{word} how" for word in words])
         np.testing.assert_allclose(queries, tangled([f"{word} how" for word in words]), atol=1e-6)
         documents = embeddings_api.embed(url, "any", [f"{word} so" for word in words])
-        result = fit_vectors(
-            queries, documents, {row: [row] for row in range(60)}, show_progress_bar=False, max_seconds=5
-        )
+        relevant = {row: [row] for row in range(60)}
+        result = fit_vectors(queries, documents, relevant, settings=QUICK, show_progress_bar=False)
         assert result.report.kept
         heads = Heads.load(result.save(tmp_path / "heads"))
         index = heads.document(documents)

@@ -2,8 +2,8 @@
 
 From left to right: ``settings``; ``vectors`` (all that training sees); ``closed_form`` and ``candidates`` (what is
 tried); ``loop`` (one training run on vectors); ``rehearsal`` (candidates on held-out queries) and ``tuning`` (more of
-them); ``gate`` (the decision); ``refit`` (the training that is kept, by the stock trainer); ``report``, ``saving``,
-``fit``.
+them); ``gate`` (the decision); ``last_training`` (the training that is kept, by the stock trainer); ``report``,
+``fit``; ``stored_vectors`` and ``fit_vectors`` (the same for vectors of any source, without texts and encoder).
 """
 
 from st_asym.fitting.closed_form import whitened_heads

@@ -148,7 +148,8 @@ def fit_vectors(
         >>> documents = random.standard_normal((40, 8))
         >>> queries = documents + random.standard_normal((40, 8)) * [3, 3, 0, 0, 0, 0, 0, 0]
         >>> relevant = {row: [row] for row in range(40)}
-        >>> result = fit_vectors(queries, documents, relevant, show_progress_bar=False)
+        >>> quick = Settings(sides="query", init="pairs", epochs=2)
+        >>> result = fit_vectors(queries, documents, relevant, settings=quick, show_progress_bar=False)
         >>> result.report.kept
         True
         >>> (result.heads.query(queries) @ result.heads.document(documents).T).shape
