@@ -80,7 +80,7 @@ class UnitRows:
         Raises:
             ValueError: One is not finite, or zero. The message names the first row.
         """
-        keys = [np.empty(0, np.uint64)]
+        self._keys = np.empty(len(self), np.uint64)
         for part in self._parts():
             rows = self._array[part]
             with np.errstate(over="ignore", invalid="ignore"):
@@ -91,8 +91,7 @@ class UnitRows:
                 named = "" if ids is None else f" ({ids[row]!r:.80})"
                 kind = "zero: it has no direction" if lengths[bad[0]] == 0 else "not finite, or too long for float32"
                 raise ValueError(f"Row {row:,} of {self._name}{named} is {kind}. Leave it out, or embed it again.")
-            keys.append(_keys(rows))
-        self._keys = np.concatenate(keys)
+            self._keys[part] = _keys(rows)
 
     def same(self, wanted: Iterable[int]) -> dict[Any, list[Any]]:
         """All rows that hold the vector of a row, itself among them, ascending; for rows that were looked at.
@@ -104,10 +103,10 @@ class UnitRows:
         rows = list(wanted)
         groups: dict[bytes, list[int]] = {}
         keys = np.unique(self._keys[rows])
-        places = np.searchsorted(keys, self._keys)  # np.isin would sort all keys
-        np.minimum(places, len(keys) - 1, out=places)
-        for row in np.flatnonzero(keys[places] == self._keys).tolist():
-            groups.setdefault(self._array[row].tobytes(), []).append(row)
+        for part in self._parts():
+            places = np.minimum(np.searchsorted(keys, self._keys[part]), len(keys) - 1)
+            for row in (np.flatnonzero(keys[places] == self._keys[part]) + part.start).tolist():
+                groups.setdefault(self._array[row].tobytes(), []).append(row)
         return {row: groups[self._array[row].tobytes()] for row in rows}
 
     def _parts(self) -> Iterator[slice]:
