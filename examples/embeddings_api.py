@@ -29,7 +29,7 @@ from sentence_transformers import SentenceTransformer
 from st_asym import Heads, fit_vectors
 
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
-AT_ONCE = 256
+AT_ONCE = 64
 QUERY = "Sort an array along an axis."
 
 
@@ -46,7 +46,7 @@ def main() -> None:
         run(url, options.model, options.output)
 
 
-def run(url: str, model: str, output: Path, pairs: int = 500) -> None:
+def run(url: str, model: str, output: Path, pairs: int = 200) -> None:
     data = python_docs(pairs)
     output.mkdir(parents=True, exist_ok=True)
     rows, columns = list(data.qrels["train"]), list(data.corpus)
