@@ -25,7 +25,7 @@ from st_asym.data.prepare import check_ids
 from st_asym.data.sources import read_judged
 from st_asym.diagnosis.findings import Finding, SideOf, findings
 from st_asym.diagnosis.geometry import Spread
-from st_asym.diagnosis.movement import Heads
+from st_asym.diagnosis.movement import HeadModules
 from st_asym.diagnosis.relevance import BINS, Histograms, Judged, Positions, Ranking, compare, judge, ranking
 from st_asym.heads.anatomy import Side
 from st_asym.losses.isotropy import unit
@@ -144,7 +144,7 @@ def diagnose(
         >>> print(diagnose(model, data.queries, data.corpus, data.qrels["test"]))  # doctest: +SKIP
     """
     started = time.perf_counter()
-    heads = Heads(model)
+    heads = HeadModules(model)
     data, judged = _read(queries, documents, qrels)
     if isinstance(model, CachedSentenceTransformer):
         cache = model.cache if cache is None else cache

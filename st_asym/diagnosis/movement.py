@@ -52,7 +52,7 @@ class Head:
     singular_values: tuple[float, ...]
 
 
-class Heads:
+class HeadModules:
     """What comes behind the encoder of a model, up to a last ``Normalize``.
 
     Raises:

@@ -67,7 +67,7 @@ class FitResult:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """The caller's random generators as they were, no progress bars of data sets, and no full garbage collections.
 
     The trainer reseeds all generators, and collects garbage after each run among all objects of all modules that were
@@ -89,7 +89,7 @@ def _undisturbed() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-@_undisturbed()
+@undisturbed()
 def fit(
     encoder: SentenceTransformer | str | os.PathLike[str],
     train: Pairs | Corpus | None = None,
@@ -168,7 +168,7 @@ def fit(
     """
     started = time.monotonic()
     output = _free_place(Path(output_dir).resolve())
-    _check_arguments(collection, expected_unseen, trials, max_seconds)
+    check_arguments(collection, expected_unseen, trials, max_seconds)
     settings = settings or Settings()
     if trials:
         check_optuna()
@@ -189,7 +189,7 @@ def fit(
         unseen = {"open": 1.0, "closed": 0.0}.get(collection or "", expected_unseen)
         width = model.get_embedding_dimension() or vectors.dimension
         deadline = math.inf if max_seconds is None else started + max_seconds
-        chosen = _rehearsed(vectors, data, report, unseen, width, deadline, trials, show_progress_bar)
+        chosen = rehearsed(vectors, data, report, unseen, width, deadline, trials, show_progress_bar)
     if chosen is not None and report.chosen is not None:
         with report.timed("train"):
             choice = report.chosen.choice
@@ -201,7 +201,7 @@ def fit(
     return FitResult(model, report)
 
 
-def _rehearsed(
+def rehearsed(
     vectors: Vectors,
     data: RetrievalData,
     report: FitReport,
@@ -223,7 +223,7 @@ def _rehearsed(
     elif unseen is None:
         unseen = unseen_at_random(train, seed=vectors.seed, queries=data.queries, corpus=data.corpus)
     labelled = {key for judged in train.values() for key, grade in judged.items() if grade > 0}
-    closed = unseen < _MOSTLY and len(labelled) < (1 - _MANY) * len(data.corpus)
+    closed = unseen < _MOSTLY and len(labelled) < (1 - _MANY) * len(vectors.document_ids)
     tried = candidates(settings, len(train), closed=closed)
     with tqdm(desc="Rehearsing", unit=" runs", disable=not show_progress_bar) as bar:
         found = rehearse(
@@ -278,7 +278,8 @@ def _free_place(output: Path) -> Path:
     return output
 
 
-def _check_arguments(collection: Any, expected_unseen: float | None, trials: int, max_seconds: float | None) -> None:
+def check_arguments(collection: Any, expected_unseen: float | None, trials: int, max_seconds: float | None) -> None:
+    """Refuse what no fit can have."""
     if collection not in (None, "open", "closed"):
         raise ValueError(f"collection must be 'open', 'closed' or None, got {collection!r}.")
     if expected_unseen is not None and not 0 <= expected_unseen <= 1:

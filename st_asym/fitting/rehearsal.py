@@ -99,6 +99,9 @@ class Rehearsals:
     def run(self, candidate: Candidate, cut: int) -> None:
         """Rehearse a candidate on the cut of this number."""
         started = time.monotonic()
+        for number, other in enumerate(self._cuts):
+            if number != cut:  # the documents of several cuts are too many for memory
+                other.release()
         log = self._cuts[cut].rehearse(candidate, self.has_time)
         seconds = time.monotonic() - started
         self.logs.setdefault(candidate.name, []).append(log)
@@ -197,13 +200,15 @@ class _Cut:
         self._vectors, self._part, self._out = vectors, part, out_features
         self._covariance = pair_covariance(vectors.queries, vectors.documents, *vectors.pairs(part.train))
         judged = {query_id: part.dev[query_id] for query_id in (*part.seen, *part.unseen)}
-        ids, self._documents = vectors.searched(judged)
+        self._judged = judged
+        ids, documents = vectors.searched(judged)
+        self._documents: Tensor | None = documents
         places = {key: place for place, key in enumerate(ids)}
         self._judgments = Judgments(judged, places)
         queries = self._judgments.queries
         self._queries = vectors.of_queries(queries)
-        own = [(row, places[key]) for row, key in enumerate(queries) if key in vectors.own and key in places]
-        self._own = torch.tensor([row for row, _ in own]).long(), torch.tensor([place for _, place in own]).long()
+        own = [(row, vectors.own[key]) for row, key in enumerate(queries) if vectors.own.get(key) in places]
+        self._own = torch.tensor([row for row, _ in own]).long(), torch.tensor([places[key] for _, key in own]).long()
         self._unmoved: Tensor | None = None
         untouched = Candidate("untouched", Settings()).heads(vectors.dimension, out_features, self._covariance)
         scores, self._epoch_0 = self._judge(behind_vectors(untouched), documents_move=False)
@@ -247,10 +252,16 @@ class _Cut:
                 scores[choice] = self._judge(model, documents_move=moves)[0]
         return [{**entry, **figures.get(int(entry["epoch"]), {})} for entry in [{"epoch": 0.0}, *losses]]
 
+    def release(self) -> None:
+        """Hold no documents until the next rehearsal."""
+        self._documents = self._unmoved = None
+
     @torch.no_grad()
     def _judge(self, model: SentenceTransformer, *, documents_move: bool) -> tuple[Scores, dict[str, float]]:
         """The score of each held-out query, and figures of all."""
         model.eval()
+        if self._documents is None:
+            self._documents = self._vectors.searched(self._judged)[1]
         queries = _through(model, self._queries, "query")
         if documents_move:
             documents = _through(model, self._documents, "document")

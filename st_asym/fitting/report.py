@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from st_asym.data import RetrievalData
 from st_asym.data.holdout import HeldOut
@@ -54,6 +54,7 @@ class FitReport:
 
     Attributes:
         settings: How the heads that are kept were made; as given, where none are.
+        on: Whether heads were fitted on texts, behind an encoder, or on ``"vectors"`` alone.
         collection: ``"open"``, ``"closed"`` or None, as given.
         seed: Of everything that was drawn.
         labels: Where the queries came from: ``"judged"``, ``"titles"`` or ``"sentences"``.
@@ -80,6 +81,7 @@ class FitReport:
     """
 
     settings: Settings
+    on: Literal["texts", "vectors"] = "texts"
     collection: str | None = None
     seed: int = 0
     labels: str = "judged"
@@ -154,12 +156,15 @@ class FitReport:
     @property
     def first_line(self) -> str:
         """What came of it, in one sentence."""
+        untouched = "The model is the untouched encoder"
+        if self.on == "vectors":
+            untouched = "No heads are kept, and the vectors are best left as they are"
         if not self.evidence:
             reason = "there was nothing to judge on" if self.held_out else "there was nothing to train"
-            return f"The model is the untouched encoder: {reason}."
+            return f"{untouched}: {reason}."
         if self.chosen is None:
             return (
-                "The model is the untouched encoder: no trained heads beat it on held-out queries, beyond noise, "
+                f"{untouched}: no trained heads beat it on held-out queries, beyond noise, "
                 "without a loss on documents that training had seen or had not."
             )
         gain, seen, unseen = self.chosen, self.chosen.seen, self.chosen.unseen
@@ -169,7 +174,7 @@ class FitReport:
                 f", that is {seen.mean:+.3f} on documents seen in training and {unseen.mean:+.3f} on others, "
                 f"{self.expected_unseen:.0%} of the traffic to expect,"
             )
-        return f"{line} to the untouched encoder."
+        return f"{line} to the untouched {'encoder' if self.on == 'texts' else 'vectors'}."
 
     def __str__(self) -> str:
         """The report as text."""
@@ -188,7 +193,7 @@ class FitReport:
             ]
         if self.refitted:
             lines.append("The kept heads were then made of all queries, those held out included.")
-        if self.kept:
+        if self.kept and self.on == "texts":
             lines.append(plain_encode())
         if self.labels != "judged":
             lines.append(f"There were no labels: queries are the documents' own {self.labels}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -33,19 +33,20 @@ class Vectors:
         query_ids: Ids of the queries, in the order of their vectors.
         queries: Shape ``(n, d)``, float32.
         document_ids: Ids of the documents.
-        documents: Shape ``(m, d)``, float32: a tensor, or a ``numpy.memmap`` where they are many.
+        documents: Shape ``(m, d)``, float32: a tensor, or where they are many a ``numpy.memmap``, or rows on disk that
+            are float32 as they are read.
         no_negatives: Query id to documents that are neither relevant to it nor not: copies of relevant ones, and the
             query itself where queries are documents.
-        own: Ids of queries that are documents themselves, which are no results of their own.
+        own: Query id to document id, of queries that are documents themselves, which are no results of their own.
         seed: Of what is drawn.
     """
 
-    query_ids: Sequence[str]
+    query_ids: Sequence[Any]
     queries: Tensor
-    document_ids: Sequence[str]
+    document_ids: Sequence[Any]
     documents: Any
     no_negatives: Qrels = field(default_factory=dict)
-    own: frozenset[str] = frozenset()
+    own: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
 
     @cached_property
@@ -54,8 +55,10 @@ class Vectors:
         return {key: row for row, key in enumerate(self.query_ids)}
 
     @cached_property
-    def document_rows(self) -> dict[str, int]:
-        """Document id to row."""
+    def document_rows(self) -> Any:
+        """Document id to row: a dict, or the ids themselves where these are the rows."""
+        if isinstance(self.document_ids, range):
+            return self.document_ids
         return {key: row for row, key in enumerate(self.document_ids)}
 
     @property
@@ -77,6 +80,12 @@ class Vectors:
     def all_documents(self) -> Tensor:
         """The vectors of all documents, in memory."""
         return self.documents if isinstance(self.documents, Tensor) else self.taken(range(len(self.document_ids)))
+
+    def unit_stretches(self) -> Iterator[tuple[int, Tensor]]:
+        """The unit vectors of all documents, some at a time, with the row of the first."""
+        for start in range(0, len(self.document_ids), _PORTION):
+            rows = range(start, min(start + _PORTION, len(self.document_ids)))
+            yield start, torch.nn.functional.normalize(self.taken(rows))
 
     def pairs(self, qrels: Qrels) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of queries, rows of their relevant documents, and weights, one in all for each query."""
@@ -135,7 +144,7 @@ def read_vectors(
         list(data.corpus),
         parts[1] if isinstance(parts[1], np.memmap) else torch.from_numpy(parts[1]),
         no_negatives,
-        frozenset(own),
+        {key: key for key in own},
         seed,
     )
 

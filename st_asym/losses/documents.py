@@ -274,6 +274,8 @@ def _grades(query: str, documents: Mapping[str, float] | Iterable[str]) -> dict[
 
 def _positions(wanted: set[Any], ids: Sequence[Any]) -> dict[Any, int]:
     """Positions of the wanted ids alone: a dict of all ids of a large corpus would take gigabytes."""
+    if isinstance(ids, range):
+        return {key: ids.index(key) for key in wanted if key in ids}
     if len(set(ids)) < len(ids):
         seen: set[Any] = set()
         twice = [key for key in ids if key in seen or seen.add(key)]  # type: ignore[func-returns-value]

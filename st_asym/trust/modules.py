@@ -113,7 +113,7 @@ def configurations(folder: Folder) -> Iterator[str]:
 
 
 @dataclass
-class Heads:
+class SavedRoutes:
     """What the routes of a saved model consist of.
 
     Attributes:
@@ -135,7 +135,7 @@ class Saved:
     names: list[str] = field(default_factory=list)
     encoder_dimension: int | None = None
     dimension: int | None = None
-    heads: Heads | None = None
+    heads: SavedRoutes | None = None
 
 
 def stock_name(reference: Any) -> str | None:
@@ -314,7 +314,7 @@ def _is_dimension(value: Any) -> bool:
     return type(value) is int and 0 < value < 1 << 24
 
 
-def _read_heads(folder: Folder, weights: Mapping[str, Weights], path: str) -> Heads | None:
+def _read_heads(folder: Folder, weights: Mapping[str, Weights], path: str) -> SavedRoutes | None:
     """Read a saved ``Router`` of two routes; None, and findings, where it is anything else."""
     prefix = f"{path}/" if path else ""
     name = f"{prefix}router_config.json"
@@ -334,7 +334,7 @@ def _read_heads(folder: Folder, weights: Mapping[str, Weights], path: str) -> He
         return None
     for sentence in _wrong_routing(structure, parameters):
         findings.add(name, sentence)
-    heads = Heads()
+    heads = SavedRoutes()
     for route in ROUTES:
         _read_route(folder, weights, heads, route, [prefix + layer for layer in structure[route]])
     return heads
@@ -368,7 +368,7 @@ def _wrong_routing(structure: Mapping[str, list[str]], parameters: Mapping[str, 
 
 
 def _read_route(
-    folder: Folder, weights: Mapping[str, Weights], heads: Heads, route: str, layers: Sequence[str]
+    folder: Folder, weights: Mapping[str, Weights], heads: SavedRoutes, route: str, layers: Sequence[str]
 ) -> None:
     """Note digest and size of a route, unless a layer of it cannot be read."""
     digests: list[tuple[str, str]] = []

@@ -11,8 +11,8 @@ from st_asym.disk.writing import PROVENANCE_FILE
 from st_asym.trust.folder import Findings, Folder, Weights, read_weights, shown
 from st_asym.trust.modules import (
     ROUTES,
-    Heads,
     Saved,
+    SavedRoutes,
     check_configuration,
     check_files,
     configurations,
@@ -180,7 +180,7 @@ def _check_made(folder: Folder, weights: Mapping[str, Weights], provenance: Prov
             )
 
 
-def _check_routes(folder: Folder, provenance: Provenance, heads: Heads) -> None:
+def _check_routes(folder: Folder, provenance: Provenance, heads: SavedRoutes) -> None:
     """Compare the heads by side, so that exchanged ones are told from changed ones."""
     found = [heads.digests.get(route) for route in ROUTES]
     made = [provenance.heads.get(route) for route in ROUTES]
