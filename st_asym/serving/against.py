@@ -21,6 +21,7 @@ from st_asym.serving.embedding_client import EmbeddingServer, TextRefusedError, 
 # server computes in half precision.
 _SAME, _NEARLY = 1e-5, 1e-3
 _LENGTH = 0.01
+_RECOGNISED = 0.5
 _OTHER: dict[Side, Side] = {"query": "document", "document": "query"}
 
 Head = Literal["own", "other", "none"]
@@ -173,7 +174,8 @@ def _mistake(
         return {"other encoder": f"Vectors have {served.shape[1]} numbers, and the model's {right.shape[1]}. {_SERVE}"}
     # Of the same encoder, a text stays more like itself than like the others, whatever is put in front of it.
     alike = _unit(served) @ _unit(vectors).T
-    if (alike.argmax(axis=1) == np.arange(len(alike))).mean() < 0.5:
+    recognised = float((alike.argmax(axis=1) == np.arange(len(alike))).mean())
+    if recognised < _RECOGNISED and np.diag(alike).mean() < _RECOGNISED:
         return {"other encoder": f"Nothing is alike: the mean cosine is {np.diag(alike).mean():.2f}. {_SERVE}"}
     named = "".join(text + " " for text in _named(model, side, nearest[0], own).values())
     return {
