@@ -58,6 +58,7 @@ def main() -> None:
             answer = ask(port, EMBEDDINGS, {"model": "clicks-query", "input": queries[:50]})
             found = np.array([row["embedding"] for row in answer["data"]])
             difference = float(np.abs(found - model.encode_query(queries[:50])).max())
+            print(json.dumps({"bad requests": statuses, "largest difference afterwards": difference}), flush=True)
             with older_service(Path(folder) / "query", list(data.corpus.values())[:10]) as older:
                 rows = load_test(port, older, queries, options)
     result = {
