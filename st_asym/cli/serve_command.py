@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from st_asym.cli.options import Debug, Quiet, Revision, TrustRemoteCode, Weights, one_line_errors, quietly
+from st_asym.cli.options import Debug, Quiet, Revision, TrustRemoteCode, Weights, one_line_errors
 
 _SECONDS_TO_FINISH = 30
 
@@ -30,7 +30,7 @@ def serve(
     debug: Debug = False,
 ) -> None:
     """Serve /v1/embeddings with a model name for queries and one for documents (extra 'serve')."""
-    with one_line_errors(debug=debug), quietly(quiet=quiet):
+    with one_line_errors(debug=debug, quiet=quiet):
         try:
             import uvicorn
 

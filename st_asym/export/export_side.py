@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 Format = Literal["sentence-transformers", "onnx"]
 _LOWEST_COSINE_INT8 = 0.95
 # What vectors are compared on if nothing else is given: short and long, past the usual maximum length.
-_TEXTS = (
+TEXTS = (
     "How do I reset the filter?",
     "Hold the button for five seconds until the light blinks twice, then let go; the counter starts again at zero.",
     "error E17",
@@ -190,8 +190,8 @@ def export_side(
     modules, prompt = side_modules(model, side), side_prompt(model, side)
     _check_modules(model, modules)
     with _evaluating(model):
-        texts = list(_TEXTS if texts is None else texts)
-        expected = _side_vectors(model, side, texts)
+        texts = list(TEXTS if texts is None else texts)
+        expected = side_vectors(model, side, texts)
         part = _side_model(model, modules, side, prompt)
         unread = {} if format == "onnx" else not_served(modules, prompt=prompt, max_length=max_seq_length(modules[0]))
         with new_folder(output, _free) as new:
@@ -204,7 +204,7 @@ def export_side(
                     hide_activations(new)
                 options: dict[str, Any] = {"device": model.device, "model_kwargs": {"dtype": model.dtype}}
                 # Not kept: its files are mapped, and Windows puts no folder in its place while one is.
-                vectors = _side_vectors(SentenceTransformer(str(new), local_files_only=True, **options), side, texts)
+                vectors = side_vectors(SentenceTransformer(str(new), local_files_only=True, **options), side, texts)
                 found = Agreement.of(vectors, expected)
                 half = model.dtype if model.dtype in (torch.bfloat16, torch.float16) else None
                 _check(found, 1e-5 if half is None else float(torch.finfo(half).eps), int8=False)
@@ -271,7 +271,7 @@ def _write(part: SentenceTransformer, folder: Path, side: Side) -> None:
         card.write(f"\n## The {side} side\n\nThis model encodes {side} texts alone. Exported with st_asym.\n")
 
 
-def _side_vectors(model: SentenceTransformer, side: Side, texts: Sequence[str]) -> Array:
+def side_vectors(model: SentenceTransformer, side: Side, texts: Sequence[str]) -> Array:
     """What the model's ``encode_query`` or ``encode_document`` gives, float32."""
     encode = model.encode_query if side == "query" else model.encode_document
     vectors = encode(list(texts), convert_to_tensor=True, show_progress_bar=False).float().cpu().numpy()

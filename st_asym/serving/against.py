@@ -12,7 +12,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Router
 
-from st_asym.export.agreement import TEXTS, side_vectors
+from st_asym.export.export_side import TEXTS, side_vectors
 from st_asym.heads.anatomy import Side, public_name, side_prompt
 from st_asym.heads.model import load_encoder
 from st_asym.serving.embedding_client import EmbeddingServer, TextRefusedError, Vectors, name_of_side

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from st_asym.export.agreement import side_vectors
+from st_asym.export.export_side import side_vectors
 from st_asym.heads.anatomy import public_name
 from st_asym.heads.model import load_encoder
 from st_asym.serving.batches import Batches
