@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -37,11 +39,13 @@ class Candidate:
         name: What reports call it.
         settings: How, with nothing left open but the number of epochs.
         trains: Whether the heads are trained; otherwise they are in closed form.
+        parts: Candidates from one start, whose trained heads are averaged; none where they are trained as they are.
     """
 
     name: str
     settings: Settings
     trains: bool = True
+    parts: tuple[Candidate, ...] = ()
 
     def heads(self, dimension: int, out_features: int, covariance: Tensor) -> Router:
         """The heads as they start, float32, from vectors of ``dimension`` to vectors of ``out_features``.
@@ -119,7 +123,29 @@ def candidates(settings: Settings, queries: int, *, closed: bool = False) -> lis
             }
             own = replace(settings, **options)
             trained[own] = Candidate(_name(own), own)
-    return [*found, *trained.values()]
+    return [*found, *trained.values(), *_averages(list(trained.values()))]
+
+
+def _averages(trained: Sequence[Candidate]) -> list[Candidate]:
+    """The average of the heads that are trained in both ways from one start, for each of these."""
+    found: dict[str, Candidate] = {}
+    for first, second in combinations(trained, 2):
+        if first.settings == replace(second.settings, contrastive="in-batch", unlabelled_weight=None):
+            name = f"{first.name.removesuffix('in-batch')}average of both"
+            found.setdefault(name, Candidate(name, replace(first.settings, contrastive=None), parts=(first, second)))
+    return list(found.values())
+
+
+def average(weights: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of the weights of heads that were trained from one start.
+
+    It is often better than each of them (Wortsman et al. 2022, "Model soups", https://arxiv.org/abs/2203.05482).
+
+    Example:
+        >>> average([{"w": torch.zeros(2)}, {"w": torch.ones(2)}])["w"]
+        tensor([0.5000, 0.5000])
+    """
+    return {name: torch.stack([one[name] for one in weights]).mean(dim=0) for name in weights[0]}
 
 
 def _name(settings: Settings) -> str:

@@ -19,11 +19,11 @@ from sentence_transformers.base.modules import Normalize
 from st_asym.data import Qrels, RetrievalData
 from st_asym.data.collection import counted, own_documents, whole_number
 from st_asym.data.document import copies_by_query
-from st_asym.fitting.candidates import Candidate, behind_vectors
+from st_asym.fitting.candidates import Candidate, average, behind_vectors
 from st_asym.fitting.closed_form import pair_covariance
 from st_asym.fitting.fit import Collection, check_arguments, rehearsed, undisturbed
 from st_asym.fitting.gate import Choice
-from st_asym.fitting.loop import Log, set_dial, train_heads, weights_of
+from st_asym.fitting.loop import Log, mean_log, set_dial, train_heads, weights_of
 from st_asym.fitting.report import FitReport
 from st_asym.fitting.settings import Settings
 from st_asym.fitting.stored_vectors import UnitRows
@@ -191,25 +191,29 @@ def train_on_vectors(candidate: Candidate, choice: Choice, vectors: Vectors, tra
     width = vectors.dimension
     covariance = pair_covariance(vectors.queries, vectors.documents, *vectors.pairs(train))
     router = candidate.heads(width, width, covariance)
-    log: Log = []
-    if candidate.trains:
-        model, settings = behind_vectors(router), candidate.settings
-        log = train_heads(
-            model,
-            candidate.loss(model, vectors, train, {}),
-            vectors.of_queries(train),
-            torch.arange(len(train)),
-            epochs=settings.epochs or 1,
-            batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            seed=vectors.seed,
-            after_epoch=lambda epoch: epoch >= choice.epoch,
+    start, trained, logs = weights_of(router), [], list[Log]()
+    for part in (candidate.parts or (candidate,)) if candidate.trains else ():
+        router.load_state_dict(start, strict=False)
+        model, settings = behind_vectors(router), part.settings
+        logs.append(
+            train_heads(
+                model,
+                part.loss(model, vectors, train, {}),
+                vectors.of_queries(train),
+                torch.arange(len(train)),
+                epochs=settings.epochs or 1,
+                batch_size=settings.batch_size,
+                learning_rate=settings.learning_rate,
+                seed=vectors.seed,
+                after_epoch=lambda epoch: epoch >= choice.epoch,
+            )
         )
-        if choice.dial != 1.0:
-            set_dial(router, candidate.identity(width, width), weights_of(router), choice.dial)
+        trained.append(weights_of(router))
+    if len(trained) > 1 or choice.dial != 1.0:
+        set_dial(router, candidate.identity(width, width), average(trained), choice.dial)
     with TemporaryDirectory() as folder:
         router.save(folder)
-        return replace(Heads.load(folder), normalises=True), log
+        return replace(Heads.load(folder), normalises=True), mean_log(logs)
 
 
 def _read(

@@ -20,7 +20,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from st_asym.cache import CachedSentenceTransformer, EmbeddingCache
 from st_asym.cache.encoding import Precision
 from st_asym.data import RetrievalData
-from st_asym.fitting.candidates import Candidate
+from st_asym.fitting.candidates import Candidate, average
 from st_asym.fitting.closed_form import pair_covariance
 from st_asym.fitting.gate import Choice
 from st_asym.fitting.vectors import Vectors
@@ -169,24 +169,40 @@ def refit(
     model = behind_encoder(encoder, heads)
     if not candidate.trains:
         return model.eval(), []
-    dtype = next(heads.parameters()).dtype
-    heads.float()  # whatever the encoder is in: an optimizer's steps are lost in half precision
+    # In half precision an optimizer's steps are lost, whatever the encoder is in.
+    dtype, start = next(heads.parameters()).dtype, weights_of(heads.float())
     cached = CachedSentenceTransformer(model, cache, precision=precision)
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = _Trainer(
-            model=cached,
-            args=_arguments(folder, candidate, cached, data, vectors.seed, report_to),
-            train_dataset=data.labelled_queries("train"),
-            loss=candidate.loss(cached, vectors, train, {}),
-            callbacks=[*callbacks, _Until(choice.epoch)],
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    if choice.dial != 1.0:
-        set_dial(heads, candidate.identity(vectors.dimension, width), weights_of(heads), choice.dial)
+    trained, logs = [], []
+    for part in candidate.parts or (candidate,):
+        heads.load_state_dict(start, strict=False)  # shared heads are in it once
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = _Trainer(
+                model=cached,
+                args=_arguments(folder, part, cached, data, vectors.seed, report_to),
+                train_dataset=data.labelled_queries("train"),
+                loss=part.loss(cached, vectors, train, {}),
+                callbacks=[*callbacks, _Until(choice.epoch)],
+            )
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
+        trained.append(weights_of(heads))
+        logs.append([_losses(entry) for entry in trainer.state.log_history if "loss" in entry])
+    if len(trained) > 1 or choice.dial != 1.0:
+        set_dial(heads, candidate.identity(vectors.dimension, width), average(trained), choice.dial)
     model = cached.stock_model()
     heads.to(dtype)
-    return model.eval(), [_losses(entry) for entry in trainer.state.log_history if "loss" in entry]
+    return model.eval(), mean_log(logs)
+
+
+def mean_log(logs: Sequence[Log]) -> Log:
+    """The mean of several trainings by epoch, of the figures that all of them have."""
+    if len(logs) < 2:
+        return logs[0] if logs else []
+    found: Log = []
+    for entries in zip(*logs, strict=False):
+        names = [name for name in entries[0] if all(name in entry for entry in entries)]
+        found.append({name: sum(entry[name] for entry in entries) / len(entries) for name in names})
+    return found
 
 
 def _arguments(

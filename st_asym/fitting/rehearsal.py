@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Router
 from torch import Tensor
 
 from st_asym.data import RetrievalData
 from st_asym.data.document import text_key
 from st_asym.data.holdout import HeldOut, folds, hold_out, seen_unseen
-from st_asym.fitting.candidates import Candidate, behind_vectors
+from st_asym.fitting.candidates import Candidate, average, behind_vectors
 from st_asym.fitting.closed_form import pair_covariance
 from st_asym.fitting.gate import Choice, Evidence, Rehearsal, behind, best_of_each, weigh
 from st_asym.fitting.loop import Log, set_dial, train_heads, weights_of
@@ -107,6 +108,7 @@ class Rehearsals:
         self.logs.setdefault(candidate.name, []).append(log)
         self.seconds[candidate.name] = self.seconds.get(candidate.name, 0.0) + seconds
         if candidate.trains:
+            seconds += sum(self.seconds.get(part.name, 0.0) for part in candidate.parts)
             self.kept_back = max(self.kept_back, seconds)
 
     def evidence(self) -> dict[Choice, Evidence]:
@@ -210,6 +212,7 @@ class _Cut:
         own = [(row, vectors.own[key]) for row, key in enumerate(queries) if vectors.own.get(key) in places]
         self._own = torch.tensor([row for row, _ in own]).long(), torch.tensor([places[key] for _, key in own]).long()
         self._unmoved: Tensor | None = None
+        self._trained: dict[str, dict[str, Tensor]] = {}
         untouched = Candidate("untouched", Settings()).heads(vectors.dimension, out_features, self._covariance)
         scores, self._epoch_0 = self._judge(behind_vectors(untouched), documents_move=False)
         seen = np.array([query_id in set(part.seen) for query_id in queries], dtype=bool)
@@ -224,6 +227,13 @@ class _Cut:
             scores[Choice(candidate.name)] = self._judge(model, documents_move=moves)[0]
             return []
         epochs = settings.epochs or 1
+        if candidate.parts:
+            for one in candidate.parts:
+                if one.name not in self._trained:
+                    self.rehearse(one, has_time)
+            trained = average([self._trained[one.name] for one in candidate.parts])
+            self._turn_back(candidate, epochs, heads, trained, (*_DIALS, 1.0))
+            return []
         figures = {0: self._epoch_0}
 
         def after_epoch(epoch: int) -> bool:
@@ -244,13 +254,20 @@ class _Cut:
             seed=vectors.seed,
             after_epoch=after_epoch,
         )
+        self._trained[candidate.name] = weights_of(heads)
         if settings.init != "random":
-            trained, identity = weights_of(heads), candidate.identity(vectors.dimension, self._out)
-            for dial in _DIALS:
-                set_dial(heads, identity, trained, dial)
-                choice = Choice(candidate.name, len(losses), dial)
-                scores[choice] = self._judge(model, documents_move=moves)[0]
+            self._turn_back(candidate, len(losses), heads, self._trained[candidate.name], _DIALS)
         return [{**entry, **figures.get(int(entry["epoch"]), {})} for entry in [{"epoch": 0.0}, *losses]]
+
+    def _turn_back(
+        self, candidate: Candidate, epoch: int, heads: Router, trained: Mapping[str, Tensor], dials: Sequence[float]
+    ) -> None:
+        """Judge heads between the identity and their trained weights."""
+        model, identity = behind_vectors(heads), candidate.identity(self._vectors.dimension, self._out)
+        for dial in dials:
+            set_dial(heads, identity, trained, dial)
+            judged, _ = self._judge(model, documents_move=candidate.settings.sides != "query")
+            self.rehearsal.scores[Choice(candidate.name, epoch, dial)] = judged
 
     def release(self) -> None:
         """Hold no documents until the next rehearsal."""

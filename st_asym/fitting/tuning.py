@@ -37,7 +37,7 @@ def tune(
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    trained = [candidate for candidate in tried if candidate.trains]
+    trained = [candidate for candidate in tried if candidate.trains and not candidate.parts]
     finalists = [candidate for candidate in trained if candidate.name in found.finalists]
     base = max(finalists or trained, key=lambda candidate: _gain(candidate, found))
     study = optuna.create_study(
