@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def test_nothing_is_left_of_a_graph_that_gives_other_vectors(
         folder.mkdir()
         return -np.ones((len(TEXTS), 16), dtype=np.float32) / 4
 
-    monkeypatch.setattr("st_asym.export.export_side.write_onnx", other)
+    monkeypatch.setattr(sys.modules["st_asym.export.export_side"], "write_onnx", other)
     with pytest.raises(ValueError, match="nothing was written" if int8 else "Nothing was written"):
         export_side(model, "query", tmp_path / "side", format="onnx", int8=int8, texts=TEXTS)
     assert not list(tmp_path.iterdir())
