@@ -47,6 +47,10 @@ class HeadsResult:
     Attributes:
         heads: The heads that are kept; without layers, so that vectors only get length 1, where none are.
         report: What was done, and why: ``print(result.report)``. Its first line says whether heads are kept.
+
+    Example:
+        >>> result = fit_vectors("queries.npy", "documents.npy", {0: [7], 1: [3, 9]})  # doctest: +SKIP
+        >>> result.heads.query(np.load("queries.npy"))  # doctest: +SKIP
     """
 
     heads: Heads

@@ -41,7 +41,7 @@ def write_graph(heads: Heads, side: Literal["query", "document"], path: Path) ->
     from onnx.reference import ReferenceEvaluator
 
     layers = heads.layers(side)
-    graph = _Graph()
+    graph = _OnnxNodes()
     name = graph.unit(_INPUT) if heads.normalises else _INPUT
     for layer in layers:
         name = graph.dense(name, layer)
@@ -68,7 +68,7 @@ def write_graph(heads: Heads, side: Literal["query", "document"], path: Path) ->
     return path
 
 
-class _Graph:
+class _OnnxNodes:
     """Nodes and constants, each value named by its number."""
 
     def __init__(self) -> None:

@@ -263,7 +263,8 @@ def test_several_data_sets_are_averaged(make_encoder: Make) -> None:
     assert "Avg nDCG@10" in comparison.to_markdown()
 
 
-def test_the_table_in_three_forms(make_encoder: Make, tmp_path: Path) -> None:
+def test_the_table_in_three_forms(make_encoder: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     encoder, data = make_encoder(), collection()
     models = {"plain": encoder, "heads": [with_heads(encoder, 1), with_heads(encoder, 2)]}
     comparison = evaluate(models, {"tiny": data}, results=None, train=data.qrels["train"], compressed=("int8", 8))

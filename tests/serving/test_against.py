@@ -14,10 +14,10 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from serving_helpers import model_with_random_heads
-from st_asym.export.agreement import TEXTS
 from typer.testing import CliRunner
 
 from st_asym.cli import app
+from st_asym.export.export_side import TEXTS
 from st_asym.serving import compare_with_server
 
 Answer = tuple[int, Any]
