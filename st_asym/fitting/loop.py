@@ -78,7 +78,7 @@ def train_heads(
         epochs: Passes over the queries.
         batch_size: Queries per step.
         learning_rate: At the first step.
-        seed: Of the order of the queries.
+        seed: Of the order of the queries, and of what the loss draws; the caller's generator stays as it is.
         after_epoch: Called after each epoch with its number, from 1; training ends where it returns True.
 
     Returns:
@@ -94,25 +94,27 @@ def train_heads(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, (steps - step) / steps))
     compute: Any = loss.compute_loss_from_embeddings
     log: Log = []
-    for epoch in range(epochs):
-        model.train()
-        batches.set_epoch(epoch)
-        sums: dict[str, float] = {}
-        for rows in batches:
-            features: dict[str, Any] = {"sentence_embedding": queries[rows], "task": "query"}
-            value = compute([model(features)["sentence_embedding"]], labels[rows])
-            parts = value if isinstance(value, dict) else {"loss": value}
-            total = torch.stack(list(parts.values())).sum()
-            torch.autograd.backward(total)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            for name, part in {**parts, "loss": total}.items():
-                sums[name] = sums.get(name, 0.0) + float(part.detach())
-        shown = sums if len(sums) > 2 else {"loss": sums["loss"]}
-        log.append({"epoch": epoch + 1, **{name: round(value / len(batches), 6) for name, value in shown.items()}})
-        if after_epoch is not None and after_epoch(epoch + 1):
-            break
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # a loss may draw its negatives
+        for epoch in range(epochs):
+            model.train()
+            batches.set_epoch(epoch)
+            sums: dict[str, float] = {}
+            for rows in batches:
+                features: dict[str, Any] = {"sentence_embedding": queries[rows], "task": "query"}
+                value = compute([model(features)["sentence_embedding"]], labels[rows])
+                parts = value if isinstance(value, dict) else {"loss": value}
+                total = torch.stack(list(parts.values())).sum()
+                torch.autograd.backward(total)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+                for name, part in {**parts, "loss": total}.items():
+                    sums[name] = sums.get(name, 0.0) + float(part.detach())
+            shown = sums if len(sums) > 2 else {"loss": sums["loss"]}
+            log.append({"epoch": epoch + 1, **{name: round(value / len(batches), 6) for name, value in shown.items()}})
+            if after_epoch is not None and after_epoch(epoch + 1):
+                break
     model.eval()
     return log
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import torch
 from fitting_helpers import rotated
 
 from st_asym import EmbeddingCache, Settings
-from st_asym.fitting.candidates import behind_vectors, candidates
+from st_asym.fitting.candidates import Candidate, behind_vectors, candidates
 from st_asym.fitting.closed_form import pair_covariance
 from st_asym.fitting.gate import Choice
 from st_asym.fitting.loop import ShuffledBatches, refit, set_dial, train_heads, weights_of
+from st_asym.fitting.rehearsal import cuts, rehearse
 from st_asym.fitting.vectors import read_vectors
 
 
@@ -69,3 +71,51 @@ def test_loop_and_trainer_give_the_same_weights(
         assert not torch.equal(parameter, start[name]) or "bias" in name
     assert [entry["epoch"] for entry in log] == [entry["epoch"] for entry in losses] == list(range(1, epoch + 1))
     assert [entry["loss"] for entry in log] == pytest.approx([entry["loss"] for entry in losses], abs=2e-3)
+
+
+def test_what_a_loss_draws_goes_by_the_seed_and_leaves_the_generator_alone(tmp_path: Path) -> None:
+    encoder, data = rotated(30)
+    settings = Settings(sides="both", init="identity", contrastive="in-batch", epochs=2, isotropy_weight=1.0)
+    candidate = candidates(replace(settings, isotropy_kind="sigreg"), 30)[-1]
+    vectors = read_vectors(encoder, data, EmbeddingCache(tmp_path), {}, seed=0)
+    train = data.qrels["train"]
+    found = []
+    for state in (1, 2):
+        heads = candidate.heads(vectors.dimension, vectors.dimension, torch.eye(vectors.dimension))
+        model = behind_vectors(heads)
+        loss = candidate.loss(model, vectors, train, {})
+        torch.manual_seed(state)
+        before = torch.random.get_rng_state()
+        options: dict[str, Any] = {"epochs": 2, "batch_size": 16, "learning_rate": 1e-2, "seed": 7}
+        train_heads(model, loss, vectors.of_queries(train), torch.arange(len(train)), **options)
+        assert torch.equal(torch.random.get_rng_state(), before)
+        found.append(weights_of(heads))
+    for name, tensor in found[0].items():
+        assert torch.equal(found[1][name], tensor), name
+
+
+def test_the_average_of_both_ways_is_that_of_their_weights(tmp_path: Path) -> None:
+    encoder, data = rotated(40)
+    tried = candidates(Settings(sides="both", epochs=2, batch_size=16), 40)
+    candidate = tried[-1]
+    assert [part.settings.contrastive for part in candidate.parts] == ["in-batch", "corpus"]
+    assert {part.settings.init for part in candidate.parts} == {"pairs"}
+    cache = EmbeddingCache(tmp_path)
+    vectors = read_vectors(encoder, data, cache, {}, seed=0)
+
+    def weights(one: Candidate) -> dict[str, torch.Tensor]:
+        model, log = refit(encoder, one, Choice(one.name, 2), vectors, data, cache)
+        assert len(log) == 2
+        return weights_of(model[-2])
+
+    whole, parts = weights(candidate), [weights(part) for part in candidate.parts]
+    for name, tensor in whole.items():
+        torch.testing.assert_close(tensor, (parts[0][name] + parts[1][name]) / 2, atol=1e-6, rtol=0)
+
+    judged = rehearse(vectors, cuts(data, 0)[:1], tried, 1.0, out_features=vectors.dimension).judged[0]
+    assert {choice.dial for choice in judged.scores if choice.candidate == candidate.name} == {0.4, 0.7, 0.85, 1.0}
+
+
+@pytest.mark.parametrize("settings", [Settings(contrastive="in-batch"), Settings(contrastive="corpus")])
+def test_one_way_has_no_average(settings: Settings) -> None:
+    assert not any(candidate.parts for candidate in candidates(settings, 40))
