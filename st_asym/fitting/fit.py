@@ -32,6 +32,7 @@ from st_asym.disk.writing import REPORT_FILE, check_place, new_folder
 from st_asym.fitting.candidates import Candidate, candidates
 from st_asym.fitting.gate import decide
 from st_asym.fitting.last_training import refit
+from st_asym.fitting.lexical import bm25_sentence
 from st_asym.fitting.rehearsal import Clock, cuts, rehearse
 from st_asym.fitting.report import FitReport
 from st_asym.fitting.settings import Settings
@@ -294,6 +295,7 @@ def _rehearsed(
             more, report.trials = tune(vectors, found, tried, settings, unseen, trials, clock)
             tried = [*tried, *more]
     decision = decide(found.judged, unseen, found.finalists)
+    report.bm25 = bm25_sentence(data, parts, found.judged, decision.chosen.choice if decision.chosen else None)
     by_name = {candidate.name: candidate for candidate in tried}
     report.note_rehearsals(found, decision, by_name, unseen)
     return None if decision.chosen is None else by_name[decision.chosen.choice.candidate]

@@ -44,7 +44,7 @@ def comparison_page(comparison: Comparison) -> Page:
     ]
     shown = [section for section in sections if section.notes or section.tables or section.pictures]
     lead = (
-        "; ".join(f"{row.name}: {row.verdict or 'no verdict'}" for row in others)
+        "; ".join(f"{row.name}: {row.verdict or 'no verdict'}" for row in others if not row.baseline)
         or f"{first.name}: {_score(first.average[MAIN])}"
     )
     return Page("Comparison", f"{lead}.", shown, dict(comparison.versions))
@@ -62,7 +62,7 @@ def _verdict(row: Row) -> Note:
     words = [f"{row.name}:"]
     if row.difference is not None:
         words.append(f"{_points(row.difference)} points of nDCG@10 on {row.difference.queries:,} queries.")
-    label = f"{(row.verdict or 'no verdict').capitalize()}."
+    label = f"{(row.verdict or ('baseline' if row.baseline else 'no verdict')).capitalize()}."
     return Note(" ".join([*words, *row.next_steps]), row.verdict == "fails", label)
 
 

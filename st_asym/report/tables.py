@@ -261,7 +261,7 @@ def long_tables(comparison: Comparison) -> list[tuple[list[str], list[list[str]]
 def _details(row: Row, names: list[str], grouped: list[tuple[str, str]], forms: list[str]) -> list[str]:
     cells = [row.name, *(_of_data(row, name) for name in names)]
     cells += [_of_group(row, data, group) for data, group in grouped]
-    return [*cells, *(f"{row.compressed[form]['average']:.4f}" for form in forms)]
+    return [*cells, *(f"{row.compressed[form]['average']:.4f}" if form in row.compressed else "" for form in forms)]
 
 
 def _of_data(row: Row, name: str) -> str:
