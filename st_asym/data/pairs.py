@@ -108,7 +108,7 @@ def pairs_of_rows(
         missing = [name for name in (columns.query, columns.document, columns.grade) if name and name not in row]
         if missing:
             raise ValueError(f"{where}: no {' and no '.join(map(repr, missing))}, only {list(row)}.")
-        if columns.shown and all(folded(row.get(name)) in _NO for name in (columns.shown, columns.grade)):
+        if columns.shown and all(folded(row.get(name or "")) in _NO for name in (columns.shown, columns.grade)):
             pairs.count(_NOT_SHOWN, where)
         else:
             pairs.add_row(where, row, columns, of_text=of_text)

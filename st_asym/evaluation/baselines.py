@@ -216,7 +216,7 @@ class Baselines:
         key |= {package: version(package) for package in ("mteb", "bm25s")}
         found = []
         if "bm25" in self._wanted:
-            scores = store.get_or({**key, "model": BM25}, partial(_scored, benchmark, Bm25Search))
+            scores = store.get_or({**key, "model": BM25}, BM25, partial(_scored, benchmark, Bm25Search))
             found += [Measurement(BM25, 0, FULL, one) for one in scores]
         if "hybrid" in self._wanted:
             for system in systems:
@@ -235,6 +235,7 @@ class Baselines:
             encoder = Encoder(system.name, model, digest)
             scores = store.get_or(
                 {**key, "model": digest, "vectors": vectors_of(model), "dev": dev.digest if dev else ""},
+                fused_name(system.name),
                 partial(_scored, benchmark, partial(FusedSearch, encoder, dev)),
             )
             found += [Measurement(fused_name(system.name), number, FULL, one) for one in scores]

@@ -72,20 +72,20 @@ def replacement(
         >>> replacement(comparison, "last", "next").replaces  # doctest: +SKIP
         True
     """
-    names = [comparison[name].name for name in (old, new)]  # or an error says which there are
+    old, new = (comparison[name].name for name in (old, new))  # or an error says which there are
     if unknown:
         reason = f"it is not known which queries {' and '.join(unknown)} learnt from."
-        return Replacement(*names, replaces=False, reason=reason)
+        return Replacement(old, new, replaces=False, reason=reason)
     gain = _gain(comparison, old, new, None, seed)
     if gain is None:
-        return Replacement(*names, replaces=False, reason=f"it or {new} was trained on every query.")
+        return Replacement(old, new, replaces=False, reason=f"it or {new} was trained on every query.")
     both = {half: _gain(comparison, old, new, half, seed) for half in ("seen", "unseen")}
     halves = {half: own for half, own in both.items() if own is not None}
     lost = [half for half, own in halves.items() if own.points < 0 and own.p < significance]
     reason = f"{_points(gain)}, on {counted(gain.queries, 'query', 'queries')} that neither was trained on"
     reason += "".join(f"; {_points(halves[half])}, on {half} documents, which is beyond noise" for half in lost)
     reason += f". Fewer than {FEW} say little." if gain.queries < FEW else "."
-    return Replacement(*names, gain.points > 0 and not lost, reason, gain, halves)
+    return Replacement(old, new, gain.points > 0 and not lost, reason, gain, halves)
 
 
 def _gain(comparison: Comparison, old: str, new: str, half: str | None, seed: int) -> Difference | None:

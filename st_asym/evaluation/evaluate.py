@@ -190,7 +190,9 @@ def _measure(
                         "form": str(form),
                         "mteb": version("mteb"),
                     }
-                    found = store.get_or(key, partial(run, benchmark, system.name, model, digest, form))
+                    found = store.get_or(
+                        key, f"{system.name}, {form} vectors", partial(run, benchmark, system.name, model, digest, form)
+                    )
                     measured += [Measurement(system.name, number, str(form), scores) for scores in found]
         documents = max(one.scores.documents for one in measured)
         measured += beside.measure(benchmark, systems, documents, store)

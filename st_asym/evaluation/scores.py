@@ -86,11 +86,11 @@ class ResultStore:
     def __init__(self, folder: str | os.PathLike[str] | None) -> None:
         self.folder = None if folder is None else Path(folder)
 
-    def get_or(self, key: Mapping[str, str], measure: Callable[[], Sequence[Scores]]) -> Sequence[Scores]:
-        """The scores under exactly this key, measured and kept where there are none."""
+    def get_or(self, key: Mapping[str, str], what: str, measure: Callable[[], Sequence[Scores]]) -> Sequence[Scores]:
+        """The scores under exactly this key; measured, logged and kept where there are none."""
         found = self.get(key)
         if found is None:
-            logger.info("%s", ", ".join(f"{name} {value}" for name, value in key.items()))
+            logger.info("%s: %s", key["name"], what)
             found = list(measure())
             self.put(key, found)
         return found
