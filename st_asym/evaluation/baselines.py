@@ -19,7 +19,17 @@ from torch import Tensor
 from st_asym.data.collection import Qrels, own_documents
 from st_asym.data.document import Document
 from st_asym.evaluation.compressed import KEPT
-from st_asym.evaluation.models import BASELINES, BM25, Baseline, Models, System, fused_name, vectors_of, with_baselines
+from st_asym.evaluation.models import (
+    BASELINES,
+    BM25,
+    UNTOUCHED,
+    Baseline,
+    Models,
+    System,
+    fused_name,
+    vectors_of,
+    with_baselines,
+)
 from st_asym.evaluation.mteb import Encoder, measured_by
 from st_asym.evaluation.scores import FULL, Measurement, ResultStore, Scores
 from st_asym.evaluation.seen import trained_queries
@@ -199,7 +209,7 @@ class Baselines:
                 raise ImportError(f"The baselines need BM25, and {missing}")
             self._wanted = ()
             self.notes.append(f"There are no rows of BM25: {missing}")
-        if self._wanted and (taken := {BM25, *map(fused_name, models)} & set(models)):
+        if self._wanted and (taken := {BM25, *map(fused_name, (UNTOUCHED, *models))} & set(models)):
             raise ValueError(f"{min(taken)!r} is a row by itself: give the model another name, or baselines=().")
 
     def measure(

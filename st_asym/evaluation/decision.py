@@ -35,7 +35,7 @@ class Replacement:
     halves: dict[str, Difference] | None = None
 
     def __str__(self) -> str:
-        """``Replace last by next: +1.20 points of nDCG@10 [+0.31, +2.10], p = 0.009, on 412 queries ...``."""
+        """``Replace last by next: nDCG@10 +1.20 points [+0.31, +2.10], p = 0.009, on 412 queries ...``."""
         return f"{f'Replace {self.old} by {self.new}' if self.replaces else f'Keep {self.old}'}: {self.reason}"
 
 
@@ -82,8 +82,8 @@ def replacement(
     both = {half: _gain(comparison, old, new, half, seed) for half in ("seen", "unseen")}
     halves = {half: own for half, own in both.items() if own is not None}
     lost = [half for half, own in halves.items() if own.points < 0 and own.p < significance]
-    reason = f"{_points(gain)}, on {counted(gain.queries, 'query', 'queries')} that neither was trained on"
-    reason += "".join(f"; {_points(halves[half])}, on {half} documents, which is beyond noise" for half in lost)
+    reason = f"nDCG@10 {gain}, on {counted(gain.queries, 'query', 'queries')} that neither was trained on"
+    reason += "".join(f"; {halves[half]}, on {half} documents, which is beyond noise" for half in lost)
     reason += f". Fewer than {FEW} say little." if gain.queries < FEW else "."
     return Replacement(old, new, gain.points > 0 and not lost, reason, gain, halves)
 
@@ -103,10 +103,3 @@ def _gain(comparison: Comparison, old: str, new: str, half: str | None, seed: in
             before.append(scores[0])
             after.append(scores[1])
     return difference(before, after, seed) if before else None
-
-
-def _points(gain: Difference) -> str:
-    """``+1.20 points of nDCG@10 [+0.31, +2.10], p = 0.009``."""
-    interval = "" if gain.low is None or gain.high is None else f" [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}]"
-    chance = "p < .001" if gain.p < 0.001 else f"p = {gain.p:.3f}"
-    return f"{100 * gain.points:+.2f} points of nDCG@10{interval}, {chance}"

@@ -164,7 +164,7 @@ def evaluate(
             "confidence": CONFIDENCE,
             "correction": "Benjamini-Hochberg",
         },
-        versions={name: version(name) for name in _PACKAGES},
+        versions={name: version(name) for name in (*_PACKAGES, *(["bm25s"] if len(rows) > len(systems) else []))},
         notes=(*cautions, *(note for one in found for note in one.notes), *same_models(systems), *beside.notes),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         cautions=cautions,

@@ -84,8 +84,7 @@ def _on_top(name: str, first: str, rows: Rows, table: _Table) -> tuple[str, ...]
     if name in (BM25, both) or both not in table.baselines or not rows:
         return ()
     gain = table.difference(both, name, rows)
-    interval = "" if gain.low is None or gain.high is None else f" [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}]"
-    return (f"{100 * gain.points:+.2f}{interval} points to {both!r} (p = {gain.p:.3f}, {gain.queries:,} queries).",)
+    return (f"{gain}, to {both!r} on {gain.queries:,} queries that neither was trained on.",)
 
 
 def _judged(row: Row, gain: Difference | None, bar: Bar, base: Row, table: _Table) -> Row:

@@ -35,7 +35,7 @@ class Bm25Index:
     Example:
         >>> index = Bm25Index(["a red fox", "a red dog", "blue"])
         >>> index.similarities(["the dog", "the"]).round(2)
-        array([[0.  , 0.47, 0.  ],
+        array([[0.  , 0.36, 0.  ],
                [0.  , 0.  , 0.  ]], dtype=float32)
     """
 

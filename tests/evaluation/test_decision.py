@@ -37,10 +37,10 @@ def compared(
 def test_the_better_mean_replaces_and_the_sentence_says_by_how_much() -> None:
     found = replacement(compared([0.5] * 30, [0.5] * 29 + [0.8]), "last", "next")
     assert found.replaces
-    assert str(found).startswith("Replace last by next: +1.00 points of nDCG@10 [+0.00, +3.00], p = 0.99")
+    assert str(found).startswith("Replace last by next: nDCG@10 +1.00 points [+0.00, +3.00], p = 0.99")
     assert str(found).endswith(", on 30 queries that neither was trained on.")
     found = replacement(compared([0.5] * 30, [0.5] * 30), "last", "next")
-    assert str(found).startswith("Keep last: +0.00 points")
+    assert str(found).startswith("Keep last: nDCG@10 +0.00 points")
     assert "Fewer than 20 say little" in str(replacement(compared([0.5] * 3, [0.6] * 3), "last", "next"))
 
 
@@ -50,7 +50,7 @@ def test_a_gain_does_not_pay_for_a_loss_on_new_documents() -> None:
     assert found.gain is not None
     assert found.gain.points == pytest.approx(0.1)
     assert not found.replaces
-    assert "-20.00 points of nDCG@10" in str(found)
+    assert "-20.00 points [-20.00, -20.00], p < .001" in str(found)
     assert "on unseen documents, which is beyond noise" in str(found)
 
 
