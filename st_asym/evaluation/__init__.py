@@ -2,7 +2,7 @@
 
 From the left to the right: ``tasks`` and ``models`` (what is evaluated), ``compressed`` and ``mteb`` (one model on one
 task), ``scores`` (by query, and where they are kept), ``seen`` (queries that are no evidence), ``baselines`` (BM25 on
-it), ``verdict`` and ``comparison`` (scores to rows), ``evaluate`` (all of it), ``decision`` (which of two models stays);
+it), ``verdict`` and ``comparison`` (scores to rows), ``evaluate`` (all of it), ``decision`` (which of two stays);
 ``checkpoints`` and ``run_folder``, for the models of a run; and ``beir``, for BEIR's own evaluation.
 """
 
