@@ -10,8 +10,10 @@ if TYPE_CHECKING:
     from st_asym.export import Export, export_side
     from st_asym.fitting import FitReport, Settings, whitened_heads
     from st_asym.fitting.fit import FitResult, fit
+    from st_asym.fitting.fit_vectors import HeadsResult, fit_vectors
     from st_asym.heads import (
         AsymmetricProjection,
+        Heads,
         asymmetric_model,
         freeze_encoder,
         unfreeze_last_layers,
@@ -43,6 +45,8 @@ __all__ = [
     "Export",
     "FitReport",
     "FitResult",
+    "Heads",
+    "HeadsResult",
     "IsotropyLoss",
     "Provenance",
     "Settings",
@@ -58,6 +62,7 @@ __all__ = [
     "evaluate",
     "export_side",
     "fit",
+    "fit_vectors",
     "freeze_encoder",
     "mine_negatives",
     "record_keys",
@@ -84,8 +89,10 @@ _PLACES = {
     "st_asym.evaluation": ("BeirModel", "Comparison", "evaluate"),
     "st_asym.export": ("Export", "export_side"),
     "st_asym.fitting": ("FitReport", "FitResult", "Settings", "fit", "whitened_heads"),
+    "st_asym.fitting.fit_vectors": ("HeadsResult", "fit_vectors"),
     "st_asym.heads": (
         "AsymmetricProjection",
+        "Heads",
         "asymmetric_model",
         "freeze_encoder",
         "unfreeze_last_layers",

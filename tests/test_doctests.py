@@ -12,7 +12,9 @@ import pytest
 
 import st_asym
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+WITH_PYTHON = [page for page in PAGES if "```python\n" in page.read_text(encoding="utf-8")]
 MODULES = [st_asym.__name__, *(info.name for info in pkgutil.walk_packages(st_asym.__path__, "st_asym."))]
 
 
@@ -31,9 +33,13 @@ def test_every_public_name_has_an_example() -> None:
             assert ">>>" in item.__doc__ or "Use :func:`" in item.__doc__, name
 
 
-def test_the_python_of_the_readme(real_encoder_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+@pytest.mark.slow
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.stem)
+def test_the_python_of_the_pages(
+    page: Path, real_encoder_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     assert blocks
     monkeypatch.chdir(tmp_path)
     code = "\n".join(blocks).replace("sentence-transformers/all-MiniLM-L6-v2", real_encoder_path)
-    exec(compile(code, str(README), "exec"), {"__name__": "__main__"})  # noqa: S102 - our own page
+    exec(compile(code, str(page), "exec"), {"__name__": "__main__"})  # noqa: S102 - our own page

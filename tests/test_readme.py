@@ -1,4 +1,4 @@
-"""Every command line of the README is a command that there is, with options that it has."""
+"""Every command line of README, CONTRIBUTING and docs/ is a command that there is, with options that it has."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import typer.main
 from st_asym.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 BLOCKS = re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
 INLINE = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL))
 COMMANDS: Any = typer.main.get_command(app)
@@ -37,7 +38,7 @@ def of(*first: str) -> list[Any]:
 
 
 def test_there_is_no_command_that_nothing_here_looks_at() -> None:
-    known = {("st-asym",), ("python", "-c"), ("pip", "install"), ("pytest",), ("curl",)}
+    known = {("st-asym",), ("python", "-c"), ("python", "-m"), ("source",), ("pip", "install"), ("pytest",), ("curl",)}
     for line in LINES:
         assert {tuple(line[:1]), tuple(line[:2])} & known or line[1].startswith("examples/"), line
 
@@ -84,9 +85,9 @@ def test_python_lines_compile(line: list[str]) -> None:
 
 @pytest.mark.parametrize("line", of("pip", "install"))
 def test_what_is_installed_is_offered(line: list[str]) -> None:
-    assert line[2:4] == ["-c", "constraints.txt"]
-    assert (ROOT / "constraints.txt").is_file()
-    (extras,) = re.fullmatch(r"\.\[([\w,]+)\]", line[4]).groups()  # type: ignore[union-attr]
+    if line[2] == "-c":
+        assert (ROOT / line[3]).is_file()
+    (extras,) = re.fullmatch(r"(?:\.|st_asym)\[([\w,]+)\]", line[-1]).groups()  # type: ignore[union-attr]
     offered = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[project.optional-dependencies]")[2]
     for extra in extras.split(","):
         assert re.search(rf"^{extra} = \[", offered, re.MULTILINE), extra
@@ -95,3 +96,10 @@ def test_what_is_installed_is_offered(line: list[str]) -> None:
 def test_files_that_are_named_are_there() -> None:
     for name in re.findall(r"`(examples/[\w/]+\.\w+)`", TEXT):
         assert (ROOT / name).is_file(), name
+    for page in PAGES:
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).is_file(), (page.name, link)
+
+
+def test_the_readme_is_for_the_first_ten_minutes() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 160

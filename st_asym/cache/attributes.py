@@ -25,15 +25,16 @@ from st_asym.cache.described import Undescribed, code_of, described, is_origin, 
 
 _INTERNAL = frozenset(vars(nn.Module()))
 # What libraries keep in modules for themselves, and the configuration of adapters, whose layers have what it led to.
-_IDLE = frozenset(
+_IDLE_ATTRIBUTES = frozenset(
     {"_hf_hook", "_is_hf_initialized", "_old_forward", "_original_forward", "_peft_config", "_prompt_length_mapping"}
     | {"gradient_checkpointing", "peft_config", "warnings_issued"}
 )
 # Sizes, which the weights have too, and what only training does.
-_SIZES = frozenset({"in_features", "out_features", "num_embeddings", "embedding_dim", "normalized_shape", "vocab_size"})
-_TRAINING = frozenset({"p", "inplace", "bias", "sparse", "scale_grad_by_freq"})
+_IN_WEIGHTS = frozenset(
+    {"in_features", "out_features", "num_embeddings", "embedding_dim", "normalized_shape", "vocab_size"}
+    | {"p", "inplace", "bias", "sparse", "scale_grad_by_freq"}
+)
 _SCALARS = (bool, int, float, str, torch.dtype, types.FunctionType, types.MethodType)
-
 # By module the attributes that running the encoder has changed: no settings, but counters and the like.
 _CHANGES_BY_ITSELF: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
@@ -60,7 +61,7 @@ def without_configuration(modules: Sequence[nn.Module]) -> list[Any]:
 def hidden_tensors(modules: Sequence[nn.Module]) -> list[Tensor]:
     """Tensors of modules that no state dict has, to be watched like weights."""
     found: list[Tensor] = []
-    for module in walk(modules):
+    for module in _walk(modules):
         if not is_stock(type(module)):
             found += _hidden_buffers(module).values()
             found += [value for value in _seen(module).values() if isinstance(value, Tensor)]
@@ -68,11 +69,79 @@ def hidden_tensors(modules: Sequence[nn.Module]) -> list[Tensor]:
     return found
 
 
-def walk(modules: Sequence[nn.Module]) -> list[nn.Module]:
-    """All modules, those that others hold in lists and mappings too, in an order that stays."""
-    found = _parts(modules)
-    held = [one for module in found if not is_stock(type(module)) for one in _held(module)]
-    return found + walk(held) if held else found
+class Attributes:
+    """The attributes of modules as they were once."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        found = _walk(modules)
+        configs = [config for one in found if isinstance(config := vars(one).get("config"), PretrainedConfig)]
+        self._parts = _parts(modules)
+        self._records = [_Record.of(module) for module in found]
+        self._foreign = [record for record in self._records if not is_stock(type(record.module))]
+        self._classes = {kind: _of_class(kind) for kind in dict.fromkeys(type(one.module) for one in self._foreign)}
+        # By identity: configurations cannot be hashed.
+        self._configurations = {id(one): (one, copy.deepcopy(_of_configuration(one))) for one in configs}
+
+    def have_changed(self, modules: Sequence[nn.Module]) -> bool:
+        """Whether a module has come, gone or changed: looked at in every step, so in a tenth of a millisecond."""
+        return (
+            _parts(modules) != self._parts
+            or any(_held(one.module) != one.held or one.changed_others() for one in self._foreign)
+            or any(
+                len(now := vars(one.module)) != one.count or not one.plain.items() <= now.items()
+                for one in self._records
+            )
+            or any(_of_class(kind) != before for kind, before in self._classes.items())
+            or any(not before.items() <= vars(one).items() for one, before in self._configurations.values())
+        )
+
+    def note_what_ran(self) -> bool:
+        """Whether running the encoder has changed attributes of modules: from now on these are no settings."""
+        noted = False
+        for record in self._foreign:
+            now = _seen(record.module)
+            changed = {name for name, value in record.plain.items() if name not in now or now[name] != value}
+            changed |= record.changed_others() | (now.keys() - record.plain.keys() - record.others.keys())
+            if changed:
+                _CHANGES_BY_ITSELF.setdefault(record.module, set()).update(changed)
+                noted = True
+        return noted
+
+
+@dataclass(frozen=True)
+class _Record:
+    """The attributes of a module as they were once.
+
+    Attributes:
+        module: The module.
+        count: How many attributes it had.
+        plain: Copies of those that ``==`` compares.
+        others: Of a module that is not the libraries', the rest: value, and what is compared beside its identity.
+        held: The modules that such a one has in lists and mappings.
+    """
+
+    module: nn.Module
+    count: int
+    plain: dict[str, Any]
+    others: dict[str, tuple[Any, Any]]
+    held: list[nn.Module]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> _Record:
+        plain, count = copy.deepcopy(_plain(module)), len(vars(module))
+        if is_stock(type(module)):
+            return cls(module, count, plain, {}, [])
+        rest = {name: value for name, value in _seen(module).items() if not is_plain(value)}
+        others = {name: (value, _quick_description(value)) for name, value in rest.items()}
+        return cls(module, count, plain, others, _held(module))
+
+    def changed_others(self) -> set[str]:
+        now = vars(self.module)
+        return {
+            name
+            for name, (value, description) in self.others.items()
+            if now.get(name) is not value or _quick_description(value) != description
+        }
 
 
 def _parts(modules: Sequence[nn.Module]) -> list[nn.Module]:
@@ -89,88 +158,15 @@ def _parts(modules: Sequence[nn.Module]) -> list[nn.Module]:
 def _held(module: nn.Module) -> list[nn.Module]:
     """Modules in lists and mappings, which torch does not know as parts."""
     values = [value for name, value in vars(module).items() if name not in _INTERNAL]
-    groups = [
-        value.values() if type(value) is dict else value for value in values if type(value) in (dict, list, tuple)
-    ]
+    groups = [one.values() if type(one) is dict else one for one in values if type(one) in (dict, list, tuple)]
     return [one for group in groups for one in group if isinstance(one, nn.Module)]
 
 
-@dataclass
-class Attributes:
-    """The attributes of modules as they were once.
-
-    Attributes:
-        modules: All of them, in the order of :func:`walk`.
-        parts: All that torch knows of.
-        foreign: Those that are not the libraries', and what ``held`` they hold in lists and mappings.
-        plain: For each its attributes, their number, and copies of those that ``==`` compares.
-        others: Of modules that are not the library's, the rest: attributes, name, value and description.
-        classes: The classes of those modules, and copies of what they say.
-        configurations: Of networks, and copies of what they say.
-    """
-
-    modules: list[nn.Module]
-    parts: list[nn.Module]
-    foreign: list[nn.Module]
-    held: list[list[nn.Module]]
-    plain: list[tuple[dict[str, Any], int, dict[str, Any]]]
-    others: list[tuple[nn.Module, str, Any, Any]]
-    classes: list[tuple[type, dict[str, Any]]]
-    configurations: list[tuple[PretrainedConfig, dict[str, Any]]]
-
-    @classmethod
-    def of(cls, modules: Sequence[nn.Module]) -> Attributes:
-        """Those that the modules have now."""
-        found = walk(modules)
-        foreign = [module for module in found if not is_stock(type(module))]
-        rest = [(m, name, one) for m in foreign for name, one in _seen(m).items() if not is_plain(one)]
-        configurations = {
-            id(config): config for module in found if isinstance(config := vars(module).get("config"), PretrainedConfig)
-        }
-        return cls(
-            modules=found,
-            parts=_parts(modules),
-            foreign=foreign,
-            held=[_held(module) for module in foreign],
-            plain=[(vars(module), len(vars(module)), copy.deepcopy(_plain(module))) for module in found],
-            others=[(module, name, one, _quick_description(one)) for module, name, one in rest],
-            classes=[(kind, _of_class(kind)) for kind in dict.fromkeys(map(type, foreign))],
-            configurations=[(config, copy.deepcopy(_of_configuration(config))) for config in configurations.values()],
-        )
-
-    def have_changed(self, modules: Sequence[nn.Module]) -> bool:
-        """Whether a module has come, gone or changed: looked at in every step, so in a tenth of a millisecond."""
-        return (
-            _parts(modules) != self.parts
-            or [_held(module) for module in self.foreign] != self.held
-            or any(len(now) != count or not before.items() <= now.items() for now, count, before in self.plain)
-            or any(
-                vars(module).get(name) is not value or _quick_description(value) != description
-                for module, name, value, description in self.others
-            )
-            or any(_of_class(kind) != before for kind, before in self.classes)
-            or any(not before.items() <= vars(config).items() for config, before in self.configurations)
-        )
-
-    def note_what_ran(self) -> bool:
-        """Whether running the encoder has changed attributes of modules: from now on these are no settings."""
-        noted = False
-        for module, (_, _, before) in zip(self.modules, self.plain, strict=True):
-            if is_stock(type(module)):
-                continue
-            others = {name: (value, description) for one, name, value, description in self.others if one is module}
-            now = _seen(module)
-            changed = {name for name, value in before.items() if name not in now or now[name] != value}
-            changed |= {name for name in now if name not in before and name not in others}
-            changed |= {
-                name
-                for name, (value, description) in others.items()
-                if now.get(name) is not value or _quick_description(value) != description
-            }
-            if changed:
-                _CHANGES_BY_ITSELF.setdefault(module, set()).update(changed)
-                noted = True
-        return noted
+def _walk(modules: Sequence[nn.Module]) -> list[nn.Module]:
+    """All modules, those that others hold in lists and mappings too, in an order that stays."""
+    found = _parts(modules)
+    held = [one for module in found if not is_stock(type(module)) for one in _held(module)]
+    return found + _walk(held) if held else found
 
 
 def _with_owners(top: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Module]]:
@@ -190,7 +186,7 @@ def _seen(module: nn.Module) -> dict[str, Any]:
         name: value
         for name, value in vars(module).items()
         if name not in _INTERNAL
-        and name not in _IDLE
+        and name not in _IDLE_ATTRIBUTES
         and name not in by_itself
         and "cache" not in name.lower()
         and not is_origin(name)
@@ -235,17 +231,13 @@ def _quick_description(value: Any) -> Any:
     """What is compared in every step of a value beside its identity; tensors and modules are watched themselves."""
     if isinstance(value, PreTrainedTokenizerBase):
         return quick_tokenizer(value)
-    if isinstance(value, Tensor | nn.Module) or is_stock(type(value)) or _has_modules(value):
+    group = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    if isinstance(value, Tensor | nn.Module) or is_stock(type(value)) or any(isinstance(x, nn.Module) for x in group):
         return None
     try:
         return described(value)
     except Undescribed:
         return None
-
-
-def _has_modules(value: Any) -> bool:
-    group = value.values() if isinstance(value, dict) else value
-    return isinstance(value, dict | list | tuple) and any(isinstance(one, nn.Module) for one in group)
 
 
 def _of_class(kind: type) -> dict[str, Any]:
@@ -284,7 +276,7 @@ def _differences(path: str, module: nn.Module, reference: nn.Module | None) -> I
         return
     usual = _plain(reference)
     for name, value in sorted(_plain(module).items()):
-        idle = name in _SIZES or name in _TRAINING or "drop" in name or name.startswith("_")
+        idle = name in _IN_WEIGHTS or "drop" in name or name.startswith("_")
         if not idle and name in usual and value != usual[name]:
             yield [path, name, described(value)]
 

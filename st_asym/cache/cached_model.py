@@ -12,8 +12,9 @@ from sentence_transformers.base.modules import Router, Transformer
 from torch import Tensor, nn
 
 from st_asym.cache.embedding_cache import EmbeddingCache
-from st_asym.cache.encoding import Precision
-from st_asym.cache.fingerprint import accepted_options, encoder_fingerprint, encoder_modules, is_fingerprint
+from st_asym.cache.encoding import Precision, accepted_options
+from st_asym.cache.fingerprint import encoder_fingerprint, is_fingerprint
+from st_asym.heads.anatomy import encoder_modules
 
 
 class CachedSentenceTransformer(SentenceTransformer):
@@ -98,7 +99,10 @@ class CachedSentenceTransformer(SentenceTransformer):
         encoder = encoder_modules(self)
         for name, module in self.named_children():
             if name not in encoder:
-                input = module(input, **self._accepted(name, module, kwargs))  # noqa: A001
+                # As the stock method passes them on.
+                names = {*(self.module_kwargs or {}).get(name, ()), *getattr(module, "forward_kwargs", ())}
+                accepted = {key: value for key, value in kwargs.items() if isinstance(module, Router) or key in names}
+                input = module(input, **accepted)  # noqa: A001
         return input
 
     def encode(self, *args: Any, **kwargs: Any) -> Any:
@@ -182,13 +186,6 @@ class CachedSentenceTransformer(SentenceTransformer):
                 if parameter.is_floating_point():
                     return parameter.dtype
         return self.dtype or torch.float32
-
-    def _accepted(self, name: str, module: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The keyword arguments that the stock ``forward`` passes to a module."""
-        if isinstance(module, Router):
-            return kwargs
-        names = {*(self.module_kwargs or {}).get(name, ()), *getattr(module, "forward_kwargs", ())}
-        return {key: value for key, value in kwargs.items() if key in names}
 
 
 def _share(source: SentenceTransformer, target: SentenceTransformer) -> None:

@@ -28,10 +28,10 @@ from transformers.configuration_utils import PretrainedConfig
 _PACKAGES = frozenset(
     {"accelerate", "bitsandbytes", "sentence_transformers", "st_asym", "tokenizers", "torch", "torchao", "transformers"}
 )
-_PLAIN = (bool, int, float, str, bytes, torch.dtype, enum.Enum, types.FunctionType, types.BuiltinFunctionType, type)
 # Settings of a transformers configuration that change when it is saved, or that do not reach the vectors.
 _IDLE_SETTINGS = frozenset({"architectures", "dtype", "gradient_checkpointing", "transformers_version", "use_cache"})
 _TOKENIZER_SETTINGS = ("padding_side", "truncation_side", "model_max_length", "model_input_names", "chat_template")
+_PLAIN = (bool, int, float, str, bytes, torch.dtype, enum.Enum, types.FunctionType, types.BuiltinFunctionType, type)
 # Nothing that a vector could depend on, and different in every process.
 _IDLE = (
     logging.Logger,
@@ -43,6 +43,10 @@ _IDLE = (
     threading.local,
     io.IOBase,
 )
+
+
+class Undescribed(ValueError):  # noqa: N818 - not raised to users as such
+    """A value that cannot be told from another of its kind."""
 
 
 # Asked of each module in every step.
@@ -66,17 +70,10 @@ def is_plain(value: Any) -> bool:
     return type(value) is dict and all(map(is_plain, value)) and all(map(is_plain, value.values()))
 
 
-class Undescribed(ValueError):  # noqa: N818 - not raised to users as such
-    """A value that cannot be told from another of its kind."""
-
-
 def described(value: Any, above: tuple[int, ...] = ()) -> Any:
-    """A value as what JSON knows.
+    """A value as what JSON knows: tensors and arrays digested, functions by their code, objects by class and state.
 
-    Args:
-        value: Anything. Tensors and arrays are digested, functions known by their code, objects by class and
-            attributes.
-        above: The identities of what it is part of.
+    ``above`` are the identities of what it is part of.
 
     Raises:
         Undescribed: A part of it is an object that shows nothing of itself.
@@ -89,6 +86,11 @@ def described(value: Any, above: tuple[int, ...] = ()) -> Any:
         if isinstance(value, kinds):
             return describe(value, (*above, id(value)))
     return _object(value, (*above, id(value)))
+
+
+def tensor_bytes(tensor: Tensor) -> Any:
+    """The values of a tensor, of any dtype and on any device, for a digest."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def network_settings(config: PretrainedConfig) -> dict[str, Any]:
@@ -121,11 +123,8 @@ def quick_tokenizer(tokenizer: Any) -> Any:
     size = len(tokenizer) if backend is None else backend.get_vocab_size(with_added_tokens=True)
     names = () if backend is None else ("normalizer", "pre_tokenizer", "post_processor")
     parts = [getattr(backend, name) for name in names]
-    return [
-        size,
-        [part is not None and hash(part.__getstate__()) for part in parts],
-        [getattr(tokenizer, name, None) for name in _TOKENIZER_SETTINGS],
-    ]
+    settings = [getattr(tokenizer, name, None) for name in _TOKENIZER_SETTINGS]
+    return [size, [part is not None and hash(part.__getstate__()) for part in parts], settings]
 
 
 def code_of(kind: type) -> Any:
@@ -141,18 +140,25 @@ def code_of(kind: type) -> Any:
     return parts
 
 
+def is_origin(name: Any) -> bool:
+    """Whether a name is one under which is kept where something came from, which no vector depends on."""
+    return isinstance(name, str) and name.endswith("name_or_path")
+
+
+def _digest(content: Any) -> str:
+    return hashlib.blake2b(content, digest_size=32).hexdigest()
+
+
 def _tensor(value: Tensor, _: tuple[int, ...]) -> Any:
     if value.device.type == "meta":
         raise Undescribed("a tensor that is not in memory")
-    content: Any = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return ["tensor", str(value.dtype), list(value.shape), hashlib.blake2b(content, digest_size=32).hexdigest()]
+    return ["tensor", str(value.dtype), list(value.shape), _digest(tensor_bytes(value))]
 
 
 def _array(value: np.ndarray[Any, Any], above: tuple[int, ...]) -> Any:
     if value.dtype.hasobject:
         return ["array", list(value.shape), [described(one, above) for one in value.reshape(-1).tolist()]]
-    content = np.ascontiguousarray(value).tobytes()
-    return ["array", str(value.dtype), list(value.shape), hashlib.blake2b(content, digest_size=32).hexdigest()]
+    return ["array", str(value.dtype), list(value.shape), _digest(np.ascontiguousarray(value).tobytes())]
 
 
 def _module(value: nn.Module, above: tuple[int, ...]) -> Any:
@@ -162,45 +168,23 @@ def _module(value: nn.Module, above: tuple[int, ...]) -> Any:
 
 
 def _function(value: types.FunctionType, above: tuple[int, ...]) -> Any:
-    cells = [_cell(cell) for cell in value.__closure__ or ()]
-    return [
-        "function",
-        value.__qualname__.rpartition(".")[2],
-        _code(value.__code__),
-        [described(one, above) for one in (value.__defaults__, value.__kwdefaults__, cells)],
-    ]
+    cells = []
+    for cell in value.__closure__ or ():
+        try:
+            content = cell.cell_contents
+        except ValueError:  # not filled yet
+            content = None
+        # Of a module that a function belongs to, the module itself is looked at.
+        cells.append(fullname(content) if isinstance(content, nn.Module) else content)
+    inner = [described(one, above) for one in (value.__defaults__, value.__kwdefaults__, cells)]
+    return ["function", value.__qualname__.rpartition(".")[2], _code(value.__code__), inner]
 
 
-def _cell(cell: types.CellType) -> Any:
-    try:
-        value = cell.cell_contents
-    except ValueError:  # not filled yet
-        return None
-    # Of a module that a function belongs to, the module itself is looked at.
-    return fullname(value) if isinstance(value, nn.Module) else value
-
-
-def _code(code: types.CodeType) -> Any:
-    return [code.co_code.hex(), [_constant(one) for one in code.co_consts], list(code.co_names)]
-
-
-def _constant(value: Any) -> Any:
+def _code(value: Any) -> Any:
+    """Code, or a constant of it."""
     if isinstance(value, types.CodeType):
-        return _code(value)
+        return [value.co_code.hex(), [_code(one) for one in value.co_consts], list(value.co_names)]
     return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)
-
-
-def _method(value: Any, above: tuple[int, ...]) -> Any:
-    owner = value.__self__
-    return ["method", fullname(owner), described(value.__func__, above)]
-
-
-def _builtin(value: Any, _: tuple[int, ...]) -> Any:
-    return [getattr(value, "__module__", None), getattr(value, "__qualname__", getattr(value, "__name__", ""))]
-
-
-def _class(value: type, _: tuple[int, ...]) -> Any:
-    return [value.__module__, value.__qualname__]
 
 
 def _mapping(value: Mapping[Any, Any], above: tuple[int, ...]) -> Any:
@@ -208,21 +192,16 @@ def _mapping(value: Mapping[Any, Any], above: tuple[int, ...]) -> Any:
     return ["mapping", sorted(items, key=repr)]
 
 
-def is_origin(name: Any) -> bool:
-    """Whether a name is one under which is kept where something came from, which no vector depends on."""
-    return isinstance(name, str) and name.endswith("name_or_path")
-
-
 def _object(value: Any, above: tuple[int, ...]) -> Any:
     if hasattr(value, "to_str"):  # a tokenizer, without what the last call set up for its own batch
-        return ["tokenizer", hashlib.blake2b(value.to_str().encode(), digest_size=32).hexdigest()]
+        return ["tokenizer", _digest(value.to_str().encode())]
     slots = [name for one in type(value).__mro__ for name in getattr(one, "__slots__", ()) if hasattr(value, name)]
     state = {**{name: getattr(value, name) for name in slots}, **getattr(value, "__dict__", {})}
     if state or hasattr(value, "__dict__"):
         kept = {name: one for name, one in state.items() if not is_stock(type(value)) or is_plain(one)}
         return [fullname(value), [] if is_stock(type(value)) else code_of(type(value)), _mapping(kept, above)]
     try:
-        return [fullname(value), hashlib.blake2b(pickle.dumps(value, 4), digest_size=32).hexdigest()]
+        return [fullname(value), _digest(pickle.dumps(value, 4))]
     except Exception as error:  # whatever its own reduction raises
         raise Undescribed(f"a {fullname(value)}") from error
 
@@ -236,17 +215,20 @@ _DESCRIPTIONS: tuple[tuple[Any, Callable[[Any, tuple[int, ...]], Any]], ...] = (
     (nn.Module, _module),
     (PretrainedConfig, lambda value, above: described(network_settings(value), above)),
     (PreTrainedTokenizerBase, lambda value, above: described(tokenizer_settings(value), above)),
-    (bytes | bytearray, lambda value, _: ["bytes", hashlib.blake2b(value, digest_size=32).hexdigest()]),
+    (bytes | bytearray, lambda value, _: ["bytes", _digest(value)]),
     (torch.dtype | torch.Size | complex, lambda value, _: repr(value)),
     (PurePath, lambda value, _: value.name),
     (Mapping, _mapping),
     (list | tuple, lambda value, above: [described(one, above) for one in value]),
     (set | frozenset, lambda value, above: sorted([described(one, above) for one in value], key=repr)),
     (types.FunctionType, _function),
-    (types.MethodType, _method),
+    (types.MethodType, lambda value, above: ["method", fullname(value.__self__), described(value.__func__, above)]),
     (functools.partial, lambda value, above: described([value.func, value.args, value.keywords], above)),
-    (type, _class),
+    (type, lambda value, _: [value.__module__, value.__qualname__]),
     (types.ModuleType, lambda value, _: value.__name__),
-    (types.BuiltinFunctionType | types.MethodDescriptorType | types.WrapperDescriptorType, _builtin),
+    (
+        types.BuiltinFunctionType | types.MethodDescriptorType | types.WrapperDescriptorType,
+        lambda value, _: [getattr(value, "__module__", None), getattr(value, "__qualname__", value.__name__)],
+    ),
     (inspect.Signature, lambda value, _: str(value)),
 )

@@ -5,22 +5,15 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from st_asym.cache.encoding import Precision, encode_into
-from st_asym.cache.fingerprint import (
-    accepted_options,
-    encoder_fingerprint,
-    group_of,
-    listed,
-    listens_to_task,
-    note_what_ran,
-    record_keys,
-)
+from st_asym.cache.encoding import Precision, accepted_options, encode_into, listens_to_task
+from st_asym.cache.fingerprint import encoder_fingerprint, group_of, listed, note_what_ran, record_keys
 from st_asym.cache.lmdb_file import CacheError
 from st_asym.cache.parquet import read_parquet, write_parquet
 from st_asym.cache.store import Floats, StoredType, VectorStore
@@ -109,28 +102,16 @@ class EmbeddingCache:
                 :func:`st_asym.encoder_fingerprint`. The message names the row, or where.
             CacheError: The directory is read-only, damaged, or full, or the disk is.
         """
-        texts = listed(texts)
-        keys = self._keys(model, texts, prompt, task, precision, options)
+        asked = _Asked(model, listed(texts), prompt, task, precision, options)
+        keys = asked.keys()
         missing: dict[bytes, int] = {}
         for start in range(0, len(keys), _PORTION):
             for row in self._look_up(keys[start : start + _PORTION])[1]:
                 missing.setdefault(keys[start + row], start + row)
         if show_progress_bar is None:
             show_progress_bar = logger.isEnabledFor(logging.INFO)
-        if not missing:
-            return 0
-        return self._encode(
-            model,
-            texts,
-            missing,
-            prompt,
-            task,
-            precision,
-            options,
-            batch_tokens=batch_tokens,
-            devices=devices,
-            show_progress_bar=show_progress_bar,
-        )
+        how = {"batch_tokens": batch_tokens, "devices": devices, "show_progress_bar": show_progress_bar}
+        return self._encode(asked, missing, **how) if missing else 0
 
     def get(
         self,
@@ -161,7 +142,7 @@ class EmbeddingCache:
             CacheError: The file is damaged.
         """
         texts = listed(texts)
-        vectors, missing = self._look_up(self._keys(model, texts, prompt, task, precision, options))
+        vectors, missing = self._look_up(_Asked(model, texts, prompt, task, precision, options).keys())
         if missing:
             raise KeyError(
                 f"{len(missing)} of {len(texts)} texts are not in the cache, the first in row {missing[0]}: "
@@ -190,19 +171,18 @@ class EmbeddingCache:
             RuntimeError: A text is missing in a worker process of a data loader, where the encoder must not run.
             TypeError, ValueError, CacheError: As :meth:`fill`.
         """
-        texts = listed(texts)
-        keys = self._keys(model, texts, prompt, task, precision, options, fingerprint)
+        asked = _Asked(model, listed(texts), prompt, task, precision, options)
+        keys = asked.keys(fingerprint)
         vectors, rows = self._look_up(keys)
+        if rows:
+            self._encode(asked, {keys[row]: row for row in reversed(rows)})
+            vectors, rows = self._look_up(asked.keys())
         if not rows:
             return np.empty((0, 0), dtype=np.float32) if vectors is None else vectors
-        self._encode(model, texts, {keys[row]: row for row in reversed(rows)}, prompt, task, precision, options)
-        vectors, rows = self._look_up(self._keys(model, texts, prompt, task, precision, options))
-        if vectors is not None and not rows:
-            return vectors
         raise CacheError(
-            f"{self.store.directory} lost the vector of {texts[rows[0]]!r:.80} right after it was written: another "
-            "process removed it, or the file is damaged. In that case delete data.mdb there: the vectors are encoded "
-            "anew."
+            f"{self.store.directory} lost the vector of {asked.texts[rows[0]]!r:.80} right after it was written: "
+            "another process removed it, or the file is damaged. In that case delete data.mdb there: the vectors are "
+            "encoded anew."
         )
 
     def remove(self, model: SentenceTransformer) -> int:
@@ -278,45 +258,29 @@ class EmbeddingCache:
         """Open it again."""
         self.__init__(**state)  # type: ignore[misc]
 
-    def _keys(
-        self,
-        model: SentenceTransformer,
-        texts: Sequence[str],
-        prompt: str | None,
-        task: str | None,
-        precision: str,
-        options: dict[str, Any],
-        fingerprint: str | None = None,
-    ) -> list[bytes]:
-        if not isinstance(model, SentenceTransformer):
-            raise TypeError(f"The model must be a SentenceTransformer, not a {type(model).__name__}.")
-        _check_options(model, options)
-        task = task if task is not None and listens_to_task(model) else None
-        fingerprint = fingerprint or encoder_fingerprint(model)
-        return record_keys(fingerprint, texts, prompt=prompt, task=task, precision=precision, **options)
-
-    def _encode(
-        self,
-        model: SentenceTransformer,
-        texts: Sequence[str],
-        missing: dict[bytes, int],
-        prompt: str | None,
-        task: str | None,
-        precision: Precision,
-        options: dict[str, Any],
-        **how: Any,
-    ) -> int:
+    def _encode(self, asked: _Asked, missing: dict[bytes, int], **how: Any) -> int:
         """Encode what is missing, under other keys where running the encoder shows that it has others."""
-        self._check_may_encode(len(missing))
+        if self.store.read_only:
+            raise CacheError(f"{len(missing)} texts are missing in {self.store.directory}, which cannot be written to.")
+        if torch.utils.data.get_worker_info() is not None:
+            raise RuntimeError(
+                f"{len(missing)} texts are not in the cache, and the encoder does not run in the workers of a data "
+                "loader: call EmbeddingCache.fill(model, texts) before training, or use dataloader_num_workers=0."
+            )
 
         def keys_changed(rows: Sequence[int]) -> list[bytes] | None:
-            if not note_what_ran(model):
-                return None
-            return self._keys(model, [texts[row] for row in rows], prompt, task, precision, options)
+            return asked.keys(rows=rows) if note_what_ran(asked.model) else None
 
-        options_and_more = dict(options, prompt=prompt or None, task=task)
+        options = dict(asked.options, prompt=asked.prompt or None, task=asked.task)
         return encode_into(
-            self.store, model, texts, missing, options_and_more, precision=precision, keys_changed=keys_changed, **how
+            self.store,
+            asked.model,
+            asked.texts,
+            missing,
+            options,
+            precision=asked.precision,
+            keys_changed=keys_changed,
+            **how,
         )
 
     def _look_up(self, keys: Sequence[bytes]) -> tuple[Floats | None, list[int]]:
@@ -331,26 +295,6 @@ class EmbeddingCache:
             )
         return found.vectors, found.missing
 
-    def _check_may_encode(self, count: int) -> None:
-        if self.store.read_only:
-            raise CacheError(f"{count} texts are missing in {self.store.directory}, which cannot be written to.")
-        if torch.utils.data.get_worker_info() is not None:
-            raise RuntimeError(
-                f"{count} texts are not in the cache, and the encoder does not run in the workers of a data loader: "
-                "call EmbeddingCache.fill(model, texts) before training, or use dataloader_num_workers=0."
-            )
-
-
-def _check_options(model: SentenceTransformer, options: dict[str, Any]) -> None:
-    if not options:
-        return
-    known = sorted({"processing_kwargs", *accepted_options(model)} - {"task"})
-    if unknown := sorted(set(options).difference(known)):
-        raise TypeError(
-            f"There is no option {unknown[0]!r}: beside prompt, task and precision this encoder takes "
-            f"{', '.join(known)}, and EmbeddingCache.fill takes {', '.join(_FILL)}."
-        )
-
 
 def open_cache(cache: EmbeddingCache | str | os.PathLike[str] | None) -> EmbeddingCache:
     """A cache as it is, that of a directory, or the one in the cache folder of ``huggingface_hub``."""
@@ -359,3 +303,35 @@ def open_cache(cache: EmbeddingCache | str | os.PathLike[str] | None) -> Embeddi
     if isinstance(cache, EmbeddingCache):
         return cache
     return EmbeddingCache(cached_assets_path("st_asym", subfolder="vectors") if cache is None else cache)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Texts, and all that their vectors depend on."""
+
+    model: SentenceTransformer
+    texts: Sequence[str]
+    prompt: str | None
+    task: str | None
+    precision: Precision
+    options: dict[str, Any]
+
+    def keys(self, fingerprint: str | None = None, rows: Sequence[int] | None = None) -> list[bytes]:
+        """The keys of all texts, or of some; the fingerprint is asked for where it is not given."""
+        if not isinstance(self.model, SentenceTransformer):
+            raise TypeError(f"The model must be a SentenceTransformer, not a {type(self.model).__name__}.")
+        if self.options:
+            known = sorted({"processing_kwargs", *accepted_options(self.model)} - {"task"})
+            if unknown := sorted(set(self.options).difference(known)):
+                raise TypeError(
+                    f"There is no option {unknown[0]!r}: beside prompt, task and precision this encoder takes "
+                    f"{', '.join(known)}, and EmbeddingCache.fill takes {', '.join(_FILL)}."
+                )
+        return record_keys(
+            fingerprint or encoder_fingerprint(self.model),
+            self.texts if rows is None else [self.texts[row] for row in rows],
+            prompt=self.prompt,
+            task=self.task if self.task is not None and listens_to_task(self.model) else None,
+            precision=self.precision,
+            **self.options,
+        )

@@ -13,8 +13,9 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from st_asym.cache.fingerprint import encoder_modules, with_module_kwargs
+from st_asym.cache.described import is_stock
 from st_asym.cache.store import Floats, VectorStore
+from st_asym.heads.anatomy import encoder_alone, encoder_modules
 
 Precision = Literal["fp32", "bf16"]
 Encode = Callable[[Sequence[str], int], Floats]
@@ -56,14 +57,17 @@ def encode_into(
         ValueError: The encoder cannot encode a text. The message names its row.
     """
     keys, wanted = list(rows), list(rows.values())
+    longest = model.max_seq_length
     plan = batches(
         [texts[row] for row in wanted],
-        max_tokens=_max_tokens(model),
+        max_tokens=int(longest) if longest and longest < 1 << 31 else None,  # a StaticEmbedding says infinity
         batch_tokens=batch_tokens,
         on_cpu=(torch.device(devices[0]) if devices else model.device).type == "cpu",
         workers=len(devices or [""]),
     )
-    pending = _Pending(store, _name(model))
+    named = getattr(model.config, "_name_or_path", None) or model.model_card_data.base_model
+    parts = [type(module).__name__ for module in encoder_modules(model).values()]
+    pending = _Pending(store, str(named or " + ".join(parts)))
     there: set[int] = set()
     encoded = 0
     with (
@@ -81,7 +85,13 @@ def encode_into(
                 except (TypeError, ValueError) as error:
                     _name_the_row(encode, texts, part, error)
                     raise
-                _check_finite(vectors, texts, part)
+                bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+                if len(bad):  # no later step could use them, and none would notice
+                    row = part[int(bad[0])]
+                    raise ValueError(
+                        f"The encoder gives values that are not finite for {len(bad)} of {len(part)} texts, the first "
+                        f"in row {row}, {texts[row]!r:.80}: check its weights, and its precision."
+                    )
                 encoded += len(block)
                 if (others := keys_changed(wanted)) is not None:
                     keys = list(others)
@@ -102,7 +112,9 @@ def encoding(
     own device then.
     """
     device = model.device
-    encoder = _encoder(model, precision, devices[0] if devices else device.type)
+    in_bf16 = precision == "bf16" and has_bfloat16(torch.device(devices[0] if devices else device.type))
+    kind = _Bfloat16Encoder if in_bf16 else SentenceTransformer
+    encoder = encoder_alone(model, kind, trust_remote_code=model.trust_remote_code)
     pool = encoder.start_multi_process_pool(list(devices)) if devices else None
 
     def encode(texts: Sequence[str], batch_size: int) -> Floats:
@@ -125,13 +137,9 @@ def batches(
 ) -> Iterator[tuple[list[int], int]]:
     """Cut texts, longest first, into blocks of rows and the batch size for each.
 
-    Args:
-        texts: Strings, in any order.
-        max_tokens: What the encoder truncates at, None for no limit.
-        batch_tokens: Tokens per batch, padding included, as guessed from the length of the texts; None for a good
-            value on this kind of device.
-        on_cpu: Whether the encoder runs on a processor.
-        workers: Processes that share a block.
+    The encoder truncates at ``max_tokens``; ``workers`` processes share a block. Tokens are guessed from the length of
+    the texts, and those of a batch, padding included, are at most ``batch_tokens``; None is a good number for the
+    device.
     """
     budget = batch_tokens or (_CPU_TOKENS if on_cpu else _GPU_TOKENS)
     sizes = np.array([len(text.encode("utf-8", "surrogatepass")) for text in texts], dtype=np.int64)
@@ -145,6 +153,40 @@ def batches(
         start = end
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 products run in hardware."""
+    if device.type == "cpu":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def accepted_options(model: SentenceTransformer) -> set[str]:
+    """The keyword arguments that the modules before the heads take, ``task`` among them if one does."""
+    options: set[str] = set()
+    for name, module in encoder_modules(model).items():
+        options |= set((model.module_kwargs or {}).get(name, ())) | set(getattr(module, "forward_kwargs", ()))
+    return options
+
+
+def listens_to_task(model: SentenceTransformer) -> bool:
+    """Whether the encoder may treat a query and a document of the same text and prompt differently, before the heads.
+
+    A first module that is not the library's is asked to turn texts into features with the task at hand, so it may.
+    """
+    if "task" in accepted_options(model):
+        return True
+    modules = list(encoder_modules(model).values())
+    if not is_stock(type(modules[0])):
+        return True
+    for module in modules:
+        if any(getattr(module, name, None) for name in ("query_length", "document_length", "query_expansion")):
+            return True
+        templates = [getattr(getattr(module, one, None), "chat_template", None) for one in ("tokenizer", "processor")]
+        if any("task" in str(template or "") for template in templates):
+            return True
+    return False
+
+
 class _Bfloat16Encoder(SentenceTransformer):
     """A stock model whose matrix products run in bfloat16, in this process or in those of a pool."""
 
@@ -153,24 +195,6 @@ class _Bfloat16Encoder(SentenceTransformer):
             features = super().forward(input, **kwargs)
         features["sentence_embedding"] = features["sentence_embedding"].float()
         return features
-
-
-def _encoder(model: SentenceTransformer, precision: Precision, device: str) -> SentenceTransformer:
-    modules = encoder_modules(model)
-    kind = _Bfloat16Encoder if precision == "bf16" and has_bfloat16(torch.device(device)) else SentenceTransformer
-    encoder = kind(
-        modules=modules,  # type: ignore[arg-type]  # names are kept where they come as a dict
-        device=model.device,  # type: ignore[arg-type]  # annotated as str, handed to Module.to
-        trust_remote_code=model.trust_remote_code,
-    )
-    return with_module_kwargs(encoder, model)
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 products run in hardware."""
-    if device.type == "cpu":
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 class _Pending:
@@ -194,29 +218,6 @@ class _Pending:
         if keys:
             self._store.put(keys, np.concatenate(vectors), self._name)
         self._since = time.monotonic()
-
-
-def _name(model: SentenceTransformer) -> str:
-    """What to call an encoder in :meth:`EmbeddingCache.stats`."""
-    known = getattr(model.config, "_name_or_path", None) or model.model_card_data.base_model
-    return str(known or " + ".join(type(module).__name__ for module in encoder_modules(model).values()))
-
-
-def _max_tokens(model: SentenceTransformer) -> int | None:
-    """What the encoder truncates at; a ``StaticEmbedding`` says infinity."""
-    length = model.max_seq_length
-    return int(length) if length and length < 1 << 31 else None
-
-
-def _check_finite(vectors: Floats, texts: Sequence[str], rows: Sequence[int]) -> None:
-    """Refuse what no later step could use, and would not notice."""
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if len(bad):
-        row = rows[int(bad[0])]
-        raise ValueError(
-            f"The encoder gives values that are not finite for {len(bad)} of {len(rows)} texts, the first in row "
-            f"{row}, {texts[row]!r:.80}: check its weights, and its precision."
-        )
 
 
 def _name_the_row(encode: Any, texts: Sequence[str], rows: Sequence[int], error: Exception) -> None:

@@ -1,4 +1,4 @@
-"""What identifies an encoder: a digest of everything that shapes its vectors."""
+"""Digests: of an encoder and all that shapes its vectors, of a model, of texts under an encoder, of collections."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import copy
 import hashlib
 import json
 import time
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Module, Router
@@ -23,64 +21,21 @@ from st_asym.cache.attributes import Attributes, hidden_tensors, without_configu
 from st_asym.cache.described import (
     Undescribed,
     described,
-    is_stock,
     network_settings,
     quick_tokenizer,
+    tensor_bytes,
     tokenizer_settings,
 )
 from st_asym.cache.store import GROUP_BYTES, KEY_BYTES
+from st_asym.data import RetrievalData
+from st_asym.heads.anatomy import encoder_modules
 
-# Values looked at in each tensor, in how many turns, and the share of the time that may go into reading all of them
-# again. They are rarely in the processor's cache, so looking at all of them would show in the time of a training step.
-_PROBES = 16
-_TURNS = 4
+# Values looked at in each tensor at every call, and the share of the time that may go into reading all of them again.
+# They are rarely in the processor's cache, so looking at more would show in the time of a training step.
+_PROBES = 4
 _SHARE = 0.01
 # What numpy, which does not know bfloat16, reads values of so many bytes as.
 _SAME_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
-
-
-def encoder_modules(model: SentenceTransformer) -> OrderedDict[str, nn.Module]:
-    """The modules before the heads, by name: all up to the first ``Router``, or all where there is none.
-
-    Raises:
-        ValueError: The model begins with its ``Router``, so that nothing comes before the heads.
-    """
-    modules: OrderedDict[str, nn.Module] = OrderedDict()
-    for name, module in model.named_children():
-        if isinstance(module, Router):
-            break
-        modules[name] = module
-    if not modules:
-        raise ValueError(
-            "The model begins with a Router, so its queries and documents share no encoder whose vectors could be "
-            "kept. Pass the model of one route, SentenceTransformer(modules=[...])."
-        )
-    return modules
-
-
-def without_heads(model: SentenceTransformer) -> SentenceTransformer:
-    """The encoder of a model with heads, with its prompts and its similarity; the modules are shared.
-
-    Raises:
-        ValueError: The model begins with its ``Router``.
-    """
-    modules = encoder_modules(model)
-    encoder = SentenceTransformer(
-        modules=modules,  # type: ignore[arg-type]  # names are kept where they come as a dict
-        device=str(model.device),
-        prompts={name: prompt for name, prompt in model.prompts.items() if prompt is not None},
-        default_prompt_name=model.default_prompt_name,
-        similarity_fn_name=model.similarity_fn_name,
-    )
-    return with_module_kwargs(encoder, model)
-
-
-def with_module_kwargs(encoder: SentenceTransformer, model: SentenceTransformer) -> SentenceTransformer:
-    """Let the modules of ``model``, in a model of their own, take the keyword arguments that they take there."""
-    if model.module_kwargs:
-        names = dict(encoder.named_children())
-        encoder.module_kwargs = {name: kwargs for name, kwargs in model.module_kwargs.items() if name in names}
-    return encoder
 
 
 def encoder_fingerprint(model: SentenceTransformer) -> str:
@@ -94,9 +49,9 @@ def encoder_fingerprint(model: SentenceTransformer) -> str:
     the same in every process, and after saving and loading.
 
     Reading the weights takes about a second per gigabyte, so the result is remembered for each model. Every call looks
-    for a change, by torch's own count of in-place changes and by sixteen values of each tensor, four at a time; now and
-    then, using at most a hundredth of the time, all weights are read again. A change of single values behind torch's
-    back, through ``.data`` or numpy, may therefore be noticed late.
+    for a change, by torch's own count of in-place changes and by four values of each tensor; now and then, using at
+    most a hundredth of the time, all weights are read again. A change of some values behind torch's back, through
+    ``.data`` or numpy, may therefore be noticed late.
 
     Args:
         model: A ``SentenceTransformer``, with or without heads.
@@ -158,195 +113,6 @@ def model_fingerprint(model: SentenceTransformer) -> str:
         "similarity": model.similarity_fn_name,
     }
     return hashlib.blake2b(_as_json([_digest(model, modules), settings]), digest_size=32).hexdigest()
-
-
-def accepted_options(model: SentenceTransformer) -> set[str]:
-    """The keyword arguments that the modules before the heads take, ``task`` among them if one does."""
-    options: set[str] = set()
-    for name, module in encoder_modules(model).items():
-        options |= set((model.module_kwargs or {}).get(name, ())) | set(getattr(module, "forward_kwargs", ()))
-    return options
-
-
-def listens_to_task(model: SentenceTransformer) -> bool:
-    """Whether the encoder may treat a query and a document of the same text and prompt differently, before the heads.
-
-    A first module that is not the library's is asked to turn texts into features with the task at hand, so it may.
-    """
-    if "task" in accepted_options(model):
-        return True
-    modules = list(encoder_modules(model).values())
-    if not is_stock(type(modules[0])):
-        return True
-    for module in modules:
-        if any(getattr(module, name, None) for name in ("query_length", "document_length", "query_expansion")):
-            return True
-        templates = [getattr(getattr(module, one, None), "chat_template", None) for one in ("tokenizer", "processor")]
-        if any("task" in str(template or "") for template in templates):
-            return True
-    return False
-
-
-# By device and dtype: on the processor arrays, elsewhere tensors.
-_Probes = dict[tuple[str, torch.dtype], list[Any]]
-
-
-@dataclass
-class _Remembered:
-    """A fingerprint, and what is compared to tell whether it still holds."""
-
-    digest: str
-    tensors: list[Tensor]
-    counts: list[tuple[int, int]]
-    probes: list[_Probes]
-    samples: list[list[bytes]]
-    settings: list[Any]
-    attributes: Attributes
-    read_at: float
-    seconds: float
-    turn: int = 0
-    former: frozenset[str] = frozenset()
-
-    @classmethod
-    def of(cls, model: SentenceTransformer) -> _Remembered:
-        start = time.monotonic()
-        modules = list(encoder_modules(model).values())
-        digest = _digest(model, modules)
-        tensors = [
-            value
-            for module in modules
-            for value in module.state_dict(keep_vars=True).values()
-            if isinstance(value, Tensor)
-        ] + hidden_tensors(modules)
-        probes = [_probes(tensors, turn) for turn in range(_TURNS)]
-        return cls(
-            digest=digest,
-            tensors=tensors,
-            counts=_counts(tensors),
-            probes=probes,
-            samples=[_sample(turn) for turn in probes],
-            settings=copy.deepcopy(_quick_settings(modules)),
-            attributes=Attributes.of(modules),
-            read_at=time.monotonic(),
-            seconds=time.monotonic() - start,
-        )
-
-    def is_stale(self, model: SentenceTransformer) -> bool:
-        modules = list(encoder_modules(model).values())
-        self.turn = (self.turn + 1) % _TURNS
-        return (
-            self.seconds < _SHARE * (time.monotonic() - self.read_at)
-            or _counts(self.tensors) != self.counts
-            or _quick_settings(modules) != self.settings
-            or self.attributes.have_changed(modules)
-            or _sample(self.probes[self.turn]) != self.samples[self.turn]
-        )
-
-
-_REMEMBERED: WeakKeyDictionary[SentenceTransformer, _Remembered] = WeakKeyDictionary()
-
-
-def _counts(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
-    """Where each tensor lies and how often it was written to; tensors made in inference mode are not counted."""
-    return [(tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version) for tensor in tensors]
-
-
-def _sample(probes: _Probes) -> list[bytes]:
-    """The probed values, one read per device and dtype."""
-    return [
-        # In numpy, which takes an eighth of torch's time.
-        np.concatenate(group).tobytes()
-        if device == "cpu"
-        else torch.cat(group).view(torch.uint8).cpu().numpy().tobytes()
-        for (device, _), group in probes.items()
-    ]
-
-
-def _probes(tensors: Sequence[Tensor], turn: int) -> _Probes:
-    """Views of some values of each tensor, so that they show what is there when they are looked at."""
-    groups: _Probes = {}
-    for tensor in tensors:
-        if tensor.numel() and tensor.is_contiguous():
-            probe: Any = tensor.detach().view(-1)[:: max(1, tensor.numel() // _PROBES)][turn::_TURNS]
-            on_cpu = tensor.device.type == "cpu"
-            view = probe.view(_SAME_SIZE[tensor.element_size()]).numpy() if on_cpu else probe
-            groups.setdefault((str(tensor.device), tensor.dtype), []).append(view)
-    return groups
-
-
-def _quick_settings(modules: Sequence[nn.Module]) -> list[Any]:
-    """The settings that are read without taking a tokenizer apart."""
-    return [
-        (
-            id(module),
-            getattr(module, "max_seq_length", None),
-            module.get_config_dict() if isinstance(module, Module) else None,
-            quick_tokenizer(getattr(module, "tokenizer", None)),
-        )
-        for module in modules
-    ]
-
-
-def _digest(model: SentenceTransformer, modules: Sequence[nn.Module]) -> str:
-    if model.get_backend() != "torch":
-        raise ValueError(
-            f"The encoder runs in {model.get_backend()}, which does not show its weights, so its vectors cannot be "
-            "told from those of another: load it with backend='torch'."
-        )
-    settings = [_settings(module) for module in modules]
-    digest = hashlib.blake2b(_as_json(settings), digest_size=32)
-    if beside := without_configuration(modules):
-        digest.update(_as_json(beside))
-    for position, module in enumerate(modules):
-        for name, value in module.state_dict().items():
-            if not isinstance(value, Tensor):
-                digest.update(_as_json([position, name, value]))
-                continue
-            if value.device.type == "meta":
-                raise ValueError(f"Weight {name!r} of the encoder is not in memory: load it without offloading.")
-            digest.update(_as_json([position, name, str(value.dtype), list(value.shape)]))
-            content: Any = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-            digest.update(content)
-    return digest.hexdigest()
-
-
-def _settings(module: nn.Module) -> dict[str, Any]:
-    """Everything about a module that shapes vectors, other than its weights."""
-    config = getattr(getattr(module, "model", None), "config", None)
-    # A Router with an empty route, which leaves that side as it is, cannot be asked; its parts are.
-    asked = (
-        None
-        if isinstance(module, Router) and not all(list(route.children()) for route in module.sub_modules.values())
-        else module
-    )
-    return {
-        "class": fullname(module),
-        "config": module.get_config_dict() if isinstance(module, Module) else nn.Module.__repr__(module),
-        "max_seq_length": getattr(asked, "max_seq_length", None),
-        "network": None if config is None else [fullname(module.model), network_settings(config)],
-        "tokenizer": tokenizer_settings(getattr(asked, "tokenizer", None)),
-    }
-
-
-def _as_json(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, default=_as_plain).encode()
-
-
-def _as_plain(value: Any) -> Any:
-    """Other objects as what JSON knows, in the same way in every process."""
-    if isinstance(value, set | frozenset):
-        return sorted(value, key=repr)
-    if isinstance(value, Mapping):
-        return dict(value)
-    if hasattr(value, "__dict__") and type(value).__module__.startswith("sentence_transformers."):
-        return {"class": fullname(value), **vars(value)}
-    try:
-        return described(value)
-    except Undescribed as error:
-        raise ValueError(
-            f"The encoder's configuration has {error}, and whether that changes cannot be seen, so its vectors cannot "
-            "be kept: give it plain values."
-        ) from error
 
 
 def record_keys(
@@ -421,3 +187,217 @@ def listed(texts: Iterable[str]) -> list[str]:
         return list(texts)
     except TypeError:
         raise TypeError(f"texts must be a list of strings, not a {kind}.") from None
+
+
+def weights_digest(model: SentenceTransformer) -> str:
+    """A digest of the encoder's tensors, whatever their names are in this version of the packages."""
+    digests = set()
+    for module in encoder_modules(model).values():
+        for value in module.state_dict().values():
+            if isinstance(value, Tensor):
+                digest = hashlib.sha256(json.dumps([str(value.dtype), list(value.shape)]).encode())
+                digest.update(tensor_bytes(value))
+                digests.add(digest.hexdigest())
+    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
+
+
+def vocabulary_digest(tokenizer: Any) -> str | None:
+    """A digest of the tokens and their numbers; None where the tokenizer does not tell them."""
+    if not hasattr(tokenizer, "get_vocab"):
+        return None
+    vocabulary = tokenizer.get_vocab()
+    words = sorted(vocabulary.items() if isinstance(vocabulary, Mapping) else enumerate(vocabulary))
+    return hashlib.sha256(json.dumps(words).encode()).hexdigest()
+
+
+def data_digests(data: Any) -> dict[str, Any]:
+    """Numbers and digests of one collection, or of the columns and rows of a ``datasets.Dataset``.
+
+    Raises:
+        TypeError: It is neither.
+    """
+    if isinstance(data, RetrievalData):
+        qrels = {
+            split: {
+                "queries": len(judged),
+                "judgements": sum(map(len, judged.values())),
+                "sha256": _digest_of([query, sorted(grades.items())] for query, grades in sorted(judged.items())),
+            }
+            for split, judged in sorted(data.qrels.items())
+        }
+        return {
+            "labels": data.labels,
+            "queries": {"texts": len(data.queries), "sha256": _digest_of(sorted(data.queries.items()))},
+            "corpus": {"documents": len(data.corpus), "sha256": _digest_of(sorted(data.corpus.items()))},
+            "qrels": qrels,
+        }
+    columns = getattr(data, "column_names", None)
+    if columns is None:
+        raise TypeError(
+            f"data must be RetrievalData or a datasets.Dataset, or a mapping of names to them, not "
+            f"{type(data).__name__}: st_asym.data.as_retrieval_data makes the first of many forms."
+        )
+    sizes = {"rows": len(data)} if hasattr(data, "__len__") else {}
+    return {"columns": list(columns), **sizes, "sha256": _digest_of([row[name] for name in columns] for row in data)}
+
+
+def _digest_of(rows: Iterable[Any]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, default=repr).encode() + b"\n")
+    return digest.hexdigest()
+
+
+# On the processor arrays; elsewhere tensors, by device and dtype.
+_Probes = tuple[list[Any], dict[tuple[torch.device, torch.dtype], list[Tensor]]]
+
+
+@dataclass(frozen=True)
+class _Remembered:
+    """A fingerprint, and what is compared to tell whether it still holds."""
+
+    digest: str
+    tensors: list[Tensor]
+    counts: list[tuple[int, int]]
+    probes: _Probes
+    sample: list[bytes]
+    settings: list[Any]
+    attributes: Attributes
+    read_at: float
+    seconds: float
+    former: frozenset[str] = frozenset()  # until running the encoder showed what is no setting
+
+    @classmethod
+    def of(cls, model: SentenceTransformer) -> _Remembered:
+        start = time.monotonic()
+        modules = list(encoder_modules(model).values())
+        digest = _digest(model, modules)
+        states = [module.state_dict(keep_vars=True) for module in modules]
+        tensors = [value for state in states for value in state.values() if isinstance(value, Tensor)]
+        tensors += hidden_tensors(modules)
+        probes = _probes(tensors)
+        return cls(
+            digest=digest,
+            tensors=tensors,
+            counts=_counts(tensors),
+            probes=probes,
+            sample=_sample(probes),
+            settings=copy.deepcopy(_quick_settings(modules)),
+            attributes=Attributes(modules),
+            read_at=time.monotonic(),
+            seconds=time.monotonic() - start,
+        )
+
+    def is_stale(self, model: SentenceTransformer) -> bool:
+        modules = list(encoder_modules(model).values())
+        return (
+            self.seconds < _SHARE * (time.monotonic() - self.read_at)
+            or _counts(self.tensors) != self.counts
+            or _quick_settings(modules) != self.settings
+            or self.attributes.have_changed(modules)
+            or _sample(self.probes) != self.sample
+        )
+
+
+_REMEMBERED: WeakKeyDictionary[SentenceTransformer, _Remembered] = WeakKeyDictionary()
+
+
+def _counts(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """Where each tensor lies and how often it was written to; tensors made in inference mode are not counted."""
+    return [(tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version) for tensor in tensors]
+
+
+def _probes(tensors: Sequence[Tensor]) -> _Probes:
+    """Views of some values of each tensor, so that they show what is there when they are looked at."""
+    arrays: list[Any] = []
+    others: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for tensor in tensors:
+        if tensor.numel() and tensor.is_contiguous():
+            values = tensor.detach().view(-1)[:: max(1, tensor.numel() // _PROBES)]
+            if tensor.device.type == "cpu":
+                # In numpy, which takes an eighth of torch's time.
+                arrays.append(values.view(_SAME_SIZE[tensor.element_size()]).numpy())
+            else:
+                others.setdefault((tensor.device, tensor.dtype), []).append(values)
+    return arrays, others
+
+
+def _sample(probes: _Probes) -> list[bytes]:
+    """The probed values, on other devices than the processor in one read for each dtype."""
+    arrays, others = probes
+    joined = [torch.cat(group).view(torch.uint8).cpu().numpy() for group in others.values()]
+    return [values.tobytes() for values in (*arrays, *joined)]
+
+
+def _quick_settings(modules: Sequence[nn.Module]) -> list[Any]:
+    """The settings that are read without taking a tokenizer apart."""
+    return [
+        (
+            id(module),
+            getattr(module, "max_seq_length", None),
+            module.get_config_dict() if isinstance(module, Module) else None,
+            quick_tokenizer(getattr(module, "tokenizer", None)),
+        )
+        for module in modules
+    ]
+
+
+def _digest(model: SentenceTransformer, modules: Sequence[nn.Module]) -> str:
+    if model.get_backend() != "torch":
+        raise ValueError(
+            f"The encoder runs in {model.get_backend()}, which does not show its weights, so its vectors cannot be "
+            "told from those of another: load it with backend='torch'."
+        )
+    settings = [_settings(module) for module in modules]
+    digest = hashlib.blake2b(_as_json(settings), digest_size=32)
+    if beside := without_configuration(modules):
+        digest.update(_as_json(beside))
+    for position, module in enumerate(modules):
+        for name, value in module.state_dict().items():
+            if not isinstance(value, Tensor):
+                digest.update(_as_json([position, name, value]))
+                continue
+            if value.device.type == "meta":
+                raise ValueError(f"Weight {name!r} of the encoder is not in memory: load it without offloading.")
+            digest.update(_as_json([position, name, str(value.dtype), list(value.shape)]))
+            digest.update(tensor_bytes(value))
+    return digest.hexdigest()
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """Everything about a module that shapes vectors, other than its weights."""
+    config = getattr(getattr(module, "model", None), "config", None)
+    # A Router with an empty route, which leaves that side as it is, cannot be asked; its parts are.
+    asked = (
+        None
+        if isinstance(module, Router) and not all(list(route.children()) for route in module.sub_modules.values())
+        else module
+    )
+    return {
+        "class": fullname(module),
+        "config": module.get_config_dict() if isinstance(module, Module) else nn.Module.__repr__(module),
+        "max_seq_length": getattr(asked, "max_seq_length", None),
+        "network": None if config is None else [fullname(module.model), network_settings(config)],
+        "tokenizer": tokenizer_settings(getattr(asked, "tokenizer", None)),
+    }
+
+
+def _as_json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, default=_as_plain).encode()
+
+
+def _as_plain(value: Any) -> Any:
+    """Other objects as what JSON knows, in the same way in every process."""
+    if isinstance(value, set | frozenset):
+        return sorted(value, key=repr)
+    if isinstance(value, Mapping):
+        return dict(value)
+    if hasattr(value, "__dict__") and type(value).__module__.startswith("sentence_transformers."):
+        return {"class": fullname(value), **vars(value)}
+    try:
+        return described(value)
+    except Undescribed as error:
+        raise ValueError(
+            f"The encoder's configuration has {error}, and whether that changes cannot be seen, so its vectors cannot "
+            "be kept: give it plain values."
+        ) from error

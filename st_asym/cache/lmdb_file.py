@@ -1,4 +1,4 @@
-"""The two files of an LMDB store on disk: which ones they are, whether they are plain, and what their heads say."""
+"""One LMDB file: the handle of this process on it, and what its first pages say before LMDB follows them."""
 
 from __future__ import annotations
 
@@ -19,83 +19,6 @@ import numpy as np
 
 DATA, LOCK = "data.mdb", "lock.mdb"
 
-_MAGIC = 0xBEEFC0DE
-_VERSION = 1
-_PAGE_SIZES = (4096, 8192, 16384, 32768, 65536)
-_META = 0x08
-_INTEGER_KEYS = 8
-
-File: TypeAlias = tuple[int, int]
-
-
-def which_file(path: Path) -> File | None:
-    """Device and number of a file, which stay with it under another name; None where there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def which_files(directory: Path) -> tuple[File | None, File | None]:
-    """Data and lock of a store."""
-    return which_file(directory / DATA), which_file(directory / LOCK)
-
-
-def first_that_is_not_plain(directory: Path) -> Path | None:
-    """What a stranger has packed may lead elsewhere, or never end."""
-    for path in (directory / DATA, directory / LOCK):
-        if path.is_symlink() or (path.exists() and not path.is_file()):
-            return path
-    return None
-
-
-def has_head(directory: Path) -> bool:
-    """Whether the data begin as those of LMDB do, in the format that this version reads: both heads, or none yet."""
-    path = directory / DATA
-    if not path.is_file() or not path.stat().st_size:
-        return True
-    with path.open("rb") as file:
-        for size in _PAGE_SIZES:
-            heads = []
-            for start in (0, size):
-                file.seek(start)
-                heads.append(file.read(24))
-            if all(_is_head(head) for head in heads):
-                return True
-    return False
-
-
-def has_plain_databases(path: Path, page_size: int) -> bool:
-    """Whether both heads of an LMDB file say that it has the two kinds of tree that a store has.
-
-    Another kind would end the process. This is the layout of LMDB's data format 1, 64 bits: page header of 16 bytes,
-    magic number, version, two addresses, and two trees of 48 bytes that begin with their page size and flags.
-    """
-    if page_size not in _PAGE_SIZES:
-        return False
-    with path.open("rb") as file:
-        for start in (0, page_size):
-            file.seek(start)
-            head = file.read(96)
-            if len(head) == 96 and struct.unpack_from("<I", head, 20)[0] & 0xFFFF == _VERSION:
-                free, main = struct.unpack_from("<H", head, 44)[0], struct.unpack_from("<H", head, 92)[0]
-                if free & ~_INTEGER_KEYS or main:
-                    return False
-    return True
-
-
-def _is_head(page: bytes) -> bool:
-    if len(page) < 24 or not struct.unpack_from("<H", page, 10)[0] & _META:
-        return False
-    magic, version = struct.unpack_from("<II", page, 16)
-    return (magic, version & 0xFFFF) == (_MAGIC, _VERSION)
-
-
-logger = logging.getLogger(__name__)
-
-Result = TypeVar("Result")
-
 _FIRST_MAP = 1 << 24
 _READERS = 1024
 # Bytes of a file that may stay mapped, and what Linux maps for a record: around its own page, and the one above it.
@@ -103,6 +26,20 @@ _MOST_MAPPED = 8 << 20
 _MAPPED_PER_RECORD = 2 << 16
 _PAGE = 4096
 _DONT_NEED = 4
+
+# A head of LMDB's data format 1, 64 bits: of its page header the flags; magic number and version; behind two addresses
+# the two trees of 48 bytes, each of which begins with the size of its pages and its flags.
+_HEAD = struct.Struct("<10xH4xII20xH46xH")
+_MAGIC = 0xBEEFC0DE
+_VERSION = 1
+_PAGE_SIZES = (4096, 8192, 16384, 32768, 65536)
+_META = 0x08
+_INTEGER_KEYS = 8
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+File: TypeAlias = tuple[int, int]
 
 
 class CacheError(RuntimeError):
@@ -123,7 +60,7 @@ class Environment:
     @property
     def is_in_place(self) -> bool:
         """Whether what this handle reads and writes is what stands in the directory."""
-        return self.files == which_files(self.directory)
+        return self.files == _which_files(self.directory)
 
     def follow(self) -> int:
         """Open what stands in the directory now, where it was deleted or replaced; how often that was so.
@@ -132,7 +69,7 @@ class Environment:
         """
         with self._lock:
             if self._pid != os.getpid() or not self.is_in_place:
-                if self.files is None or self.files[0] != which_file(self.directory / DATA):
+                if self.files is None or self.files[0] != _which_file(self.directory / DATA):
                     logger.warning("%s was deleted or replaced while it was open: it is opened anew.", self.directory)
                     self.reopened += 1
                 self._reopen()
@@ -199,8 +136,9 @@ class Environment:
         self.read_only = not os.access(self.directory, os.W_OK) or (exists and not os.access(path, os.W_OK))
         if self.read_only and not exists:
             raise CacheError(f"{self.directory} is empty and cannot be written to: there is nothing to read.")
-        if (strange := first_that_is_not_plain(self.directory)) is not None:
-            raise CacheError(f"{strange} is no plain file, and a vector cache has no others: use another directory.")
+        for one in (path, self.directory / LOCK):  # what a stranger has packed may lead elsewhere, or never end
+            if one.is_symlink() or (one.exists() and not one.is_file()):
+                raise CacheError(f"{one} is no plain file, and a vector cache has no others: use another directory.")
         # The binding sees this itself from 3.0 on. One file with two locks would let two write at once.
         if others := self._others_that_have(path):
             raise self._open_under(others)
@@ -221,7 +159,7 @@ class Environment:
         except lmdb.Error as error:
             raise self._not_opened(error) from error
         self._pid = os.getpid()
-        self.files = which_files(self.directory)
+        self.files = _which_files(self.directory)
         # Processes that were killed while reading would keep old pages from being used again.
         self._handle.reader_check()
         self._check_head(path)
@@ -231,7 +169,7 @@ class Environment:
         needed, size = self.used_bytes(), path.stat().st_size
         if self._handle.info()["map_size"] < needed <= size:
             self._resize(0)  # another process has just made it longer
-        sound = has_plain_databases(path, self._handle.stat()["psize"])
+        sound = _has_plain_trees(path, self._handle.stat()["psize"])
         if not sound or needed > self._handle.info()["map_size"]:
             self._close()
             raise self._damaged("its first pages make no sense")
@@ -251,7 +189,7 @@ class Environment:
         """
         if self.read_only:
             return
-        path = self.directory / "data.mdb"
+        path = self.directory / DATA
         # Only one process may write in a transaction, so none can be cutting off what another has added meanwhile. A
         # map that has become too small is adopted by the next transaction.
         with contextlib.suppress(OSError, lmdb.MapResizedError), self._handle.begin(write=True):
@@ -283,7 +221,7 @@ class Environment:
         if isinstance(error, lmdb.MemoryError):
             path = self.directory / DATA
             return self._no_address_space(path.stat().st_size if path.exists() else 0, error)
-        if isinstance(error, lmdb.InvalidError | lmdb.VersionMismatchError) and has_head(self.directory):
+        if isinstance(error, lmdb.InvalidError | lmdb.VersionMismatchError) and _has_heads(self.directory / DATA):
             return self._foreign_lock(error)
         if isinstance(error, lmdb.InvalidError | lmdb.CorruptedError | lmdb.PageNotFoundError):
             return self._damaged(error)
@@ -296,7 +234,7 @@ class Environment:
 
     def _others_that_have(self, path: Path) -> list[str]:
         """Where this process has this file open: not here, as what is opened here is closed."""
-        data = which_file(path)
+        data = _which_file(path)
         if data is None:
             return []
         return sorted(
@@ -338,10 +276,54 @@ def open_environment(directory: Path) -> Environment:
     with _ENVIRONMENTS_LOCK:
         environment = _ENVIRONMENTS.get(directory)
         if environment is None:
-            files = which_files(directory)
+            files = _which_files(directory)
             same = (one for one in list(_ENVIRONMENTS.values()) if None not in files and one.files == files)
             environment = _ENVIRONMENTS[directory] = next(same, None) or Environment(directory)
         return environment
+
+
+def _which_file(path: Path) -> File | None:
+    """Device and number of a file, which stay with it under another name; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _which_files(directory: Path) -> tuple[File | None, File | None]:
+    """Data and lock of a store."""
+    return _which_file(directory / DATA), _which_file(directory / LOCK)
+
+
+def _heads(path: Path, page_size: int) -> list[tuple[int, int, int, int, int]]:
+    """Flags, magic number, version, and the flags of both trees, of each of the two heads that is there."""
+    content = []
+    with path.open("rb") as file:
+        for start in (0, page_size):
+            file.seek(start)
+            content.append(file.read(_HEAD.size))
+    return [_HEAD.unpack(head) for head in content if len(head) == _HEAD.size]
+
+
+def _has_heads(path: Path) -> bool:
+    """Whether the data begin as those of LMDB do, in the format that this version reads: both heads, or none yet."""
+    if not path.is_file() or not path.stat().st_size:
+        return True
+    wanted = 2 * [(True, _MAGIC, _VERSION)]
+    return any(
+        [(bool(flags & _META), magic, version & 0xFFFF) for flags, magic, version, *_ in _heads(path, size)] == wanted
+        for size in _PAGE_SIZES
+    )
+
+
+def _has_plain_trees(path: Path, page_size: int) -> bool:
+    """Whether both heads say that there are the two kinds of tree that a store has: another would end the process."""
+    return page_size in _PAGE_SIZES and not any(
+        free & ~_INTEGER_KEYS or main
+        for _, _, version, free, main in _heads(path, page_size)
+        if version & 0xFFFF == _VERSION
+    )
 
 
 def _give_back(records: Sequence[memoryview]) -> None:

@@ -43,25 +43,18 @@ def read_parquet(store: VectorStore, path: str | os.PathLike[str]) -> int:
     dimensions = {group: facts["dimension"] for group, facts in store.groups().items()}
     for file in files:
         for _, keys, vectors in _portions(file):
-            _check_dimension(store, file, keys, vectors.shape[1], dimensions)
+            for group in {key[:GROUP_BYTES] for key in keys}:
+                if (known := dimensions.setdefault(group, vectors.shape[1])) != vectors.shape[1]:
+                    raise ValueError(
+                        f"{file} has vectors of {vectors.shape[1]} dimensions for an encoder whose other vectors, in "
+                        f"{store.directory} or in the files before, have {known}. Nothing was imported."
+                    )
     read = 0
     for file in files:
         for name, keys, vectors in _portions(file):
             _put(store, keys, vectors, name)
             read += len(keys)
     return read
-
-
-def _check_dimension(
-    store: VectorStore, path: Path, keys: list[bytes], dimension: int, dimensions: dict[bytes, int]
-) -> None:
-    """Compare with the dimensions that are known by group, and note new ones."""
-    for group in {key[:GROUP_BYTES] for key in keys}:
-        if dimensions.setdefault(group, dimension) != dimension:
-            raise ValueError(
-                f"{path} has vectors of {dimension} dimensions for an encoder whose other vectors, in "
-                f"{store.directory} or in the files before, have {dimensions[group]}. Nothing was imported."
-            )
 
 
 def _put(store: VectorStore, keys: list[bytes], vectors: Floats, name: str) -> None:

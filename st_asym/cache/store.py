@@ -49,17 +49,9 @@ class VectorStore:
     Each record carries a checksum over key and vector, so neither a flipped bit nor a misled pointer gives a wrong
     vector. Any number of processes and threads read while one writes; a second writer waits. What ``put`` has returned
     from survives the end of the process at any moment, and power cuts as far as the disk keeps what it has confirmed.
+    The file has a hole at its end, so it takes less space than its length says.
 
-    Args:
-        directory: Where ``data.mdb`` lies, made if missing. Not on a network file system. The file has a hole at its
-            end, so it takes less space than its length says.
-        dtype: How vectors are stored; None for what the directory has, ``"float32"`` in a new one.
-        max_bytes: Space that the file must not exceed, None for no limit.
-
-    Raises:
-        CacheError: The file is damaged, of another format, or not one of this library's; or it must be made in a
-            directory that cannot be written.
-        ValueError: ``dtype`` differs from what the directory has, or ``max_bytes`` is too small to hold anything.
+    Arguments and errors are those of :class:`st_asym.EmbeddingCache`.
     """
 
     def __init__(
@@ -86,12 +78,9 @@ class VectorStore:
         return self._read(lambda txn: self._get(txn, keys))
 
     def put(self, keys: Sequence[bytes], vectors: Floats, name: str) -> None:
-        """Store ``vectors`` (n, d) of one group, all or none; existing keys are overwritten.
+        """Store ``vectors`` (n, d) of one group under different keys, all or none; existing ones are overwritten.
 
-        Args:
-            keys: One per row, without duplicates.
-            vectors: Float32 of shape (n, d).
-            name: What the group is called in :meth:`groups`, if it is new.
+        A new group is called ``name`` in :meth:`groups`.
 
         Raises:
             CacheError: The directory is read-only, the disk or the permitted size is full, or the group has vectors of
@@ -106,7 +95,7 @@ class VectorStore:
             raise ValueError("A vector has values beyond 65,504, the largest float16: store float32.")
         # Neighbours in key order share pages.
         order = sorted(range(len(keys)), key=keys.__getitem__)
-        records = [(keys[row], _pack(keys[row], stored[row].tobytes())) for row in order]
+        records = [(keys[row], _checksum(keys[row], values := stored[row].tobytes()) + values) for row in order]
         self._write(lambda txn: self._put(txn, records, stored.shape[1], name))
 
     def remove(self, group: bytes) -> int:
@@ -282,16 +271,13 @@ def _checksum(key: bytes, payload: Any) -> bytes:
     return zlib.crc32(payload, zlib.crc32(key)).to_bytes(_CHECKSUM_BYTES, "little")
 
 
-def _pack(key: bytes, payload: bytes) -> bytes:
-    return _checksum(key, payload) + payload
-
-
 def _is_whole(key: bytes, record: Any) -> bool:
     return _checksum(key, record[_CHECKSUM_BYTES:]) == bytes(record[:_CHECKSUM_BYTES])
 
 
 def _pack_json(key: bytes, settings: dict[str, Any]) -> bytes:
-    return _pack(key, json.dumps(settings).encode())
+    payload = json.dumps(settings).encode()
+    return _checksum(key, payload) + payload
 
 
 def _unpack_json(key: bytes, record: Any) -> dict[str, Any]:

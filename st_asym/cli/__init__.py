@@ -10,6 +10,7 @@ from st_asym.cli.diagnose_command import diagnose
 from st_asym.cli.evaluate_command import evaluate
 from st_asym.cli.export_command import export
 from st_asym.cli.fit_command import fit
+from st_asym.cli.serve_command import serve
 from st_asym.cli.verify_command import verify
 
 app = typer.Typer(
@@ -36,5 +37,5 @@ def main(
     """What all commands have."""
 
 
-for command in (fit, evaluate, diagnose, export, card, verify):
+for command in (fit, evaluate, diagnose, export, serve, card, verify):
     app.command()(command)

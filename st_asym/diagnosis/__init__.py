@@ -1,11 +1,9 @@
 """Did the heads learn anything, and what.
 
-From the bottom up: ``statistics`` and ``hubness`` (of one set of vectors), ``heads`` (as functions), ``similarities``
-(queries with documents), ``result`` (what a diagnosis holds), ``judging``, ``findings`` (what it means), ``text``,
-``main``.
+From the bottom up: ``geometry`` (of one set of vectors), ``movement`` (what heads do to vectors), ``relevance`` (what
+queries find), ``findings`` (what it means), ``diagnose``.
 """
 
-from st_asym.diagnosis.diagnose import diagnose
-from st_asym.diagnosis.result import Diagnosis
+from st_asym.diagnosis.diagnose import Diagnosis, diagnose
 
 __all__ = ["Diagnosis", "diagnose"]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
-from torch import Tensor
 
 from st_asym.cache import CachedSentenceTransformer, EmbeddingCache
 from st_asym.cache.embedding_cache import open_cache
@@ -19,15 +23,77 @@ from st_asym.data import Qrels, RetrievalData
 from st_asym.data.collection import whole_number
 from st_asym.data.prepare import check_ids
 from st_asym.data.sources import read_judged
-from st_asym.diagnosis import geometry
-from st_asym.diagnosis.findings import findings
-from st_asym.diagnosis.geometry import BINS, Similarities, compare, entered
-from st_asym.diagnosis.movement import Heads, Side
-from st_asym.diagnosis.relevance import Positions, judge
-from st_asym.diagnosis.result import Diagnosis, Histograms, Ranking, SideOf, Spread
+from st_asym.diagnosis.findings import Finding, SideOf, findings
+from st_asym.diagnosis.geometry import Spread
+from st_asym.diagnosis.movement import HeadModules
+from st_asym.diagnosis.relevance import BINS, Histograms, Judged, Positions, Ranking, compare, judge, ranking
+from st_asym.heads.anatomy import Side
 from st_asym.losses.isotropy import unit
-from st_asym.trainer.monitor import scaled_std
 from st_asym.trust.provenance import Provenance, made_with_heads
+
+_PACKAGES = ("st_asym", "sentence-transformers", "torch", "numpy", "scipy")
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What :func:`st_asym.diagnose` found: ``print`` it, or look at its parts.
+
+    Attributes:
+        query: The query side.
+        document: The document side.
+        ranking: What queries find.
+        judged: What the relevant documents say; None without qrels.
+        histograms: Of cosines.
+        findings: What is out of range, or worth knowing.
+        normalised: Whether the model ends in ``Normalize``.
+        seconds: How long it took.
+        versions: Of the packages.
+
+    Example:
+        >>> diagnosis.save("diagnosis.json")  # doctest: +SKIP
+        >>> [finding.kind for finding in diagnosis.findings if finding.trouble]  # doctest: +SKIP
+        []
+    """
+
+    query: SideOf
+    document: SideOf
+    ranking: Ranking
+    judged: Judged | None
+    histograms: Histograms
+    findings: tuple[Finding, ...]
+    normalised: bool
+    seconds: float = 0.0
+    versions: Mapping[str, str] = field(default_factory=lambda: {name: version(name) for name in _PACKAGES})
+
+    @property
+    def sides(self) -> dict[Side, SideOf]:
+        """Both sides by name."""
+        return {"query": self.query, "document": self.document}
+
+    @property
+    def first_line(self) -> str:
+        """What came of it, in one sentence."""
+        trouble = [finding for finding in self.findings if finding.trouble]
+        if not trouble:
+            return "Nothing is out of range."
+        kinds = dict.fromkeys(f.kind if f.side is None else f"{f.kind} ({f.side})" for f in trouble)
+        return f"Out of range: {', '.join(kinds)}."
+
+    def __str__(self) -> str:
+        """Findings, tables and examples, for the terminal."""
+        from st_asym.report.tables import as_text
+
+        return as_text(self)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as JSON knows it: what is not a finite number is None."""
+        plain: dict[str, Any] = _plain({"first_line": self.first_line, **asdict(self)})
+        return plain
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything as JSON."""
+        text = json.dumps(self.as_dict(), indent=1, allow_nan=False, ensure_ascii=False)
+        Path(path).write_text(text + "\n", encoding="utf-8", errors="replace")
 
 
 def diagnose(
@@ -78,70 +144,50 @@ def diagnose(
         >>> print(diagnose(model, data.queries, data.corpus, data.qrels["test"]))  # doctest: +SKIP
     """
     started = time.perf_counter()
-    heads = Heads(model)
+    heads = HeadModules(model)
     data, judged = _read(queries, documents, qrels)
-    lookup = _Lookup(model, cache, precision)
-    texts: dict[Side, list[str]] = {"query": list(data.queries.values()), "document": list(data.corpus.values())}
+    if isinstance(model, CachedSentenceTransformer):
+        cache = model.cache if cache is None else cache
+        precision = precision or model.cache_precision
+    cache = open_cache(cache)
     positions = Positions.of(data, judged)
     if qrels is not None and not positions.qrels:
         raise ValueError("The qrels judge no document relevant: pass qrels=None, or grades above zero.")
 
+    texts: dict[Side, list[str]] = {"query": list(data.queries.values()), "document": list(data.corpus.values())}
     sides, before, after = {}, {}, {}
     for side, own in texts.items():
-        inputs = lookup(own, side)
+        prompt = model.prompts.get(side) or None
+        inputs = torch.from_numpy(cache.embed(model, own, prompt=prompt, task=side, precision=precision or "fp32"))
         outputs = heads(inputs, side)
         head = heads.describe(side, inputs, outputs)
         inputs = inputs[:, : model.truncate_dim]  # as the encoder alone would give them
         before[side], after[side] = unit(inputs), unit(outputs)
-        sides[side] = SideOf(
-            texts=len(own),
-            before=spread(inputs, before[side]),
-            after=spread(outputs, after[side]),
-            head=head,
-        )
-    found_before = compare(before["query"], before["document"], positions.pairs, positions.own)
-    found_after = compare(after["query"], after["document"], positions.pairs, positions.own)
-    replaced = entered(found_before, found_after, before["query"], before["document"])
-    ranking = _ranking(found_before, found_after, replaced, len(data.corpus))
-    by_relevance = judge(data, positions, found_before, found_after)
+        sides[side] = SideOf(len(own), Spread.of(inputs, before[side]), Spread.of(outputs, after[side]), head)
+    first, now = (
+        compare(vectors["query"], vectors["document"], positions.positives, positions.left_out)
+        for vectors in (before, after)
+    )
+    changes = ranking(first, now, before["query"], before["document"])
+    by_relevance = judge(data, positions, first, now)
     made = made_with_heads(model) if made is None else made
     known = None if made is None else made.trained_queries
     again = set() if known is None else known.among(data.queries)
     return Diagnosis(
         query=sides["query"],
         document=sides["document"],
-        ranking=ranking,
+        ranking=changes,
         judged=by_relevance,
-        histograms=_histograms(found_before, found_after),
-        findings=findings(sides, ranking, by_relevance, normalised=heads.normalised, trained=again),
+        histograms=Histograms(
+            edges=tuple(np.linspace(-1.0, 1.0, BINS + 1).tolist()),
+            positive_before=first.positive_counts,
+            positive_after=now.positive_counts,
+            negative_before=first.negative_counts,
+            negative_after=now.negative_counts,
+        ),
+        findings=findings(sides, changes, by_relevance, normalised=heads.normalised, trained=again),
         normalised=heads.normalised,
         seconds=time.perf_counter() - started,
-    )
-
-
-def spread(vectors: Tensor, directions: Tensor) -> Spread:
-    """How vectors fill their space.
-
-    Args:
-        vectors: As they leave the encoder or the head, shape ``(n, d)``.
-        directions: The same at length one.
-    """
-    d = directions.shape[1]
-    lengths = vectors.double().norm(dim=1)
-    variances = geometry.spectrum(directions)
-    return Spread(
-        dimension=d,
-        mean_norm=geometry.mean_norm(directions),
-        std=float(scaled_std(directions.double())),
-        mean_cosine=geometry.mean_cosine(directions),
-        isoscore=geometry.isoscore(variances),
-        effective_rank=geometry.effective_rank(variances),
-        uniformity=geometry.sampled_uniformity(directions),
-        hubness=geometry.hubness(directions),
-        length=float(lengths.mean()),
-        length_std=float(lengths.std()),
-        std_by_dimension=tuple((directions.double().std(dim=0) * d**0.5).tolist()),
-        spectrum=tuple((variances / variances.sum().clamp(min=1e-300)).tolist()),
     )
 
 
@@ -161,46 +207,9 @@ def _read(
     return data, judged
 
 
-class _Lookup:
-    """Vectors before the heads, from a cache."""
-
-    def __init__(
-        self,
-        model: SentenceTransformer,
-        cache: EmbeddingCache | str | os.PathLike[str] | None,
-        precision: Precision | None,
-    ) -> None:
-        self._model = model
-        self._precision: Precision = precision or "fp32"
-        if isinstance(model, CachedSentenceTransformer):
-            cache = model.cache if cache is None else cache
-            self._precision = precision or model.cache_precision
-        self._cache = open_cache(cache)
-
-    def __call__(self, texts: Sequence[str], side: Side) -> Tensor:
-        prompt = self._model.prompts.get(side) or None
-        vectors = self._cache.embed(self._model, texts, prompt=prompt, task=side, precision=self._precision)
-        return torch.from_numpy(vectors)
-
-
-def _ranking(before: Similarities, after: Similarities, replaced: np.ndarray[Any, Any], documents: int) -> Ranking:
-    def hubs(found: Similarities) -> float:
-        return geometry.skewness(found.top.flatten().bincount(minlength=documents).numpy())
-
-    return Ranking(
-        changed=float((replaced > 0).mean()),
-        replaced=float(replaced.mean() / before.top.shape[1]),
-        first_changed=float((before.top[:, 0] != after.top[:, 0]).double().mean()),
-        hubness_before=hubs(before),
-        hubness_after=hubs(after),
-    )
-
-
-def _histograms(before: Similarities, after: Similarities) -> Histograms:
-    return Histograms(
-        edges=tuple(np.linspace(-1.0, 1.0, BINS + 1).tolist()),
-        positive_before=before.positive_counts,
-        positive_after=after.positive_counts,
-        negative_before=before.negative_counts,
-        negative_after=after.negative_counts,
-    )
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

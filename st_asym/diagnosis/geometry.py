@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,29 +13,77 @@ from torch import Tensor
 
 from st_asym.losses.isotropy import uniformity
 from st_asym.retrieval.metrics import TOP
+from st_asym.retrieval.search import nearest
+from st_asym.trainer.monitor import scaled_std
 
-# Rows that uniformity, which compares all with all, looks at.
-_SAMPLE = 2048
+# Vectors that uniformity and hubness look at, which compare all with all.
+_OF_UNIFORMITY = 2048
+_OF_HUBNESS = 8192
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How the vectors of one side fill their space. All but ``length`` look at directions, as cosine does.
+
+    Attributes:
+        dimension: Of the vectors.
+        mean_norm: Length of the mean of the unit vectors: 0 centred, 1 all coincide.
+        std: Standard deviation of the unit vectors, averaged over dimensions and scaled by the square root of their
+            number: 1 even and centred, 0 all coincide.
+        mean_cosine: Mean cosine of two of them.
+        isoscore: IsoScore*, see :func:`st_asym.diagnosis.geometry.isoscore`: 1 even, 0 on one axis.
+        effective_rank: See :func:`st_asym.diagnosis.geometry.effective_rank`.
+        uniformity: See :func:`st_asym.losses.isotropy.uniformity`: about -4 even, 0 all coincide. Of more than 2,048
+            vectors, as many are looked at, always the same ones.
+        hubness: See :func:`st_asym.diagnosis.geometry.hubness`, of the vectors of this side among themselves.
+        length: Mean length before the last ``Normalize``.
+        length_std: Standard deviation of the lengths.
+        std_by_dimension: Standard deviation of each dimension, scaled in the same way.
+        spectrum: Share of the variance along each principal axis, the largest first.
+    """
+
+    dimension: int
+    mean_norm: float
+    std: float
+    mean_cosine: float
+    isoscore: float
+    effective_rank: float
+    uniformity: float
+    hubness: float
+    length: float
+    length_std: float
+    std_by_dimension: tuple[float, ...]
+    spectrum: tuple[float, ...]
+
+    @classmethod
+    def of(cls, vectors: Tensor, directions: Tensor) -> Spread:
+        """The figures of vectors of shape ``(n, d)``, given also at length one."""
+        d = directions.shape[1]
+        lengths = vectors.double().norm(dim=1)
+        variances = spectrum(directions)
+        return cls(
+            dimension=d,
+            mean_norm=mean_norm(directions),
+            std=float(scaled_std(directions.double())),
+            mean_cosine=mean_cosine(directions),
+            isoscore=isoscore(variances),
+            effective_rank=effective_rank(variances),
+            uniformity=float(uniformity(sample(directions, _OF_UNIFORMITY))),
+            hubness=hubness(directions),
+            length=float(lengths.mean()),
+            length_std=float(lengths.std()),
+            std_by_dimension=tuple((directions.double().std(dim=0) * d**0.5).tolist()),
+            spectrum=tuple((variances / variances.sum().clamp(min=1e-300)).tolist()),
+        )
 
 
 def mean_norm(vectors: Tensor) -> float:
-    """Length of the mean vector: of unit vectors 0 when they are centred, 1 when they coincide.
-
-    Args:
-        vectors: Shape ``(n, d)``.
-
-    Example:
-        >>> mean_norm(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
-        0.0
-    """
+    """Length of the mean vector: of unit vectors 0 when they are centred, 1 when they coincide."""
     return float(vectors.double().mean(dim=0).norm())
 
 
 def mean_cosine(vectors: Tensor) -> float:
-    """Mean cosine of all pairs i != j; 0 for a single vector.
-
-    Args:
-        vectors: Unit vectors, shape ``(n, d)``.
+    """Mean cosine of all pairs i != j of unit vectors; 0 for a single vector.
 
     Example:
         >>> mean_cosine(torch.eye(3))
@@ -50,13 +97,9 @@ def mean_cosine(vectors: Tensor) -> float:
 
 
 def spectrum(vectors: Tensor) -> Tensor:
-    """Variance along each principal axis, the largest first: the eigenvalues of the covariance matrix.
+    """Variance along each principal axis, the largest first: the eigenvalues of the covariance matrix, in float64.
 
-    Args:
-        vectors: Shape ``(n, d)``.
-
-    Returns:
-        Shape ``(d,)``, float64. At most n - 1 of them are above zero.
+    Of n vectors, at most n - 1 of them are above zero.
 
     Example:
         >>> spectrum(torch.tensor([[2.0, 0.0], [-2.0, 0.0]]))
@@ -71,19 +114,13 @@ def spectrum(vectors: Tensor) -> Tensor:
 
 
 def isoscore(variances: Tensor) -> float:
-    """IsoScore*: 1 when variance is the same along all axes, 0 when it lies on one.
+    """IsoScore*, in [0, 1]: 1 when variance is the same along all axes, 0 when it lies on one or there is none.
 
     From Rudman and Eickhoff 2024, "Stable Anisotropic Regularization" (https://arxiv.org/abs/2305.19358). With v the
-    eigenvalues of the covariance matrix scaled to length sqrt(d), and the defect
+    eigenvalues of the covariance matrix (see :func:`spectrum`) scaled to length sqrt(d), and the defect
     delta = ||v - 1|| / sqrt(2 (d - sqrt(d))), it is ((d - delta^2 (d - sqrt(d)))^2 - d) / (d^2 - d), which is
     (sum(v)^2 / sum(v^2) - 1) / (d - 1). Without their shrinkage of the covariance matrix (zeta = 0): n vectors have
     variance along n - 1 axes at most, so compare figures of equally many vectors.
-
-    Args:
-        variances: Of :func:`spectrum`, shape ``(d,)``.
-
-    Returns:
-        In [0, 1]; 0 where there is no variance, 1 in one dimension.
 
     Example:
         >>> isoscore(torch.ones(5)), isoscore(torch.tensor([1.0, 0.0, 0.0]))
@@ -99,16 +136,11 @@ def isoscore(variances: Tensor) -> float:
 
 
 def effective_rank(variances: Tensor) -> float:
-    """Number of axes in use: the exponential of the entropy of the singular values.
+    """Number of axes in use, from 1 to d: the exponential of the entropy of the singular values; 0 without variance.
 
     From Roy and Vetterli 2007, "The effective rank: a measure of effective dimensionality". The singular values are
-    those of the centred vectors, that is the square roots of ``variances``, divided by their sum.
-
-    Args:
-        variances: Of :func:`spectrum`, shape ``(d,)``.
-
-    Returns:
-        From 1 to d; 0 where there is no variance.
+    those of the centred vectors, that is the square roots of ``variances`` (see :func:`spectrum`), divided by their
+    sum.
 
     Example:
         >>> round(effective_rank(torch.tensor([1.0, 1.0, 1.0, 0.0])), 6)
@@ -121,15 +153,6 @@ def effective_rank(variances: Tensor) -> float:
     return math.exp(float(torch.special.entr(values / total).sum()))
 
 
-def sampled_uniformity(vectors: Tensor) -> float:
-    """:func:`st_asym.losses.isotropy.uniformity`, of 2,048 of the vectors, always the same ones, where there are more.
-
-    Args:
-        vectors: Shape ``(n, d)``.
-    """
-    return float(uniformity(sample(vectors, _SAMPLE)))
-
-
 def sample(vectors: Tensor, most: int) -> Tensor:
     """As many rows at random, always the same ones, or all where there are no more."""
     if len(vectors) <= most:
@@ -138,167 +161,32 @@ def sample(vectors: Tensor, most: int) -> Tensor:
     return vectors[rows.to(vectors.device)]
 
 
-_NEIGHBOURS = 10
-# Vectors that are compared with each other.
-_MOST = 8192
-# Similarities that are in memory at a time.
-_AT_ONCE = 2**24
-
-
-def occurrences(vectors: Tensor, k: int = _NEIGHBOURS) -> NDArray[np.int64]:
-    """In how many of the other vectors' lists of k nearest neighbours each vector is, by cosine.
-
-    Args:
-        vectors: Unit vectors, shape ``(n, d)``.
-        k: Length of the lists; n - 1 where there are no more others.
-
-    Returns:
-        Shape ``(n,)``, k on average.
+def occurrences(vectors: Tensor, k: int = TOP) -> NDArray[np.int64]:
+    """In how many of the other unit vectors' lists of k nearest neighbours each vector is, by cosine; k on average.
 
     Example:
         >>> line = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.2], [1.0, 0.5]]))
         >>> occurrences(line, k=1).tolist()
         [1, 2, 0]
     """
-    n = len(vectors)
-    k = min(k, n - 1)
-    counts = torch.zeros(n, dtype=torch.int64, device=vectors.device)
-    rows = max(1, _AT_ONCE // max(n, 1))
-    for start in range(0, n, rows):
-        similarities = vectors[start : start + rows] @ vectors.T
-        own = torch.arange(len(similarities), device=vectors.device)
-        similarities[own, own + start] = -torch.inf
-        counts += similarities.topk(k, dim=1).indices.flatten().bincount(minlength=n)
-    return counts.cpu().numpy()
+    itself = torch.arange(len(vectors), device=vectors.device)
+    _, neighbours = nearest(vectors, vectors, min(k, len(vectors) - 1), excluded=(itself, itself))
+    return neighbours.flatten().bincount(minlength=len(vectors)).cpu().numpy()
 
 
-def hubness(vectors: Tensor, k: int = _NEIGHBOURS) -> float:
+def hubness(vectors: Tensor, k: int = TOP) -> float:
     """Skewness of the number of k-occurrences, S_N_k: 0 without hubs; above 1.4 hubs are strong.
 
     From Radovanovic, Nanopoulos and Ivanovic 2010, "Hubs in Space: Popular Nearest Neighbors in High-Dimensional Data",
-    with cosine for the distance. Of more than 8,192 vectors, as many are looked at, always the same ones.
-
-    Args:
-        vectors: Unit vectors, shape ``(n, d)``.
-        k: Length of the lists of neighbours.
-
-    Returns:
-        The skewness; 0 where all counts are equal.
+    with cosine for the distance. Of more than 8,192 unit vectors, as many are looked at, always the same ones.
 
     Example:
         >>> hubness(torch.eye(3))
         0.0
     """
-    return skewness(occurrences(sample(vectors, _MOST), k))
+    return skewness(occurrences(sample(vectors, _OF_HUBNESS), k))
 
 
 def skewness(counts: NDArray[np.int64]) -> float:
     """Third standardised moment; 0 where all values are equal."""
     return float(skew(counts)) if counts.size and counts.min() < counts.max() else 0.0
-
-
-BINS = 100
-# Similarities that are in memory at a time.
-_AT_ONCE_SIMILARITIES = 2**24
-
-
-@dataclass(frozen=True)
-class Similarities:
-    """Cosines of n queries with m documents.
-
-    Attributes:
-        top: Positions of the ten nearest documents, nearest first, shape ``(n, 10)``, or all where there are fewer.
-        top_values: Their cosines.
-        positives: The cosines of the positive pairs, in the order they were given.
-        best_negative: The highest cosine of each query with a document that is not positive, shape ``(n,)``;
-            -inf where all are.
-        mean_negative: The mean over all pairs that are not positive.
-        positive_counts: How many positive pairs are in each of 100 equal bins over [-1, 1].
-        negative_counts: The same for all others.
-    """
-
-    top: Tensor
-    top_values: Tensor
-    positives: NDArray[np.float64]
-    best_negative: NDArray[np.float64]
-    mean_negative: float
-    positive_counts: tuple[int, ...]
-    negative_counts: tuple[int, ...]
-
-
-def compare(
-    queries: Tensor,
-    documents: Tensor,
-    positives: Sequence[tuple[int, int]],
-    left_out: Sequence[tuple[int, int]] = (),
-) -> Similarities:
-    """Compare all queries with all documents.
-
-    Args:
-        queries: Unit vectors, shape ``(n, d)``.
-        documents: Unit vectors, shape ``(m, d)``.
-        positives: Distinct positions of queries and of documents that are relevant to them, by query.
-        left_out: Positions of queries and of documents that are no results of theirs, none of which is positive.
-    """
-    n, m = len(queries), len(documents)
-    pairs, others = (torch.tensor(places, dtype=torch.int64).reshape(-1, 2) for places in (positives, left_out))
-    rows = max(1, _AT_ONCE_SIMILARITIES // m)
-    tops, values, best, found = [], [], [], []
-    counts = torch.zeros(2, BINS, dtype=torch.int64)
-    total = 0.0
-    for start in range(0, n, rows):
-        block = (queries[start : start + rows] @ documents.T).clamp_(-1.0, 1.0)
-        none = others[(others[:, 0] >= start) & (others[:, 0] < start + rows)]
-        block[none[:, 0] - start, none[:, 1]] = -torch.inf
-        nearest = block.topk(min(TOP, m), dim=1)
-        tops.append(nearest.indices)
-        values.append(nearest.values)
-        own = pairs[(pairs[:, 0] >= start) & (pairs[:, 0] < start + rows)]
-        mine = block[own[:, 0] - start, own[:, 1]]
-        found.append(mine)
-        counts[0] += _histogram(mine)
-        counts[1] += _histogram(block) - _histogram(mine)
-        block[none[:, 0] - start, none[:, 1]] = 0.0
-        total += float(block.sum(dtype=torch.float64) - mine.sum(dtype=torch.float64))
-        block[none[:, 0] - start, none[:, 1]] = -torch.inf
-        block[own[:, 0] - start, own[:, 1]] = -torch.inf
-        best.append(block.amax(dim=1))
-    return Similarities(
-        top=torch.cat(tops),
-        top_values=torch.cat(values),
-        positives=torch.cat(found).double().numpy(),
-        best_negative=torch.cat(best).double().numpy(),
-        mean_negative=total / max(1, n * m - len(pairs) - len(others)),
-        positive_counts=tuple(counts[0].tolist()),
-        negative_counts=tuple(counts[1].tolist()),
-    )
-
-
-def entered(before: Similarities, after: Similarities, queries: Tensor, documents: Tensor) -> NDArray[np.int64]:
-    """How many of each query's ten nearest documents were further away before than its tenth.
-
-    Documents that were as near as the tenth do not count, so that ties in another order are no change.
-
-    Args:
-        before: Similarities before.
-        after: Similarities after.
-        queries: Unit vectors before, shape ``(n, d)``.
-        documents: Unit vectors before, shape ``(m, d)``.
-
-    Returns:
-        Shape ``(n,)``.
-    """
-    then = torch.einsum("nd,nkd->nk", queries, documents[after.top])
-    return (then < before.top_values[:, -1:] - 1e-5).sum(dim=1).numpy()
-
-
-def by_query(pairs: Sequence[tuple[int, int]]) -> Mapping[int, list[int]]:
-    """The places of the pairs of each query."""
-    found: dict[int, list[int]] = {}
-    for place, (query, _) in enumerate(pairs):
-        found.setdefault(query, []).append(place)
-    return found
-
-
-def _histogram(values: Tensor) -> Tensor:
-    return torch.histc(values, bins=BINS, min=-1.0, max=1.0).long()

@@ -12,10 +12,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Router
 from torch import Tensor, nn
 
-from st_asym.cache.fingerprint import encoder_modules
+from st_asym.heads.anatomy import Side, encoder_modules
 from st_asym.losses.isotropy import unit
 
-Side = Literal["query", "document"]
 SIDES: tuple[Side, Side] = ("query", "document")
 
 _AT_ONCE = 16_384
@@ -53,14 +52,11 @@ class Head:
     singular_values: tuple[float, ...]
 
 
-class Heads:
+class HeadModules:
     """What comes behind the encoder of a model, up to a last ``Normalize``.
 
-    Args:
-        model: A ``SentenceTransformer`` with a ``Router`` behind its encoder.
-
     Raises:
-        ValueError: It has none, or none with routes for queries and documents.
+        ValueError: The model has no ``Router`` behind its encoder, or one without routes for queries and documents.
     """
 
     def __init__(self, model: SentenceTransformer) -> None:
@@ -100,24 +96,22 @@ class Heads:
         Raises:
             ValueError: A vector that comes out is not finite. The message names the weights that are not.
         """
-        parameter = next((p for module in self.on_side(side) for p in module.parameters()), None)
-        dtype, device = (torch.float32, self._device) if parameter is None else (parameter.dtype, parameter.device)
-        with self._evaluating():
-            parts = [self._run(part.to(device, dtype), side) for part in torch.split(vectors, _AT_ONCE)]
-        outputs = torch.cat([part.to(vectors.device).float() for part in parts])
+        like = next((p for module in self.on_side(side) for p in module.parameters()), None)
+        dtype, device = (torch.float32, self._device) if like is None else (like.dtype, like.device)
+        parts = []
+        with _evaluating(self._modules):
+            for part in torch.split(vectors, _AT_ONCE):
+                features: dict[str, Any] = {"sentence_embedding": part.to(device, dtype), "task": side}
+                for module in self._modules:
+                    features = module(features, task=side) if isinstance(module, Router) else module(features)
+                parts.append(features["sentence_embedding"].to(vectors.device).float())
+        outputs = torch.cat(parts)
         bad = int((~torch.isfinite(outputs).all(dim=1)).sum())
         if bad:
             raise ValueError(
                 f"The {side} head makes {bad} of {len(outputs)} vectors NaN or infinite: {self._why(side)}"
             )
         return outputs[:, : self._kept]
-
-    def _run(self, vectors: Tensor, side: Side) -> Tensor:
-        features: dict[str, Any] = {"sentence_embedding": vectors, "task": side}
-        for module in self._modules:
-            features = module(features, task=side) if isinstance(module, Router) else module(features)
-        output: Tensor = features["sentence_embedding"]
-        return output
 
     def _why(self, side: Side) -> str:
         for position, module in enumerate(self.on_side(side)):
@@ -129,40 +123,26 @@ class Heads:
                     )
         return "its weights are finite but too large for their precision. Load the model in float32."
 
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        training = [module.training for module in self._modules]
-        for module in self._modules:
-            module.eval()
-        try:
-            yield
-        finally:
-            for module, mode in zip(self._modules, training, strict=True):
-                module.train(mode)
-
     def describe(self, side: Side, inputs: Tensor, outputs: Tensor) -> Head:
-        """What the head of a side does.
-
-        Args:
-            side: The side.
-            inputs: Vectors before it, shape ``(n, d)``.
-            outputs: What it makes of them, shape ``(n, e)``.
-        """
+        """What the head of a side does: makes ``outputs``, shape ``(n, e)``, of ``inputs``, shape ``(n, d)``."""
         modules = self.on_side(side)
-        kind = _kind(modules)
         kept = resized(inputs.float(), outputs.shape[1])
         turns = 1.0 - (unit(outputs).double() * unit(kept).double()).sum(dim=1)
         turns[(outputs == 0).all(dim=1) & (kept == 0).all(dim=1)] = 0.0
-        parameter = next((p for module in modules for p in module.parameters()), inputs)
-        matrix = mean_derivative(modules, inputs.to(parameter.device, parameter.dtype))
+        like = next((p for module in modules for p in module.parameters()), inputs)
+        matrix = mean_derivative(modules, inputs.to(like.device, like.dtype))
         matrix = None if matrix is None else matrix[:, : outputs.shape[1]]
         start = resized(torch.eye(inputs.shape[1], dtype=torch.float64), outputs.shape[1])
         mine, other = ({id(p) for module in self.on_side(s) for p in module.parameters()} for s in SIDES)
+        layers = [m for m in modules if isinstance(m, Dense)]
+        linear = len(layers) == len(modules) and all(isinstance(m.activation_function, nn.Identity) for m in layers)
+        main = [layer for layer in layers if layer.module_output_name == "sentence_embedding"]
+        widths = [*(layer.in_features for layer in main[:1]), *(layer.out_features for layer in main)]
         return Head(
-            kind=kind,
-            layers=_layers(modules),
+            kind="none" if not modules else "linear" if linear else "nonlinear",
+            layers=" -> ".join(map(str, widths)),
             parameters=sum(p.numel() for module in modules for p in module.parameters()),
-            shared=kind != "none" and mine == other,
+            shared=bool(modules) and mine == other,
             change=_ratio(outputs - kept, kept),
             turn=max(0.0, float(turns.mean())),
             largest_turn=max(0.0, float(turns.max())),
@@ -173,26 +153,18 @@ class Heads:
 
 
 def mean_derivative(modules: Sequence[nn.Module], inputs: Tensor) -> Tensor | None:
-    """The derivative of a chain of ``Dense`` modules, averaged over vectors.
+    """The derivative of a chain of ``Dense`` modules, averaged over vectors: W of x W, shape ``(d, e)``, float64.
 
     Layer by layer: the weights, each row times the mean slope of its activation over the vectors. That is exact for
     linear heads and for heads with one hidden layer; in deeper ones it takes the slopes of different layers for
-    independent.
-
-    Args:
-        modules: A route.
-        inputs: What goes into it, shape ``(n, d)``.
-
-    Returns:
-        The matrix W of x W, shape ``(d, e)``, float64; None where a module is not a ``Dense``.
+    independent. None where a module is not a ``Dense``.
     """
     vectors = inputs
     matrix = torch.eye(inputs.shape[1], dtype=torch.float64)
     for layer in modules:
         if not isinstance(layer, Dense):
             return None
-        slope = _slope(layer, vectors)
-        step = layer.linear.weight.detach().cpu().double() * slope[:, None]
+        step = layer.linear.weight.detach().cpu().double() * _slope(layer, vectors)[:, None]
         if layer.use_residual:
             square = layer.in_features == layer.out_features
             step = step + (torch.eye(len(step)) if square else layer.residual.weight.detach().cpu()).double()
@@ -213,13 +185,7 @@ def _slope(layer: Dense, vectors: Tensor) -> Tensor:
 
 
 def explained(inputs: Tensor, outputs: Tensor, matrix: Tensor) -> float | None:
-    """Share of the change that an affine map explains, None where nothing changes.
-
-    Args:
-        inputs: Shape ``(n, d)``.
-        outputs: Shape ``(n, e)``.
-        matrix: W of x W + b, shape ``(d, e)``; b is the best for it.
-    """
+    """Share of the change that an affine map x W + b with the best b explains, None where nothing changes."""
     x, y = inputs.double(), outputs.double()
     change = y - resized(x, y.shape[1])
     rest = y - x @ matrix
@@ -239,15 +205,14 @@ def _ratio(difference: Tensor, whole: Tensor) -> float:
     return float(difference.double().norm()) / length if length else 0.0
 
 
-def _kind(modules: list[nn.Module]) -> Literal["none", "linear", "nonlinear"]:
-    if not modules:
-        return "none"
-    linear = all(isinstance(m, Dense) and isinstance(m.activation_function, nn.Identity) for m in modules)
-    return "linear" if linear else "nonlinear"
-
-
-def _layers(modules: list[nn.Module]) -> str:
-    sizes = [m for m in modules if isinstance(m, Dense) and m.module_output_name == "sentence_embedding"]
-    return " -> ".join(
-        map(str, [*(layer.in_features for layer in sizes[:1]), *(layer.out_features for layer in sizes)])
-    )
+@contextmanager
+def _evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Without dropout; afterwards each module is in the mode that it was in."""
+    training = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.eval()
+        yield
+    finally:
+        for module, mode in zip(modules, training, strict=True):
+            module.train(mode)

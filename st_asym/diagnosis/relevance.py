@@ -1,132 +1,314 @@
-"""What relevant documents say: nearness of positives, nDCG@10 by query, and the queries that changed most."""
+"""What queries find before and after the heads, and what the relevant documents say of that."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from st_asym.data import Qrels, RetrievalData
 from st_asym.data.collection import own_documents
 from st_asym.data.document import copies
-from st_asym.diagnosis.geometry import Similarities, by_query
-from st_asym.diagnosis.result import Example, Judged, Relevance
+from st_asym.diagnosis.geometry import skewness
 from st_asym.fitting.gate import Gain
-from st_asym.retrieval import Judgments, Scores
+from st_asym.retrieval import Judgments
+from st_asym.retrieval.metrics import TOP
+from st_asym.retrieval.search import Pairs, nearest
 
+BINS = 100
+# Similarities that are in memory at a time.
+_AT_ONCE = 2**24
+# Cosines that differ by less are equal.
+_TIE = 1e-5
+# Queries that are shown on either end, and letters of a text.
 _SHOWN = 10
 _LONGEST = 300
 
 
 @dataclass(frozen=True)
-class Positions:
-    """Where queries, documents and relevant pairs are in the arrays.
+class Ranking:
+    """What queries find, without regard to what is relevant.
 
     Attributes:
-        queries: Query ids by row.
-        documents: Document ids by row.
-        qrels: Grades, zero or more.
-        pairs: Rows of a query and of a document that is relevant to it, by query.
-        own: Rows of a query and of the documents that are not results: the one that it is itself, and those that
-            have the text of a relevant one under another id.
+        changed: Share of queries with another document among their ten nearest.
+        replaced: Share of the ten nearest that are others, over all queries.
+        first_changed: Share of queries with another nearest document.
+        hubness_before: Skewness of the number of queries that have a document among their ten nearest.
+        hubness_after: The same with the heads.
     """
 
-    queries: Sequence[str]
-    documents: Sequence[str]
+    changed: float
+    replaced: float
+    first_changed: float
+    hubness_before: float
+    hubness_after: float
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """How near queries are to their relevant documents.
+
+    Attributes:
+        alignment: Mean squared distance of a query and a relevant document on the unit sphere, 0 where they coincide
+            (Wang and Isola 2020, https://arxiv.org/abs/2005.10242).
+        positive: Mean cosine of a query and a relevant document.
+        negative: Mean cosine of a query and any other document.
+        margin: ``positive`` less ``negative``.
+        hard_margin: For each query the mean cosine with its relevant documents less that with the nearest other
+            document, averaged over queries.
+    """
+
+    alignment: float
+    positive: float
+    negative: float
+    margin: float
+    hard_margin: float
+
+
+@dataclass(frozen=True)
+class Example:
+    """A query whose nDCG@10 changed, with texts cut to 300 characters.
+
+    Attributes:
+        query_id: Its id.
+        query: Its text.
+        before: Its nDCG@10 with the encoder as it is.
+        after: The same with the heads.
+        relevant: Its most relevant document.
+        first_before: The document it found first.
+        first_after: The document it finds first now.
+    """
+
+    query_id: str
+    query: str
+    before: float
+    after: float
+    relevant: str
+    first_before: str
+    first_after: str
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the relevant documents say.
+
+    Attributes:
+        before: Relevance with the encoder as it is.
+        after: The same with the heads.
+        query_ids: The judged queries.
+        ndcg_before: nDCG@10 of each with the encoder as it is.
+        ndcg_after: The same with the heads.
+        difference: Mean of the differences.
+        error: Its standard error; None for a single query.
+        gains: The ten queries that gained most, the largest first.
+        losses: The ten that lost most, the largest first.
+    """
+
+    before: Relevance
+    after: Relevance
+    query_ids: tuple[str, ...]
+    ndcg_before: tuple[float, ...]
+    ndcg_after: tuple[float, ...]
+    difference: float
+    error: float | None
+    gains: tuple[Example, ...]
+    losses: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class Histograms:
+    """How many pairs of a query and a document have which cosine.
+
+    Attributes:
+        edges: Of the bins, one more than there are bins.
+        positive_before: Relevant pairs, with the encoder as it is; zeros without qrels.
+        positive_after: The same with the heads.
+        negative_before: All other pairs.
+        negative_after: The same with the heads.
+    """
+
+    edges: tuple[float, ...]
+    positive_before: tuple[int, ...]
+    positive_after: tuple[int, ...]
+    negative_before: tuple[int, ...]
+    negative_after: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Which pairs of a query and a document are special, by their rows.
+
+    Attributes:
+        qrels: Grades, zero or more, of the queries that have a relevant document.
+        positives: Pairs whose document is relevant, by query.
+        left_out: Pairs that are no results: a query that is that document itself, and documents that have the text of
+            a relevant one under another id. None of them is positive.
+    """
+
     qrels: Qrels
-    pairs: Sequence[tuple[int, int]]
-    own: Sequence[tuple[int, int]]
+    positives: Pairs
+    left_out: Pairs
 
     @classmethod
     def of(cls, data: RetrievalData, qrels: Qrels) -> Positions:
-        """Those of a collection; queries without a relevant document are not judged."""
+        """Those of a collection."""
         graded = {q: {d: max(grade, 0) for d, grade in judged.items()} for q, judged in qrels.items()}
         graded = {q: graded[q] for q in data.queries if any(graded.get(q, {}).values())}
-        query_rows = {key: row for row, key in enumerate(data.queries)}
-        document_rows = {key: row for row, key in enumerate(data.corpus)}
-        pairs = [(query_rows[q], document_rows[d]) for q, judged in graded.items() for d, g in judged.items() if g > 0]
-        own = [(query_rows[key], document_rows[key]) for key in own_documents(data.corpus, graded)]
-        copied = copies(graded, data.corpus)
-        own += [(query_rows[q], document_rows[d]) for q, documents in copied.items() for d in documents]
-        return cls(list(data.queries), list(data.corpus), graded, pairs, list(dict.fromkeys(own)))
+        queries, documents = ({key: row for row, key in enumerate(texts)} for texts in (data.queries, data.corpus))
+
+        def rows(ids: Iterable[tuple[str, str]]) -> Pairs:
+            found = [(queries[q], documents[d]) for q, d in dict.fromkeys(ids)]
+            query_rows, document_rows = torch.tensor(found, dtype=torch.int64).reshape(-1, 2).T
+            return query_rows, document_rows
+
+        positives = rows((q, d) for q, judged in graded.items() for d, grade in judged.items() if grade > 0)
+        itself = [(key, key) for key in own_documents(data.corpus, graded)]
+        copied = [(q, d) for q, others in copies(graded, data.corpus).items() for d in others]
+        return cls(graded, positives, rows([*itself, *copied]))
+
+
+@dataclass(frozen=True)
+class Similarities:
+    """Cosines of n queries with m documents.
+
+    Attributes:
+        top: Positions of the ten nearest documents, nearest first, shape ``(n, 10)``, or all where there are fewer.
+        top_values: Their cosines.
+        positives: The cosines of the positive pairs, in the order they were given.
+        best_negative: The highest cosine of each query with a document that is not positive, shape ``(n,)``;
+            -inf where all are.
+        mean_negative: The mean over all pairs that are not positive.
+        positive_counts: How many positive pairs are in each of 100 equal bins over [-1, 1].
+        negative_counts: The same for all others.
+    """
+
+    top: Tensor
+    top_values: Tensor
+    positives: NDArray[np.float64]
+    best_negative: NDArray[np.float64]
+    mean_negative: float
+    positive_counts: tuple[int, ...]
+    negative_counts: tuple[int, ...]
+
+
+def compare(queries: Tensor, documents: Tensor, positives: Pairs, left_out: Pairs) -> Similarities:
+    """Compare all queries with all documents, both unit vectors; pairs as of :class:`Positions`."""
+    n, m = len(queries), len(documents)
+    top_values, top = nearest(queries, documents, TOP, excluded=left_out)
+    size = max(1, _AT_ONCE // m)
+    found, best = [], []
+    counts = torch.zeros(BINS, dtype=torch.int64)
+    total = 0.0
+    for start in range(0, n, size):
+        block = (queries[start : start + size] @ documents.T).clamp_(-1.0, 1.0)
+        mine, none = (_of_block(block, pairs, start) for pairs in (positives, left_out))
+        found.append(block[mine])
+        block[mine] = block[none] = -torch.inf
+        counts += _histogram(block)  # which leaves out what is infinite
+        total += float(block.nan_to_num(neginf=0.0).sum(dtype=torch.float64))
+        best.append(block.amax(dim=1))
+    of_positives = torch.cat(found)
+    return Similarities(
+        top=top,
+        top_values=top_values,
+        positives=of_positives.double().numpy(),
+        best_negative=torch.cat(best).double().numpy(),
+        mean_negative=total / max(1, n * m - len(positives[0]) - len(left_out[0])),
+        positive_counts=tuple(_histogram(of_positives).tolist()),
+        negative_counts=tuple(counts.tolist()),
+    )
+
+
+def _of_block(block: Tensor, pairs: Pairs, start: int) -> Pairs:
+    """The pairs whose query is in a block of rows, counted from its start."""
+    here = (pairs[0] >= start) & (pairs[0] < start + len(block))
+    return pairs[0][here] - start, pairs[1][here]
+
+
+def _histogram(values: Tensor) -> Tensor:
+    return torch.histc(values, bins=BINS, min=-1.0, max=1.0).long()
+
+
+def entered(before: Similarities, after: Similarities, queries: Tensor, documents: Tensor) -> NDArray[np.int64]:
+    """How many of each query's ten nearest documents were further away before than its tenth, shape ``(n,)``.
+
+    Documents that were as near as the tenth do not count, so that ties in another order are no change. Queries and
+    documents are the unit vectors before.
+    """
+    then = torch.einsum("nd,nkd->nk", queries, documents[after.top])
+    return (then < before.top_values[:, -1:] - _TIE).sum(dim=1).numpy()
+
+
+def ranking(before: Similarities, after: Similarities, queries: Tensor, documents: Tensor) -> Ranking:
+    """How far two searches differ; vectors as for :func:`entered`."""
+    replaced = entered(before, after, queries, documents)
+    first_then = (queries * documents[after.top[:, 0]]).sum(dim=1)
+    hubs = [skewness(found.top.flatten().bincount(minlength=len(documents)).numpy()) for found in (before, after)]
+    return Ranking(
+        changed=float((replaced > 0).mean()),
+        replaced=float(replaced.mean() / before.top.shape[1]),
+        first_changed=float((first_then < before.top_values[:, 0] - _TIE).double().mean()),
+        hubness_before=hubs[0],
+        hubness_after=hubs[1],
+    )
 
 
 def judge(data: RetrievalData, positions: Positions, before: Similarities, after: Similarities) -> Judged | None:
     """Compare two searches by what is relevant; None where nothing is judged."""
     if not positions.qrels:
         return None
-    scores_before, scores_after = ndcg(positions, before), ndcg(positions, after)
-    gain = Gain.of(scores_before, scores_after)
-    order = np.argsort(scores_before - scores_after, kind="stable")
-    example = _Examples(data, positions, before, after)
-    differences = scores_after - scores_before
-    gains = [row for row in order[:_SHOWN] if differences[row] > 0]
-    losses = [row for row in order[::-1][:_SHOWN] if differences[row] < 0]
+    ids, documents = list(positions.qrels), list(data.corpus)
+    rows = [row for row, key in enumerate(data.queries) if key in positions.qrels]
+    judgments = Judgments(positions.qrels, {key: row for row, key in enumerate(documents)})
+    ndcg_before, ndcg_after = (judgments.ndcg(found.top[rows]) for found in (before, after))
+    gain = Gain.of(ndcg_before, ndcg_after)
+    change = ndcg_after - ndcg_before
+    order = np.argsort(-change, kind="stable")
+
+    def example(place: int) -> Example:
+        query_id, row = ids[place], rows[place]
+        grades = positions.qrels[query_id]
+        return Example(
+            query_id=query_id,
+            query=_short(data.queries[query_id]),
+            before=float(ndcg_before[place]),
+            after=float(ndcg_after[place]),
+            relevant=_short(data.corpus[max(grades, key=lambda key: grades[key])]),
+            first_before=_short(data.corpus[documents[int(before.top[row, 0])]]),
+            first_after=_short(data.corpus[documents[int(after.top[row, 0])]]),
+        )
+
     return Judged(
-        before=relevance(positions, before),
-        after=relevance(positions, after),
-        query_ids=tuple(positions.qrels),
-        ndcg_before=tuple(scores_before.tolist()),
-        ndcg_after=tuple(scores_after.tolist()),
+        before=_relevance(positions, before),
+        after=_relevance(positions, after),
+        query_ids=tuple(ids),
+        ndcg_before=tuple(ndcg_before.tolist()),
+        ndcg_after=tuple(ndcg_after.tolist()),
         difference=gain.mean,
         error=gain.error if gain.queries > 1 else None,
-        gains=tuple(example(row, scores_before[row], scores_after[row]) for row in gains),
-        losses=tuple(example(row, scores_before[row], scores_after[row]) for row in losses),
+        gains=tuple(example(place) for place in order[:_SHOWN] if change[place] > 0),
+        losses=tuple(example(place) for place in order[::-1][:_SHOWN] if change[place] < 0),
     )
 
 
-def ndcg(positions: Positions, found: Similarities) -> Scores:
-    """nDCG@10 of each judged query, as ``trec_eval`` computes it from grades, shape ``(n,)``."""
-    rows = list(_rows(positions).values())
-    places = {key: row for row, key in enumerate(positions.documents)}
-    return Judgments(positions.qrels, places).ndcg(found.top[rows])
-
-
-def relevance(positions: Positions, found: Similarities) -> Relevance:
+def _relevance(positions: Positions, found: Similarities) -> Relevance:
     """Nearness of relevant documents, and how far the others are."""
-    margins = [
-        found.positives[places].mean() - found.best_negative[row]
-        for row, places in by_query(positions.pairs).items()
-        if math.isfinite(found.best_negative[row])
-    ]
+    rows, places = np.unique(positions.positives[0].numpy(), return_inverse=True)
+    of_query = np.bincount(places, weights=found.positives) / np.bincount(places)
+    margins = (of_query - found.best_negative[rows])[np.isfinite(found.best_negative[rows])]
     positive = float(found.positives.mean())
     return Relevance(
         alignment=2.0 - 2.0 * positive,
         positive=positive,
         negative=found.mean_negative,
         margin=positive - found.mean_negative,
-        hard_margin=float(np.mean(margins)) if margins else math.nan,
+        hard_margin=float(margins.mean()) if margins.size else math.nan,
     )
-
-
-class _Examples:
-    """Makes an example of a judged query, by its place among them."""
-
-    def __init__(self, data: RetrievalData, positions: Positions, before: Similarities, after: Similarities) -> None:
-        self._data, self._positions, self._before, self._after = data, positions, before, after
-        self._ids = list(positions.qrels)
-        self._rows = _rows(positions)
-
-    def __call__(self, place: int, before: float, after: float) -> Example:
-        query_id = self._ids[place]
-        row = self._rows[query_id]
-        grades = self._positions.qrels[query_id]
-        documents, corpus = self._positions.documents, self._data.corpus
-        return Example(
-            query_id=query_id,
-            query=_short(self._data.queries[query_id]),
-            before=float(before),
-            after=float(after),
-            relevant=_short(corpus[max(grades, key=lambda key: grades[key])]),
-            first_before=_short(corpus[documents[int(self._before.top[row, 0])]]),
-            first_after=_short(corpus[documents[int(self._after.top[row, 0])]]),
-        )
-
-
-def _rows(positions: Positions) -> Mapping[str, int]:
-    return {key: row for row, key in enumerate(positions.queries) if key in positions.qrels}
 
 
 def _short(text: str) -> str:

@@ -15,6 +15,8 @@ from st_asym.disk.writing import write_text
 
 FILE = "README.md"
 TAG = "st-asym"
+# In this order; written anew with each model.
+SECTIONS = ("Use", "Model", "Training", "Held-out queries", "Evaluation", "Limits", "License")
 
 # What sentence-transformers replaces by the repository's name when it uploads a loaded model, in exactly this line.
 _MODEL_ID = "sentence_transformers_model_id"
@@ -28,12 +30,7 @@ _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 @dataclass
 class Card:
-    """A model card.
-
-    Attributes:
-        data: Its metadata.
-        text: What people read, in Markdown.
-    """
+    """A model card: its metadata, and what people read, in Markdown."""
 
     data: ModelCardData
     text: str
@@ -85,10 +82,9 @@ class Card:
         """Name the model in the line that loads it."""
         self.text = _LOADS.sub(lambda match: match[1] + model_id + match[3], self.text)
 
-    def put(self, heading: str, text: str, order: Sequence[str] = ()) -> None:
-        """Replace a section, or add it: in the order given, before the first of those after it, else at the end."""
-        lines = self.text.splitlines(keepends=True)
-        places = [*_headings(lines), (len(lines), "")]
+    def put(self, heading: str, text: str, order: Sequence[str] = SECTIONS) -> None:
+        """Replace a section, or add it: in that order, before the first of those after it, else at the end."""
+        lines, places = self._places()
         new = f"## {heading}\n\n{text.strip()}\n"
         spans = {name: (start, end) for (start, name), (end, _) in itertools.pairwise(places)}
         later = order[order.index(heading) + 1 :] if heading in order else ()
@@ -99,23 +95,18 @@ class Card:
 
     def sections(self) -> dict[str, str]:
         """The text of each section by its heading."""
-        lines = self.text.splitlines(keepends=True)
-        places = [*_headings(lines), (len(lines), "")]
+        lines, places = self._places()
         return {name: "".join(lines[start + 1 : end]) for (start, name), (end, _) in itertools.pairwise(places)}
 
-    def keep(self, earlier: Card, order: Sequence[str] = ()) -> None:
+    def keep(self, earlier: Card) -> None:
         """Take over from the card of an earlier model what this one does not say anew.
 
         These are sections that it has not, licence and data, and other metadata, apart from the earlier model's scores.
-
-        Args:
-            earlier: As somebody completed it.
-            order: As for :meth:`put`.
         """
         own = self.sections()
         for heading, text in earlier.sections().items():
             if heading not in own or heading == _LICENSE_HEADING:
-                self.put(heading, text, order)
+                self.put(heading, text)
         said: dict[str, Any] = self.data.to_dict()  # type: ignore[no-untyped-call]
         before: dict[str, Any] = earlier.data.to_dict()  # type: ignore[no-untyped-call]
         for name, value in before.items():
@@ -125,6 +116,11 @@ class Card:
             for name in _OF_LICENSE:
                 setattr(self.data, name, before.get(name))
         self.data.tags = list(dict.fromkeys([*(self.data.tags or []), *(earlier.data.tags or [])]))
+
+    def _places(self) -> tuple[list[str], list[tuple[int, str]]]:
+        """The lines of the text, and those of its headings with their names, and the end."""
+        lines = self.text.splitlines(keepends=True)
+        return lines, [*_headings(lines), (len(lines), "")]
 
 
 def usage(model_id: str = _MODEL_ID) -> str:

@@ -27,25 +27,14 @@ _TURNS = 20
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
 # What a disk answers, whoever asks it to write.
 _DISK = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO")} - {None}
-# Windows does not replace a file while somebody reads it.
 _PATIENCE = 0.01
 
 
 def write_text(path: str | os.PathLike[str], text: str, *, errors: str = "strict") -> Path:
     """Write a file in one step: whoever reads it sees the old text or the new one, never a part.
 
-    Any number of threads and processes may write one file. Nothing is left of one that could not be written.
-
-    Args:
-        path: The file, replaced if it is there; a link is replaced, not followed.
-        text: What it shall hold, written as UTF-8.
-        errors: As for :func:`open`.
-
-    Returns:
-        The path.
-
-    Raises:
-        OSError: It cannot be written there.
+    Any number of threads and processes may write one file. Nothing is left of one that could not be written. A link is
+    replaced, not followed.
 
     Example:
         >>> write_text("table.md", "| a | b |").read_text()  # doctest: +SKIP
@@ -58,7 +47,11 @@ def write_text(path: str | os.PathLike[str], text: str, *, errors: str = "strict
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        return _replace(beside, target)
+        for _ in range(_TURNS):  # Windows does not replace a file while somebody reads it
+            with contextlib.suppress(PermissionError):
+                return beside.replace(target)
+            time.sleep(_PATIENCE)
+        return beside.replace(target)
     finally:
         beside.unlink(missing_ok=True)
 
@@ -79,9 +72,6 @@ def new_folder(
         keep: Is called with what is in the place and with the new folder, to take over from the one what the other does
             not replace, see :func:`take_over`.
 
-    Yields:
-        A path that does not exist yet, for the block to make.
-
     Raises:
         OSError: The disk is full, or cannot be written for another reason; or the folder cannot be put into its place,
             and the message says where it is.
@@ -100,17 +90,10 @@ def new_folder(
 def check_place(output: Path, size: int = 0) -> None:
     """Whether a folder can be written, known before the hours of work whose result it shall hold.
 
-    A file is written beside the place, and nothing of it is left.
-
-    Args:
-        output: The place, of a folder that may be there already.
-        size: How many bytes it will take, beside what is there.
+    A file is written beside the place, and nothing of it is left. ``size`` is how many bytes the folder will take.
 
     Raises:
         OSError: It cannot be written, or there is too little space. The message says why, and what to do.
-
-    Example:
-        >>> check_place(Path("model"), size=95_000_000)
     """
     output = output.absolute()
     made = [folder for folder in (output.parent, *output.parent.parents) if not folder.exists()]
@@ -160,15 +143,8 @@ def take_over(earlier: Path, new: Path, replaced: Collection[str]) -> list[str]:
     """Put into a new folder what is in an earlier one, apart from the files that the new one replaces.
 
     Files are linked where the system can, and copied otherwise, so that nothing is moved before all is well. One that
-    the new folder has under the same name gets ``.earlier`` into its own.
-
-    Args:
-        earlier: The earlier folder.
-        new: The new one.
-        replaced: Files of the earlier one, as paths in it with ``/``.
-
-    Returns:
-        The files and folders directly in ``earlier`` of which something was taken over, by their names.
+    the new folder has under the same name gets ``.earlier`` into its own. ``replaced`` are paths in the earlier folder
+    with ``/``; returned are the names directly in it of which something was taken over.
     """
     kept = set()
     for path in sorted(earlier.rglob("*")):
@@ -193,18 +169,31 @@ def disk_errors(output: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        number = _errno(error)
+        # safetensors has it in its text alone.
+        found = re.search(r"os error (\d+)", str(error))
+        number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
         if number is None or number not in _DISK:
             raise
         text = f"{output} could not be written: {os.strerror(number)}. Make room, or name a folder on another disk."
         raise OSError(number, text) from error
 
 
-def _errno(error: Exception) -> int | None:
-    if isinstance(error, OSError):
-        return error.errno
-    found = re.search(r"os error (\d+)", str(error))
-    return int(found[1]) if found else None
+def free_name(path: Path, word: str) -> Path:
+    """A path, or where something has it, one with a word before its suffix."""
+    count, free = 1, path
+    while os.path.lexists(free):
+        free = path.with_name(f"{path.stem}.{word}{'' if count == 1 else f'.{count}'}{path.suffix}")
+        count += 1
+    return free
+
+
+def are_same(path: Path, other: Path) -> bool:
+    """Whether two are both folders, or files of the same content."""
+    if path.is_symlink() or other.is_symlink():
+        return path.is_symlink() and other.is_symlink() and path.readlink() == other.readlink()
+    if path.is_dir() or other.is_dir():
+        return path.is_dir() and other.is_dir()
+    return other.is_file() and filecmp.cmp(path, other, shallow=False)
 
 
 @contextlib.contextmanager
@@ -249,32 +238,6 @@ def _put(
             raise OSError(error.errno, text) from error
         raise
     return True
-
-
-def _replace(beside: Path, target: Path) -> Path:
-    for _ in range(_TURNS):
-        with contextlib.suppress(PermissionError):
-            return beside.replace(target)
-        time.sleep(_PATIENCE)
-    return beside.replace(target)
-
-
-def free_name(path: Path, word: str) -> Path:
-    """A path, or where something has it, one with a word before its suffix."""
-    count, free = 1, path
-    while os.path.lexists(free):
-        free = path.with_name(f"{path.stem}.{word}{'' if count == 1 else f'.{count}'}{path.suffix}")
-        count += 1
-    return free
-
-
-def are_same(path: Path, other: Path) -> bool:
-    """Whether two are both folders, or files of the same content."""
-    if path.is_symlink() or other.is_symlink():
-        return path.is_symlink() and other.is_symlink() and path.readlink() == other.readlink()
-    if path.is_dir() or other.is_dir():
-        return path.is_dir() and other.is_dir()
-    return other.is_file() and filecmp.cmp(path, other, shallow=False)
 
 
 def _link_or_copy(path: Path, target: Path) -> None:

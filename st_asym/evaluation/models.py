@@ -13,9 +13,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
 
 from st_asym.cache import CachedSentenceTransformer, EmbeddingCache, model_fingerprint
-from st_asym.cache.fingerprint import encoder_modules, without_heads
 from st_asym.data.collection import first_few
-from st_asym.heads.anatomy import sides_differ
+from st_asym.heads.anatomy import encoder_modules, sides_differ, without_heads
 from st_asym.heads.model import load_encoder
 from st_asym.trainer.columns import plain_encode
 

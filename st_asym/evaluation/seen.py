@@ -10,13 +10,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
+from st_asym.cache.fingerprint import data_digests
 from st_asym.data import Qrels, RetrievalData
 from st_asym.data.collection import counted, first_few
 from st_asym.data.formats import is_table
 from st_asym.data.sources import is_one_source, read
 from st_asym.evaluation.models import Models, models_of
 from st_asym.evaluation.scores import Scores, text_digest
-from st_asym.trust.provenance import Provenance, described, made_with_heads
+from st_asym.trust.provenance import Provenance, made_with_heads
 
 if TYPE_CHECKING:
     from st_asym.evaluation.tasks import Benchmark
@@ -156,7 +157,7 @@ class _Judged:
 
     @cached_property
     def _described(self) -> Any:
-        return described(self._data)["queries"]
+        return data_digests(self._data)["queries"]
 
     def trained_on(self, system: str, made: Sequence[Provenance]) -> tuple[set[str], list[str]]:
         """The judged queries that a system was trained on, and what to say of it."""

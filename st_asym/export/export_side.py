@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer, SentenceTransformerModelCardData
 from sentence_transformers.base.modules import Transformer
@@ -18,9 +20,8 @@ from torch import nn
 
 from st_asym.cache import CachedSentenceTransformer
 from st_asym.disk.writing import new_folder
-from st_asym.export.agreement import TEXTS, Agreement, agreement, evaluating, side_vectors
-from st_asym.export.onnx import MAX_DIFFERENCE, check_onnx, write_onnx
-from st_asym.export.stock_files import (
+from st_asym.export.onnx import MAX_DIFFERENCE, Array, check_onnx, write_onnx
+from st_asym.export.servers import (
     TEI,
     VLLM,
     hide_activations,
@@ -33,13 +34,49 @@ from st_asym.export.stock_files import (
 from st_asym.heads.anatomy import Side, side_modules, side_prompt
 from st_asym.heads.model import load_encoder
 
-"""What vectors are compared on if nothing else is given: short and long, past the usual maximum length."""
-
-
 logger = logging.getLogger(__name__)
 
 Format = Literal["sentence-transformers", "onnx"]
 _LOWEST_COSINE_INT8 = 0.95
+# What vectors are compared on if nothing else is given: short and long, past the usual maximum length.
+TEXTS = (
+    "How do I reset the filter?",
+    "Hold the button for five seconds until the light blinks twice, then let go; the counter starts again at zero.",
+    "error E17",
+    "In 1905, Einstein published four papers on the photoelectric effect, Brownian motion and special relativity.",
+    "A protein kinase that phosphorylates serine residues regulates the cell cycle (p < 0.001, n = 42).",
+    "Le contrat prend fin à la date indiquée à l'article 7, sauf accord écrit des deux parties.",
+    "Der Zug nach Köln fährt heute von Gleis 3, etwa 10 Minuten später als geplant.",
+    "def mean(values): return sum(values) / len(values)",
+    "https://example.org/path?query=1&page=2",
+    "東京の天気は晴れです。",
+    "?",
+    "The quick brown fox jumps over the lazy dog. " * 60,
+)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How close two sets of vectors are.
+
+    Attributes:
+        difference: Largest difference of a component.
+        cosine: Lowest cosine of two vectors.
+    """
+
+    difference: float
+    cosine: float
+
+    @classmethod
+    def of(cls, vectors: Array, expected: Array) -> Agreement:
+        """Compare vectors of shape ``(n, d)``; NaN is as far away as can be."""
+        if vectors.shape != expected.shape:
+            raise ValueError(f"The export gives vectors of shape {vectors.shape}, the model of {expected.shape}.")
+        a, b = vectors.astype(np.float64), expected.astype(np.float64)
+        lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        cosines = (a * b).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
+        difference = float(np.abs(a - b).max())
+        return cls(difference, float(cosines.min())) if np.isfinite(difference) else cls(float("inf"), -1.0)
 
 
 @dataclass(frozen=True)
@@ -146,25 +183,31 @@ def export_side(
     _check_arguments(side, format, int8, texts)
     if format == "onnx":
         check_onnx()
-    model = _loaded(model)
+    if isinstance(model, CachedSentenceTransformer):
+        model = model.stock_model()
+    elif not isinstance(model, SentenceTransformer):
+        model = load_encoder(model)
     modules, prompt = side_modules(model, side), side_prompt(model, side)
     _check_modules(model, modules)
-    with evaluating(model):
+    with _evaluating(model):
         texts = list(TEXTS if texts is None else texts)
         expected = side_vectors(model, side, texts)
         part = _side_model(model, modules, side, prompt)
         unread = {} if format == "onnx" else not_served(modules, prompt=prompt, max_length=max_seq_length(modules[0]))
         with new_folder(output, _free) as new:
             if format == "onnx":
-                found = agreement(write_onnx(part, new, prompt=prompt, texts=texts, int8=int8), expected)
+                found = Agreement.of(write_onnx(part, new, prompt=prompt, texts=texts, int8=int8), expected)
                 _check(found, MAX_DIFFERENCE, int8=int8)
             else:
                 _write(part, new, side)
                 if VLLM in unread:  # what Text Embeddings Inference alone cannot run, it refuses by itself
                     hide_activations(new)
-                found = agreement(side_vectors(_read_back(new, model), side, texts), expected)
-                _check(found, _tolerance(model), int8=False)
-            # What was read back has its files mapped, and Windows puts no folder in its place while one is.
+                options: dict[str, Any] = {"device": model.device, "model_kwargs": {"dtype": model.dtype}}
+                # Not kept: its files are mapped, and Windows puts no folder in its place while one is.
+                vectors = side_vectors(SentenceTransformer(str(new), local_files_only=True, **options), side, texts)
+                found = Agreement.of(vectors, expected)
+                half = model.dtype if model.dtype in (torch.bfloat16, torch.float16) else None
+                _check(found, 1e-5 if half is None else float(torch.finfo(half).eps), int8=False)
             gc.collect()
     _warn(unread, prompt, side)
     return Export(output, found, unread, sum(file.stat().st_size for file in output.rglob("*") if file.is_file()))
@@ -185,14 +228,6 @@ def _check_arguments(side: Any, format: Any, int8: bool, texts: Any) -> None:  #
         raise ValueError("int8 is for format='onnx': a sentence-transformers model holds floating-point weights.")
     if texts is not None and (isinstance(texts, str) or not texts):
         raise ValueError("texts must be a list of at least one text to compare vectors on.")
-
-
-def _loaded(model: SentenceTransformer | str | PathLike[str]) -> SentenceTransformer:
-    if isinstance(model, CachedSentenceTransformer):
-        return model.stock_model()
-    if isinstance(model, SentenceTransformer):
-        return model
-    return load_encoder(model)
 
 
 def _check_modules(model: SentenceTransformer, modules: Sequence[nn.Module]) -> None:
@@ -236,15 +271,26 @@ def _write(part: SentenceTransformer, folder: Path, side: Side) -> None:
         card.write(f"\n## The {side} side\n\nThis model encodes {side} texts alone. Exported with st_asym.\n")
 
 
-def _read_back(folder: Path, model: SentenceTransformer) -> SentenceTransformer:
-    dtype: Any = {"dtype": model.dtype}
-    device: Any = model.device
-    return SentenceTransformer(str(folder), device=device, local_files_only=True, model_kwargs=dtype)
+def side_vectors(model: SentenceTransformer, side: Side, texts: Sequence[str]) -> Array:
+    """What the model's ``encode_query`` or ``encode_document`` gives, float32."""
+    encode = model.encode_query if side == "query" else model.encode_document
+    vectors = encode(list(texts), convert_to_tensor=True, show_progress_bar=False).float().cpu().numpy()
+    if not np.isfinite(vectors).all():
+        raise ValueError(f"The model's {side} vectors are not finite: training diverged. Nothing was written.")
+    return vectors
 
 
-def _tolerance(model: SentenceTransformer) -> float:
-    half = model.dtype in (torch.bfloat16, torch.float16)
-    return float(torch.finfo(model.dtype).eps) if half and model.dtype is not None else 1e-5
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """With the model in evaluation mode, each of its modules back in its own afterwards."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
 
 
 def _check(found: Agreement, tolerance: float, *, int8: bool) -> None:

@@ -18,8 +18,9 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor, nn
 
-from st_asym.export.agreement import Vectors
-from st_asym.export.stock_files import write_pooling, write_transformer
+from st_asym.export.servers import write_pooling, write_transformer
+
+Array = np.ndarray[Any, np.dtype[np.float32]]
 
 MAX_DIFFERENCE = 1e-4
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -30,25 +31,17 @@ _ONE_FILE = 1_800_000_000
 
 
 def check_onnx() -> None:
-    """Refuse early.
-
-    Raises:
-        ImportError: A package is not installed.
-    """
+    """Refuse early, with an ImportError, where a package is not installed."""
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise ImportError(f"format='onnx' needs {', '.join(missing)}: pip install 'st_asym[onnx]'.")
 
 
-def write_onnx(model: SentenceTransformer, folder: Path, *, prompt: str, texts: Sequence[str], int8: bool) -> Vectors:
+def write_onnx(model: SentenceTransformer, folder: Path, *, prompt: str, texts: Sequence[str], int8: bool) -> Array:
     """Write a model of one side, and encode texts with what was written, by onnxruntime and tokenizers alone.
 
-    Args:
-        model: Modules from a ``Transformer`` on, without a ``Router``.
-        folder: Made here.
-        prompt: Of the side.
-        texts: To encode.
-        int8: Whether to quantise.
+    ``model`` is of modules from a ``Transformer`` on, without a ``Router``; ``folder`` is made here; ``prompt`` is put
+    before the texts.
 
     Returns:
         The vectors, shape ``(len(texts), d)``, float32.
@@ -148,7 +141,7 @@ def _write_config(transformer: Transformer, folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _encode(folder: Path, texts: Sequence[str], fast: Any) -> Vectors:
+def _encode(folder: Path, texts: Sequence[str], fast: Any) -> Array:
     """As a user would: the files alone, one batch of all lengths and one of a single text."""
     import onnxruntime
     from tokenizers import Tokenizer
@@ -164,7 +157,7 @@ def _encode(folder: Path, texts: Sequence[str], fast: Any) -> Vectors:
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
     names = {entry.name for entry in session.get_inputs()}
 
-    def run(part: Sequence[str]) -> Vectors:
+    def run(part: Sequence[str]) -> Array:
         rows = tokenizer.encode_batch(list(part))
         columns = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
         inputs = {
@@ -172,7 +165,7 @@ def _encode(folder: Path, texts: Sequence[str], fast: Any) -> Vectors:
             for name, column in columns.items()
             if name in names
         }
-        vectors: Vectors = session.run([_OUTPUT], inputs)[0]
+        vectors: Array = session.run([_OUTPUT], inputs)[0]
         return vectors
 
     return np.concatenate([run(texts[:1]), *([run(texts[1:])] if len(texts) > 1 else [])])

@@ -1,9 +1,9 @@
 """From texts to a saved model: rehearse candidates on held-out queries, decide, train what is kept.
 
 From left to right: ``settings``; ``vectors`` (all that training sees); ``closed_form`` and ``candidates`` (what is
-tried); ``loop`` (one training run on vectors); ``rehearsal`` (candidates on held-out queries) and ``tuning`` (more of
-them); ``gate`` (the decision); ``refit`` (the training that is kept, by the stock trainer); ``report``, ``saving``,
-``fit``.
+tried); ``gate`` (the decision); ``loop`` (training, on vectors, and what is kept by the stock trainer); ``rehearsal``
+(candidates on held-out queries) and ``tuning`` (more of them); ``report``; ``fit``; ``stored_vectors`` and
+``fit_vectors`` (the same for vectors of any source, without texts and encoder).
 """
 
 from st_asym.fitting.closed_form import whitened_heads

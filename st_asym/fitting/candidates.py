@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -22,6 +24,11 @@ from st_asym.retrieval import nearest
 _STRENGTHS = (0.1, 0.3, 1.0, 3.0)
 # Documents that a step compares its queries with, at the most, besides those that are relevant to them.
 _DOCUMENTS_PER_STEP = 1_024
+_SIDES = {"both": "both sides", "query": "query side", "document": "document side", "shared": "one shared head"}
+_STARTS = {"identity": "identity", "pairs": "whitening", "random": "random"}
+# Start, negatives, and what unlabelled documents count as negatives of the corpus, the cheapest first.
+_IN_BATCH, _CORPUS, _CLOSED = ("pairs", "in-batch", 0.1), ("pairs", "corpus", 0.1), ("pairs", "corpus", 1.0)
+_FROM_IDENTITY = ("identity", "in-batch", 0.1)
 
 
 @dataclass(frozen=True)
@@ -32,27 +39,25 @@ class Candidate:
         name: What reports call it.
         settings: How, with nothing left open but the number of epochs.
         trains: Whether the heads are trained; otherwise they are in closed form.
+        parts: Candidates from one start, whose trained heads are averaged; none where they are trained as they are.
     """
 
     name: str
     settings: Settings
     trains: bool = True
+    parts: tuple[Candidate, ...] = ()
 
     def heads(self, dimension: int, out_features: int, covariance: Tensor) -> Router:
-        """The heads as they start, float32.
+        """The heads as they start, float32, from vectors of ``dimension`` to vectors of ``out_features``.
 
-        Args:
-            dimension: Of the encoder's vectors.
-            out_features: Of the vectors that the heads give.
-            covariance: Of the training pairs, see :func:`st_asym.fitting.closed_form.pair_covariance`.
+        ``covariance`` is that of the training pairs, see :func:`st_asym.fitting.closed_form.pair_covariance`.
         """
-        settings = self.settings
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            options: ProjectionOptions = {**settings.projection(), "out_features": out_features}
+            options: ProjectionOptions = {**self.settings.projection(), "out_features": out_features}
             router = AsymmetricProjection(dimension, **options)
-        if settings.init == "pairs":
-            write_whitening(router, pair_whitening(covariance, settings.whitening))
+        if self.settings.init == "pairs":
+            write_whitening(router, pair_whitening(covariance, self.settings.whitening))
         return router
 
     def identity(self, dimension: int, out_features: int) -> Router:
@@ -63,11 +68,8 @@ class Candidate:
     def loss(self, model: nn.Module, vectors: Vectors, qrels: Qrels, withheld: Qrels) -> nn.Module:
         """The loss that trains them, see :class:`st_asym.CorpusContrastiveLoss`.
 
-        Args:
-            model: The model that is trained.
-            vectors: The collection.
-            qrels: The queries that are trained on, with their judgments.
-            withheld: Query id to documents that are neither relevant to it nor not, besides ``vectors.no_negatives``.
+        ``qrels`` are judgments of the queries that are trained on, ``withheld`` documents by query that are neither
+        relevant to it nor not, besides ``vectors.no_negatives``.
         """
         settings = self.settings
         ignored = {key: {*vectors.no_negatives.get(key, ()), *withheld.get(key, ())} for key in qrels}
@@ -93,59 +95,57 @@ class Candidate:
 
 
 def candidates(settings: Settings, queries: int, *, closed: bool = False) -> list[Candidate]:
-    """What to try, in the order of what it costs: the closed forms, then what is trained.
+    """What to try with so many training queries, the cheapest first: the closed forms, then what is trained.
 
-    Args:
-        settings: What is None there is tried in several ways; what is given narrows the candidates.
-        queries: How many are trained on, which sets the number of epochs.
-        closed: Whether to try full negatives of the documents that nobody asks for, too: where there are many, and
-            most queries ask for others.
+    What is None in ``settings`` is tried in several ways. ``closed`` says that there are many documents that nobody
+    asks for, and that most queries will ask for others: full negatives of them are tried then, too.
     """
     settings = replace(settings, epochs=settings.epochs_for(queries))
     sides: tuple[Sides, ...] = ("both", "query") if settings.sides is None else (settings.sides,)
-    return [*_closed_forms(settings, sides), *_trained(settings, sides, closed=closed)]
-
-
-def _closed_forms(settings: Settings, sides: tuple[Sides, ...]) -> list[Candidate]:
-    if settings.init not in (None, "pairs"):
-        return []
-    linear = replace(settings, init="pairs", hidden_features=None, bias=False)
-    return [
-        Candidate(f"{_SIDES[side]}, whitening {strength:g}", replace(linear, sides=side, whitening=strength), False)
-        for side in sides
-        for strength in _STRENGTHS
-    ]
-
-
-def _trained(settings: Settings, sides: tuple[Sides, ...], *, closed: bool) -> list[Candidate]:
     found = []
+    if settings.init in (None, "pairs"):
+        linear = replace(settings, init="pairs", hidden_features=None, bias=False)
+        for side in sides:
+            for strength in _STRENGTHS:
+                own = replace(linear, sides=side, whitening=strength)
+                found.append(Candidate(f"{_SIDES[side]}, whitening {strength:g}", own, trains=False))
+    trained: dict[Settings, Candidate] = {}
     for side in sides:
-        for init, contrastive, weight in [*_WAYS["query" if side == "query" else "both"], *(_CLOSED if closed else ())]:
+        ways = [_IN_BATCH, _CORPUS] if side == "query" else [_IN_BATCH, _FROM_IDENTITY, _CORPUS]
+        for init, contrastive, weight in [*ways, *([_CLOSED] if closed else [])]:
             negatives = settings.contrastive or ("in-batch" if settings.hard_negatives else contrastive)
-            of_unlabelled = settings.unlabelled_weight if settings.unlabelled_weight is not None else weight or 0.1
-            own = replace(
-                settings,
-                sides=side,
-                init=settings.init or init,
-                contrastive=negatives,
-                unlabelled_weight=of_unlabelled if negatives == "corpus" else None,
-            )
-            found.append(Candidate(_name(own), own))
-    return list({candidate.settings: candidate for candidate in found}.values())
+            of_unlabelled = weight if settings.unlabelled_weight is None else settings.unlabelled_weight
+            options: dict[str, Any] = {
+                "sides": side,
+                "init": settings.init or init,
+                "contrastive": negatives,
+                "unlabelled_weight": of_unlabelled if negatives == "corpus" else None,
+            }
+            own = replace(settings, **options)
+            trained[own] = Candidate(_name(own), own)
+    return [*found, *trained.values(), *_averages(list(trained.values()))]
 
 
-_SIDES = {"both": "both sides", "query": "query side", "document": "document side", "shared": "one shared head"}
-_STARTS = {"identity": "identity", "pairs": "whitening", "random": "random"}
-# Start, negatives, and what unlabelled documents count, the cheapest first.
-_WAYS: dict[str, tuple[tuple[Any, Any, float | None], ...]] = {
-    "both": (
-        ("pairs", "in-batch", None),
-        ("identity", "in-batch", None),
-        ("pairs", "corpus", 0.1),
-    ),
-    "query": (("pairs", "in-batch", None), ("pairs", "corpus", 0.1)),
-}
-_CLOSED: tuple[tuple[Any, Any, float | None], ...] = (("pairs", "corpus", 1.0),)
+def _averages(trained: Sequence[Candidate]) -> list[Candidate]:
+    """The average of the heads that are trained in both ways from one start, for each of these."""
+    found: dict[str, Candidate] = {}
+    for first, second in combinations(trained, 2):
+        if first.settings == replace(second.settings, contrastive="in-batch", unlabelled_weight=None):
+            name = f"{first.name.removesuffix('in-batch')}average of both"
+            found.setdefault(name, Candidate(name, replace(first.settings, contrastive=None), parts=(first, second)))
+    return list(found.values())
+
+
+def average(weights: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of the weights of heads that were trained from one start.
+
+    It is often better than each of them (Wortsman et al. 2022, "Model soups", https://arxiv.org/abs/2203.05482).
+
+    Example:
+        >>> average([{"w": torch.zeros(2)}, {"w": torch.ones(2)}])["w"]
+        tensor([0.5000, 0.5000])
+    """
+    return {name: torch.stack([one[name] for one in weights]).mean(dim=0) for name in weights[0]}
 
 
 def _name(settings: Settings) -> str:
@@ -165,8 +165,7 @@ def with_hard_negatives(vectors: Vectors, qrels: Qrels, ignored: dict[str, set[s
     queries = torch.nn.functional.normalize(vectors.of_queries(qrels))
     known = [(row, vectors.document_rows[key]) for row, q in enumerate(qrels) for key in (*qrels[q], *ignored[q])]
     rows, columns = torch.tensor(known).T
-    documents = torch.nn.functional.normalize(vectors.all_documents)
-    similarities, positions = nearest(queries, documents, count, excluded=(rows, columns))
+    similarities, positions = nearest(queries, vectors.unit_stretches(), count, excluded=(rows, columns))
     found: Qrels = {}
     for query_id, values, places in zip(qrels, similarities.tolist(), positions.tolist(), strict=True):
         mined = [vectors.document_ids[place] for place, value in zip(places, values, strict=True) if value > -2]

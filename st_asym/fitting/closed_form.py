@@ -16,7 +16,7 @@ _PORTION = 8192
 
 
 def pair_covariance(queries: Tensor, documents: Any, rows: Tensor, columns: Tensor, weights: Tensor) -> Tensor:
-    """The second moment of q - d over labelled pairs, of unit vectors.
+    """The second moment of q - d over labelled pairs, of unit vectors, as float64 of shape ``(d, d)``.
 
     Args:
         queries: Vectors of shape ``(n, d)``.
@@ -24,9 +24,6 @@ def pair_covariance(queries: Tensor, documents: Any, rows: Tensor, columns: Tens
         rows: The query of each pair, shape ``(pairs,)``.
         columns: The document of each pair.
         weights: What each pair counts; they are divided by their sum.
-
-    Returns:
-        Float64, of shape ``(d, d)``.
     """
     total = torch.zeros(queries.shape[1], queries.shape[1], dtype=torch.float64)
     share = weights.double() / weights.double().sum()
@@ -124,16 +121,10 @@ def whitened_heads(
 
 @torch.no_grad()
 def write_whitening(router: Router, whitening: Tensor) -> Router:
-    """Let heads that start as the identity start as a matrix instead, in place and exactly.
+    """Let heads that start as the identity, not trained yet, start as a matrix W instead, in place and exactly.
 
-    Args:
-        router: Of :func:`st_asym.AsymmetricProjection` with ``init="identity"``, not trained yet: linear heads, or
-            heads with hidden layers.
-        whitening: The matrix W, of shape ``(n, n)``.
-
-    Returns:
-        The same router: each head gives W x, or W W x where the other side has none. Of a head with hidden layers the
-        first holds [W; -W].
+    Each head then gives W x, or W W x where the other side has none. Of a head with hidden layers the first holds
+    [W; -W].
     """
     routes: Any = router.sub_modules
     firsts = [next((layer for layer in route if isinstance(layer, Dense)), None) for route in routes.values()]

@@ -1,4 +1,4 @@
-"""Where a fit puts its model: written beside the place, then put there."""
+"""``fit``: from texts to a saved model."""
 
 from __future__ import annotations
 
@@ -25,15 +25,14 @@ from st_asym.cache.embedding_cache import open_cache
 from st_asym.cache.encoding import Precision
 from st_asym.data import RetrievalData, as_retrieval_data
 from st_asym.data.document import copies
-from st_asym.data.holdout import HeldOut
 from st_asym.data.holdout import expected_unseen as unseen_at_random
 from st_asym.data.sources import Corpus, Pairs
 from st_asym.disk.writing import REPORT_FILE, check_place, new_folder
 from st_asym.fitting.candidates import Candidate, candidates
 from st_asym.fitting.gate import decide
-from st_asym.fitting.last_training import refit
 from st_asym.fitting.lexical import bm25_sentence
-from st_asym.fitting.rehearsal import Clock, cuts, rehearse
+from st_asym.fitting.loop import refit
+from st_asym.fitting.rehearsal import cuts, rehearse
 from st_asym.fitting.report import FitReport
 from st_asym.fitting.settings import Settings
 from st_asym.fitting.tuning import check_optuna, tune
@@ -43,61 +42,6 @@ from st_asym.heads.model import asymmetric_model, load_encoder, saved_size
 from st_asym.heads.saved import rescued_heads
 from st_asym.trust.earlier import keep_what_is_not_ours
 from st_asym.trust.provenance import save_provenance
-
-
-def free_place(output: Path) -> Path:
-    """A place that is empty, or holds an earlier result: known before hours of work.
-
-    Raises:
-        FileExistsError: It holds something else, or is in use.
-    """
-    if output == Path.cwd() or os.path.ismount(output):
-        raise FileExistsError(f"{output} cannot be replaced by a new folder while it is in use: name a folder in it.")
-    if output.exists() and not (output / REPORT_FILE).is_file() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(
-            f"{output} exists and is not an earlier result of fit (it has no {REPORT_FILE}): name another output_dir."
-        )
-    return output
-
-
-def save(
-    model: SentenceTransformer,
-    report: FitReport,
-    output: Path,
-    encoder: Encoder,
-    data: RetrievalData,
-    sources: Sequence[object],
-) -> None:
-    """Write model, report, card and provenance; what others put beside an earlier result stays.
-
-    Args:
-        model: The model of stock modules.
-        report: What was done.
-        output: As :func:`free_place` gave it.
-        encoder: Where the encoder is from.
-        data: What was read.
-        sources: What it was read from, as the user named it.
-
-    Raises:
-        FileExistsError: Something else has come to be there since.
-        OSError: The disk is full, or does not take it for another reason. The heads are kept elsewhere; the message
-            says where.
-    """
-    from st_asym.report.card import attach, fitted_card
-    from st_asym.report.tables import code
-
-    with rescued_heads(model, output), new_folder(output, free_place, keep_what_is_not_ours) as new:
-        model.save_pretrained(str(new), create_model_card=False)
-        report.save(new / REPORT_FILE)
-        # Data in memory have no name.
-        data_name = code(public_name(sources[0])) if isinstance(sources[0], str | os.PathLike) else None
-        card = fitted_card(model, report.as_dict(), encoder, data_name, new)
-        if report.kept:  # otherwise it is the user's own encoder, with the encoder's own card
-            attach(model, card, new)
-        settings = {**report.settings.as_dict(), **{k: getattr(report, k) for k in ("collection", "expected_unseen")}}
-        name = ", ".join(map(public_name, sources))
-        save_provenance(new, model, data={name: data}, settings=settings, seed=report.seed)
-
 
 Collection = Literal["open", "closed"]
 
@@ -124,7 +68,7 @@ class FitResult:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """The caller's random generators as they were, no progress bars of data sets, and no full garbage collections.
 
     The trainer reseeds all generators, and collects garbage after each run among all objects of all modules that were
@@ -146,7 +90,7 @@ def _undisturbed() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-@_undisturbed()
+@undisturbed()
 def fit(
     encoder: SentenceTransformer | str | os.PathLike[str],
     train: Pairs | Corpus | None = None,
@@ -224,8 +168,8 @@ def fit(
         >>> SentenceTransformer("model").encode_query("a question")  # doctest: +SKIP
     """
     started = time.monotonic()
-    output = free_place(Path(output_dir).resolve())
-    _check_arguments(collection, expected_unseen, trials, max_seconds)
+    output = _free_place(Path(output_dir).resolve())
+    check_arguments(collection, expected_unseen, trials, max_seconds)
     settings = settings or Settings()
     if trials:
         check_optuna()
@@ -237,7 +181,6 @@ def fit(
         asymmetric_model(model, **settings.projection())  # what cannot be built is refused before anything is encoded
         check_place(output, saved_size(model))
         given, store = Encoder.of(encoder, model), open_cache(cache)
-    clock = Clock(math.inf if max_seconds is None else started + max_seconds)
     with report.timed("encode"):
         copied = copies(data.with_all_split().qrels["all"], data.corpus)
         vectors = read_vectors(
@@ -246,70 +189,99 @@ def fit(
     with report.timed("rehearse"):
         unseen = {"open": 1.0, "closed": 0.0}.get(collection or "", expected_unseen)
         width = model.get_embedding_dimension() or vectors.dimension
-        chosen = _rehearsed(vectors, data, settings, report, clock, unseen, width, trials, show_progress_bar)
+        deadline = math.inf if max_seconds is None else started + max_seconds
+        chosen = rehearsed(vectors, data, report, unseen, width, deadline, trials, show_progress_bar)
     if chosen is not None and report.chosen is not None:
         with report.timed("train"):
-            model, report.training = refit(
-                model,
-                chosen,
-                report.chosen.choice,
-                vectors,
-                data,
-                store,
-                precision=precision,
-                callbacks=callbacks,
-                report_to=report_to,
-            )
+            choice = report.chosen.choice
+            options: dict[str, Any] = {"precision": precision, "callbacks": callbacks, "report_to": report_to}
+            model, report.training = refit(model, chosen, choice, vectors, data, store, **options)
     with report.timed("save"):
         sources = [source for source in (train, corpus, dev) if source is not None]
-        save(model, report, output, given, data, sources)
+        _save(model, report, output, given, data, sources)
     return FitResult(model, report)
 
 
-def _rehearsed(
+def rehearsed(
     vectors: Vectors,
     data: RetrievalData,
-    settings: Settings,
     report: FitReport,
-    clock: Clock,
     unseen: float | None,
     out_features: int,
+    deadline: float,
     trials: int,
     show_progress_bar: bool,
 ) -> Candidate | None:
     """The candidate that is worth being kept, if there is one."""
+    settings, train = report.settings, data.qrels["train"]
     parts = cuts(data, vectors.seed)
     if not parts:
         report.held_out = ["There is one training query: none can be held out. Give queries to judge on as dev."]
         return None
-    if unseen is None:
-        unseen = _usual_unseen(data, parts, vectors.seed)
-    train = data.qrels["train"]
+    if unseen is None and "dev" in data.qrels:
+        (part,) = parts
+        unseen = len(part.unseen) / max(1, len(part.seen) + len(part.unseen))
+    elif unseen is None:
+        unseen = unseen_at_random(train, seed=vectors.seed, queries=data.queries, corpus=data.corpus)
     labelled = {key for judged in train.values() for key, grade in judged.items() if grade > 0}
-    closed = unseen < _MOSTLY and len(labelled) < (1 - _MANY) * len(data.corpus)
+    closed = unseen < _MOSTLY and len(labelled) < (1 - _MANY) * len(vectors.document_ids)
     tried = candidates(settings, len(train), closed=closed)
-    bar = tqdm(desc="Rehearsing", unit=" runs", disable=not show_progress_bar)
-    with bar:
-        found = rehearse(vectors, parts, tried, unseen, out_features=out_features, clock=clock, progress=bar.update)
-        if trials and clock.has():
-            more, report.trials = tune(vectors, found, tried, settings, unseen, trials, clock)
+    with tqdm(desc="Rehearsing", unit=" runs", disable=not show_progress_bar) as bar:
+        found = rehearse(
+            vectors, parts, tried, unseen, out_features=out_features, deadline=deadline, progress=bar.update
+        )
+        if trials and found.has_time():
+            more, report.trials = tune(found, tried, settings, trials)
             tried = [*tried, *more]
     decision = decide(found.judged, unseen, found.finalists)
     report.bm25 = bm25_sentence(data, parts, found.judged, decision.chosen.choice if decision.chosen else None)
     by_name = {candidate.name: candidate for candidate in tried}
-    report.note_rehearsals(found, decision, by_name, unseen)
+    report.note_rehearsals(found, decision, by_name, parts)
     return None if decision.chosen is None else by_name[decision.chosen.choice.candidate]
 
 
-def _usual_unseen(data: RetrievalData, parts: Sequence[HeldOut], seed: int) -> float:
-    """The share of queries on unseen documents that traffic like the training queries has, or that of ``dev``."""
-    if "dev" in data.qrels:
-        (part,) = parts
-        return len(part.unseen) / max(1, len(part.seen) + len(part.unseen))
-    return unseen_at_random(data.qrels["train"], seed=seed, queries=data.queries, corpus=data.corpus)
+def _save(
+    model: SentenceTransformer,
+    report: FitReport,
+    output: Path,
+    encoder: Encoder,
+    data: RetrievalData,
+    sources: Sequence[object],
+) -> None:
+    """Write model, report, card and provenance; what others put beside an earlier result stays.
+
+    ``sources`` are what ``data`` was read from, as the user named it. Where the disk is full or does not take the
+    model, the error says where the heads are kept.
+    """
+    from st_asym.report.card import attach, fitted_card
+    from st_asym.report.tables import code
+
+    with rescued_heads(model, output), new_folder(output, _free_place, keep_what_is_not_ours) as new:
+        model.save_pretrained(str(new), create_model_card=False)
+        report.save(new / REPORT_FILE)
+        # Data in memory have no name.
+        data_name = code(public_name(sources[0])) if isinstance(sources[0], str | os.PathLike) else None
+        card = fitted_card(model, report.as_dict(), encoder, data_name, new)
+        if report.kept:  # otherwise it is the user's own encoder, with the encoder's own card
+            attach(model, card, new)
+        settings = {**report.settings.as_dict(), **{k: getattr(report, k) for k in ("collection", "expected_unseen")}}
+        name = ", ".join(map(public_name, sources))
+        save_provenance(new, model, data={name: data}, settings=settings, seed=report.seed)
 
 
-def _check_arguments(collection: Any, expected_unseen: float | None, trials: int, max_seconds: float | None) -> None:
+def _free_place(output: Path) -> Path:
+    """A place that is empty, or holds an earlier result: known before hours of work."""
+    if output == Path.cwd() or os.path.ismount(output):
+        raise FileExistsError(f"{output} cannot be replaced by a new folder while it is in use: name a folder in it.")
+    if output.exists() and not (output / REPORT_FILE).is_file() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(
+            f"{output} exists and is not an earlier result of fit (it has no {REPORT_FILE}): name another output_dir."
+        )
+    return output
+
+
+def check_arguments(collection: Any, expected_unseen: float | None, trials: int, max_seconds: float | None) -> None:
+    """Refuse what no fit can have."""
     if collection not in (None, "open", "closed"):
         raise ValueError(f"collection must be 'open', 'closed' or None, got {collection!r}.")
     if expected_unseen is not None and not 0 <= expected_unseen <= 1:

@@ -16,11 +16,9 @@ from st_asym.retrieval import Scores
 _CHANCE = 0.025
 # All sign flips of so many queries are tried, and as many random ones of more.
 _ALL_FLIPS, _FLIPS = 12, 4_999
-# How many standard errors a half may lose.
-_NOISE = 2.0
-# How often a loss on a half counts.
-_LOSS = 3.0
-# Fewer queries than this say nothing by themselves about their half.
+# How many standard errors the seen or the unseen queries may lose, and how often a loss on either counts.
+_NOISE, _LOSS = 2.0, 3.0
+# Fewer queries than this say nothing by themselves.
 _TOO_FEW_TO_TELL = 3
 
 
@@ -107,7 +105,7 @@ class Evidence:
         unseen: Gain of the others.
         gain: Both, in the proportion of the traffic to expect.
         error: Standard error of ``gain``.
-        worth: The same with a loss on either half counted three times: new documents do not pay for old ones.
+        worth: The same with a loss on either counted three times: new documents do not pay for old ones.
     """
 
     choice: Choice
@@ -119,12 +117,12 @@ class Evidence:
 
     @property
     def worth_it(self) -> bool:
-        """Whether it gains, and loses on neither half beyond noise."""
+        """Whether it gains, and loses neither on seen nor on unseen documents beyond noise."""
         return self.gain > 0 and not self.seen.loses and not self.unseen.loses
 
     @property
     def rank(self) -> tuple[bool, float]:
-        """Larger is better: first what loses on neither half beyond noise, then what is worth more."""
+        """Larger is better: what is worth it comes first, then what is worth more."""
         return self.worth_it, self.worth
 
 
@@ -144,15 +142,10 @@ class Decision:
 
 
 def weigh(rehearsals: Sequence[Rehearsal], expected_unseen: float) -> dict[Choice, Evidence]:
-    """Put the rehearsals together, choice by choice.
+    """Put rehearsals on different queries together, choice by choice, in their order.
 
-    Args:
-        rehearsals: Runs on different queries. A choice counts where it was judged.
-        expected_unseen: The share of queries on unseen documents in the traffic to expect, from 0 to 1. A half that has
-            no held-out query leaves its share to the other.
-
-    Returns:
-        One entry for each choice, in their order.
+    ``expected_unseen`` is the share of queries on unseen documents in the traffic to expect, from 0 to 1. Where no
+    such query was held out, the seen ones count alone, and the other way round. A choice counts where it was judged.
     """
     choices = sorted({choice for rehearsal in rehearsals for choice in rehearsal.scores})
     return {choice: _evidence(choice, rehearsals, expected_unseen) for choice in choices}
@@ -161,20 +154,13 @@ def weigh(rehearsals: Sequence[Rehearsal], expected_unseen: float) -> dict[Choic
 def decide(rehearsals: Sequence[Rehearsal], expected_unseen: float, finalists: Iterable[str] | None = None) -> Decision:
     """Pick the heads, or leave the encoder alone.
 
-    A choice may be kept if it loses on neither half beyond noise, and its gain is more than the largest of as many
-    choices would be by chance: the signs of all held-out queries' differences are flipped together, at random, and the
-    largest gain of all choices in standard errors is compared with what was found. (The randomisation test of Fisher,
-    for retrieval Smucker, Allan and Carterette 2007; the largest of several statistics, Westfall and Young 1993,
-    "Resampling-Based Multiple Testing".) So the number of choices is paid for, however alike they are, and six queries
-    that all gain are the least that can be evidence. Of these, the one that is worth most is taken.
-
-    Args:
-        rehearsals: As for :func:`weigh`.
-        expected_unseen: As for :func:`weigh`.
-        finalists: The candidates that were rehearsed to the end, which come before the others; all, if None.
-
-    Returns:
-        The choice, and what it rests on.
+    A choice may be kept if it loses neither on seen nor on unseen documents beyond noise, and its gain is more than the
+    largest of as many choices would be by chance: the signs of all held-out queries' differences are flipped together,
+    at random, and the largest gain of all choices in standard errors is compared with what was found. (The
+    randomisation test of Fisher, for retrieval Smucker, Allan and Carterette 2007; the largest of several statistics,
+    Westfall and Young 1993, "Resampling-Based Multiple Testing".) So the number of choices is paid for, however alike
+    they are, and six queries that all gain are the least that can be evidence. Of these, the one that is worth most is
+    taken; choices of ``finalists``, candidates that were rehearsed to the end, come before the others.
     """
     evidence = weigh(rehearsals, expected_unseen)
     allowed = {choice.candidate for choice in evidence} if finalists is None else set(finalists)
@@ -187,6 +173,16 @@ def decide(rehearsals: Sequence[Rehearsal], expected_unseen: float, finalists: I
     return Decision(
         best if beyond_chance else None, tuple(evidence.values()), 1.0 if best is None else chances[best.choice]
     )
+
+
+def best_of_each(evidence: Iterable[Evidence]) -> dict[str, Evidence]:
+    """Each candidate at its best, by name."""
+    best: dict[str, Evidence] = {}
+    for entry in evidence:
+        name = entry.choice.candidate
+        if name not in best or entry.rank > best[name].rank:
+            best[name] = entry
+    return best
 
 
 def behind(one: Choice, other: Choice, rehearsals: Sequence[Rehearsal], expected_unseen: float) -> tuple[float, float]:
@@ -202,16 +198,16 @@ def _evidence(choice: Choice, rehearsals: Sequence[Rehearsal], expected_unseen: 
     seen = np.concatenate([part.seen for part in parts])
     before = np.concatenate([part.untouched for part in parts])
     after = np.concatenate([part.scores[choice] for part in parts])
-    halves = Gain.of(before[seen], after[seen]), Gain.of(before[~seen], after[~seen])
-    shares = _shares(seen, expected_unseen)
-    gain = sum(share * half.mean for share, half in zip(shares, halves, strict=True))
-    error = math.hypot(*(share * half.error for share, half in zip(shares, halves, strict=True)))
-    worth = sum(share * half.mean * (_LOSS if half.mean < 0 else 1) for share, half in zip(shares, halves, strict=True))
-    return Evidence(choice, *halves, gain, error, worth)
+    gains = Gain.of(before[seen], after[seen]), Gain.of(before[~seen], after[~seen])
+    weighted = list(zip(_shares(seen, expected_unseen), gains, strict=True))
+    gain = sum(share * half.mean for share, half in weighted)
+    error = math.hypot(*(share * half.error for share, half in weighted))
+    worth = sum(share * half.mean * (_LOSS if half.mean < 0 else 1) for share, half in weighted)
+    return Evidence(choice, *gains, gain, error, worth)
 
 
 def _shares(seen: NDArray[np.bool_], expected_unseen: float) -> tuple[float, float]:
-    """What the seen and the unseen half count."""
+    """What the seen and the unseen queries count."""
     if seen.all():
         return 1.0, 0.0
     if not seen.any():
@@ -240,6 +236,5 @@ def _chances(choices: Sequence[Choice], rehearsals: Sequence[Rehearsal], expecte
         drawn = np.random.default_rng(0).integers(0, 2, size=(_FLIPS, count))
         signs = np.concatenate([np.ones((1, count)), 1.0 - 2.0 * drawn])
     largest = np.sort((signs @ directions.T).max(axis=1))
-    found = directions.sum(axis=1)
-    rarer = len(largest) - np.searchsorted(largest, found - 1e-9)
+    rarer = len(largest) - np.searchsorted(largest, directions.sum(axis=1) - 1e-9)
     return dict(zip(choices, (rarer / len(largest)).tolist(), strict=True))

@@ -1,19 +1,36 @@
-"""One training run of the heads on vectors in memory: dozens of them are rehearsals of the one that is kept."""
+"""Training heads: many times on vectors in memory, as a rehearsal, and once by the stock trainer, to be kept.
+
+Both give the same weights: the loop of :func:`train_heads` does what ``SentenceTransformerTrainer`` does with the
+arguments of :func:`refit`, without what a trainer costs besides.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sized
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import torch
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.base.modules import Router
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from torch import Tensor, nn
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-State = Mapping[str, Tensor]
-# Called after each epoch with its number, from 1; training ends where it returns True.
-AfterEpoch = Callable[[int], bool]
+from st_asym.cache import CachedSentenceTransformer, EmbeddingCache
+from st_asym.cache.encoding import Precision
+from st_asym.data import RetrievalData
+from st_asym.fitting.candidates import Candidate, average
+from st_asym.fitting.closed_form import pair_covariance
+from st_asym.fitting.gate import Choice
+from st_asym.fitting.vectors import Vectors
+from st_asym.heads.model import behind_encoder
+from st_asym.trainer.columns import column_prompts, router_mapping
+
 # Figures of each epoch by name; ``epoch`` itself is one of them.
 Log = list[dict[str, float]]
+
+_NO_LOSSES = ("epoch", "step", "grad_norm", "learning_rate")
 
 
 class ShuffledBatches(DefaultBatchSampler):
@@ -49,14 +66,12 @@ def train_heads(
     batch_size: int,
     learning_rate: float,
     seed: int = 0,
-    after_epoch: AfterEpoch | None = None,
+    after_epoch: Callable[[int], bool] | None = None,
 ) -> Log:
-    """Train heads in place, as ``SentenceTransformerTrainer`` does with the arguments of ``last_training``.
-
-    AdamW without weight decay, a learning rate that falls linearly to zero, no clipping.
+    """Train the parameters that require a gradient in place: AdamW, a rate that falls linearly to zero, no clipping.
 
     Args:
-        model: Takes ``sentence_embedding`` and ``task``; what has ``requires_grad`` trains.
+        model: Takes ``sentence_embedding`` and ``task``.
         loss: With ``compute_loss_from_embeddings(embeddings, labels)``, a tensor or a dict of parts.
         queries: Vectors before the heads, shape ``(n, d)``.
         labels: What the loss knows each query by, shape ``(n,)``.
@@ -64,7 +79,7 @@ def train_heads(
         batch_size: Queries per step.
         learning_rate: At the first step.
         seed: Of the order of the queries.
-        after_epoch: Called after each epoch.
+        after_epoch: Called after each epoch with its number, from 1; training ends where it returns True.
 
     Returns:
         The mean loss of each epoch, and of its parts where it has several.
@@ -102,29 +117,151 @@ def train_heads(
     return log
 
 
-def heads_state(model: nn.Module) -> State:
-    """Copies of all parameters that train, by name."""
-    return {name: tensor.detach().clone() for name, tensor in model.named_parameters() if tensor.requires_grad}
+def weights_of(heads: nn.Module) -> dict[str, Tensor]:
+    """Copies of all parameters, by name."""
+    return {name: parameter.detach().clone() for name, parameter in heads.named_parameters()}
 
 
-def load_heads(model: nn.Module, state: State) -> None:
-    """Put the parameters of :func:`heads_state` back, in place."""
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, tensor in state.items():
-            parameters[name].copy_(tensor)
+@torch.no_grad()
+def set_dial(heads: nn.Module, identity: nn.Module, trained: Mapping[str, Tensor], dial: float) -> None:
+    """Put heads on the straight line from the identity (0) to their trained weights (1), exactly at its ends.
 
-
-def dialled(start: State, end: State, weight: float) -> State:
-    """The weights on the straight line from ``start`` (0) to ``end`` (1).
-
-    From the identity to trained heads this is a dial: they keep their shape, 0 is the untouched encoder and 1 what
-    training gave, exactly. Averaging the
-    weights of a model before and after training keeps more of what it could do before than stopping early does
-    (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", https://arxiv.org/abs/2109.01903).
+    Averaging the weights of a model before and after training keeps more of what it could do before than stopping early
+    does (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", https://arxiv.org/abs/2109.01903).
 
     Example:
-        >>> dialled({"w": torch.zeros(2)}, {"w": torch.ones(2)}, 0.25)["w"]
-        tensor([0.2500, 0.2500])
+        >>> identity, heads = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+        >>> _ = nn.init.zeros_(identity.weight), nn.init.ones_(heads.weight)
+        >>> set_dial(heads, identity, weights_of(heads), 0.25)
+        >>> heads.weight.item()
+        0.25
     """
-    return {name: torch.lerp(start[name], tensor, weight) for name, tensor in end.items()}
+    start = dict(identity.named_parameters())
+    for name, parameter in heads.named_parameters():
+        parameter.copy_(torch.lerp(start[name].to(trained[name].device), trained[name], dial))
+
+
+def refit(
+    encoder: SentenceTransformer,
+    candidate: Candidate,
+    choice: Choice,
+    vectors: Vectors,
+    data: RetrievalData,
+    cache: EmbeddingCache,
+    *,
+    precision: Precision = "fp32",
+    callbacks: Sequence[TrainerCallback] = (),
+    report_to: str | Sequence[str] = "none",
+) -> tuple[SentenceTransformer, Log]:
+    """Make the heads that were chosen on all training queries, by the stock trainer, as a user would write it.
+
+    ``vectors`` and ``data`` are one collection, as vectors and as texts; ``precision`` is that of the vectors in
+    ``cache``; ``callbacks`` and ``report_to`` are for the trainer.
+
+    Returns:
+        The model, of stock modules, in evaluation mode, with the encoder's own modules; and the mean losses of each
+        epoch.
+    """
+    train = data.qrels["train"]
+    covariance = pair_covariance(vectors.queries, vectors.documents, *vectors.pairs(train))
+    width = encoder.get_embedding_dimension() or vectors.dimension
+    heads: Router = candidate.heads(vectors.dimension, width, covariance)
+    model = behind_encoder(encoder, heads)
+    if not candidate.trains:
+        return model.eval(), []
+    # In half precision an optimizer's steps are lost, whatever the encoder is in.
+    dtype, start = next(heads.parameters()).dtype, weights_of(heads.float())
+    cached = CachedSentenceTransformer(model, cache, precision=precision)
+    trained, logs = [], []
+    for part in candidate.parts or (candidate,):
+        heads.load_state_dict(start, strict=False)  # shared heads are in it once
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = _Trainer(
+                model=cached,
+                args=_arguments(folder, part, cached, data, vectors.seed, report_to),
+                train_dataset=data.labelled_queries("train"),
+                loss=part.loss(cached, vectors, train, {}),
+                callbacks=[*callbacks, _Until(choice.epoch)],
+            )
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
+        trained.append(weights_of(heads))
+        logs.append([_losses(entry) for entry in trainer.state.log_history if "loss" in entry])
+    if len(trained) > 1 or choice.dial != 1.0:
+        set_dial(heads, candidate.identity(vectors.dimension, width), average(trained), choice.dial)
+    model = cached.stock_model()
+    heads.to(dtype)
+    return model.eval(), mean_log(logs)
+
+
+def mean_log(logs: Sequence[Log]) -> Log:
+    """The mean of several trainings by epoch, of the figures that all of them have."""
+    if len(logs) < 2:
+        return logs[0] if logs else []
+    found: Log = []
+    for entries in zip(*logs, strict=False):
+        names = [name for name in entries[0] if all(name in entry for entry in entries)]
+        found.append({name: sum(entry[name] for entry in entries) / len(entries) for name in names})
+    return found
+
+
+def _arguments(
+    folder: str,
+    candidate: Candidate,
+    model: SentenceTransformer,
+    data: RetrievalData,
+    seed: int,
+    report_to: str | Sequence[str],
+) -> SentenceTransformerTrainingArguments:
+    settings, mapping = candidate.settings, router_mapping(data.labelled_queries("train"))
+    report: Any = report_to if isinstance(report_to, str) else list(report_to)
+    return SentenceTransformerTrainingArguments(
+        output_dir=folder,
+        num_train_epochs=settings.epochs or 1,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="linear",
+        batch_sampler=ShuffledBatches,
+        router_mapping=mapping,
+        prompts=column_prompts(model, mapping) or None,
+        optim="adamw_torch_fused",
+        max_grad_norm=0.0,
+        logging_strategy="epoch",
+        save_strategy="no",
+        report_to=report,
+        disable_tqdm=True,
+        seed=seed,
+        use_cpu=model.device.type == "cpu",
+        ddp_find_unused_parameters=False,
+    )
+
+
+def _losses(entry: dict[str, float]) -> dict[str, float]:
+    parts = {name: value for name, value in entry.items() if name not in _NO_LOSSES}
+    shown = parts if len(parts) > 2 else {"loss": parts["loss"]}
+    return {"epoch": round(entry["epoch"]), **shown}
+
+
+class _Trainer(SentenceTransformerTrainer):
+    """The stock trainer, which writes no model card: :func:`st_asym.fit` writes one that says more."""
+
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        """Leave it out, and with it the statistics and examples of the training data."""
+
+
+class _Until(TrainerCallback):
+    """Ends training after an epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def on_epoch_end(
+        self,
+        args: TrainingArguments,  # noqa: ARG002 - the library's signature
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
+    ) -> None:
+        """End it."""
+        if round(state.epoch or 0) >= self._epoch:
+            control.should_training_stop = True

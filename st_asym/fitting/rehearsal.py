@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Router
 from torch import Tensor
 
 from st_asym.data import RetrievalData
 from st_asym.data.document import text_key
 from st_asym.data.holdout import HeldOut, folds, hold_out, seen_unseen
-from st_asym.fitting.candidates import Candidate, behind_vectors
+from st_asym.fitting.candidates import Candidate, average, behind_vectors
 from st_asym.fitting.closed_form import pair_covariance
-from st_asym.fitting.gate import Choice, Rehearsal, behind, weigh
-from st_asym.fitting.loop import Log, dialled, heads_state, load_heads, train_heads
+from st_asym.fitting.gate import Choice, Evidence, Rehearsal, behind, best_of_each, weigh
+from st_asym.fitting.loop import Log, set_dial, train_heads, weights_of
 from st_asym.fitting.settings import Settings
 from st_asym.fitting.vectors import Vectors
 from st_asym.retrieval import Judgments, Scores, nearest
@@ -32,30 +33,11 @@ _ONE_CUT = 2_000
 _FOLDS, _FEW, _FOLDS_OF_FEW = 4, 50, 5
 # The most queries that are judged: more tell little more.
 _JUDGED = 2_000
-# Documents that go through the heads at once.
-_PORTION = 8_192
-# Documents of which the spread is measured.
-_SPREAD = 1_000
+# Documents that go through the heads at once, and of which the spread is measured.
+_AT_ONCE, _SPREAD = 8_192, 1_000
 _TOP = 10
 # How many standard errors sides are behind in closed form that are not trained.
 _FAR = 2.0
-
-
-class Clock:
-    """How much time there is.
-
-    Args:
-        deadline: When training must end, by ``time.monotonic()``.
-    """
-
-    def __init__(self, deadline: float = math.inf) -> None:
-        self._deadline = deadline
-        # The heads that are chosen may still have to be trained: that takes as long as their rehearsal did.
-        self.kept_back = 0.0
-
-    def has(self, seconds: float = 0.0) -> bool:
-        """Whether rehearsing may go on for so long."""
-        return time.monotonic() + seconds + self.kept_back <= self._deadline
 
 
 def cuts(data: RetrievalData, seed: int) -> list[HeldOut]:
@@ -78,155 +60,66 @@ def cuts(data: RetrievalData, seed: int) -> list[HeldOut]:
     return [part for part in found if part.train]
 
 
-class Stage:
-    """One cut: what is trained on, and what is judged.
-
-    Args:
-        vectors: The collection.
-        part: The cut.
-        out_features: The dimension of the vectors that heads give.
-    """
-
-    def __init__(self, vectors: Vectors, part: HeldOut, out_features: int) -> None:
-        self._vectors, self._part, self._out = vectors, part, out_features
-        self._covariance = pair_covariance(vectors.queries, vectors.documents, *vectors.pairs(part.train))
-        self._judge = _Judge(vectors, part)
-        self._scores: dict[Choice, Scores] = {}
-        untouched = Candidate("untouched", Settings()).heads(vectors.dimension, out_features, self._covariance)
-        self._untouched = self._judge(behind_vectors(untouched), documents_move=False)
-        self._epoch_0 = dict(self._judge.figures)
-        rows = list(part.train)
-        self._queries, self._labels = vectors.of_queries(rows), torch.arange(len(rows))
-
-    def rehearsal(self) -> Rehearsal:
-        """What all candidates gave."""
-        known = set(self._part.seen)
-        seen = np.array([query_id in known for query_id in self._judge.queries], dtype=bool)
-        return Rehearsal(self._judge.queries, seen, self._untouched, self._scores)
-
-    def rehearse(self, candidate: Candidate, clock: Clock) -> Log:
-        """Train on one side of the cut and judge on the other, on the way and turned back by each dial."""
-        heads = candidate.heads(self._vectors.dimension, self._out, self._covariance)
-        model, settings, name = behind_vectors(heads), candidate.settings, candidate.name
-        moves = settings.sides != "query"
-        if not candidate.trains:
-            self._scores[Choice(name)] = self._judge(model, documents_move=moves)
-            return []
-        epochs = settings.epochs or 1
-        figures: dict[int, dict[str, float]] = {0: self._epoch_0}
-
-        def after_epoch(epoch: int) -> bool:
-            out_of_time = not clock.has()
-            if epoch in (epochs, -(-epochs // 2)) or out_of_time:
-                self._scores[Choice(name, epoch)] = self._judge(model, documents_move=moves)
-                figures[epoch] = dict(self._judge.figures)
-            return out_of_time
-
-        losses = train_heads(
-            model,
-            candidate.loss(model, self._vectors, self._part.train, self._part.withheld),
-            self._queries,
-            self._labels,
-            epochs=epochs,
-            batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            seed=self._vectors.seed,
-            after_epoch=after_epoch,
-        )
-        end = heads_state(heads)
-        for dial in _DIALS if settings.init != "random" else ():
-            identity = heads_state(candidate.identity(self._vectors.dimension, self._out))
-            load_heads(heads, dialled(identity, end, dial))
-            self._scores[Choice(name, len(losses), dial)] = self._judge(model, documents_move=moves)
-        return [{**entry, **figures.get(int(entry["epoch"]), {})} for entry in [{"epoch": 0.0}, *losses]]
-
-
-class _Judge:
-    """nDCG@10 of each held-out query over the corpus."""
-
-    def __init__(self, vectors: Vectors, part: HeldOut) -> None:
-        judged = {query_id: part.dev[query_id] for query_id in (*part.seen, *part.unseen)}
-        ids, self._documents = vectors.searched(judged)
-        positions = {key: place for place, key in enumerate(ids)}
-        self._judgments = Judgments(judged, positions)
-        self.queries = self._judgments.queries
-        self._queries = vectors.of_queries(self.queries)
-        own = [(row, positions[key]) for row, key in enumerate(self.queries) if key in vectors.own and key in positions]
-        self._own = (torch.tensor([r for r, _ in own]).long(), torch.tensor([p for _, p in own]).long())
-        self._unmoved: Tensor | None = None
-        self.figures: dict[str, float] = {}
-
-    @torch.no_grad()
-    def __call__(self, model: SentenceTransformer, *, documents_move: bool) -> Scores:
-        """The scores in the order of :attr:`queries`, shape ``(n,)``."""
-        model.eval()
-        queries = _through(model, self._queries, "query")
-        if documents_move or self._unmoved is None:
-            documents = _through(model, self._documents, "document")
-            if not documents_move:
-                self._unmoved = documents
-        else:
-            documents = self._unmoved
-        similarities, positions = nearest(queries, documents, _TOP, excluded=self._own)
-        if not torch.isfinite(similarities[:, :1]).all():
-            raise ValueError("The heads give vectors that are not finite: they have diverged. Lower the learning rate.")
-        some = documents[:: math.ceil(len(documents) / _SPREAD)]
-        self.figures = {
-            "accuracy": float(self._judgments.relevant(positions[:, :1]).mean()),
-            "query_std": scaled_std(queries).item(),
-            "document_std": scaled_std(some).item(),
-        }
-        return self._judgments.ndcg(positions)
-
-
-def _through(model: SentenceTransformer, vectors: Tensor, side: str) -> Tensor:
-    """Unit vectors of one side."""
-    parts = []
-    for start in range(0, len(vectors), _PORTION):
-        features: dict[str, Any] = {"sentence_embedding": vectors[start : start + _PORTION], "task": side}
-        parts.append(model(features)["sentence_embedding"])
-    return torch.cat(parts)
-
-
 @dataclass
 class Rehearsals:
-    """What was rehearsed.
+    """What is rehearsed, and what came of it.
 
     Attributes:
-        parts: The cuts.
-        stages: Those that were rehearsed on, with what each candidate gave.
+        vectors: The collection.
+        expected_unseen: As for :func:`st_asym.fitting.gate.weigh`.
+        out_features: The dimension of the vectors that heads give.
+        deadline: When training must end, by ``time.monotonic()``.
+        judged: The scores on each cut that was rehearsed on.
         finalists: Names of the candidates that were rehearsed on all of these.
-        logs: Candidate to the log of each of its cuts.
+        logs: Candidate to the figures by epoch on each of its cuts.
         seconds: Candidate to seconds.
+        kept_back: Seconds that the heads that are chosen may take to be trained: as long as a rehearsal did.
     """
 
-    parts: Sequence[HeldOut]
-    stages: list[Stage] = field(default_factory=list)
+    vectors: Vectors
+    expected_unseen: float
+    out_features: int
+    deadline: float = math.inf
+    judged: list[Rehearsal] = field(default_factory=list)
     finalists: list[str] = field(default_factory=list)
     logs: dict[str, list[Log]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    kept_back: float = 0.0
+    _cuts: list[_Cut] = field(default_factory=list)
 
-    @property
-    def judged(self) -> list[Rehearsal]:
-        """The scores on each cut."""
-        return [stage.rehearsal() for stage in self.stages]
+    def has_time(self, seconds: float = 0.0) -> bool:
+        """Whether rehearsing may go on for so long."""
+        return time.monotonic() + seconds + self.kept_back <= self.deadline
 
-    def run(self, candidate: Candidate, stage: Stage, clock: Clock) -> None:
-        """Rehearse a candidate on a cut."""
+    def add(self, part: HeldOut) -> None:
+        """Rehearse on one more cut."""
+        cut = _Cut(self.vectors, part, self.out_features)
+        self._cuts.append(cut)
+        self.judged.append(cut.rehearsal)
+
+    def run(self, candidate: Candidate, cut: int) -> None:
+        """Rehearse a candidate on the cut of this number."""
         started = time.monotonic()
-        log = stage.rehearse(candidate, clock)
+        for number, other in enumerate(self._cuts):
+            if number != cut:  # the documents of several cuts are too many for memory
+                other.release()
+        log = self._cuts[cut].rehearse(candidate, self.has_time)
         seconds = time.monotonic() - started
         self.logs.setdefault(candidate.name, []).append(log)
         self.seconds[candidate.name] = self.seconds.get(candidate.name, 0.0) + seconds
         if candidate.trains:
-            clock.kept_back = max(clock.kept_back, seconds)
+            seconds += sum(self.seconds.get(part.name, 0.0) for part in candidate.parts)
+            self.kept_back = max(self.kept_back, seconds)
+
+    def evidence(self) -> dict[Choice, Evidence]:
+        """What the cuts say so far about each choice."""
+        return weigh(self.judged, self.expected_unseen)
 
     def log_of(self, candidate: str) -> Log:
         """The figures of a candidate by epoch, the mean over its cuts.
 
-        Returns:
-            Losses, and where the epoch was judged ``accuracy`` (the share of held-out queries whose nearest document is
-            relevant), ``query_std`` and ``document_std``, see :func:`st_asym.trainer.monitor.scaled_std`.
+        Losses, and where the epoch was judged ``accuracy`` (the share of held-out queries whose nearest document is
+        relevant), ``query_std`` and ``document_std``, see :func:`st_asym.trainer.monitor.scaled_std`.
         """
         means: Log = []
         for entries in zip(*self.logs.get(candidate, ()), strict=False):  # the last may have run out of time
@@ -243,91 +136,172 @@ def rehearse(
     expected_unseen: float,
     *,
     out_features: int,
-    clock: Clock,
+    deadline: float = math.inf,
     progress: Callable[[], object] = lambda: None,
 ) -> Rehearsals:
     """Rehearse all candidates on the first cut, and on each further one those that are not clearly behind.
 
-    Args:
-        vectors: The collection.
-        parts: The cuts.
-        candidates: What to try, in this order.
-        expected_unseen: As for :func:`st_asym.fitting.gate.weigh`.
-        out_features: The dimension of the vectors that heads give.
-        clock: The time there is. One candidate is rehearsed on one cut in any case.
-        progress: Called after each rehearsal.
-
-    Returns:
-        What was rehearsed.
+    One candidate is rehearsed on one cut in any case, whatever time there is; ``progress`` is called after each
+    rehearsal. The other arguments are those of :class:`Rehearsals`.
     """
-    found = Rehearsals(parts)
+    found = Rehearsals(vectors, expected_unseen, out_features, deadline)
     alive = list(candidates)
-    for part in parts:
-        if found.stages and not clock.has(sum(found.seconds[c.name] for c in alive) / len(found.stages)):
+    for number, part in enumerate(parts):
+        if number and not found.has_time(sum(found.seconds[one.name] for one in alive) / number):
             break  # a cut that only some have seen would compare them on different queries
-        stage = Stage(vectors, part, out_features)
-        found.stages.append(stage)
+        found.add(part)
         done: list[Candidate] = []
         for candidate in alive:
-            if done and len(found.stages) == 1:
-                if not clock.has():
+            if done and number == 0:
+                if not found.has_time():
                     break
-                if candidate.trains and _side_is_behind(candidate, done, found.judged, expected_unseen):
+                if candidate.trains and _side_is_behind(candidate, done, found):
                     continue
-            found.run(candidate, stage, clock)
+            found.run(candidate, number)
             done.append(candidate)
             progress()
         found.finalists = [candidate.name for candidate in done]
-        alive = _not_behind(done, found.judged, expected_unseen)
+        alive = _not_behind(done, found)
     return found
 
 
-def _side_is_behind(
-    candidate: Candidate, done: Sequence[Candidate], judged: Sequence[Rehearsal], expected_unseen: float
-) -> bool:
+def _side_is_behind(candidate: Candidate, done: Sequence[Candidate], found: Rehearsals) -> bool:
     """Whether the candidate's sides are far behind other sides in closed form: training will not turn that round."""
     closed = [one for one in done if not one.trains]
     own = [one for one in closed if one.settings.sides == candidate.settings.sides]
     if not own or len(own) == len(closed):
         return False
-    best = _best_choices(closed, judged, expected_unseen)
-    evidence = weigh(judged, expected_unseen)
-    here, winner = (
-        max((best[one.name] for one in some), key=lambda choice: evidence[choice].gain) for some in (own, closed)
-    )
-    gap, error = behind(here, winner, judged, expected_unseen)
+    best = best_of_each(found.evidence().values())
+    here, winner = (max((best[one.name] for one in some), key=lambda entry: entry.gain) for some in (own, closed))
+    gap, error = behind(here.choice, winner.choice, found.judged, found.expected_unseen)
     return gap > _FAR * error
 
 
-def _not_behind(
-    candidates: Sequence[Candidate], judged: Sequence[Rehearsal], expected_unseen: float
-) -> list[Candidate]:
+def _not_behind(candidates: Sequence[Candidate], found: Rehearsals) -> list[Candidate]:
     """The candidates that are not behind the best by more than a standard error; of those that train, the better half.
 
     At least two of these stay.
     """
-    evidence = weigh(judged, expected_unseen)
-    best = _best_choices(candidates, judged, expected_unseen)
-    ranked = sorted(candidates, key=lambda one: evidence[best[one.name]].rank, reverse=True)
+    best = best_of_each(found.evidence().values())
+    ranked = sorted(candidates, key=lambda one: best[one.name].rank, reverse=True)
     trained = [one for one in ranked if one.trains]
     dropped = {one.name for one in trained[max(2, len(trained) // 2) :]}
     alive = []
     for candidate in candidates:
-        gap, error = behind(best[candidate.name], best[ranked[0].name], judged, expected_unseen)
+        own, first = best[candidate.name].choice, best[ranked[0].name].choice
+        gap, error = behind(own, first, found.judged, found.expected_unseen)
         if gap <= error and candidate.name not in dropped:
             alive.append(candidate)
     return alive
 
 
-def _best_choices(
-    candidates: Sequence[Candidate], judged: Sequence[Rehearsal], expected_unseen: float
-) -> dict[str, Choice]:
-    """The best choice of each candidate."""
-    evidence = weigh(judged, expected_unseen)
-    names = {candidate.name for candidate in candidates}
-    best: dict[str, Choice] = {}
-    for choice, entry in evidence.items():
-        name = choice.candidate
-        if name in names and (name not in best or entry.rank > evidence[best[name]].rank):
-            best[name] = choice
-    return best
+class _Cut:
+    """Queries that are trained on and others that are judged, by nDCG@10 of each over the corpus."""
+
+    def __init__(self, vectors: Vectors, part: HeldOut, out_features: int) -> None:
+        self._vectors, self._part, self._out = vectors, part, out_features
+        self._covariance = pair_covariance(vectors.queries, vectors.documents, *vectors.pairs(part.train))
+        judged = {query_id: part.dev[query_id] for query_id in (*part.seen, *part.unseen)}
+        self._judged = judged
+        ids, documents = vectors.searched(judged)
+        self._documents: Tensor | None = documents
+        places = {key: place for place, key in enumerate(ids)}
+        self._judgments = Judgments(judged, places)
+        queries = self._judgments.queries
+        self._queries = vectors.of_queries(queries)
+        own = [(row, vectors.own[key]) for row, key in enumerate(queries) if vectors.own.get(key) in places]
+        self._own = torch.tensor([row for row, _ in own]).long(), torch.tensor([places[key] for _, key in own]).long()
+        self._unmoved: Tensor | None = None
+        self._trained: dict[str, dict[str, Tensor]] = {}
+        untouched = Candidate("untouched", Settings()).heads(vectors.dimension, out_features, self._covariance)
+        scores, self._epoch_0 = self._judge(behind_vectors(untouched), documents_move=False)
+        seen = np.array([query_id in set(part.seen) for query_id in queries], dtype=bool)
+        self.rehearsal = Rehearsal(queries, seen, scores, {})
+
+    def rehearse(self, candidate: Candidate, has_time: Callable[[], bool]) -> Log:
+        """Train and judge, at half and all of the epochs, and turned back by each dial."""
+        vectors, part, settings, scores = self._vectors, self._part, candidate.settings, self.rehearsal.scores
+        heads = candidate.heads(vectors.dimension, self._out, self._covariance)
+        model, moves = behind_vectors(heads), settings.sides != "query"
+        if not candidate.trains:
+            scores[Choice(candidate.name)] = self._judge(model, documents_move=moves)[0]
+            return []
+        epochs = settings.epochs or 1
+        if candidate.parts:
+            for one in candidate.parts:
+                if one.name not in self._trained:
+                    self.rehearse(one, has_time)
+            trained = average([self._trained[one.name] for one in candidate.parts])
+            self._turn_back(candidate, epochs, heads, trained, (*_DIALS, 1.0))
+            return []
+        figures = {0: self._epoch_0}
+
+        def after_epoch(epoch: int) -> bool:
+            out_of_time = not has_time()
+            if epoch in (epochs, -(-epochs // 2)) or out_of_time:
+                choice = Choice(candidate.name, epoch)
+                scores[choice], figures[epoch] = self._judge(model, documents_move=moves)
+            return out_of_time
+
+        losses = train_heads(
+            model,
+            candidate.loss(model, vectors, part.train, part.withheld),
+            vectors.of_queries(part.train),
+            torch.arange(len(part.train)),
+            epochs=epochs,
+            batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            seed=vectors.seed,
+            after_epoch=after_epoch,
+        )
+        self._trained[candidate.name] = weights_of(heads)
+        if settings.init != "random":
+            self._turn_back(candidate, len(losses), heads, self._trained[candidate.name], _DIALS)
+        return [{**entry, **figures.get(int(entry["epoch"]), {})} for entry in [{"epoch": 0.0}, *losses]]
+
+    def _turn_back(
+        self, candidate: Candidate, epoch: int, heads: Router, trained: Mapping[str, Tensor], dials: Sequence[float]
+    ) -> None:
+        """Judge heads between the identity and their trained weights."""
+        model, identity = behind_vectors(heads), candidate.identity(self._vectors.dimension, self._out)
+        for dial in dials:
+            set_dial(heads, identity, trained, dial)
+            judged, _ = self._judge(model, documents_move=candidate.settings.sides != "query")
+            self.rehearsal.scores[Choice(candidate.name, epoch, dial)] = judged
+
+    def release(self) -> None:
+        """Hold no documents until the next rehearsal."""
+        self._documents = self._unmoved = None
+
+    @torch.no_grad()
+    def _judge(self, model: SentenceTransformer, *, documents_move: bool) -> tuple[Scores, dict[str, float]]:
+        """The score of each held-out query, and figures of all."""
+        model.eval()
+        if self._documents is None:
+            self._documents = self._vectors.searched(self._judged)[1]
+        queries = _through(model, self._queries, "query")
+        if documents_move:
+            documents = _through(model, self._documents, "document")
+        else:
+            if self._unmoved is None:
+                self._unmoved = _through(model, self._documents, "document")
+            documents = self._unmoved
+        similarities, positions = nearest(queries, documents, _TOP, excluded=self._own)
+        if not torch.isfinite(similarities[:, :1]).all():
+            raise ValueError("The heads give vectors that are not finite: they have diverged. Lower the learning rate.")
+        some = documents[:: math.ceil(len(documents) / _SPREAD)]
+        figures = {
+            "accuracy": float(self._judgments.relevant(positions[:, :1]).mean()),
+            "query_std": scaled_std(queries).item(),
+            "document_std": scaled_std(some).item(),
+        }
+        return self._judgments.ndcg(positions), figures
+
+
+def _through(model: SentenceTransformer, vectors: Tensor, side: str) -> Tensor:
+    """Unit vectors of one side."""
+    parts = []
+    for part in torch.split(vectors, _AT_ONCE):
+        features: dict[str, Any] = {"sentence_embedding": part, "task": side}
+        parts.append(model(features)["sentence_embedding"])
+    return torch.cat(parts)

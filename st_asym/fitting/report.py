@@ -11,16 +11,16 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from st_asym.data import RetrievalData
+from st_asym.data.holdout import HeldOut
 from st_asym.fitting.candidates import Candidate
-from st_asym.fitting.gate import Decision, Evidence
+from st_asym.fitting.gate import Decision, Evidence, best_of_each
 from st_asym.fitting.rehearsal import Rehearsals
 from st_asym.fitting.settings import Settings
 from st_asym.trainer.columns import plain_encode
 
-_HALVES = ("seen", "unseen")
 _PACKAGES = ("st_asym", "sentence-transformers", "transformers", "torch", "numpy", "datasets")
 
 
@@ -40,6 +40,13 @@ class Tried:
     cuts: int
     seconds: float
 
+    def __str__(self) -> str:
+        """``both sides, whitening 1: +.071 ± .010 (seen +.080, unseen +.010; 4 cut(s))``."""
+        gain = self.evidence
+        both = {"seen": gain.seen, "unseen": gain.unseen}
+        halves = [f"{name} {half.mean:+.3f}" for name, half in both.items() if half.queries]
+        return f"{self.name}: {gain.gain:+.3f} ± {gain.error:.3f} ({', '.join(halves)}; {self.cuts} cut(s))"
+
 
 @dataclass
 class FitReport:
@@ -47,6 +54,7 @@ class FitReport:
 
     Attributes:
         settings: How the heads that are kept were made; as given, where none are.
+        on: Whether heads were fitted on texts, behind an encoder, or on ``"vectors"`` alone.
         collection: ``"open"``, ``"closed"`` or None, as given.
         seed: Of everything that was drawn.
         labels: Where the queries came from: ``"judged"``, ``"titles"`` or ``"sentences"``.
@@ -74,6 +82,7 @@ class FitReport:
     """
 
     settings: Settings
+    on: Literal["texts", "vectors"] = "texts"
     collection: str | None = None
     seed: int = 0
     labels: str = "judged"
@@ -98,37 +107,45 @@ class FitReport:
         """Whether trained heads were kept; otherwise the model is the encoder itself."""
         return self.chosen is not None
 
+    @property
+    def best(self) -> Evidence | None:
+        """What held-out queries say about what was kept, or else about the best of what was tried."""
+        return self.chosen or next((one.evidence for one in self.candidates), None)
+
     def note_data(self, data: RetrievalData) -> None:
         """Say what was read."""
         self.labels, self.notes = data.labels, data.notes
         self.counts = {"documents": len(data.corpus), **{split: len(judged) for split, judged in data.qrels.items()}}
 
     def note_rehearsals(
-        self, found: Rehearsals, decision: Decision, tried: Mapping[str, Candidate], expected_unseen: float
+        self, found: Rehearsals, decision: Decision, tried: Mapping[str, Candidate], parts: Sequence[HeldOut]
     ) -> None:
-        """Say what the held-out queries have decided."""
-        self.expected_unseen, self.chance = expected_unseen, decision.chance
+        """Say what the held-out queries have decided, and how they were cut off."""
+        self.expected_unseen, self.chance = found.expected_unseen, decision.chance
         self.evidence, self.chosen = decision.evidence, decision.chosen
-        self.candidates = _tried(found, decision)
-        best = decision.chosen or next((one.evidence for one in self.candidates), None)
-        if best is not None:
-            self.log = found.log_of(best.choice.candidate)
+        best = best_of_each(decision.evidence)
         if self.chosen is not None:
+            best[self.chosen.choice.candidate] = self.chosen
             self.settings = tried[self.chosen.choice.candidate].settings
-        judged = len(found.stages)
-        self.held_out = [str(found.parts[0])]
-        if judged > 1:
-            seen, unseen = (sum(len(getattr(part, kind)) for part in found.parts[:judged]) for kind in _HALVES)
+        rows = [Tried(name, one, len(found.logs[name]), round(found.seconds[name], 2)) for name, one in best.items()]
+        # What was rehearsed to the end comes first, then what is worth more.
+        self.candidates = sorted(rows, key=lambda one: (one.cuts, one.evidence.rank), reverse=True)
+        if self.best is not None:
+            self.log = found.log_of(self.best.choice.candidate)
+        judged = parts[: len(found.judged)]
+        self.held_out = [str(parts[0])]
+        if len(judged) > 1:
+            seen, unseen = sum(len(part.seen) for part in judged), sum(len(part.unseen) for part in judged)
             self.held_out = [
-                f"{seen + unseen:,} queries were held out, each once, in {judged} cuts: {seen:,} seen, {unseen:,} "
-                f"whose documents are no training positives. The first cut: {found.parts[0]}"
+                f"{seen + unseen:,} queries were held out, each once, in {len(judged)} cuts: {seen:,} seen, "
+                f"{unseen:,} whose documents are no training positives. The first cut: {parts[0]}"
             ]
-        if expected_unseen and not any(part.unseen for part in found.parts[:judged]):
+        if self.expected_unseen and not any(part.unseen for part in judged):
             self.held_out.append(
                 "No query on unseen documents could be held out: an open collection is judged blindly."
             )
-        if judged < len(found.parts):
-            self.held_out.append(f"There was no time for {len(found.parts) - judged} of {len(found.parts)} cuts.")
+        if len(judged) < len(parts):
+            self.held_out.append(f"There was no time for {len(parts) - len(judged)} of {len(parts)} cuts.")
         self.refitted = self.kept and "dev" not in self.counts
 
     @contextmanager
@@ -141,12 +158,15 @@ class FitReport:
     @property
     def first_line(self) -> str:
         """What came of it, in one sentence."""
+        untouched = "The model is the untouched encoder"
+        if self.on == "vectors":
+            untouched = "No heads are kept, and the vectors are best left as they are"
         if not self.evidence:
             reason = "there was nothing to judge on" if self.held_out else "there was nothing to train"
-            return f"The model is the untouched encoder: {reason}."
+            return f"{untouched}: {reason}."
         if self.chosen is None:
             return (
-                "The model is the untouched encoder: no trained heads beat it on held-out queries, beyond noise, "
+                f"{untouched}: no trained heads beat it on held-out queries, beyond noise, "
                 "without a loss on documents that training had seen or had not."
             )
         gain, seen, unseen = self.chosen, self.chosen.seen, self.chosen.unseen
@@ -156,12 +176,12 @@ class FitReport:
                 f", that is {seen.mean:+.3f} on documents seen in training and {unseen.mean:+.3f} on others, "
                 f"{self.expected_unseen:.0%} of the traffic to expect,"
             )
-        return f"{line} to the untouched encoder."
+        return f"{line} to the untouched {'encoder' if self.on == 'texts' else 'vectors'}."
 
     def __str__(self) -> str:
         """The report as text."""
         lines = [self.first_line, *self.held_out]
-        best = self.chosen or next((one.evidence for one in self.candidates), None)
+        best = self.best
         if best is not None:
             what = "kept" if self.kept else "the best of what was tried"
             choice = best.choice
@@ -171,11 +191,11 @@ class FitReport:
                 f"  seen documents    {best.seen}",
                 f"  unseen documents  {best.unseen}",
                 "What was tried, each at its best, on held-out queries:",
-                *(f"  {_worth(one)}" for one in self.candidates),
+                *(f"  {one}" for one in self.candidates),
             ]
         if self.refitted:
             lines.append("The kept heads were then made of all queries, those held out included.")
-        if self.kept:
+        if self.kept and self.on == "texts":
             lines.append(plain_encode())
         if self.labels != "judged":
             lines.append(f"There were no labels: queries are the documents' own {self.labels}.")
@@ -191,28 +211,6 @@ class FitReport:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the report as JSON."""
         Path(path).write_text(json.dumps(self.as_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _tried(found: Rehearsals, decision: Decision) -> list[Tried]:
-    """Each candidate at its best: what was rehearsed to the end first, then by gain."""
-    best: dict[str, Evidence] = {}
-    for entry in decision.evidence:
-        name = entry.choice.candidate
-        if name not in best or entry.rank > best[name].rank:
-            best[name] = entry
-    if decision.chosen is not None:
-        best[decision.chosen.choice.candidate] = decision.chosen
-    tried = [Tried(name, entry, len(found.logs[name]), round(found.seconds[name], 2)) for name, entry in best.items()]
-    return sorted(tried, key=lambda one: (one.cuts, one.evidence.rank), reverse=True)
-
-
-def _worth(tried: Tried) -> str:
-    """``both sides, whitening 1: +.071 ± .010 (seen +.080, unseen +.010)``."""
-    gain = tried.evidence
-    halves = [
-        f"{name} {half.mean:+.3f}" for name, half in (("seen", gain.seen), ("unseen", gain.unseen)) if half.queries
-    ]
-    return f"{tried.name}: {gain.gain:+.3f} ± {gain.error:.3f} ({', '.join(halves)}; {tried.cuts} cut(s))"
 
 
 def _finite(value: Any) -> Any:

@@ -6,19 +6,16 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from st_asym.heads.projection import HiddenFeatures, ProjectionOptions
+from st_asym.losses.isotropy import IsotropyKind
 
 Sides = Literal["both", "query", "document", "shared"]
 Init = Literal["identity", "pairs", "random"]
 Contrastive = Literal["corpus", "in-batch"]
-IsotropyKind = Literal["covariance", "sigreg", "uniformity"]
 _NAMES = {
-    name: get_args(kind)
-    for name, kind in (
-        ("sides", Sides),
-        ("init", Init),
-        ("contrastive", Contrastive),
-        ("isotropy_kind", IsotropyKind),
-    )
+    "sides": get_args(Sides),
+    "init": get_args(Init),
+    "contrastive": get_args(Contrastive),
+    "isotropy_kind": get_args(IsotropyKind),
 }
 # Larger collections need fewer passes over their queries: about so many steps, and at least so many epochs.
 _EPOCHS, _STEPS, _FEWEST = 20, 400, 3
@@ -80,14 +77,11 @@ class Settings:
             if value is not None and value not in names:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, names))}, got {value!r}.")
         for name in ("temperature", "learning_rate", "epochs", "batch_size", "whitening"):
-            _check_above_zero(name, getattr(self, name), whole=name in ("epochs", "batch_size"))
+            _check_above_zero(name, getattr(self, name))
         if self.unlabelled_weight is not None and not 0 <= self.unlabelled_weight <= 1:
             raise ValueError(f"unlabelled_weight must be from 0 to 1, got {self.unlabelled_weight}.")
         if not 0 <= self.isotropy_weight < float("inf"):
             raise ValueError(f"isotropy_weight must be a finite number, 0 or more, got {self.isotropy_weight}.")
-        self._check_hard_negatives()
-
-    def _check_hard_negatives(self) -> None:
         if self.hard_negatives < 0:
             raise ValueError(f"hard_negatives must be at least 0, got {self.hard_negatives}.")
         if self.hard_negatives and self.contrastive == "corpus":
@@ -118,10 +112,10 @@ class Settings:
         return asdict(self)
 
 
-def _check_above_zero(name: str, value: float | None, *, whole: bool) -> None:
+def _check_above_zero(name: str, value: float | None) -> None:
     if value is None:
         return
     if not 0 < value < float("inf"):
         raise ValueError(f"{name} must be a finite number above 0, got {value}.")
-    if whole and value != int(value):
+    if name in ("epochs", "batch_size") and value != int(value):
         raise ValueError(f"{name} must be a whole number, got {value}.")

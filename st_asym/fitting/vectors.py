@@ -19,10 +19,8 @@ from st_asym.cache.encoding import Precision
 from st_asym.data import Qrels, RetrievalData
 from st_asym.data.collection import own_documents
 
-# The largest corpus whose vectors are held in memory.
-_IN_MEMORY = 100_000
-# The most documents that are searched to judge held-out queries.
-_SEARCHED = 50_000
+# The largest corpus whose vectors are held in memory, and the most documents that held-out queries are judged on.
+_IN_MEMORY, _SEARCHED = 100_000, 50_000
 # Texts that are looked up at a time.
 _PORTION = 8_192
 
@@ -35,19 +33,20 @@ class Vectors:
         query_ids: Ids of the queries, in the order of their vectors.
         queries: Shape ``(n, d)``, float32.
         document_ids: Ids of the documents.
-        documents: Shape ``(m, d)``, float32: a tensor, or a ``numpy.memmap`` where they are many.
+        documents: Shape ``(m, d)``, float32: a tensor, or where they are many a ``numpy.memmap``, or rows on disk that
+            are float32 as they are read.
         no_negatives: Query id to documents that are neither relevant to it nor not: copies of relevant ones, and the
             query itself where queries are documents.
-        own: Ids of queries that are documents themselves, which are no results of their own.
+        own: Query id to document id, of queries that are documents themselves, which are no results of their own.
         seed: Of what is drawn.
     """
 
-    query_ids: Sequence[str]
+    query_ids: Sequence[Any]
     queries: Tensor
-    document_ids: Sequence[str]
+    document_ids: Sequence[Any]
     documents: Any
     no_negatives: Qrels = field(default_factory=dict)
-    own: frozenset[str] = frozenset()
+    own: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
 
     @cached_property
@@ -56,8 +55,10 @@ class Vectors:
         return {key: row for row, key in enumerate(self.query_ids)}
 
     @cached_property
-    def document_rows(self) -> dict[str, int]:
-        """Document id to row."""
+    def document_rows(self) -> Any:
+        """Document id to row: a dict, or the ids themselves where these are the rows."""
+        if isinstance(self.document_ids, range):
+            return self.document_ids
         return {key: row for row, key in enumerate(self.document_ids)}
 
     @property
@@ -79,6 +80,12 @@ class Vectors:
     def all_documents(self) -> Tensor:
         """The vectors of all documents, in memory."""
         return self.documents if isinstance(self.documents, Tensor) else self.taken(range(len(self.document_ids)))
+
+    def unit_stretches(self) -> Iterator[tuple[int, Tensor]]:
+        """The unit vectors of all documents, some at a time, with the row of the first."""
+        for start in range(0, len(self.document_ids), _PORTION):
+            rows = range(start, min(start + _PORTION, len(self.document_ids)))
+            yield start, torch.nn.functional.normalize(self.taken(rows))
 
     def pairs(self, qrels: Qrels) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of queries, rows of their relevant documents, and weights, one in all for each query."""
@@ -113,40 +120,31 @@ def read_vectors(
     seed: int = 0,
     show_progress_bar: bool = False,
 ) -> Vectors:
-    """Encode what is missing of the judged queries and the corpus, and read the vectors.
+    """Encode what the cache misses of the judged queries and the corpus, with the encoder's prompts; read the vectors.
 
-    Args:
-        encoder: The encoder, with its own prompts for both sides.
-        data: The collection.
-        cache: Where its vectors are, or will be.
-        copies: Query id to documents with the text of a relevant one.
-        precision: As for :meth:`st_asym.EmbeddingCache.fill`.
-        seed: Of what is drawn.
-        show_progress_bar: Whether to show encoding.
-
-    Returns:
-        The vectors. Those of more than 100,000 documents are in a temporary file.
+    ``copies`` are, by query, documents with the text of a relevant one. Vectors of more than 100,000 documents are in a
+    temporary file.
 
     Raises:
         ValueError: A vector is not finite. The message names the text.
     """
     judged = list(dict.fromkeys(query_id for split in data.qrels.values() for query_id in split))
-    queries = [data.queries[query_id] for query_id in judged]
-    documents = list(data.corpus.values())
     parts = []
-    for texts, side in ((queries, "query"), (documents, "document")):
+    for side, texts in (("query", [data.queries[key] for key in judged]), ("document", list(data.corpus.values()))):
         options: dict[str, Any] = {"prompt": encoder.prompts.get(side), "task": side, "precision": precision}
         cache.fill(encoder, texts, show_progress_bar=show_progress_bar, **options)
         parts.append(_read(cache, encoder, texts, options))
     own = {key for split in data.qrels.values() for key in own_documents(data.corpus, split)}
-    no_negatives = _joined(copies, {key: {key: 1} for key in own})
+    no_negatives = {query_id: dict(documents) for query_id, documents in copies.items()}
+    for key in own:
+        no_negatives.setdefault(key, {})[key] = 1
     return Vectors(
         judged,
         torch.from_numpy(np.asarray(parts[0])),
         list(data.corpus),
         parts[1] if isinstance(parts[1], np.memmap) else torch.from_numpy(parts[1]),
         no_negatives,
-        frozenset(own),
+        {key: key for key in own},
         seed,
     )
 
@@ -158,19 +156,7 @@ def _read(cache: EmbeddingCache, encoder: SentenceTransformer, texts: Sequence[s
     first = cache.get(encoder, texts[:1], **options)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         found = np.memmap(Path(folder) / "vectors", dtype=np.float32, mode="w+", shape=(len(texts), first.shape[1]))
-        for start, portion in _portions(texts):
+        for start in range(0, len(texts), _PORTION):
+            portion = texts[start : start + _PORTION]
             found[start : start + len(portion)] = cache.get(encoder, portion, **options)
-    return found
-
-
-def _portions(texts: Sequence[str]) -> Iterator[tuple[int, Sequence[str]]]:
-    for start in range(0, len(texts), _PORTION):
-        yield start, texts[start : start + _PORTION]
-
-
-def _joined(*parts: Mapping[str, Mapping[str, int]]) -> Qrels:
-    """Documents by query, of all parts."""
-    found: Qrels = {}
-    for query_id, documents in ((q, d) for part in parts for q, d in part.items()):
-        found[query_id] = {**found.get(query_id, {}), **documents}
     return found

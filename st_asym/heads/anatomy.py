@@ -1,10 +1,11 @@
-"""A model taken apart: where its encoder is from, and the modules that each side goes through."""
+"""A model taken apart: the encoder, the heads behind it, the modules of each side, and where the encoder is from."""
 
 from __future__ import annotations
 
 import logging
 import os
 import re
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
@@ -20,8 +21,94 @@ from torch import Tensor, nn
 
 from st_asym.disk.card_file import is_license
 
+logger = logging.getLogger(__name__)
+
+Side = Literal["query", "document"]
+
+# The names that `encode_query` and `encode_document` look for among a model's prompts.
+_PROMPT_NAMES: dict[Side, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
+_VECTOR = "sentence_embedding"
 _HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 _HUB_CACHE = re.compile(r"(?:.*[/\\])?models--([\w.-]+)[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]?")
+_LICENSE_KEYS = ("license", "license_name", "license_link")
+
+
+def taken_apart(model: SentenceTransformer) -> tuple[list[nn.Module], list[nn.Module]]:
+    """The modules before the first ``Router``, and those from it on: none where the model has no heads."""
+    modules = list(model.children())
+    first = next((place for place, module in enumerate(modules) if isinstance(module, Router)), len(modules))
+    return modules[:first], modules[first:]
+
+
+def encoder_modules(model: SentenceTransformer) -> OrderedDict[str, nn.Module]:
+    """The modules before the heads, by name: all up to the first ``Router``, or all where there is none.
+
+    Raises:
+        ValueError: The model begins with its ``Router``, so that nothing comes before the heads.
+    """
+    before, _ = taken_apart(model)
+    modules = OrderedDict(list(model.named_children())[: len(before)])
+    if not modules:
+        raise ValueError(
+            "The model begins with a Router, so its queries and documents share no encoder whose vectors could be "
+            "kept. Pass the model of one route, SentenceTransformer(modules=[...])."
+        )
+    return modules
+
+
+def encoder_alone(
+    model: SentenceTransformer, kind: type[SentenceTransformer] = SentenceTransformer, **options: Any
+) -> SentenceTransformer:
+    """The modules before the heads as a model of their own, shared, with the keyword arguments that they take."""
+    modules = encoder_modules(model)
+    # Names are kept where they come as a dict; the device is handed to Module.to.
+    encoder = kind(modules=modules, device=model.device, **options)  # type: ignore[arg-type]
+    if model.module_kwargs:
+        encoder.module_kwargs = {name: kwargs for name, kwargs in model.module_kwargs.items() if name in modules}
+    return encoder
+
+
+def without_heads(model: SentenceTransformer) -> SentenceTransformer:
+    """The encoder of a model with heads, with its prompts and its similarity; the modules are shared.
+
+    Raises:
+        ValueError: The model begins with its ``Router``.
+    """
+    return encoder_alone(
+        model,
+        prompts={name: prompt for name, prompt in model.prompts.items() if prompt is not None},
+        default_prompt_name=model.default_prompt_name,
+        similarity_fn_name=model.similarity_fn_name,
+    )
+
+
+def side_modules(model: SentenceTransformer, side: Side) -> list[nn.Module]:
+    """The modules that texts of a side go through, in order.
+
+    Behind the encoder, linear ``Dense`` modules in a row become one: W2 (W1 x + b1) + b2 = (W2 W1) x + (W2 b1 + b2),
+    computed in float64. A ``Normalize`` goes where a later one makes it superfluous: with h(c x) = c h(x) for c > 0
+    between them, h(x / ||x||) and h(x) have one direction. That holds for no head at all, and for linear and ReLU
+    layers without bias. With a bias it does not hold, and the ``Normalize`` stays.
+
+    Modules that are not folded are shared with ``model``.
+
+    Raises:
+        ValueError: A ``Router`` of the model has no such route, or decides by more than the side.
+    """
+    before, heads = taken_apart(model)
+    return _without_idle_normalize([*before, *_fold(_without_routers(heads, side))])
+
+
+def side_prompt(model: SentenceTransformer, side: Side) -> str:
+    """What ``encode_query`` or ``encode_document`` puts in front of a text."""
+    names = [name for name in _PROMPT_NAMES[side] if name in model.prompts]
+    name = names[0] if names else model.default_prompt_name
+    return (model.prompts.get(name) or "") if name is not None else ""
+
+
+def on_vectors(module: nn.Module) -> bool:
+    """Whether a ``Dense`` or ``Normalize`` turns the sentence's vector into another, and nothing else."""
+    return getattr(module, "module_input_name", _VECTOR) == getattr(module, "module_output_name", _VECTOR) == _VECTOR
 
 
 def public_name(source: object) -> str:
@@ -54,9 +141,12 @@ def hub_snapshot(path: str | os.PathLike[str]) -> tuple[str, str] | None:
     return (found[1].replace("--", "/", 1), found[2]) if found else None
 
 
-logger = logging.getLogger(__name__)
-
-_LICENSE_KEYS = ("license", "license_name", "license_link")
+def encoder_origin(model: SentenceTransformer) -> tuple[str | None, str | None]:
+    """Name and revision of a loaded model's encoder, where the library or transformers remember them."""
+    config, card = getattr(model.transformers_model, "config", None), model.model_card_data
+    source = str(getattr(config, "name_or_path", "") or card.base_model or "")
+    revision = getattr(config, "_commit_hash", None) or (card.base_model_revision if card.base_model else None)
+    return hub_snapshot(source) or ((public_name(source) if source else None), revision)
 
 
 @dataclass(frozen=True)
@@ -115,49 +205,6 @@ def _license_of(source: str, revision: str | None) -> dict[str, str]:
     return (
         {key: value for key, value in found.items() if isinstance(value, str)} if is_license(found["license"]) else {}
     )
-
-
-Side = Literal["query", "document"]
-
-# The names that `encode_query` and `encode_document` look for among a model's prompts.
-_PROMPT_NAMES: dict[Side, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
-_VECTOR = "sentence_embedding"
-
-
-def side_modules(model: SentenceTransformer, side: Side) -> list[nn.Module]:
-    """The modules that texts of a side go through, in order.
-
-    Behind the encoder, linear ``Dense`` modules in a row become one: W2 (W1 x + b1) + b2 = (W2 W1) x + (W2 b1 + b2),
-    computed in float64. A ``Normalize`` goes where a later one makes it superfluous: with h(c x) = c h(x) for c > 0
-    between them, h(x / ||x||) and h(x) have one direction. That holds for no head at all, and for linear and ReLU
-    layers without bias. With a bias it does not hold, and the ``Normalize`` stays.
-
-    Args:
-        model: A model with or without heads.
-        side: The side.
-
-    Returns:
-        The modules. Those that are not folded are shared with ``model``.
-
-    Raises:
-        ValueError: A ``Router`` of the model has no such route, or decides by more than the side.
-    """
-    modules = list(model.children())
-    heads = next((i for i, module in enumerate(modules) if isinstance(module, Router)), len(modules))
-    behind = _fold(_without_routers(modules[heads:], side))
-    return _without_idle_normalize([*modules[:heads], *behind])
-
-
-def side_prompt(model: SentenceTransformer, side: Side) -> str:
-    """What ``encode_query`` or ``encode_document`` puts in front of a text."""
-    names = [name for name in _PROMPT_NAMES[side] if name in model.prompts]
-    name = names[0] if names else model.default_prompt_name
-    return (model.prompts.get(name) or "") if name is not None else ""
-
-
-def on_vectors(module: nn.Module) -> bool:
-    """Whether a ``Dense`` or ``Normalize`` turns the sentence's vector into another, and nothing else."""
-    return getattr(module, "module_input_name", _VECTOR) == getattr(module, "module_output_name", _VECTOR) == _VECTOR
 
 
 def _without_routers(modules: Iterable[nn.Module], side: Side) -> list[nn.Module]:

@@ -21,6 +21,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from typing_extensions import Unpack
 
+from st_asym.heads.anatomy import taken_apart
 from st_asym.heads.projection import AsymmetricProjection, ProjectionOptions, require_tasks
 
 logger = logging.getLogger(__name__)
@@ -158,15 +159,15 @@ def freeze_encoder(model: SentenceTransformer) -> SentenceTransformer:
         >>> from sentence_transformers import SentenceTransformer
         >>> model = freeze_encoder(SentenceTransformer("path/to/a/saved/model"))  # doctest: +SKIP
     """
-    modules = list(model.children())
-    heads, router = next(((i, module) for i, module in enumerate(modules) if isinstance(module, Router)), (0, None))
-    if heads == 0 or router is None:
+    encoder, heads = taken_apart(model)
+    if not encoder or not heads:
         raise ValueError(
             "freeze_encoder needs a model with heads behind an encoder, [encoder..., Router, Normalize]; this one is "
-            f"[{', '.join(type(module).__name__ for module in modules)}]."
+            f"[{', '.join(type(module).__name__ for module in model)}]."
         )
+    router: Any = heads[0]
     require_tasks(router)
-    for module in modules[:heads]:
+    for module in encoder:
         module.requires_grad_(False)
         module.eval()
         if module not in _FROZEN:
@@ -175,16 +176,44 @@ def freeze_encoder(model: SentenceTransformer) -> SentenceTransformer:
     return model
 
 
-def _stay_in_evaluation_mode(module: nn.Module, _args: Any) -> None:
-    """Undo what ``model.train()`` did to the frozen parts of a module, so that they run without dropout."""
-    if not module.training:
-        return
-    trainable = [parameter.requires_grad for parameter in module.parameters()]
-    if not any(trainable):
-        module.eval()
-    elif not all(trainable):
-        for child in module.children():
-            _stay_in_evaluation_mode(child, _args)
+def unfreeze_last_layers(model: SentenceTransformer, n: int) -> SentenceTransformer:
+    r"""Let the last ``n`` layers of the transformer train with the heads, in place; all before them stays frozen.
+
+    These layers run with their own dropout while the model trains; embeddings and the layers before stay in evaluation
+    mode. :func:`st_asym.freeze_encoder` freezes the layers again, as they are then.
+
+    The encoder runs for every text of every step, as its vectors no longer stay as they are:
+    :class:`st_asym.CachedSentenceTransformer` refuses such a model until it is frozen again, and what the cache holds
+    is of the encoder before. The modules are those of the encoder that :func:`st_asym.asymmetric_model` was given:
+    training them changes it too. Give the encoder a small learning rate and the heads theirs, with
+    ``learning_rate_mapping`` in the training arguments.
+
+    Args:
+        model: As of :func:`st_asym.asymmetric_model`: an encoder with a ``Transformer`` module, and heads behind it.
+        n: How many layers.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: ``model`` has no heads, or not one stack of layers; or ``n`` is not between 1 and their number.
+
+    Example:
+        >>> model = asymmetric_model("all-MiniLM-L6-v2")  # doctest: +SKIP
+        >>> unfreeze_last_layers(model, 1)  # doctest: +SKIP
+        >>> arguments = SentenceTransformerTrainingArguments(  # doctest: +SKIP
+        ...     "runs", learning_rate=1e-3, learning_rate_mapping={r"^model\.0\.": 2e-5})
+    """
+    freeze_encoder(model)
+    layers = _layers(model)
+    if not 1 <= n <= len(layers):
+        raise ValueError(
+            f"n must be from 1 to {len(layers)}, the number of layers of this encoder, got {n}. To train the heads "
+            "alone, use st_asym.freeze_encoder(model)."
+        )
+    for layer in list(layers)[-n:]:
+        layer.requires_grad_(True)
+    return model
 
 
 def load_encoder(
@@ -216,7 +245,15 @@ def load_encoder(
     name = fspath(encoder)
     if revision is not None and Path(name).is_dir():
         raise ValueError(f"{name} is a folder, and only a Hub id has revisions, such as {revision!r}: leave it out.")
-    model = _read(name, revision, trust_remote_code=trust_remote_code)
+    try:
+        # A folder's name is no Hub id, and the model card would ask the Hub for it.
+        model = SentenceTransformer(
+            name, local_files_only=Path(name).is_dir(), revision=revision, trust_remote_code=trust_remote_code
+        )
+    except (OSError, HFValidationError) as error:
+        if Path(name).exists():
+            raise
+        raise OSError(_not_there(name, revision, error)) from error
     saved_as = _saved_model_type(name, model, revision)
     if saved_as != "SentenceTransformer":
         raise TypeError(
@@ -226,21 +263,16 @@ def load_encoder(
     return model if dtype is None else model.to(getattr(torch, dtype))
 
 
-def _read(name: str, revision: str | None, *, trust_remote_code: bool) -> SentenceTransformer:
-    """Read a model from a folder or the Hub.
-
-    Raises:
-        OSError: It is in neither.
-    """
-    try:
-        # A folder's name is no Hub id, and the model card would ask the Hub for it.
-        return SentenceTransformer(
-            name, local_files_only=Path(name).is_dir(), revision=revision, trust_remote_code=trust_remote_code
-        )
-    except (OSError, HFValidationError) as error:
-        if Path(name).exists():
-            raise
-        raise OSError(_not_there(name, revision, error)) from error
+def _stay_in_evaluation_mode(module: nn.Module, _args: Any) -> None:
+    """Undo what ``model.train()`` did to the frozen parts of a module, so that they run without dropout."""
+    if not module.training:
+        return
+    trainable = [parameter.requires_grad for parameter in module.parameters()]
+    if not any(trainable):
+        module.eval()
+    elif not all(trainable):
+        for child in module.children():
+            _stay_in_evaluation_mode(child, _args)
 
 
 def _not_there(name: str, revision: str | None, error: Exception) -> str:
@@ -293,46 +325,6 @@ def _warn_about_encoder(encoder: SentenceTransformer) -> None:
             str(encoder.dtype).removeprefix("torch."),
             round(2 / torch.finfo(encoder.dtype).eps),
         )
-
-
-def unfreeze_last_layers(model: SentenceTransformer, n: int) -> SentenceTransformer:
-    r"""Let the last ``n`` layers of the transformer train with the heads, in place; all before them stays frozen.
-
-    These layers run with their own dropout while the model trains; embeddings and the layers before stay in evaluation
-    mode. :func:`st_asym.freeze_encoder` freezes the layers again, as they are then.
-
-    The encoder runs for every text of every step, as its vectors no longer stay as they are:
-    :class:`st_asym.CachedSentenceTransformer` refuses such a model until it is frozen again, and what the cache holds
-    is of the encoder before. The modules are those of the encoder that :func:`st_asym.asymmetric_model` was given:
-    training them changes it too. Give the encoder a small learning rate and the heads theirs, with
-    ``learning_rate_mapping`` in the training arguments.
-
-    Args:
-        model: As of :func:`st_asym.asymmetric_model`: an encoder with a ``Transformer`` module, and heads behind it.
-        n: How many layers.
-
-    Returns:
-        The same model.
-
-    Raises:
-        ValueError: ``model`` has no heads, or not one stack of layers; or ``n`` is not between 1 and their number.
-
-    Example:
-        >>> model = asymmetric_model("all-MiniLM-L6-v2")  # doctest: +SKIP
-        >>> unfreeze_last_layers(model, 1)  # doctest: +SKIP
-        >>> arguments = SentenceTransformerTrainingArguments(  # doctest: +SKIP
-        ...     "runs", learning_rate=1e-3, learning_rate_mapping={r"^model\.0\.": 2e-5})
-    """
-    freeze_encoder(model)
-    layers = _layers(model)
-    if not 1 <= n <= len(layers):
-        raise ValueError(
-            f"n must be from 1 to {len(layers)}, the number of layers of this encoder, got {n}. To train the heads "
-            "alone, use st_asym.freeze_encoder(model)."
-        )
-    for layer in list(layers)[-n:]:
-        layer.requires_grad_(True)
-    return model
 
 
 def _layers(model: SentenceTransformer) -> nn.ModuleList:

@@ -105,7 +105,8 @@ def AsymmetricProjection(  # noqa: N802 - it stands where a module class would, 
     out_features = in_features if out_features is None else _size(out_features, "out_features")
     sizes = [in_features, *_hidden_sizes(in_features, hidden_features), out_features]
     _check_sides(in_features, out_features, query=query, document=document, shared=shared)
-    _check_activation(activation)
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"Unknown activation {activation!r}: choose one of {', '.join(map(repr, _ACTIVATIONS))}.")
     if init == "identity":
         _check_identity(sizes, activation)
     elif init != "random":
@@ -188,11 +189,6 @@ def _check_sides(in_features: int, out_features: int, *, query: bool, document: 
             f"vectors of different dimensions cannot be compared: use out_features={in_features}, or a head on each "
             "side."
         )
-
-
-def _check_activation(activation: str) -> None:
-    if activation not in _ACTIVATIONS:
-        raise ValueError(f"Unknown activation {activation!r}: choose one of {', '.join(map(repr, _ACTIVATIONS))}.")
 
 
 def _check_identity(sizes: Sequence[int], activation: str) -> None:

@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Router
 
 from st_asym.disk.writing import PROVENANCE_FILE, new_folder
-from st_asym.heads.anatomy import public_name
+from st_asym.heads.anatomy import public_name, taken_apart
 from st_asym.heads.model import behind_encoder, load_encoder
 from st_asym.trust import verify
 from st_asym.trust.earlier import keep_what_is_not_ours
@@ -49,7 +49,7 @@ def save_heads(model: SentenceTransformer | str | os.PathLike[str], path: str | 
         >>> save_heads("fitted-model", "fitted-heads")  # doctest: +SKIP
         >>> attach_heads("sentence-transformers/all-MiniLM-L6-v2", "fitted-heads")  # doctest: +SKIP
     """
-    output = _free(Path(path))
+    output = free_for_heads(Path(path))
     facts: dict[str, Any] = {}
     known: dict[str, Any] = {}
     if not isinstance(model, SentenceTransformer):
@@ -60,7 +60,7 @@ def save_heads(model: SentenceTransformer | str | os.PathLike[str], path: str | 
         model = load_encoder(model)
     router = _router(model)
     encoder = {**describe_encoder(model), **known}
-    with new_folder(output, _free, keep_what_is_not_ours) as new:
+    with new_folder(output, free_for_heads, keep_what_is_not_ours) as new:
         new.mkdir()
         router.save(str(new))
         settings = {"prompts": dict(model.prompts), "default_prompt_name": model.default_prompt_name}
@@ -105,6 +105,11 @@ def attach_heads(
         )
     if not isinstance(encoder, SentenceTransformer):
         encoder = load_encoder(encoder)
+    if "fingerprint" not in made.encoder:
+        raise ValueError(
+            f"The heads in {path} were fitted on vectors, and do not say by which encoder these were made: apply them "
+            "with st_asym.Heads.load(path), or save them with HeadsResult.save(path, encoder=...) to attach them."
+        )
     if any(isinstance(module, Router) for module in encoder.modules()):
         raise ValueError("The encoder has heads already: pass the encoder that they were trained on, without them.")
     _check_encoder(made, describe_encoder(encoder), path)
@@ -116,14 +121,9 @@ def attach_heads(
 
 @contextlib.contextmanager
 def rescued_heads(model: SentenceTransformer, output: Path) -> Iterator[None]:
-    """Keep the heads of a model in a temporary folder where saving it fails, and say in the error where they are.
+    """Keep the heads of a model, if it has any, in a temporary folder where saving it in ``output`` fails.
 
-    Args:
-        model: A model, with or without heads.
-        output: Where it is being saved.
-
-    Raises:
-        OSError: What the block raised, of the same kind, with the place of the heads in its one line.
+    The error is raised again as an OSError of the same kind, with the place of the heads in its one line.
 
     Example:
         >>> with rescued_heads(model, output), new_folder(output, check) as new:  # doctest: +SKIP
@@ -132,7 +132,7 @@ def rescued_heads(model: SentenceTransformer, output: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        if not any(isinstance(module, Router) for module in model.children()):
+        if not taken_apart(model)[1]:
             raise
         heads = _put_anywhere(model)
         where = "and the trained heads could be kept nowhere else"
@@ -205,7 +205,12 @@ def _router(model: SentenceTransformer) -> Router:
     return router
 
 
-def _free(output: Path) -> Path:
+def free_for_heads(output: Path) -> Path:
+    """A place that is empty, or holds earlier heads.
+
+    Raises:
+        FileExistsError: It holds something else.
+    """
     output = output.resolve()
     earlier = (output / PROVENANCE_FILE).is_file() and (output / "router_config.json").is_file()
     if output.exists() and not earlier and (not output.is_dir() or any(output.iterdir())):

@@ -14,24 +14,11 @@ from sentence_transformers.util import get_world_size
 from torch import Tensor, nn
 
 from st_asym.cache.encoding import Precision
-from st_asym.losses.distributed import gather_rows, total
-from st_asym.losses.documents import Documents, Known, Relevance, Relevant, Texts, Vectors
+from st_asym.losses.distributed import gather_rows, total, uniform
+from st_asym.losses.documents import Documents, Relevance, Relevant, Texts, Vectors
 from st_asym.losses.isotropy import unit
-from st_asym.losses.sampled import (
-    HARD_NEGATIVES,
-    Comparison,
-    HardNegatives,
-    Negatives,
-    Read,
-    Run,
-    Sample,
-    add_to_sums,
-    compare,
-    plan,
-    stretches,
-    sum_over_positives,
-    uniform,
-)
+from st_asym.losses.logits import Comparison, Negatives, add_to_sums, compare, sum_over_positives
+from st_asym.losses.sampled import HARD_NEGATIVES, HardNegatives, Sample, stretches
 
 _CITATION = """
 @misc{oord2019representationlearningcontrastivepredictive,
@@ -318,8 +305,12 @@ class CorpusContrastiveLoss(nn.Module):
         there = kept >= 0
         rows = torch.cat([known.rows, there.nonzero()[:, 0]])
         columns = torch.cat([known.columns, kept[there]])
-        counts = torch.cat([torch.zeros(len(known.rows), dtype=torch.float64), self._log_weights(kept[there])])
-        found, logits = self._compare(queries / self.temperature, shared, rows, columns, _wanted(known, len(rows)))
+        # Hard negatives count what such documents do, of which none is kept that does not count at all.
+        of_kept = math.log(self.unlabelled_weight or 1.0) * (~self._relevance.labelled[kept[there]]).double()
+        counts = torch.cat([torch.zeros(len(known.rows), dtype=torch.float64), of_kept])
+        wanted = torch.ones(len(rows), dtype=torch.bool)  # all but ignored documents, which are known, and come first
+        wanted[: len(known.rows)] = known.judged | (known.weights > 0)
+        found, logits = self._compare(queries / self.temperature, shared, rows, columns, wanted)
         if hard is not None:
             before = torch.full(kept.shape, -torch.inf, dtype=logits.dtype, device=logits.device)
             before[there.to(logits.device)] = logits[len(known.rows) :].detach()
@@ -342,10 +333,6 @@ class CorpusContrastiveLoss(nn.Module):
             return Negatives(labelled.nonzero()[:, 0], None)
         return Negatives(None, math.log(self.unlabelled_weight) * (~labelled).double())
 
-    def _log_weights(self, documents: Tensor) -> Tensor:
-        """The logarithm of what documents that count at all do count; float64."""
-        return math.log(self.unlabelled_weight or 1.0) * (~self._relevance.labelled[documents]).double()
-
     def _shared_negatives(self, labels: Tensor) -> Negatives:
         """What all queries of the batch are compared with."""
         if self._sample is not None:
@@ -358,43 +345,42 @@ class CorpusContrastiveLoss(nn.Module):
     def _compare(
         self, queries: Tensor, shared: Negatives, rows: Tensor, columns: Tensor, wanted: Tensor
     ) -> tuple[Comparison, Tensor]:
-        """Compare queries with shared documents, and with single ones that are counted apart.
+        """Compare queries, unit vectors over the temperature, with shared documents, and with single ones.
 
-        Args:
-            queries: Unit vectors over the temperature.
-            shared: The documents for all queries.
-            rows: Rows of the pairs that are counted apart.
-            columns: The documents of these pairs.
-            wanted: Whether the logit of a pair is needed, or the document is only kept from the sum.
-
-        Returns:
-            The comparison, and the logits of the pairs; of those that are not wanted, some finite number.
+        Pairs of query and document, ``rows`` and ``columns``, are counted apart. Only of those that are ``wanted`` the
+        logit is needed; the others are kept from the sum, and their logits are some finite number.
         """
-        corpus = self._corpus
         places = shared.places(columns)
         inside = places >= 0
         outside = ~inside & wanted
-        count = len(corpus) if shared.positions is None else len(shared.positions)
-        found = compare(
-            queries,
-            *self._source(shared),
-            *self._plan(count, queries),
-            rows[inside],
-            places[inside],
-            weights=shared.weights,
-            best=self._hard.size if self._hard is not None and torch.is_grad_enabled() else 0,
-            reduced=corpus.reduced(queries),
-        )
+        best = self._hard.size if self._hard is not None and torch.is_grad_enabled() else 0
+        found = self._against(queries, shared, rows[inside], places[inside], best)
         logits = queries.new_zeros(len(rows)).index_put((inside.to(queries.device),), found.pairs)
         if outside.any():
             single, at = torch.unique(columns[outside], return_inverse=True)
-            source, project = self._source(Negatives(single, None))
-            plan = self._plan(len(single), queries)
-            apart = compare(queries, source, project, *plan, rows[outside], at, reduced=corpus.reduced(queries))
+            apart = self._against(queries, Negatives(single, None), rows[outside], at)
             logits = logits.index_put((outside.to(queries.device),), apart.pairs)
         return found, logits
 
-    def _source(self, documents: Negatives) -> tuple[Read, Callable[[Tensor], Tensor] | None]:
+    def _against(
+        self, queries: Tensor, documents: Negatives, rows: Tensor, columns: Tensor, best: int = 0
+    ) -> Comparison:
+        source, project = self._source(documents)
+        return compare(
+            queries,
+            source,
+            len(self._corpus) if documents.positions is None else len(documents.positions),
+            project,
+            rows,
+            columns,
+            activations=self._corpus.activations,
+            chunk_size=self.chunk_size,
+            weights=documents.weights,
+            best=best,
+            reduced=self._corpus.reduced(queries),
+        )
+
+    def _source(self, documents: Negatives) -> tuple[Callable[[slice], Tensor], Callable[[Tensor], Tensor] | None]:
         """What gives vectors of a stretch of these documents, and what they go through."""
         corpus, positions = self._corpus, documents.positions
         if documents is self._everything and not corpus.trains:
@@ -404,9 +390,6 @@ class CorpusContrastiveLoss(nn.Module):
         if len(corpus) > self.max_documents:  # read once, also where chunks are computed twice
             return corpus.take(positions).__getitem__, corpus.project
         return lambda stretch: corpus.take(positions[stretch]), corpus.project
-
-    def _plan(self, documents: int, queries: Tensor) -> tuple[list[tuple[int, int]], Run]:
-        return plan(documents, queries, self._corpus.activations, self.chunk_size)
 
     def _pair_loss(self, embeddings: list[Tensor], pairs: Tensor) -> Tensor:
         """Mean over rows without a corpus, against the documents of all such rows of the batch."""
@@ -430,13 +413,6 @@ class CorpusContrastiveLoss(nn.Module):
                     "of the batch: a text without a sound vector, or heads that have diverged."
                 )
         return "The document head gives vectors that are not finite: it has diverged. Lower the learning rate."
-
-
-def _wanted(known: Known, pairs: int) -> Tensor:
-    """Which pairs need a logit: all but ignored ones, which are known, and come first."""
-    wanted = torch.ones(pairs, dtype=torch.bool)
-    wanted[: len(known.rows)] = known.judged | (known.weights > 0)
-    return wanted
 
 
 def _check(

@@ -1,4 +1,4 @@
-"""Rows of all processes on each of them, where every process may hold another number."""
+"""What several processes share: rows, of which each may hold another number, sums and random draws."""
 
 from __future__ import annotations
 
@@ -9,16 +9,10 @@ from torch import Tensor
 
 
 def gather_rows(tensor: Tensor) -> Tensor:
-    """Rows of all processes in the order of their ranks, the own ones with their gradient.
+    """Rows of all processes in the order of their ranks, shape ``(sum of n, ...)``, the own ones with their gradient.
 
     A loss that each process computes over all rows then has its whole gradient with respect to the own rows, and
     nothing is sent on the way back. Every process must call it, with rows of the same shape.
-
-    Args:
-        tensor: Shape ``(n, ...)``.
-
-    Returns:
-        Shape ``(sum of n, ...)``; the tensor itself where there is one process.
     """
     world = get_world_size()
     if world == 1:
@@ -42,3 +36,16 @@ def total(number: int, device: torch.device) -> int:
     summed = torch.tensor(number, device=device)
     torch.distributed.all_reduce(summed)
     return int(summed)
+
+
+def uniform(count: int, device: torch.device) -> Tensor:
+    """Numbers from 0 to 1, float64, the same on every process.
+
+    They come from torch's CPU generator, whose state the trainer saves with each checkpoint.
+    """
+    draws = torch.rand(count, dtype=torch.float64)
+    if get_world_size() == 1:
+        return draws
+    shared = draws.to(device)
+    torch.distributed.broadcast(shared, src=0)
+    return shared.cpu()

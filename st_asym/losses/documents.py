@@ -1,9 +1,9 @@
-"""Which documents answer which query, as positions."""
+"""A corpus as a loss sees it, by position: which documents answer which query, and the vectors of documents."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -11,14 +11,19 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Router
-from torch import Tensor, nn
+from torch import Tensor
 
 from st_asym.cache.cached_model import CachedSentenceTransformer
 from st_asym.cache.encoding import Precision, encoding, has_bfloat16
-from st_asym.cache.fingerprint import encoder_modules
+from st_asym.heads.anatomy import encoder_modules, taken_apart
 from st_asym.losses.isotropy import unit
 
 Relevant = Mapping[str, Mapping[str, float] | Iterable[str]]
+Texts = Mapping[str, str]
+Vectors = tuple[Sequence[str], Any]
+Rows = Tensor | slice
+
+_READ_AT_ONCE = 16_384
 
 
 class Known(NamedTuple):
@@ -115,43 +120,6 @@ class Relevance:
         return Known(rows, self._columns[entries], self._weights[entries], self._judged[entries])
 
 
-def _grades(query: str, documents: Mapping[str, float] | Iterable[str]) -> dict[str, float]:
-    """The judged documents of one query."""
-    if isinstance(documents, str):
-        raise TypeError(f"The documents of query {query!r} are the string {documents!r:.80}: give a list of ids.")
-    if not isinstance(documents, Mapping):
-        return dict.fromkeys(documents, 1.0)
-    for document, grade in documents.items():
-        try:
-            finite = math.isfinite(grade)
-        except TypeError:
-            raise TypeError(f"The grade of document {document!r} for query {query!r} is {grade!r}.") from None
-        if not finite:
-            raise ValueError(f"The grade of document {document!r} for query {query!r} is {grade}.")
-    return {document: float(grade) for document, grade in documents.items()}
-
-
-def _positions(wanted: set[Any], ids: Sequence[Any]) -> dict[Any, int]:
-    """Positions of the wanted ids alone: a dict of all ids of a large corpus would take gigabytes."""
-    if len(set(ids)) < len(ids):
-        seen: set[Any] = set()
-        twice = [key for key in ids if key in seen or seen.add(key)]  # type: ignore[func-returns-value]
-        raise ValueError(f"{len(twice)} ids occur more than once in the corpus: {_first(map(repr, twice))}.")
-    return {key: position for position, key in enumerate(ids) if key in wanted}
-
-
-def _first(offenders: Iterable[str], count: int = 3) -> str:
-    named = list(offenders)
-    return ", ".join(named[:count]) + (", ..." if len(named) > count else "")
-
-
-Texts = Mapping[str, str]
-Vectors = tuple[Sequence[str], Any]
-Rows = Tensor | slice
-
-_READ_AT_ONCE = 16_384
-
-
 class Documents:
     """Documents by position: vectors before the heads, and unit vectors through the document head as it is now.
 
@@ -172,18 +140,23 @@ class Documents:
     def __init__(
         self, model: SentenceTransformer, documents: Texts | Vectors, *, keep: int, precision: Precision = "fp32"
     ) -> None:
-        encoder = encoder_modules(model)
-        self._encoder_parameters = [p for module in encoder.values() for p in module.parameters()]
-        self._heads = [module for name, module in model.named_children() if name not in encoder]
-        self._side = list(chain.from_iterable(_document_side(module) for module in self._heads))
+        self._encoder_parameters = [p for module in encoder_modules(model).values() for p in module.parameters()]
+        self._heads = taken_apart(model)[1]
+        # What shapes the vectors of documents.
+        routes = [
+            module.sub_modules["document"]
+            if isinstance(module, Router) and "document" in module.sub_modules
+            else module
+            for module in self._heads
+        ]
+        self._side: list[Tensor] = [tensor for route in routes for tensor in (*route.parameters(), *route.buffers())]
         self._ends_normalised = bool(self._heads) and isinstance(self._heads[-1], Normalize)
         self._device, self._precision = model.device, precision
         self._outputs: tuple[Any, Tensor | None, Tensor] | None = None
         self.check_frozen()
-        self.ids, read = _ids_and_reader(model, documents, keep)
+        self.ids, self._read = _ids_and_reader(model, documents, keep)
         if not len(self.ids):
             raise ValueError("The corpus is empty.")
-        self._read = read
         self._kept: Tensor | None = None
         # Vectors in memory are looked at once, those on disk whenever they are read.
         self._sound = False
@@ -203,7 +176,7 @@ class Documents:
     @property
     def trains(self) -> bool:
         """Whether a gradient would reach the document head."""
-        return torch.is_grad_enabled() and self._side_trains()
+        return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self._side)
 
     @property
     def device(self) -> torch.device:
@@ -246,8 +219,7 @@ class Documents:
             self._kept = self._kept.to(self.device, dtype)
             return self._kept.index_select(0, rows.to(self.device)) if isinstance(rows, Tensor) else self._kept[rows]
         vectors = self._read(rows)
-        finite = torch.isfinite(vectors).all(dim=1) if not self._sound else None
-        if finite is not None and not finite.all():
+        if not self._sound and not (finite := torch.isfinite(vectors).all(dim=1)).all():
             positions = _positions_documents(rows, len(self))
             bad = [self.ids[positions[row]] for row in (~finite).nonzero().flatten().tolist()]
             raise ValueError(f"{len(bad)} vectors of the corpus are not finite: document {bad[0]!r} is the first.")
@@ -268,19 +240,6 @@ class Documents:
                 return output if output.dtype == torch.float64 else output.float()
             return unit(output)
 
-    def _side_trains(self) -> bool:
-        return any(tensor.requires_grad for tensor in self._side)
-
-    def projected(self, size: int) -> Iterator[tuple[int, Tensor]]:
-        """The corpus through the head as it is now, without gradient: stretches of ``size``, each with its start."""
-        if self._kept is not None and not self._side_trains():
-            yield 0, self.outputs()
-            return
-        for start in range(0, len(self), size):
-            with torch.no_grad():
-                part = self.project(self.take(slice(start, min(start + size, len(self)))))
-            yield start, part
-
     def outputs(self, rows: Tensor | None = None) -> Tensor:
         """Kept documents through the head, without gradient; again only when the head has changed.
 
@@ -297,11 +256,36 @@ class Documents:
         return self._outputs[2]
 
 
-def _document_side(module: nn.Module) -> list[Tensor]:
-    """What shapes the vectors of documents."""
-    if isinstance(module, Router) and "document" in module.sub_modules:
-        module = module.sub_modules["document"]
-    return [*module.parameters(), *module.buffers()]
+def _grades(query: str, documents: Mapping[str, float] | Iterable[str]) -> dict[str, float]:
+    """The judged documents of one query."""
+    if isinstance(documents, str):
+        raise TypeError(f"The documents of query {query!r} are the string {documents!r:.80}: give a list of ids.")
+    if not isinstance(documents, Mapping):
+        return dict.fromkeys(documents, 1.0)
+    for document, grade in documents.items():
+        try:
+            finite = math.isfinite(grade)
+        except TypeError:
+            raise TypeError(f"The grade of document {document!r} for query {query!r} is {grade!r}.") from None
+        if not finite:
+            raise ValueError(f"The grade of document {document!r} for query {query!r} is {grade}.")
+    return {document: float(grade) for document, grade in documents.items()}
+
+
+def _positions(wanted: set[Any], ids: Sequence[Any]) -> dict[Any, int]:
+    """Positions of the wanted ids alone: a dict of all ids of a large corpus would take gigabytes."""
+    if isinstance(ids, range):
+        return {key: ids.index(key) for key in wanted if key in ids}
+    if len(set(ids)) < len(ids):
+        seen: set[Any] = set()
+        twice = [key for key in ids if key in seen or seen.add(key)]  # type: ignore[func-returns-value]
+        raise ValueError(f"{len(twice)} ids occur more than once in the corpus: {_first(map(repr, twice))}.")
+    return {key: position for position, key in enumerate(ids) if key in wanted}
+
+
+def _first(offenders: Iterable[str], count: int = 3) -> str:
+    named = list(offenders)
+    return ", ".join(named[:count]) + (", ..." if len(named) > count else "")
 
 
 def _ids_and_reader(

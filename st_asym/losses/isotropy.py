@@ -1,8 +1,8 @@
-"""How evenly a batch of vectors uses its space: three differentiable measures, all lowest when it is even.
+"""How evenly a batch of vectors uses its space: three differentiable measures, and the loss that adds one.
 
-Each takes a tensor of shape ``(n, d)``, of any floating dtype and any lengths, looks at directions only, computes in
-float32 (float64 stays float64) and returns a scalar. Rows of zero length count as vectors that are orthogonal to all
-others and receive no gradient.
+Each measure takes a tensor of shape ``(n, d)``, of any floating dtype and any lengths, looks at directions only,
+computes in float32 (float64 stays float64) and returns a scalar that is lowest where vectors are even. Rows of zero
+length count as vectors that are orthogonal to all others and receive no gradient.
 """
 
 from __future__ import annotations
@@ -18,7 +18,41 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from sentence_transformers.util import all_gather_with_grad, get_world_size
 from torch import Tensor, nn
 
+IsotropyKind = Literal["covariance", "sigreg", "uniformity"]
+
 _SMALLEST_VALUE = 1e-12
+_CITATIONS = {
+    "covariance": """
+@misc{zhang2017learningspreadoutlocalfeature,
+    title={Learning Spread-out Local Feature Descriptors},
+    author={Xu Zhang and Felix X. Yu and Sanjiv Kumar and Shih-Fu Chang},
+    year={2017},
+    eprint={1708.06320},
+    archivePrefix={arXiv},
+    primaryClass={cs.CV}
+}
+""",
+    "sigreg": """
+@misc{balestriero2025lejepa,
+    title={LeJEPA: Provable and Scalable Self-Supervised Learning Without the Heuristics},
+    author={Randall Balestriero and Yann LeCun},
+    year={2025},
+    eprint={2511.08544},
+    archivePrefix={arXiv},
+    primaryClass={cs.LG}
+}
+""",
+    "uniformity": """
+@misc{wang2020understanding,
+    title={Understanding Contrastive Representation Learning through Alignment and Uniformity on the Hypersphere},
+    author={Tongzhou Wang and Phillip Isola},
+    year={2020},
+    eprint={2005.10242},
+    archivePrefix={arXiv},
+    primaryClass={cs.LG}
+}
+""",
+}
 
 
 def covariance(vectors: Tensor) -> Tensor:
@@ -27,7 +61,8 @@ def covariance(vectors: Tensor) -> Tensor:
     The mean over pairs i != j of cos(i, j)^2, less 1/d, plus the square of the mean of cos(i, j). With
     S = (d/n) sum_i x_i x_i^T over unit vectors x_i, the first part estimates ||S - I||_F^2 / d^2; it is the second
     moment term of Zhang et al. 2017, "Learning Spread-out Local Feature Descriptors" (https://arxiv.org/abs/1708.06320),
-    without its clamp at zero, which would bias it. Computed from the n x n or the d x d product, whichever is smaller.
+    without its clamp at zero, which would bias it. The library's ``GlobalOrthogonalRegularizationLoss`` has both parts,
+    with the clamp, from the n x n product. Here it is the n x n or the d x d product, whichever is smaller.
 
     Uniform directions give 0 on average: exactly in the first part, to within 2 / (d n (n - 1)) in the second. Vectors
     that all coincide give 2 - 1/d. A single vector gives 0.
@@ -133,40 +168,6 @@ def unit(vectors: Tensor) -> Tensor:
     return scaled / torch.where(has_length, lengths, 1.0)
 
 
-_CITATIONS = {
-    "covariance": """
-@misc{zhang2017learningspreadoutlocalfeature,
-    title={Learning Spread-out Local Feature Descriptors},
-    author={Xu Zhang and Felix X. Yu and Sanjiv Kumar and Shih-Fu Chang},
-    year={2017},
-    eprint={1708.06320},
-    archivePrefix={arXiv},
-    primaryClass={cs.CV}
-}
-""",
-    "sigreg": """
-@misc{balestriero2025lejepa,
-    title={LeJEPA: Provable and Scalable Self-Supervised Learning Without the Heuristics},
-    author={Randall Balestriero and Yann LeCun},
-    year={2025},
-    eprint={2511.08544},
-    archivePrefix={arXiv},
-    primaryClass={cs.LG}
-}
-""",
-    "uniformity": """
-@misc{wang2020understanding,
-    title={Understanding Contrastive Representation Learning through Alignment and Uniformity on the Hypersphere},
-    author={Tongzhou Wang and Phillip Isola},
-    year={2020},
-    eprint={2005.10242},
-    archivePrefix={arXiv},
-    primaryClass={cs.LG}
-}
-""",
-}
-
-
 class IsotropyLoss(nn.Module):
     """Add an isotropy term to another loss, embedding each column once for both.
 
@@ -215,7 +216,7 @@ class IsotropyLoss(nn.Module):
         loss: nn.Module | None = None,
         *,
         weight: float = 1.0,
-        kind: Literal["covariance", "sigreg", "uniformity"] = "covariance",
+        kind: IsotropyKind = "covariance",
         slices: int = 256,
         knots: int = 17,
     ) -> None:
@@ -267,13 +268,23 @@ class IsotropyLoss(nn.Module):
             The parts, as :meth:`forward` returns them.
         """
         value = self.loss.compute_loss_from_embeddings(embeddings, labels)
-        parts = dict(value) if isinstance(value, dict) else {self._name_of_loss(): value}
+        name = "contrastive" if isinstance(self.loss, MultipleNegativesRankingLoss) else type(self.loss).__name__
+        parts = dict(value) if isinstance(value, dict) else {name: value}
         term = self.weight * self._isotropy(embeddings)
         parts["isotropy"] = parts["isotropy"] + term if "isotropy" in parts else term
         return parts
 
-    def _name_of_loss(self) -> str:
-        return "contrastive" if isinstance(self.loss, MultipleNegativesRankingLoss) else type(self.loss).__name__
+    def get_config_dict(self) -> dict[str, Any]:
+        """The settings, as the trainer writes them into the model card."""
+        config: dict[str, Any] = {"loss": type(self.loss).__name__, "weight": self.weight, "kind": self.kind}
+        if self.kind == "sigreg":
+            config |= {"slices": self.slices, "knots": self.knots}
+        return config
+
+    @property
+    def citation(self) -> str:
+        """BibTeX of the paper that the isotropy term is from."""
+        return _CITATIONS[self.kind]
 
     def _isotropy(self, embeddings: list[Tensor]) -> Tensor:
         distributed = get_world_size() > 1
@@ -300,15 +311,3 @@ class IsotropyLoss(nn.Module):
         if get_world_size() > 1:
             torch.distributed.broadcast(directions, src=0)
         return directions
-
-    def get_config_dict(self) -> dict[str, Any]:
-        """The settings, as the trainer writes them into the model card."""
-        config: dict[str, Any] = {"loss": type(self.loss).__name__, "weight": self.weight, "kind": self.kind}
-        if self.kind == "sigreg":
-            config |= {"slices": self.slices, "knots": self.knots}
-        return config
-
-    @property
-    def citation(self) -> str:
-        """BibTeX of the paper that the isotropy term is from."""
-        return _CITATIONS[self.kind]

@@ -1,71 +1,57 @@
-"""A model card as metadata and sections, so that one section can be replaced and the others stay as they are."""
+"""The model card: ``card.md.j2`` filled with what is known, whole, or one section of a card that is there."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from jinja2 import TemplateError
 from sentence_transformers import SentenceTransformer, SentenceTransformerModelCardData
 
-from st_asym.disk.card_file import TAG, Card, checked_license
+from st_asym.cache import model_fingerprint
+from st_asym.data.collection import counted
+from st_asym.disk.card_file import TAG, Card, checked_license, usage
 from st_asym.disk.writing import PLOT_FILE, REPORT_FILE
-from st_asym.heads.anatomy import Encoder
-from st_asym.report import card_sections as sections
-from st_asym.report.card_sections import plot
+from st_asym.evaluation.comparison import Comparison, Row, mean
+from st_asym.evaluation.scores import MAIN, METRICS
+from st_asym.heads.anatomy import Encoder, without_heads
+from st_asym.report import facts as of_fit
 from st_asym.report.facts import Facts, Report, read_report
-
-if TYPE_CHECKING:
-    from st_asym.evaluation import Comparison
-
-
-_TRAINED_SINCE = "> The model was trained further since this card was written: it describes what it was before.\n\n"
-
-
-class WrittenCardData(SentenceTransformerModelCardData):
-    """A card that is written already, in the place of one that sentence-transformers would generate."""
-
-    def __init__(self, card: Card, picture: bytes | None = None) -> None:
-        super().__init__(local_files_only=True, generate_widget_examples=False)
-        self.template_path = Path(__file__).with_name("templates") / "card.md.j2"
-        self._card, self._picture = str(card), picture
-
-    def to_dict(self) -> dict[str, Any]:
-        """What the template shows; its plot goes where the card will be."""
-        if self._picture is not None and self.save_dir is not None:
-            Path(self.save_dir, PLOT_FILE).write_bytes(self._picture)
-        text = self._written().text
-        return {"text": _TRAINED_SINCE + text if self._trained_since else text}
-
-    def to_yaml(self, line_break: str | None = None, original_order: list[str] | None = None) -> str:
-        """The metadata."""
-        return self._written().data.to_yaml(line_break=line_break, original_order=original_order)
-
-    @property
-    def _trained_since(self) -> bool:
-        return "generated_from_trainer" in self.tags  # by the stock trainer
-
-    def _written(self) -> Card:
-        card = Card.parse(self._card)
-        if self.model_id:
-            card.set_model_id(self.model_id)
-        if self._trained_since:
-            card.data.eval_results = card.data.metrics = None
-        return card
-
-
-def attach(model: SentenceTransformer, card: Card, folder: Path) -> None:
-    """Give a model in memory the card of its copy that was saved in ``folder``."""
-    picture = folder / PLOT_FILE
-    model.model_card_data = WrittenCardData(card, picture.read_bytes() if picture.is_file() else None)
-    model.model_card_data.register_model(model)
-
+from st_asym.report.parts import template
+from st_asym.report.plots import LIGHT, candidate_forest, draw_into
+from st_asym.report.tables import cell, code, notes, table, wide_tables
+from st_asym.trainer.columns import plain_encode
 
 NOT_RECORDED = "not recorded"
+
 _TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", TAG]
+_TRAINED_SINCE = "> The model was trained further since this card was written: it describes what it was before.\n\n"
+# As MTEB names them in its own results.
+_METRIC_TYPES = {metric: metric.replace("@", "_at_") for metric in METRICS}
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+# What the template calls.
+_FUNCTIONS: dict[str, Any] = {
+    "candidate_table": of_fit.candidate_table,
+    "cell": cell,
+    "code": code,
+    "counted": counted,
+    "half": of_fit.half,
+    "how_far": of_fit.how_far,
+    "how_to_read": of_fit.how_to_read,
+    "number": "{:,}".format,
+    "plain_encode": plain_encode,
+    "settings_rows": of_fit.settings_rows,
+    "table": table,
+    "usage": usage,
+    "why": of_fit.why,
+}
 
 
 def write_card(
@@ -113,73 +99,103 @@ def write_card(
     folder = Path(path)
     if not (folder / "modules.json").is_file():
         raise FileNotFoundError(f"{folder} holds no saved model: it has no modules.json.")
-    encoder = None if base_model is None else _named(base_model)
+    encoder = None
+    if base_model is not None:
+        hub_id, _, revision = base_model.partition("@")
+        validate_repo_id(hub_id)
+        encoder = Encoder(hub_id, revision or None)
     for name in [*(datasets or []), *([] if model_id is None else [model_id])]:
         validate_repo_id(name)
     card = None if new else Card.load(folder)
     if card is None or encoder is not None or comparison is not None:
         model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
         card = _fresh(model, folder) if card is None else card
-        if encoder is not None:
-            card.data.base_model = encoder.name
-            card.text = card.text.replace(f"# {sections.title(Encoder())}\n", f"# {sections.title(encoder)}\n", 1)
-            card.put(sections.MODEL, sections.model(Facts.of(model), encoder), sections.ORDER)
-        if comparison is not None:
-            _evaluate(card, comparison, model)
+        _complete(card, model, encoder, comparison)
     card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *_TAGS]))
-    _state(card, license, datasets, model_id)
-    return card.save(folder)
-
-
-def _state(card: Card, license_: str | None, datasets: Sequence[str] | None, model_id: str | None) -> None:
-    """What only who publishes the model knows."""
-    if license_ is not None:
-        card.data.license, card.data.license_name, card.data.license_link = checked_license(license_), None, None
-        card.put(sections.LICENSE, sections.licence(license_))
+    if license is not None:
+        card.data.license, card.data.license_name, card.data.license_link = checked_license(license), None, None
+        card.put("License", _section("license", license=license))
     if datasets is not None:
         card.data.datasets = list(datasets)
     if model_id is not None:
         card.set_model_id(model_id)
+    return card.save(folder)
 
 
-def _named(base_model: str) -> Encoder:
-    """An encoder of the Hub, given as ``name`` or ``name@revision``."""
-    name, _, revision = base_model.partition("@")
-    validate_repo_id(name)
-    return Encoder(name, revision or None)
+def _complete(
+    card: Card,
+    model: SentenceTransformer,
+    encoder: Encoder | None,
+    comparison: Comparison | str | os.PathLike[str] | None,
+) -> None:
+    """Say where the encoder is from, and what the model scores, as far as either is given."""
+    if encoder is not None:
+        card.data.base_model = encoder.name
+        card.text = card.text.replace(f"# {_title(Encoder())}\n", f"# {_title(encoder)}\n", 1)
+        card.put("Model", _section("model", facts=Facts.of(model), encoder=encoder))
+    if comparison is not None:
+        own = Own.of(comparison if isinstance(comparison, Comparison) else Comparison.load(comparison), model)
+        card.put("Evaluation", _section("evaluation", own=own))
+        card.data.model_name = card.title
+        card.data.eval_results = list(own.results())
+        card.data.metrics = list(_METRIC_TYPES.values())
 
 
 def _fresh(model: SentenceTransformer, folder: Path) -> Card:
     """A card of a model, and of the report of ``fit`` beside it."""
     try:
-        report = read_report(folder)
-        card = new_card(Facts.of(model), Encoder(recorded=False), report, NOT_RECORDED)
-        _add_plot(card, report, folder)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        return _new_card(model, Encoder(recorded=False), read_report(folder), NOT_RECORDED, folder)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, TemplateError) as error:
         raise ValueError(
             f"{folder / REPORT_FILE} is not a report that this version of st_asym can read ({type(error).__name__}: "
             f"{error}): move it away to write a card without it."
         ) from error
-    return card
 
 
 def fitted_card(model: SentenceTransformer, report: Report, encoder: Encoder, data: str | None, folder: Path) -> Card:
-    """Write the card of what ``fit`` saved in ``folder``; arguments as of :func:`new_card`."""
-    card = new_card(Facts.of(model), encoder, report, data)
-    _add_plot(card, report, folder)
+    """Write the card of what ``fit`` saved in ``folder``.
+
+    Args:
+        model: The model.
+        report: ``as_dict()`` of the report.
+        encoder: Where its encoder is from.
+        data: The name of the training data; None where they had none.
+        folder: Where card and plot go.
+    """
+    card = _new_card(model, encoder, report, data, folder)
     card.save(folder)
     return card
 
 
-def new_card(facts: Facts, encoder: Encoder, report: Report | None, data: str | None = None) -> Card:
-    """A card of what is known.
-
-    Args:
-        facts: Of the model.
-        encoder: Where its encoder is from.
-        report: ``as_dict()`` of the report of ``fit``; None where the model was trained otherwise.
-        data: The name of the training data; None where they had none.
-    """
+def _new_card(
+    model: SentenceTransformer, encoder: Encoder, report: Report | None, data: str | None, folder: Path
+) -> Card:
+    """A card of what is known; its plot is written into the folder."""
+    facts = Facts.of(model)
+    learned = [plural for side, plural in (("query", "queries"), ("document", "documents")) if facts.heads.get(side)]
+    what = f"a frozen encoder with a small trained head for {' and one for '.join(learned)}"
+    forest = None
+    if report is not None and report["evidence"] and find_spec("matplotlib") is not None:
+        forest = candidate_forest(report)
+    text = template("card.md.j2", _FUNCTIONS).render(
+        title=_title(encoder) if learned else f"{encoder.name or 'An encoder'}, as it is",
+        what=what if learned else "an encoder without heads",
+        facts=facts,
+        encoder=encoder,
+        report=report,
+        data=data,
+        best=None if report is None else of_fit.best(report),
+        picture=None if forest is None else PLOT_FILE,
+        own=None,
+        license=None,
+        halves=of_fit.HALVES,
+        most=of_fit.MOST,
+        report_file=REPORT_FILE,
+    )
+    if forest is not None:
+        (folder / PLOT_FILE).unlink(missing_ok=True)  # a link would be followed
+        options: Any = {"dpi": 120, "facecolor": "white", "metadata": {"Software": None}}
+        draw_into(folder / PLOT_FILE, forest.draw, LIGHT, forest.height, **options)
     metadata = ModelCardData(
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
@@ -188,31 +204,122 @@ def new_card(facts: Facts, encoder: Encoder, report: Report | None, data: str | 
         model_name=None,
         **encoder.license,  # type: ignore[arg-type] # the keys of a licence alone
     )
-    card = Card(metadata, sections.lead(facts, encoder, None if report is None else report["first_line"]) + "\n")
-    card.put(sections.USE, sections.use(facts))
-    card.put(sections.MODEL, sections.model(facts, encoder))
-    card.put(sections.TRAINING, sections.training(report, data))
-    if report is not None and report["evidence"]:
-        card.put(sections.HELD_OUT, sections.held_out(report))
-    card.put(sections.EVALUATION, sections.no_evaluation())
-    card.put(sections.LIMITS, sections.limits(facts, report))
-    card.put(sections.LICENSE, sections.licence(None, encoder))
-    return card
+    return Card(metadata, text)
 
 
-def _add_plot(card: Card, report: Report | None, folder: Path) -> None:
-    """Draw what the candidates gained on the held-out queries, and show it in their section."""
-    picture = None if report is None else plot(report, folder)
-    if report is not None and picture is not None:
-        card.put(sections.HELD_OUT, f"{sections.held_out(report)}\n\n![{sections.caption(report)}]({picture})")
+def _title(encoder: Encoder) -> str:
+    """The heading of the card, and the name of the model in its metadata."""
+    return f"Query and document heads on {encoder.name}" if encoder.name else "Query and document heads on an encoder"
 
 
-def _evaluate(card: Card, comparison: Comparison | str | os.PathLike[str], model: SentenceTransformer) -> None:
-    from st_asym.evaluation.comparison import Comparison
-    from st_asym.report.card_sections import METRIC_TYPES, Own
+def _section(block: str, **context: Any) -> str:
+    """One section of a card, which is a block of the template."""
+    card = template("card.md.j2", _FUNCTIONS)
+    return "".join(card.blocks[block](card.new_context(context)))
 
-    own = Own.of(comparison if isinstance(comparison, Comparison) else Comparison.load(comparison), model)
-    card.put(sections.EVALUATION, own.text(), sections.ORDER)
-    card.data.model_name = card.title
-    card.data.eval_results = list(own.results())
-    card.data.metrics = list(METRIC_TYPES.values())
+
+@dataclass(frozen=True)
+class Own:
+    """A model's place in a comparison.
+
+    Attributes:
+        comparison: The comparison.
+        row: The model's row.
+        number: Which of the models of that row it is.
+        on_its_encoder: Whether the first row is the model's own encoder, without heads.
+    """
+
+    comparison: Comparison
+    row: Row
+    number: int
+    on_its_encoder: bool
+
+    @classmethod
+    def of(cls, comparison: Comparison, model: SentenceTransformer) -> Own:
+        """Find the model by the digest of its weights and settings.
+
+        Raises:
+            ValueError: The comparison is of other models.
+        """
+        digest = model_fingerprint(model)
+        first, *others = comparison.rows
+        row = next((row for row in [*others, first] if digest in row.digests), None)
+        if row is None:
+            names = [row.name for row in comparison.rows if not row.baseline]
+            raise ValueError(
+                f"The comparison has the models {', '.join(map(repr, names))}, and none of "
+                "them is this one, by the digest of weights and settings: evaluate this model."
+            )
+        return cls(comparison, row, row.digests.index(digest), model_fingerprint(without_heads(model)) in first.digests)
+
+    def score(self, data: str, metric: str = MAIN) -> float:
+        """The model's own mean score, not that of its row."""
+        return mean(self.comparison.queries[data]["scores"][self.row.name][metric][self.number])
+
+    def results(self) -> Iterator[EvalResult]:
+        """The scores for the metadata, one per data set and metric."""
+        for name, facts in self.comparison.data.items():
+            version = str(facts["version"])
+            for metric, kind in _METRIC_TYPES.items():
+                yield EvalResult(
+                    task_type="information-retrieval",
+                    task_name="Information Retrieval",
+                    dataset_type=re.sub(r"[^\w.-]+", "-", name).strip("-") or "unknown",
+                    dataset_name=name,
+                    dataset_split=facts["split"],
+                    dataset_revision=version if _COMMIT.fullmatch(version) else None,
+                    metric_type=kind,
+                    metric_name=metric.replace("ndcg", "nDCG").replace("map", "MAP").replace("mrr", "MRR"),
+                    metric_value=round(self.score(name, metric), 5),
+                )
+
+    @property
+    def tells_seen(self) -> bool:
+        """Whether queries on seen and on unseen documents are told apart."""
+        return any("seen" in group or "unseen" in group for group in self.comparison.rows[0].groups.values())
+
+    def paragraphs(self) -> list[str]:
+        """Tables and what they rest on; what to try next is for who trains, not for who reads the card."""
+        rows = tuple(replace(row, next_steps=()) for row in self.comparison.rows)
+        plain = replace(self.comparison, rows=rows)
+        made = [f"Evaluated on {plain.created[:10]}."] if plain.created else []
+        return [*plain.cautions, *wide_tables(plain), *notes(plain), *made]
+
+
+class WrittenCardData(SentenceTransformerModelCardData):
+    """A card that is written already, in the place of one that sentence-transformers would generate."""
+
+    def __init__(self, card: Card, picture: bytes | None = None) -> None:
+        super().__init__(local_files_only=True, generate_widget_examples=False)
+        self.template_path = Path(__file__).with_name("templates") / "written_card.md.j2"
+        self._card, self._picture = str(card), picture
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the template shows; its plot goes where the card will be."""
+        if self._picture is not None and self.save_dir is not None:
+            Path(self.save_dir, PLOT_FILE).write_bytes(self._picture)
+        text = self._written().text
+        return {"text": _TRAINED_SINCE + text if self._trained_since else text}
+
+    def to_yaml(self, line_break: str | None = None, original_order: list[str] | None = None) -> str:
+        """The metadata."""
+        return self._written().data.to_yaml(line_break=line_break, original_order=original_order)
+
+    @property
+    def _trained_since(self) -> bool:
+        return "generated_from_trainer" in self.tags  # by the stock trainer
+
+    def _written(self) -> Card:
+        card = Card.parse(self._card)
+        if self.model_id:
+            card.set_model_id(self.model_id)
+        if self._trained_since:
+            card.data.eval_results = card.data.metrics = None
+        return card
+
+
+def attach(model: SentenceTransformer, card: Card, folder: Path) -> None:
+    """Give a model in memory the card of its copy that was saved in ``folder``."""
+    picture = folder / PLOT_FILE
+    model.model_card_data = WrittenCardData(card, picture.read_bytes() if picture.is_file() else None)
+    model.model_card_data.register_model(model)

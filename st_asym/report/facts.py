@@ -1,4 +1,4 @@
-"""What a saved model and its fit say of themselves, for cards and pages."""
+"""What a saved model and its fit say of themselves, in figures and in sentences, for cards and pages."""
 
 from __future__ import annotations
 
@@ -16,12 +16,75 @@ from st_asym.cache import encoder_fingerprint
 from st_asym.data.collection import counted
 from st_asym.disk.writing import REPORT_FILE
 
+# ``as_dict()`` of a :class:`st_asym.FitReport`.
+Report: TypeAlias = Mapping[str, Any]
+
+HALVES = {"seen": "seen documents", "unseen": "unseen documents"}
+# So many candidates are drawn, and listed in a card; the page lists all.
+MOST = 10
+# All that heads in closed form are made by.
+_OF_CLOSED_FORM = ("sides", "init", "whitening", "hidden_features", "bias")
+_LABELS = {"init": "heads start as"}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a model says of itself.
+
+    Attributes:
+        dimension: Of its vectors.
+        max_tokens: Of a text; what is beyond is cut off. None where it does not say.
+        similarity: By which its vectors are compared.
+        dtype: Of its weights.
+        prompts: Side to what is put before its texts.
+        heads: Side to the widths of its head, ``384 → 768 → 384, ReLU``; empty for a side without one.
+        plain: The side that plain ``encode`` takes; None where the model has no sides.
+        trained: How many weights the heads have.
+        fingerprint: Of the encoder.
+    """
+
+    dimension: int | None
+    max_tokens: int | None
+    similarity: str
+    dtype: str
+    prompts: dict[str, str]
+    heads: dict[str, str]
+    plain: str | None
+    trained: int
+    fingerprint: str
+
+    @classmethod
+    def of(cls, model: SentenceTransformer) -> Facts:
+        """Look at a model with or without heads."""
+        router = next((module for module in model.children() if isinstance(module, Router)), None)
+        routes: Any = {} if router is None else router.sub_modules
+        length: float | None = model.max_seq_length  # encoders without a limit give none, or an infinite one
+        return cls(
+            dimension=model.get_embedding_dimension(),
+            max_tokens=int(length) if length is not None and math.isfinite(length) else None,
+            similarity=str(model.similarity_fn_name),
+            dtype=str(model.dtype).removeprefix("torch."),
+            prompts={name: prompt for name, prompt in model.prompts.items() if prompt},
+            heads={side: _widths(route) for side, route in routes.items()},
+            plain=None if router is None else router.default_route,
+            trained=0 if router is None else sum(parameter.numel() for parameter in router.parameters()),
+            fingerprint=encoder_fingerprint(model),
+        )
+
+
+def _widths(route: Any) -> str:
+    """The layers of one route."""
+    layers = [module for module in route if isinstance(module, Dense)]
+    if not layers:
+        return ""
+    widths = [layers[0].in_features, *(layer.out_features for layer in layers)]
+    names = [type(layer.activation_function).__name__ for layer in layers]
+    used = dict.fromkeys(name for name in names if name != "Identity")
+    return ", ".join([" → ".join(map(str, widths)), *used]) + ("" if used else ", linear")
+
 
 def read_report(folder: Path) -> dict[str, Any] | None:
-    """The report as this version writes it; None where there is none.
-
-    Args:
-        folder: Of the model.
+    """The report in the folder of a model, as this version writes it; None where there is none.
 
     Raises:
         KeyError, TypeError, ValueError: It is no report.
@@ -55,79 +118,6 @@ def _of_0_1(report: Mapping[str, Any]) -> dict[str, Any]:
         "evidence": evidence,
         "training": [],
     }
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a model says of itself.
-
-    Attributes:
-        dimension: Of its vectors.
-        max_tokens: Of a text; what is beyond is cut off. None where it does not say.
-        similarity: By which its vectors are compared.
-        dtype: Of its weights.
-        prompts: Side to what is put before its texts.
-        heads: Side to the widths of its head, ``384 → 768 → 384, ReLU``; empty for a side without one.
-        plain: The side that plain ``encode`` takes; None where the model has no sides.
-        trained: How many weights the heads have.
-        fingerprint: Of the encoder.
-    """
-
-    dimension: int | None
-    max_tokens: int | None
-    similarity: str
-    dtype: str
-    prompts: dict[str, str]
-    heads: dict[str, str]
-    plain: str | None
-    trained: int
-    fingerprint: str
-
-    @classmethod
-    def of(cls, model: SentenceTransformer) -> Facts:
-        """Look at a model with or without heads."""
-        router = next((module for module in model.children() if isinstance(module, Router)), None)
-        heads: dict[str, str] = {}
-        if router is not None:
-            heads = {side: _widths(route) for side, route in router.sub_modules.items()}
-        return cls(
-            dimension=model.get_embedding_dimension(),
-            max_tokens=_finite(model.max_seq_length),
-            similarity=str(model.similarity_fn_name),
-            dtype=str(model.dtype).removeprefix("torch."),
-            prompts={name: prompt for name, prompt in model.prompts.items() if prompt},
-            heads=heads,
-            plain=None if router is None else router.default_route,
-            trained=0 if router is None else sum(parameter.numel() for parameter in router.parameters()),
-            fingerprint=encoder_fingerprint(model),
-        )
-
-
-def _finite(length: float | None) -> int | None:
-    """Encoders without a limit give none, or an infinite one."""
-    return int(length) if length is not None and math.isfinite(length) else None
-
-
-def _widths(route: Any) -> str:
-    """The layers of one route."""
-    layers = [module for module in route if isinstance(module, Dense)]
-    if not layers:
-        return ""
-    widths = [layers[0].in_features, *(layer.out_features for layer in layers)]
-    names = [type(layer.activation_function).__name__ for layer in layers]
-    used = dict.fromkeys(name for name in names if name != "Identity")
-    return ", ".join([" → ".join(map(str, widths)), *used]) + ("" if used else ", linear")
-
-
-# ``as_dict()`` of a :class:`st_asym.FitReport`.
-Report: TypeAlias = Mapping[str, Any]
-
-HALVES = {"seen": "seen documents", "unseen": "unseen documents"}
-# So many candidates are drawn, and listed in a card; the page lists all.
-MOST = 10
-# All that heads in closed form are made by.
-_OF_CLOSED_FORM = ("sides", "init", "whitening", "hidden_features", "bias")
-_LABELS = {"init": "heads start as"}
 
 
 def best(report: Report) -> Mapping[str, Any] | None:

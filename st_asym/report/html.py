@@ -1,26 +1,31 @@
-"""What a report consists of: sections of text, tables, pictures and examples, and the HTML of them."""
+"""Any result as one HTML file that needs nothing from elsewhere."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from transformers import TrainerState
 
-from st_asym.diagnosis.result import Diagnosis
+from st_asym.diagnosis import Diagnosis
 from st_asym.disk.writing import write_text
 from st_asym.evaluation.comparison import Comparison
 from st_asym.fitting.report import FitReport
-from st_asym.report.comparison_page import comparison_page
-from st_asym.report.diagnosis_page import diagnosis_page
-from st_asym.report.fit_page import fit_page, training_page
-from st_asym.report.page import REQUIRES, Page, html
+from st_asym.report.pages import comparison_page, diagnosis_page, fit_page, training_page
+from st_asym.report.parts import REQUIRES, Page, template
 
 Subject: TypeAlias = Comparison | Diagnosis | FitReport | TrainerState
 
 _NAMES = "a Comparison, a Diagnosis, a FitReport or a TrainerState"
+_PAGES: dict[type, Callable[[Any], Page]] = {
+    Comparison: comparison_page,
+    Diagnosis: diagnosis_page,
+    FitReport: fit_page,
+    TrainerState: training_page,
+}
 
 
 def check_installed() -> None:
@@ -37,7 +42,8 @@ def as_html(*subjects: Subject) -> str:
     """One HTML document for all of them, in light and dark; see :func:`save_html`."""
     if not subjects:
         raise TypeError(f"There is nothing to report on: give {_NAMES}.")
-    return html([_page(subject) for subject in subjects])
+    pages = [_page(subject) for subject in subjects]
+    return template("page.html.j2").render(pages=pages, title=" and ".join(page.title for page in pages))
 
 
 def save_html(path: str | os.PathLike[str], *subjects: Subject) -> None:
@@ -66,17 +72,8 @@ def save_html(path: str | os.PathLike[str], *subjects: Subject) -> None:
     write_text(target, text, errors="replace")
 
 
-_PAGES: dict[type, Any] = {
-    Comparison: comparison_page,
-    Diagnosis: diagnosis_page,
-    FitReport: fit_page,
-    TrainerState: training_page,
-}
-
-
 def _page(subject: Subject) -> Page:
     for kind, page in _PAGES.items():
         if isinstance(subject, kind):
-            found: Page = page(subject)
-            return found
+            return page(subject)
     raise TypeError(f"A report is made of {_NAMES}, not of a {type(subject).__name__}.")

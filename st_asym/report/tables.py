@@ -1,12 +1,11 @@
-"""Tables and names in Markdown, whatever is in them."""
+"""Tables in Markdown and for the terminal, whatever is in them, and what is said beside them."""
 
 from __future__ import annotations
 
-import io
 import shutil
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -16,38 +15,16 @@ from st_asym.data.collection import counted
 from st_asym.evaluation.scores import MAIN, METRICS
 
 if TYPE_CHECKING:
-    from st_asym.diagnosis.result import Diagnosis, Example, Judged, Spread
+    from st_asym.diagnosis.diagnose import Diagnosis
+    from st_asym.diagnosis.relevance import Example, Judged
     from st_asym.evaluation.comparison import Comparison, Row
     from st_asym.retrieval.significance import Difference
 
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    r"""A table; a cell stays one cell, on one line.
-
-    Example:
-        >>> print(table(["model", "nDCG@10"], [["a|b", "0.5"]]))
-        | model | nDCG@10 |
-        | --- | --- |
-        | a\|b | 0.5 |
-    """
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(
-        "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in line) + " |" for line in lines
-    )
-
-
-def code(text: str) -> str:
-    r"""A name as code, on one line.
-
-    Example:
-        >>> code("a `quoted`\nname")
-        "`a 'quoted' name`"
-    """
-    return "`" + " ".join(text.replace("`", "'").split()) + "`"
-
-
 Rows = list[list[str]]
 
+_TITLES = {"ndcg@10": "nDCG@10", "map@100": "MAP@100", "mrr@10": "MRR@10", "recall@100": "recall@100"}
+# Of a diagnosis, in letters.
+_WIDTH = 100
 # Attribute of a Spread, its name, decimals, and what is even.
 _SPREAD = (
     ("mean_norm", "norm of the mean", 3, "0"),
@@ -68,10 +45,177 @@ _RELEVANCE = (
 )
 
 
+def cell(text: str) -> str:
+    """A text as one cell of a table in Markdown, on one line."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    r"""A table in Markdown; a cell stays one cell, on one line.
+
+    Example:
+        >>> print(table(["model", "nDCG@10"], [["a|b", "0.5"]]))
+        | model | nDCG@10 |
+        | --- | --- |
+        | a\|b | 0.5 |
+    """
+    return "\n".join(f"| {' | '.join(map(cell, line))} |" for line in (header, ["---"] * len(header), *rows))
+
+
+def code(text: str) -> str:
+    r"""A name as code, on one line.
+
+    Example:
+        >>> code("a `quoted`\nname")
+        "`a 'quoted' name`"
+    """
+    return "`" + " ".join(text.replace("`", "'").split()) + "`"
+
+
+def _drawn(header: Sequence[str], rows: Sequence[Sequence[str]], width: int, column: dict[str, Any], look: Any) -> str:
+    """A table for the terminal, with options of rich for its columns and its look."""
+    drawn = Table(**look)
+    for number, title in enumerate(header):
+        drawn.add_column(title, justify="right" if number else "left", **column)
+    for row in rows:
+        drawn.add_row(*row)
+    console = Console(width=width, color_system=None, highlight=False, markup=False)
+    with console.capture() as capture:
+        console.print(drawn)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines() if line.strip())
+
+
+def short_table(comparison: Comparison) -> tuple[list[str], Rows]:
+    """``Model | Avg NDCG@10 | vs Baseline``: header and rows."""
+    rows = [
+        [row.name, f"{row.average[MAIN]:.4f}", "" if row.difference is None else _percent(row.difference)]
+        for row in comparison.rows
+    ]
+    return ["Model", "Avg NDCG@10", "vs Baseline"], rows
+
+
+def long_tables(comparison: Comparison) -> list[tuple[list[str], Rows]]:
+    """Header and rows: of the averages, and, where there is more to say, of nDCG@10 in detail."""
+    several = len(comparison.data) > 1
+    header = ["Model", "Avg nDCG@10" if several else "nDCG@10", "points", "%", "95 %", "p", "verdict"]
+    header += [_TITLES[metric] for metric in METRICS[1:]]
+    rows = []
+    for row in comparison.rows:
+        cells = [row.name, _spread(row.average[MAIN], row.spread.get("average"))]
+        cells += [*_difference(row.difference), row.verdict or ""]
+        rows.append([*cells, *(f"{row.average[metric]:.4f}" for metric in METRICS[1:])])
+    tables = [(header, rows)]
+    names = list(comparison.data) if several else []
+    grouped = [(data, group) for data, own in comparison.rows[0].groups.items() for group in own]
+    forms = list(comparison.rows[0].compressed)
+    if names or grouped or forms:
+        header = ["nDCG@10", *names, *(f"{data}, {group}" for data, group in grouped)]
+        header += [f"{form} dims" if form.isdigit() else form for form in forms]
+        rows = []
+        for row in comparison.rows:
+            cells = [row.name, *(_of_data(row, name) for name in names)]
+            cells += [_of_group(row, data, group) for data, group in grouped]
+            rows.append(
+                [
+                    *cells,
+                    *(f"{row.compressed[form]['average']:.4f}" if form in row.compressed else "" for form in forms),
+                ]
+            )
+        tables.append((header, rows))
+    return tables
+
+
+def narrow_table(comparison: Comparison) -> str:
+    """:func:`short_table` in Markdown."""
+    return table(*short_table(comparison))
+
+
+def wide_tables(comparison: Comparison) -> list[str]:
+    """:func:`long_tables` in Markdown."""
+    return [table(header, rows) for header, rows in long_tables(comparison)]
+
+
+def terminal_tables(comparison: Comparison) -> str:
+    """Everything, drawn for the width of the terminal, with what it rests on."""
+    width = shutil.get_terminal_size((200, 24)).columns
+    lines = [*comparison.cautions, ""] if comparison.cautions else []
+    for header, rows in long_tables(comparison):
+        look = {"box": box.SIMPLE_HEAD, "pad_edge": False}
+        lines += [_drawn(header, rows, width, {"overflow": "fold"}, look), ""]
+    return "\n".join([*lines, *notes(comparison)])
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """What the table rests on, a line each, without what stands above it."""
+    data = (
+        f"{name}: split {facts['split']}, {counted(facts['queries'], 'query', 'queries')}, "
+        f"{counted(facts['documents'], 'document')}"
+        for name, facts in comparison.data.items()
+    )
+    lines = ["; ".join(data) + "."]
+    if len(comparison.rows) > 1:
+        lines.append(how_compared(comparison, repr(comparison.rows[0].name)))
+    seeds = [f"{row.name} {len(row.digests)}" for row in comparison.rows if len(row.digests) > 1]
+    if seeds:
+        lines.append(f"Several seeds, mean ± standard deviation: {', '.join(seeds)}.")
+    lines += [f"{row.name}: {step}" for row in comparison.rows for step in row.next_steps]
+    lines += [note for note in comparison.notes if note not in comparison.cautions]
+    lines.append(", ".join(f"{name} {version}" for name, version in comparison.versions.items()))
+    return lines
+
+
+def how_compared(comparison: Comparison, first: str) -> str:
+    """What differences are to, how they are tested, and what a verdict asks for."""
+    return (
+        f"Differences are in nDCG@10 to {first}, paired by query: 95 % bootstrap interval, and p-value of a "
+        "randomisation test, corrected for several comparisons (Benjamini and Hochberg). Works: at least "
+        f"{comparison.settings['at_least']:+.1%} and p below {comparison.settings['significance']:g}; fails: "
+        "significantly below."
+    )
+
+
+def _of_data(row: Row, name: str) -> str:
+    text = _spread(row.scores[name][MAIN], row.spread.get(name))
+    return f"{text} {_short(row.differences[name])}" if name in row.differences else text
+
+
+def _of_group(row: Row, data: str, group: str) -> str:
+    found = row.groups[data][group]
+    beside = f"({counted(found.queries, 'query', 'queries')})" if found.difference is None else _short(found.difference)
+    return f"{found.score:.4f} {beside}"
+
+
+def _short(difference: Difference) -> str:
+    """The difference in points, with its p-value."""
+    return f"({100 * difference.points:+.2f}, p {p_value(difference.p_corrected, '= ')})"
+
+
+def _difference(difference: Difference | None) -> list[str]:
+    if difference is None:
+        return ["", "", "", ""]
+    interval = ""
+    if difference.low is not None and difference.high is not None:
+        interval = f"[{100 * difference.low:+.2f}, {100 * difference.high:+.2f}]"
+    return [f"{100 * difference.points:+.2f}", _percent(difference), interval, p_value(difference.p_corrected)]
+
+
+def _percent(difference: Difference) -> str:
+    return "" if difference.relative is None else f"{difference.relative:+.1%}"
+
+
+def p_value(value: float, sign: str = "") -> str:
+    """``0.012``, with ``sign`` before it, or ``< .001``."""
+    return "< .001" if value < 0.001 else f"{sign}{value:.3f}"
+
+
+def _spread(value: float, spread: float | None) -> str:
+    return f"{value:.4f}" if spread is None else f"{value:.4f} ± {spread:.4f}"
+
+
 def vectors_table(diagnosis: Diagnosis) -> Rows:
     """How the vectors of each side fill their space, before and after."""
     query, document = diagnosis.query, diagnosis.document
-    spreads: tuple[Spread, ...] = (query.before, query.after, document.before, document.after)
+    spreads = (query.before, query.after, document.before, document.after)
     rows = [
         ["vectors", "queries", "with heads", "documents", "with heads", "even"],
         ["count", f"{query.texts:,}", "", f"{document.texts:,}", "", ""],
@@ -116,11 +260,11 @@ def _relevance(judged: Judged) -> Rows:
     pairs = list(zip(judged.ndcg_before, judged.ndcg_after, strict=True))
     means = [sum(scores) / len(pairs) for scores in zip(*pairs, strict=True)]
     won, lost = sum(after > before for before, after in pairs), sum(after < before for before, after in pairs)
-    rows = [
-        [shown, *(_number(getattr(part, name)) for part in (judged.before, judged.after))] for name, shown in _RELEVANCE
-    ]
     return [
-        *rows,
+        *(
+            [shown, *(_number(getattr(part, name)) for part in (judged.before, judged.after))]
+            for name, shown in _RELEVANCE
+        ),
         [f"nDCG@10 ({len(pairs):,} queries)", *(f"{mean:.4f}" for mean in means)],
         ["queries that gained / lost", "", f"{won:,} / {lost:,}"],
     ]
@@ -130,31 +274,17 @@ def _number(value: float | None) -> str:
     return "" if value is None or value != value else f"{value:.3f}"
 
 
-_WIDTH = 100
-
-
 def as_text(diagnosis: Diagnosis) -> str:
-    """Findings, tables and examples; the tables are Markdown too."""
+    """Findings, tables and examples of a diagnosis; the tables are Markdown too."""
     lines = [diagnosis.first_line]
     for finding in diagnosis.findings:
         lines += textwrap.wrap(f"{'!' if finding.trouble else '-'} {finding.text}", _WIDTH, subsequent_indent="  ")
-    for rows in (vectors_table(diagnosis), heads_table(diagnosis), search_table(diagnosis)):
-        lines += ["", _rendered(rows)]
+    for header, *rows in (vectors_table(diagnosis), heads_table(diagnosis), search_table(diagnosis)):
+        lines += ["", _drawn(header, rows, _WIDTH, {"no_wrap": True}, {"box": box.MARKDOWN})]
     if diagnosis.judged is not None:
         lines += _examples("Largest gains in nDCG@10", diagnosis.judged.gains)
         lines += _examples("Largest losses in nDCG@10", diagnosis.judged.losses)
     return "\n".join(lines)
-
-
-def _rendered(rows: Rows) -> str:
-    table = Table(box=box.MARKDOWN)
-    for position, column in enumerate(rows[0]):
-        table.add_column(column, justify="right" if position else "left", no_wrap=True)
-    for row in rows[1:]:
-        table.add_row(*row)
-    stream = io.StringIO()
-    Console(file=stream, width=_WIDTH, color_system=None, highlight=False, markup=False).print(table)
-    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines() if line.strip())
 
 
 def _examples(title: str, examples: Sequence[Example]) -> list[str]:
@@ -164,143 +294,3 @@ def _examples(title: str, examples: Sequence[Example]) -> list[str]:
         text = f"{example.query_id}: {example.query}"
         lines.append(change + textwrap.shorten(text, _WIDTH - len(change), placeholder="..."))
     return lines
-
-
-markdown = table
-
-
-_TITLES = {"ndcg@10": "nDCG@10", "map@100": "MAP@100", "mrr@10": "MRR@10", "recall@100": "recall@100"}
-
-
-def narrow_table(comparison: Comparison) -> str:
-    """``Model | Avg NDCG@10 | vs Baseline`` in Markdown."""
-    return markdown(*short_table(comparison))
-
-
-def short_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of :func:`narrow_table`."""
-    rows = [
-        [row.name, f"{row.average[MAIN]:.4f}", "" if row.difference is None else _percent(row.difference)]
-        for row in comparison.rows
-    ]
-    return ["Model", "Avg NDCG@10", "vs Baseline"], rows
-
-
-def wide_tables(comparison: Comparison) -> list[str]:
-    """Everything, in Markdown: averages, and what they are made of."""
-    return [markdown(header, rows) for header, rows in long_tables(comparison)]
-
-
-def terminal_tables(comparison: Comparison) -> str:
-    """Everything, drawn for the width of the terminal, with what it rests on."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=shutil.get_terminal_size((200, 24)).columns, color_system=None, highlight=False)
-    lines: list[str] = [*comparison.cautions, ""] if comparison.cautions else []
-    for header, rows in long_tables(comparison):
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for number, title in enumerate(header):
-            table.add_column(title, justify="left" if number == 0 else "right", overflow="fold")
-        for cells in rows:
-            table.add_row(*cells)
-        with console.capture() as capture:
-            console.print(table)
-        lines += [*(line.rstrip() for line in capture.get().splitlines() if line.strip()), ""]
-    return "\n".join([*lines, *notes(comparison)])
-
-
-def notes(comparison: Comparison) -> list[str]:
-    """What the table rests on, a line each, without what stands above it."""
-    lines = [
-        "; ".join(
-            f"{name}: split {facts['split']}, {counted(facts['queries'], 'query', 'queries')}, "
-            f"{counted(facts['documents'], 'document')}"
-            for name, facts in comparison.data.items()
-        )
-        + ".",
-    ]
-    if len(comparison.rows) > 1:
-        lines.append(
-            f"Differences are in nDCG@10 to {comparison.rows[0].name!r}, paired by query: 95 % bootstrap interval, and "
-            "p-value of a randomisation test, corrected for several comparisons (Benjamini and Hochberg). Works: at "
-            f"least {comparison.settings['at_least']:+.1%} and p below {comparison.settings['significance']:g}; fails: "
-            "significantly below."
-        )
-    seeds = [f"{row.name} {len(row.digests)}" for row in comparison.rows if len(row.digests) > 1]
-    if seeds:
-        lines.append(f"Several seeds, mean ± standard deviation: {', '.join(seeds)}.")
-    lines += [f"{row.name}: {step}" for row in comparison.rows for step in row.next_steps]
-    lines += [note for note in comparison.notes if note not in comparison.cautions]
-    lines.append(", ".join(f"{name} {version}" for name, version in comparison.versions.items()))
-    return lines
-
-
-def long_tables(comparison: Comparison) -> list[tuple[list[str], list[list[str]]]]:
-    """Header and rows: of the averages, and, where there is more to say, of nDCG@10 in detail."""
-    several = len(comparison.data) > 1
-    header = ["Model", "Avg nDCG@10" if several else "nDCG@10", "points", "%", "95 %", "p", "verdict"]
-    header += [_TITLES[metric] for metric in METRICS[1:]]
-    rows = []
-    for row in comparison.rows:
-        cells = [row.name, _spread(row.average[MAIN], row.spread.get("average"))]
-        cells += [*_difference(row.difference), row.verdict or ""]
-        rows.append([*cells, *(f"{row.average[metric]:.4f}" for metric in METRICS[1:])])
-    tables = [(header, rows)]
-    names = list(comparison.data) if several else []
-    grouped = [(data, group) for data, own in comparison.rows[0].groups.items() for group in own]
-    forms = list(comparison.rows[0].compressed)
-    if names or grouped or forms:
-        header = ["nDCG@10", *names, *(f"{data}, {group}" for data, group in grouped)]
-        header += [f"{form} dims" if form.isdigit() else form for form in forms]
-        tables.append((header, [_details(row, names, grouped, forms) for row in comparison.rows]))
-    return tables
-
-
-def _details(row: Row, names: list[str], grouped: list[tuple[str, str]], forms: list[str]) -> list[str]:
-    cells = [row.name, *(_of_data(row, name) for name in names)]
-    cells += [_of_group(row, data, group) for data, group in grouped]
-    return [*cells, *(f"{row.compressed[form]['average']:.4f}" if form in row.compressed else "" for form in forms)]
-
-
-def _of_data(row: Row, name: str) -> str:
-    text = _spread(row.scores[name][MAIN], row.spread.get(name))
-    return f"{text} {_short(row.differences[name])}" if name in row.differences else text
-
-
-def _of_group(row: Row, data: str, group: str) -> str:
-    found = row.groups[data][group]
-    text = f"{found.score:.4f}"
-    return (
-        f"{text} {_short(found.difference)}"
-        if found.difference is not None
-        else f"{text} ({counted(found.queries, 'query', 'queries')})"
-    )
-
-
-def _short(difference: Difference) -> str:
-    """The difference in points, with its p-value."""
-    return f"({100 * difference.points:+.2f}, p {p_value(difference.p_corrected, '= ')})"
-
-
-def _difference(difference: Difference | None) -> list[str]:
-    if difference is None:
-        return ["", "", "", ""]
-    interval = ""
-    if difference.low is not None and difference.high is not None:
-        interval = f"[{100 * difference.low:+.2f}, {100 * difference.high:+.2f}]"
-    return [f"{100 * difference.points:+.2f}", _percent(difference), interval, p_value(difference.p_corrected)]
-
-
-def _percent(difference: Difference) -> str:
-    return "" if difference.relative is None else f"{difference.relative:+.1%}"
-
-
-def p_value(value: float, sign: str = "") -> str:
-    """``0.012``, with ``sign`` before it, or ``< .001``."""
-    return "< .001" if value < 0.001 else f"{sign}{value:.3f}"
-
-
-def _spread(value: float, spread: float | None) -> str:
-    return f"{value:.4f}" if spread is None else f"{value:.4f} ± {spread:.4f}"

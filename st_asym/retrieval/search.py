@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -20,9 +20,8 @@ def nearest(
     k: int,
     *,
     excluded: Pairs | None = None,
-    similarity: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Find the ``k`` most similar documents of each query.
+    """Find the ``k`` most similar documents of each query, by inner product: the cosine, of unit vectors.
 
     Args:
         queries: Vectors of shape ``(n, d)``.
@@ -31,8 +30,6 @@ def nearest(
         k: How many to find; all, if there are fewer.
         excluded: Rows of queries and positions of documents that are no results, such as a query's own document, each
             an integer tensor of shape ``(pairs,)``.
-        similarity: Of ``(a, d)`` queries and ``(b, d)`` documents, ``(a, b)``, larger for more similar; None for the
-            inner product, which is the cosine of unit vectors.
 
     Returns:
         Similarities and positions, each of shape ``(n, min(k, m))``, the most similar first. What was excluded, where
@@ -44,34 +41,32 @@ def nearest(
         >>> similarities, positions
         (tensor([[0.8000, 0.6000]]), tensor([[2, 0]]))
     """
-    similarity = similarity or _inner_product
     parts = [(0, documents)] if isinstance(documents, Tensor) else documents
     best = queries.new_empty(len(queries), 0)
     positions = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
     for first, part in parts:
-        found = _nearest_in(queries, part, k, _within(excluded, first, len(part)), similarity)
+        found = _nearest_in(queries, part, k, _within(excluded, first, len(part)))
         best, positions = torch.cat([best, found[0]], dim=1), torch.cat([positions, found[1] + first], dim=1)
         best, order = best.topk(min(k, best.shape[1]), dim=1)
         positions = positions.gather(1, order)
     return best, positions
 
 
-def _nearest_in(
-    queries: Tensor, documents: Tensor, k: int, excluded: Pairs, similarity: Callable[[Tensor, Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
+def _nearest_in(queries: Tensor, documents: Tensor, k: int, excluded: Pairs) -> tuple[Tensor, Tensor]:
     """The nearest in one stretch of documents, some queries at a time."""
     rows, columns = excluded
     size = max(1, _BLOCK // max(1, len(documents)))
     values, places = [], []
     for start in range(0, len(queries), size):
-        block = similarity(queries[start : start + size], documents)
+        block = queries[start : start + size] @ documents.to(queries.dtype).T
         here = (rows >= start) & (rows < start + len(block))
         block[rows[here] - start, columns[here]] = -torch.inf
         top = block.topk(min(k, len(documents)), dim=1)
         values.append(top.values)
         places.append(top.indices)
     if not values:
-        return queries.new_empty(0, min(k, len(documents))), rows.new_empty(0, min(k, len(documents)))
+        none = queries.new_empty(0, min(k, len(documents)))
+        return none, none.long()
     return torch.cat(values), torch.cat(places)
 
 
@@ -82,7 +77,3 @@ def _within(pairs: Pairs | None, first: int, length: int) -> Pairs:
     rows, columns = pairs
     here = (columns >= first) & (columns < first + length)
     return rows[here], columns[here] - first
-
-
-def _inner_product(queries: Tensor, documents: Tensor) -> Tensor:
-    return queries @ documents.to(queries.dtype).T

@@ -10,16 +10,14 @@ from pathlib import Path
 
 from st_asym.disk.card_file import FILE as CARD_FILE
 from st_asym.disk.card_file import Card
-from st_asym.disk.writing import PLOT_FILE, PROVENANCE_FILE, REPORT_FILE, are_same, free_name, take_over, write_text
+from st_asym.disk.writing import PLOT_FILE, PROVENANCE_FILE, REPORT_FILE, are_same, free_name, take_over
 from st_asym.trust.folder import Findings, Folder, VerificationError
-from st_asym.trust.provenance import Provenance
+from st_asym.trust.provenance import Provenance, write_json
 
 logger = logging.getLogger(__name__)
 
 # Among the documents of a result: its card with what somebody wrote into an earlier one.
 _COMPLETED = f"{CARD_FILE}, completed"
-# In this order in a card; written anew with each model.
-_SECTIONS = ("Use", "Model", "Training", "Held-out queries", "Evaluation", "Limits", "License")
 
 
 def keep_what_is_not_ours(earlier: Path, new: Path) -> list[str]:
@@ -28,23 +26,9 @@ def keep_what_is_not_ours(earlier: Path, new: Path) -> list[str]:
     What it wrote is what its ``st_asym.json`` lists, and the card, the report and the plot as they were written. All
     else is kept: notes, evaluations, a repository. A card that somebody completed gives its own sections, licence and
     metadata to the new one, and is kept whole as ``README.earlier.md``. Any other document of the result that somebody
-    changed is kept with ``.earlier`` in its name. The names are logged.
-
-    Args:
-        earlier: The folder of the earlier result.
-        new: That of the new one.
-
-    Returns:
-        The names of what was kept.
-
-    Raises:
-        OSError: Something cannot be read or written.
-
-    Example:
-        >>> with new_folder(output, check, keep_what_is_not_ours) as new:  # doctest: +SKIP
-        ...     model.save_pretrained(str(new))
+    changed is kept with ``.earlier`` in its name. The names of what was kept are logged and returned.
     """
-    replaced, changed = written(earlier, new)
+    replaced, changed = _written(earlier, new)
     completed = CARD_FILE not in replaced and all((folder / CARD_FILE).is_file() for folder in (earlier, new))
     if completed:
         _complete_card(earlier, new)
@@ -57,18 +41,13 @@ def keep_what_is_not_ours(earlier: Path, new: Path) -> list[str]:
     return kept
 
 
-def written(earlier: Path, new: Path) -> tuple[set[str], list[str]]:
+def _written(earlier: Path, new: Path) -> tuple[set[str], list[str]]:
     """What of an earlier result is its own, to be replaced, and which of that was changed since it was saved.
 
-    Args:
-        earlier: The folder of the earlier result.
-        new: That of the new one, whose names stand for those of an earlier one that does not say what it wrote.
+    The names in the new result stand for those of an earlier one that does not say what it wrote.
     """
     own = {PROVENANCE_FILE, REPORT_FILE, *_folders(earlier)}
-    try:
-        made = Provenance.of(earlier)
-    except (OSError, VerificationError):
-        made = None
+    made = _made(earlier)
     if made is None:
         names = {path.relative_to(new).as_posix() for path in new.rglob("*")}
         return own | names - {CARD_FILE}, []
@@ -93,34 +72,31 @@ def _folders(earlier: Path) -> set[str]:
 def _complete_card(earlier: Path, new: Path) -> None:
     """Give the new card what somebody wrote into the earlier one, and keep that too, unless it came about like this."""
     aside = new / f"{Path(CARD_FILE).stem}.earlier.md"
-    if _sha256(earlier / CARD_FILE) != _documents(earlier).get(_COMPLETED) and not are_same(earlier / CARD_FILE, aside):
+    made = _made(earlier)
+    ours = made is not None and made.documents.get(_COMPLETED) == _sha256(earlier / CARD_FILE)
+    if not ours and not are_same(earlier / CARD_FILE, aside):
         shutil.copy2(earlier / CARD_FILE, free_name(aside, "2"))
     try:
         before, card = Card.load(earlier), Card.load(new)
     except ValueError as error:
         logger.warning("The earlier card cannot be read, and is only kept: %s", error)
         return
-    if before is not None and card is not None:
-        card.keep(before, _SECTIONS)
-        card.save(new)
-        _note_completed(new)
-
-
-def _note_completed(new: Path) -> None:
-    """Let the next result know that this card is complete as it is, so that it does not keep each one."""
+    if before is None or card is None:
+        return
+    card.keep(before)
+    card.save(new)
     path = new / PROVENANCE_FILE
-    if path.is_file():
-        made = json.loads(path.read_text(encoding="utf-8"))
-        made["documents"] = {**made.get("documents", {}), _COMPLETED: _sha256(new / CARD_FILE)}
-        write_text(path, json.dumps(made, indent=2, allow_nan=False) + "\n")
+    if path.is_file():  # lets the next result know that this card is complete as it is, so that it does not keep each
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["documents"] = {**content.get("documents", {}), _COMPLETED: _sha256(new / CARD_FILE)}
+        write_json(path, content)
 
 
-def _documents(folder: Path) -> dict[str, str]:
+def _made(folder: Path) -> Provenance | None:
     try:
-        made = Provenance.of(folder)
+        return Provenance.of(folder)
     except (OSError, VerificationError):
-        return {}
-    return {} if made is None else made.documents
+        return None
 
 
 def _sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""What is wrong with a folder, all of it at once."""
+"""A folder that a stranger may have packed: its plain files, JSON and weights, and what is wrong with them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,32 @@ import hashlib
 import json
 import math
 import os
-import re
 import stat
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
 from st_asym.disk.writing import EVALUATION_FOLDER
+
+_CHUNK = 1 << 20
+_MOST_JSON = 2 << 20
+_MOST_FILES = 10_000
+_MOST_LEVELS = 8
+_MOST_NESTED = 64
+_MOST_DIGITS = 20
+# Windows has neither of the first two, and no other system the last.
+_OPEN = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
+# Left by git, by downloads of the Hub's client and by evaluations; nothing is loaded from them.
+_PASSED_OVER = frozenset({".git", ".cache", EVALUATION_FOLDER})
+# Bytes of a value by the type's name in safetensors, and what numpy, which does not know bfloat16, reads floats as.
+_SIZES = {"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+FLOATS: dict[str, Any] = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+# A value beyond it overflows in float32 where it is squared for the length of a vector.
+_LARGEST = 1e15
 
 
 class VerificationError(ValueError):
@@ -56,26 +75,6 @@ class Findings:
         """Raise what was found, if anything was."""
         if self._sentences:
             raise VerificationError(path, self.sentences)
-
-
-def shown(value: object, most: int = 120) -> str:
-    """A name or value from a file on one line, without control characters, cut where it is long."""
-    text = value if isinstance(value, str) else repr(value)
-    plain = "".join(one if one.isprintable() else "?" for one in text[: most + 1])
-    return plain if len(plain) <= most else plain[:most] + "..."
-
-
-CHUNK = 1 << 20
-MOST_JSON = 2 << 20
-
-# Windows has neither of the first two, and no other system the last.
-_OPEN = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
-_MOST_FILES = 10_000
-_MOST_LEVELS = 8
-_MOST_NESTED = 64
-_MOST_DIGITS = 20
-# Left by git, by downloads of the Hub's client and by evaluations; nothing is loaded from them.
-_PASSED_OVER = frozenset({".git", ".cache", EVALUATION_FOLDER})
 
 
 class Folder:
@@ -133,7 +132,7 @@ class Folder:
         """SHA-256 of a file, as ``sha256sum`` and the Hub give it."""
         digest = hashlib.sha256()
         with self.open(name) as file:
-            while chunk := file.read(CHUNK):
+            while chunk := file.read(_CHUNK):
                 digest.update(chunk)
         return digest.hexdigest()
 
@@ -142,13 +141,13 @@ class Folder:
         if not self.has(name):
             self.findings.add(name, "is missing. Save or download the model again.")
             return None
-        if self.sizes[name] > MOST_JSON:
+        if self.sizes[name] > _MOST_JSON:
             self.findings.add(
-                name, f"is {self.sizes[name]:,} bytes long, and no configuration is: at most {MOST_JSON:,}."
+                name, f"is {self.sizes[name]:,} bytes long, and no configuration is: at most {_MOST_JSON:,}."
             )
             return None
         with self.open(name) as file:
-            content = file.read(MOST_JSON + 1)
+            content = file.read(_MOST_JSON + 1)
         try:
             value = parsed(content)
         except ValueError as error:
@@ -199,6 +198,49 @@ class Folder:
         self.sizes[name] = status.st_size
 
 
+@dataclass(frozen=True)
+class Weights:
+    """A safetensors file: its digest, and type and shape of each tensor."""
+
+    digest: str
+    tensors: dict[str, tuple[str, tuple[int, ...]]]
+
+
+def read_weights(folder: Folder, name: str) -> Weights | None:
+    """Read a safetensors file a megabyte at a time; None, and a finding, where it is not whole.
+
+    The header is read by the library that loads the file, which allows no holes, overlaps or bytes too many. Values
+    that are not finite are findings too.
+    """
+    with folder.open(name) as file:
+        try:
+            tensors, header = _header(folder.path / name, file)
+        except (SafetensorError, ValueError) as error:
+            folder.findings.add(
+                name, f"is no whole safetensors file: {shown(str(error))}. Save or download the model again."
+            )
+            return None
+        digest = hashlib.sha256(header)
+        for key, (dtype, shape) in tensors.items():
+            size = np.dtype(FLOATS[dtype]).itemsize if dtype in FLOATS else _SIZES[dtype]
+            left, sound = math.prod(shape) * size, True
+            while left:
+                chunk = file.read(min(left, _CHUNK))
+                if not chunk:
+                    folder.findings.add(name, "became shorter while it was read.")
+                    return None
+                digest.update(chunk)
+                sound = sound and _is_sound(chunk, dtype)
+                left -= len(chunk)
+            if not sound:
+                folder.findings.add(
+                    name,
+                    f"tensor {shown(key)!r} has values that are not finite, or beyond {_LARGEST:.0e}: its vectors "
+                    "would be NaN. Train again.",
+                )
+    return Weights(digest.hexdigest(), tensors)
+
+
 def parsed(content: bytes) -> Any:
     """JSON without what parsers disagree on or choke on: doubled keys, NaN, huge numbers, deep nesting.
 
@@ -215,22 +257,69 @@ def parsed(content: bytes) -> Any:
         )
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    if _is_deep(value):
+    if any(level >= _MOST_NESTED and isinstance(part, dict | list) for level, _, part in parts(value)):
         raise ValueError("it is nested too deeply")
     return value
 
 
-def strings(value: Any) -> Iterator[tuple[str, str]]:
-    """All texts in a parsed JSON value, each with the last key above it."""
-    below = [("", value)]
+def parts(value: Any) -> Iterator[tuple[int, str, Any]]:
+    """What is in a parsed JSON value, itself first: how deep it lies, the last key above it, and the part.
+
+    Left out are what is empty, and numbers in lists.
+    """
+    below = [(0, "", value)]
     while below:
-        key, part = below.pop()
-        if isinstance(part, str):
-            yield key, part
-        elif part and isinstance(part, dict):
-            below.extend(part.items())
+        level, key, part = below.pop()
+        yield level, key, part
+        if isinstance(part, dict):
+            below += [(level + 1, name, one) for name, one in part.items() if one]
         elif isinstance(part, list):
-            below.extend((key, one) for one in part if one and isinstance(one, str | dict | list))
+            below += [(level + 1, key, one) for one in part if one and isinstance(one, str | dict | list)]
+
+
+def shown(value: object, most: int = 120) -> str:
+    """A name or value from a file on one line, without control characters, cut where it is long."""
+    text = value if isinstance(value, str) else repr(value)
+    plain = "".join(one if one.isprintable() else "?" for one in text[: most + 1])
+    return plain if len(plain) <= most else plain[:most] + "..."
+
+
+def _header(path: Path, file: BinaryIO) -> tuple[dict[str, tuple[str, tuple[int, ...]]], bytes]:
+    """Type and shape of the tensors in the order in which they lie in the file, and the bytes before the first.
+
+    Raises:
+        SafetensorError, ValueError: It is no safetensors file, or one that cannot be checked.
+    """
+    first = file.read(8)
+    length = int.from_bytes(first, "little")
+    if len(first) < 8 or length > os.fstat(file.fileno()).st_size - 8:
+        raise ValueError("it ends within its header")
+    if length > _MOST_JSON:
+        raise ValueError(f"its header would be {length:,} bytes long, more than {_MOST_JSON:,}")
+    tensors = {}
+    try:
+        library: Any = safe_open(path, "numpy")
+    except (MemoryError, OSError) as error:
+        raise ValueError(f"the system does not map it ({error})") from error
+    with library:
+        for name in library.offset_keys():
+            entry = library.get_slice(name)
+            tensors[name] = (entry.get_dtype(), tuple(entry.get_shape()))
+            if tensors[name][0] not in _SIZES.keys() | FLOATS.keys():
+                raise ValueError(f"tensor {name!r} is of type {tensors[name][0]}, which cannot be checked")
+    return tensors, first + file.read(length)
+
+
+def _is_sound(chunk: bytes, dtype: str) -> bool:
+    """Whether all values are finite, and small enough to be squared."""
+    if dtype not in FLOATS:
+        return True
+    values = np.frombuffer(chunk, FLOATS[dtype])
+    if dtype == "BF16":  # the upper half of a float32
+        values = (values.astype(np.uint32) << 16).view(np.float32)
+    if dtype == "F16":  # the limit itself is infinite in float16, which ends far below it
+        return bool(np.isfinite(values).all())
+    return bool((np.abs(values) <= _LARGEST).all())  # False for NaN
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -255,116 +344,3 @@ def _number(digits: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"it has the number {digits[:20]}, which is too large")
     return value
-
-
-def _is_deep(value: Any) -> bool:
-    parts = [value]
-    for _ in range(_MOST_NESTED):
-        parts = [
-            one
-            for part in parts
-            for one in (part.values() if isinstance(part, dict) else part if isinstance(part, list) else ())
-            if one and isinstance(one, dict | list)
-        ]
-        if not parts:
-            return False
-    return True
-
-
-# Read by people. Nothing is loaded from them, so they may change after a model was saved.
-_DOCUMENTS = frozenset({".csv", ".gif", ".html", ".jpeg", ".jpg", ".md", ".pdf", ".png", ".svg"})
-_DOCUMENT_NAMES = frozenset(
-    {".gitattributes", ".gitignore"}
-    | {f"{name}{suffix}" for name in ("CHANGELOG", "LICENSE", "NOTES", "NOTICE", "README") for suffix in ("", ".txt")}
-)
-_OWN_REPORTS = re.compile(r"st_asym_\w+\.json")
-_DATA = frozenset({".jinja", ".json", ".model", ".safetensors", ".txt"})
-_PICKLES = frozenset(
-    {".bin", ".ckpt", ".dill", ".h5", ".joblib", ".keras", ".npy", ".npz", ".p", ".pickle", ".pkl", ".pt", ".pth"}
-)
-# Beside the models that the stock trainer saves, and in its checkpoints.
-_OF_THE_TRAINER = re.compile(r"training_args\.bin|(?:optimizer|scheduler|scaler)\.pt|rng_state(?:_\d+)?\.pth")
-_CODE = frozenset({".dll", ".dylib", ".js", ".py", ".pyc", ".pyd", ".pyo", ".pyw", ".sh", ".so"})
-# A vocabulary may be long; its parsers have limits of their own on how deep it is nested.
-_LARGE = frozenset({"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt"})
-_MOST_LARGE = 1 << 28
-_MOST_SMALL = 1 << 24
-
-# Keys under which a text is opened as a file or folder, with those that only tell where something came from.
-_PATHS = re.compile(r".*(?:_file|_path|_dir|_folder)|file_name|subfolder|pretrained_model_name_or_path")
-_ORIGINS = frozenset({"_name_or_path", "name_or_path", "special_tokens_map_file"})
-
-
-def is_document(name: str) -> bool:
-    """Whether a file may change without changing a vector."""
-    path = PurePosixPath(name)
-    report = str(path.parent) == "." and _OWN_REPORTS.fullmatch(name)
-    return path.name in _DOCUMENT_NAMES or path.suffix.lower() in _DOCUMENTS or bool(report)
-
-
-def is_too_large(name: str, size: int) -> bool:
-    """Whether a file other than weights is longer than any that a model has, so that it is not read at all."""
-    path = PurePosixPath(name)
-    most = _MOST_LARGE if path.name in _LARGE else _MOST_SMALL
-    return path.suffix.lower() != ".safetensors" and size > most
-
-
-def check_files(folder: Folder) -> None:
-    """Refuse files of kinds that run code, or that no saved model has, and files of absurd sizes."""
-    for name, size in folder.sizes.items():
-        kind = PurePosixPath(name).suffix.lower()
-        if _OF_THE_TRAINER.fullmatch(PurePosixPath(name).name):
-            folder.findings.add(
-                name,
-                "is the trainer's, and a pickle, which can run any code when it is loaded. The model does not need it: "
-                "remove it, or save the model with save_pretrained.",
-            )
-        elif kind in _PICKLES:
-            folder.findings.add(
-                name, "may hold a pickle, which can run any code when it is loaded. Save the model as safetensors."
-            )
-        elif kind in _CODE:
-            folder.findings.add(name, "is code, and a saved model needs none. Remove it, or do not use the model.")
-        elif PurePosixPath(name).name == "adapter_config.json":
-            folder.findings.add(name, "makes this an adapter, which loads another model. Merge it and save the whole.")
-        elif not is_document(name) and kind not in _DATA:
-            folder.findings.add(name, "is no kind of file that a saved model has. Remove it.")
-        elif is_too_large(name, size):
-            folder.findings.add(name, f"is {size:,} bytes long: no such file is. Remove it, or download it again.")
-
-
-def check_configuration(folder: Folder, name: str, configuration: Any) -> None:
-    """Refuse a configuration that names code, or a file that is not beside it."""
-    if _mentions(configuration, "auto_map"):
-        folder.findings.add(
-            name, "names code of its own (auto_map). Where transformers has the class itself, remove the entry."
-        )
-    for key, value in strings(configuration):
-        if key not in _ORIGINS and _PATHS.fullmatch(key) and leads_away(value):
-            folder.findings.add(name, f"{shown(key)} leads out of the folder, to {shown(value)!r}. Name a file in it.")
-
-
-def leads_away(path: str) -> bool:
-    """Whether a path is anything else than a file or folder directly in its folder."""
-    return bool(re.search(r"[/\\:\x00]", path)) or path.startswith("~") or path in (".", "..")
-
-
-def configurations(folder: Folder) -> Iterator[str]:
-    """The small JSON files, all of which are parsed, wherever they lie."""
-    for name in sorted(folder.sizes):
-        path = PurePosixPath(name)
-        if path.suffix.lower() == ".json" and path.name not in _LARGE and not is_document(name):
-            yield name
-
-
-def _mentions(value: Any, wanted: str) -> bool:
-    below = [value]
-    while below:
-        part = below.pop()
-        if isinstance(part, dict):
-            if part.get(wanted):
-                return True
-            below.extend(one for one in part.values() if one)
-        elif isinstance(part, list):
-            below.extend(one for one in part if one)
-    return False

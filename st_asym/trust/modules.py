@@ -1,77 +1,141 @@
-"""The modules that a saved model says it has: stock classes, one behind the other, in dimensions that fit."""
+"""What a saved model may consist of: harmless files, and stock modules, one behind the other in dimensions that fit."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
-from st_asym.trust.folder import Findings, Folder, leads_away, shown
-from st_asym.trust.weights import Weights
+from st_asym.trust.folder import FLOATS, Folder, Weights, parts, shown
 
 ROUTES = ("query", "document")
 
+# Read by people. Nothing is loaded from them, so they may change after a model was saved.
+_DOCUMENTS = frozenset({".csv", ".gif", ".html", ".jpeg", ".jpg", ".md", ".pdf", ".png", ".svg"})
+_DOCUMENT_NAMES = frozenset(
+    {".gitattributes", ".gitignore"}
+    | {f"{name}{suffix}" for name in ("CHANGELOG", "LICENSE", "NOTES", "NOTICE", "README") for suffix in ("", ".txt")}
+)
+_OWN_REPORTS = re.compile(r"st_asym_\w+\.json")
+_DATA = frozenset({".jinja", ".json", ".model", ".safetensors", ".txt"})
+_PICKLES = frozenset(
+    {".bin", ".ckpt", ".dill", ".h5", ".joblib", ".keras", ".npy", ".npz", ".p", ".pickle", ".pkl", ".pt", ".pth"}
+)
+# Beside the models that the stock trainer saves, and in its checkpoints.
+_OF_THE_TRAINER = re.compile(r"training_args\.bin|(?:optimizer|scheduler|scaler)\.pt|rng_state(?:_\d+)?\.pth")
+_CODE = frozenset({".dll", ".dylib", ".js", ".py", ".pyc", ".pyd", ".pyo", ".pyw", ".sh", ".so"})
+# A vocabulary may be long; its parsers have limits of their own on how deep it is nested.
+_LARGE = frozenset({"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt"})
+_MOST_LARGE = 1 << 28
+_MOST_SMALL = 1 << 24
+
+# Keys under which a text is opened as a file or folder, with those that only tell where something came from.
+_PATHS = re.compile(r".*(?:_file|_path|_dir|_folder)|file_name|subfolder|pretrained_model_name_or_path")
+_ORIGINS = frozenset({"_name_or_path", "name_or_path", "special_tokens_map_file"})
 # Of the library's modules those whose files are data alone.
 _MODULES = frozenset(
-    {
-        "BoW",
-        "CNN",
-        "Dense",
-        "Dropout",
-        "LSTM",
-        "LayerNorm",
-        "Normalize",
-        "Pooling",
-        "Router",
-        "StaticEmbedding",
-        "Transformer",
-        "WeightedLayerPooling",
-        "WordWeights",
-    }
+    {"BoW", "CNN", "Dense", "Dropout", "LSTM", "LayerNorm", "Normalize", "Pooling", "Router", "StaticEmbedding"}
+    | {"Transformer", "WeightedLayerPooling", "WordWeights"}
 )
 _HOMES = ("sentence_transformers.base.modules.", "sentence_transformers.sentence_transformer.modules.")
 _FORMER_HOME = "sentence_transformers.models"
 # Under the name of the class and under the one that torch.nn re-exports it by, which exports are written with.
 _ACTIVATIONS = frozenset(
-    {
-        "torch.nn.Identity",
-        "torch.nn.modules.linear.Identity",
-        *(
-            f"{home}.{name}"
-            for home in ("torch.nn", "torch.nn.modules.activation")
-            for name in ("ELU", "GELU", "LeakyReLU", "Mish", "ReLU", "SELU", "SiLU", "Sigmoid", "Tanh")
-        ),
+    {"torch.nn.Identity", "torch.nn.modules.linear.Identity"}
+    | {
+        f"{home}.{name}"
+        for home in ("torch.nn", "torch.nn.modules.activation")
+        for name in ("ELU", "GELU", "LeakyReLU", "Mish", "ReLU", "SELU", "SiLU", "Sigmoid", "Tanh")
     }
 )
-_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _EMBEDDING = "sentence_embedding"
 
 
+def is_document(name: str) -> bool:
+    """Whether a file may change without changing a vector."""
+    path = PurePosixPath(name)
+    report = str(path.parent) == "." and _OWN_REPORTS.fullmatch(name)
+    return path.name in _DOCUMENT_NAMES or path.suffix.lower() in _DOCUMENTS or bool(report)
+
+
+def is_too_large(name: str, size: int) -> bool:
+    """Whether a file other than weights is longer than any that a model has, so that it is not read at all."""
+    path = PurePosixPath(name)
+    most = _MOST_LARGE if path.name in _LARGE else _MOST_SMALL
+    return path.suffix.lower() != ".safetensors" and size > most
+
+
+def check_files(folder: Folder) -> None:
+    """Refuse files of kinds that run code, or that no saved model has, and files of absurd sizes."""
+    for name, size in folder.sizes.items():
+        kind = PurePosixPath(name).suffix.lower()
+        if _OF_THE_TRAINER.fullmatch(PurePosixPath(name).name):
+            folder.findings.add(
+                name,
+                "is the trainer's, and a pickle, which can run any code when it is loaded. The model does not need it: "
+                "remove it, or save the model with save_pretrained.",
+            )
+        elif kind in _PICKLES:
+            folder.findings.add(
+                name, "may hold a pickle, which can run any code when it is loaded. Save the model as safetensors."
+            )
+        elif kind in _CODE:
+            folder.findings.add(name, "is code, and a saved model needs none. Remove it, or do not use the model.")
+        elif PurePosixPath(name).name == "adapter_config.json":
+            folder.findings.add(name, "makes this an adapter, which loads another model. Merge it and save the whole.")
+        elif not is_document(name) and kind not in _DATA:
+            folder.findings.add(name, "is no kind of file that a saved model has. Remove it.")
+        elif is_too_large(name, size):
+            folder.findings.add(name, f"is {size:,} bytes long: no such file is. Remove it, or download it again.")
+
+
+def check_configuration(folder: Folder, name: str, configuration: Any) -> None:
+    """Refuse a configuration that names code, or a file that is not beside it."""
+    for _, key, value in parts(configuration):
+        if key == "auto_map" and value:
+            folder.findings.add(
+                name, "names code of its own (auto_map). Where transformers has the class itself, remove the entry."
+            )
+        elif isinstance(value, str) and key not in _ORIGINS and _PATHS.fullmatch(key) and _leads_away(value):
+            folder.findings.add(name, f"{shown(key)} leads out of the folder, to {shown(value)!r}. Name a file in it.")
+
+
+def configurations(folder: Folder) -> Iterator[str]:
+    """The small JSON files, all of which are parsed, wherever they lie."""
+    for name in sorted(folder.sizes):
+        path = PurePosixPath(name)
+        if path.suffix.lower() == ".json" and path.name not in _LARGE and not is_document(name):
+            yield name
+
+
 @dataclass
-class Heads:
+class SavedRoutes:
     """What the routes of a saved model consist of.
 
     Attributes:
-        routes: For each, the folders of its layers in order.
-        digests: For each, what its weights and configurations are; None where it has none.
-        sizes: For each, its input and output dimensions.
+        digests: For each route, what its weights and configurations are; None where it has none.
+        sizes: For each route, its input and output dimensions.
     """
 
-    routes: dict[str, list[str]] = field(default_factory=dict)
     digests: dict[str, str | None] = field(default_factory=dict)
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass
-class Chain:
-    """The modules of a model in order: class names, the dimension of its encoder and of its vectors, and the heads."""
+class Saved:
+    """The modules of a model in order: class names, the dimension of its encoder and of its vectors, and the heads.
 
-    names: list[str]
+    Heads that were saved alone have no class names and no encoder.
+    """
+
+    names: list[str] = field(default_factory=list)
     encoder_dimension: int | None = None
     dimension: int | None = None
-    heads: Heads | None = None
+    heads: SavedRoutes | None = None
 
 
 def stock_name(reference: Any) -> str | None:
@@ -83,58 +147,39 @@ def stock_name(reference: Any) -> str | None:
     return name if stock and name in _MODULES and all(part.isidentifier() for part in home.split(".")) else None
 
 
-def read_chain(folder: Folder, weights: Mapping[str, Weights]) -> Chain | None:
-    """Read ``modules.json`` and what it names; None where it says nothing that can be followed."""
+def read_saved(folder: Folder, weights: Mapping[str, Weights], *, heads_alone: bool) -> Saved | None:
+    """Read what a folder says it holds, with findings; None where it says nothing that can be followed."""
+    if heads_alone:
+        heads = _read_heads(folder, weights, "")
+        sizes = {} if heads is None else heads.sizes
+        return Saved(dimension=next((size for _, size in sizes.values()), None), heads=heads)
     entries = folder.json("modules.json", list)
     if entries is None:
         return None
-    chain, names = Chain([]), set()
+    saved, labels = Saved(), set()
     for position, entry in enumerate(entries):
         kind = _entry(folder, position, entry)
         if kind is None:
             return None
-        if entry["name"] in names:
+        if entry["name"] in labels:
             folder.findings.add("modules.json", f"has two modules of the name {shown(entry['name'])!r}: save it again.")
-        names.add(entry["name"])
-        chain.names.append(kind)
-        _follow(folder, weights, chain, kind, entry["path"])
-    if not entries:
+        labels.add(entry["name"])
+        saved.names.append(kind)
+        _follow(folder, weights, saved, kind, entry["path"])
+    names = saved.names
+    if not names:
         folder.findings.add("modules.json", "has no modules. Save or download the model again.")
         return None
-    _check_order(folder, chain)
-    return chain
+    if "Router" in names and (names[0] == "Router" or names[names.index("Router") + 1 :] != ["Normalize"]):
+        folder.findings.add(
+            "modules.json", f"is {shown(names)}, and a model with heads is [encoder..., Router, Normalize]."
+        )
+    return saved
 
 
-def read_heads(folder: Folder, weights: Mapping[str, Weights], path: str) -> Heads | None:
-    """Read a saved ``Router`` of two routes; None, and findings, where it is anything else."""
-    name = f"{path}/router_config.json" if path else "router_config.json"
-    router = folder.json(name)
-    if router is None:
-        return None
-    types, structure, parameters = (router.get(key) for key in ("types", "structure", "parameters"))
-    if not isinstance(types, dict) or not isinstance(structure, dict) or not isinstance(parameters, dict):
-        folder.findings.add(name, "lacks types, structure or parameters. Save or download the model again.")
-        return None
-    if set(structure) != set(ROUTES):
-        folder.findings.add(name, f"has the routes {shown(sorted(structure))}, not query and document.")
-        return None
-    if not _are_layers(folder.findings, name, types, structure):
-        return None
-    if set(parameters) - {"default_route", "allow_empty_key", "route_mappings"} or parameters.get("route_mappings"):
-        folder.findings.add(name, "sends tasks other ways than by their names (route_mappings). Save the model again.")
-    if parameters.get("default_route") not in (None, *ROUTES):
-        folder.findings.add(name, f"has the default route {shown(parameters['default_route'])}, which is not there.")
-    heads = Heads()
-    for route in ROUTES:
-        heads.routes[route] = [f"{path}/{layer}" if path else layer for layer in structure[route]]
-        _read_route(folder, weights, heads, route)
-    _check_names(folder.findings, name, structure)
-    return heads
-
-
-def route_digest(parts: list[tuple[str, str]]) -> str | None:
-    """One digest of the layers of a route, from those of their configurations and weights; None without layers."""
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest() if parts else None
+def _leads_away(path: str) -> bool:
+    """Whether a path is anything else than a file or folder directly in its folder."""
+    return bool(re.search(r"[/\\:\x00]", path)) or path.startswith("~") or path in (".", "..")
 
 
 def _entry(folder: Folder, position: int, entry: Any) -> str | None:
@@ -144,7 +189,7 @@ def _entry(folder: Folder, position: int, entry: Any) -> str | None:
         folder.findings.add("modules.json", f"{where} has no name, path or type. Save or download the model again.")
         return None
     path, kind = entry["path"], stock_name(entry["type"])
-    if not isinstance(entry["name"], str) or not isinstance(path, str) or (path and leads_away(path)):
+    if not isinstance(entry["name"], str) or not isinstance(path, str) or (path and _leads_away(path)):
         folder.findings.add("modules.json", f"{where} leads out of the folder, to {shown(path)!r}. Do not load it.")
         return None
     if kind is None:
@@ -163,24 +208,24 @@ def _entry(folder: Folder, position: int, entry: Any) -> str | None:
     return kind
 
 
-def _follow(folder: Folder, weights: Mapping[str, Weights], chain: Chain, kind: str, path: str) -> None:
+def _follow(folder: Folder, weights: Mapping[str, Weights], saved: Saved, kind: str, path: str) -> None:
     """Go one module on, from the dimension before it to the one behind it."""
     if kind == "Router":
-        chain.heads = read_heads(folder, weights, path)
-        chain.encoder_dimension = chain.dimension
-        if chain.heads is not None:
-            _check_sides(folder, chain, path)
+        saved.heads = _read_heads(folder, weights, path)
+        saved.encoder_dimension = saved.dimension
+        if saved.heads is not None:
+            _check_sides(folder, saved, path)
     elif kind == "Dense":
         layer = _dense(folder, weights, path)
         if layer is not None:
-            _check_fit(folder, path, chain.dimension, layer[0])
-            chain.dimension = layer[1]
+            _check_fit(folder, path, saved.dimension, layer[0])
+            saved.dimension = layer[1]
     elif kind in ("Transformer", "StaticEmbedding"):
-        chain.dimension = _encoder(folder, weights, kind, path)
+        saved.dimension = _encoder(folder, weights, kind, path)
     elif kind == "Pooling":
-        chain.dimension = _pooling(folder, path, chain.dimension)
+        saved.dimension = _pooling(folder, path, saved.dimension)
     elif kind not in ("Dropout", "LayerNorm", "Normalize"):
-        chain.dimension = None
+        saved.dimension = None
 
 
 def _encoder(folder: Folder, weights: Mapping[str, Weights], kind: str, path: str) -> int | None:
@@ -191,7 +236,7 @@ def _encoder(folder: Folder, weights: Mapping[str, Weights], kind: str, path: st
         folder.findings.add(path or "model.safetensors", "has no weights as safetensors. Save or download it again.")
         return None
     if kind == "StaticEmbedding":
-        shapes = [tensor.shape for name in own if name in weights for tensor in weights[name].tensors.values()]
+        shapes = [shape for name in own if name in weights for _, shape in weights[name].tensors.values()]
         return shapes[0][1] if len(shapes) == 1 and len(shapes[0]) == 2 else None
     prefix = f"{path}/" if path else ""
     _check_shards(folder, prefix)
@@ -209,7 +254,7 @@ def _check_shards(folder: Folder, prefix: str) -> None:
         folder.findings.add(index, "has no weight_map. Save or download the model again.")
         return
     for shard in sorted({str(shard) for shard in shards.values()}):
-        if leads_away(shard) or not shard.endswith(".safetensors") or not folder.has(prefix + shard):
+        if _leads_away(shard) or not shard.endswith(".safetensors") or not folder.has(prefix + shard):
             folder.findings.add(index, f"names {shown(shard)!r}, which is no safetensors file beside it.")
 
 
@@ -247,11 +292,11 @@ def _dense(folder: Folder, weights: Mapping[str, Weights], path: str) -> tuple[i
             f"has the activation {shown(activation)!r}, none of those of torch.nn that a head can have. Save it again.",
         )
     expected = _dense_shapes(configuration, rows, columns)
-    shapes = {key: tensor.shape for key, tensor in weights[file].tensors.items()}
+    shapes = {key: shape for key, (_, shape) in weights[file].tensors.items()}
     if shapes != expected:
         folder.findings.add(file, f"has tensors of shapes {shown(shapes)}, and {name} asks for {shown(expected)}.")
         return None
-    if any(tensor.dtype not in _FLOATS for tensor in weights[file].tensors.values()):
+    if any(dtype not in FLOATS for dtype, _ in weights[file].tensors.values()):
         folder.findings.add(file, "holds weights that are no floating point numbers. Save the model again.")
     return columns, rows
 
@@ -269,51 +314,80 @@ def _is_dimension(value: Any) -> bool:
     return type(value) is int and 0 < value < 1 << 24
 
 
-def _read_route(folder: Folder, weights: Mapping[str, Weights], heads: Heads, route: str) -> None:
-    parts: list[tuple[str, str]] = []
+def _read_heads(folder: Folder, weights: Mapping[str, Weights], path: str) -> SavedRoutes | None:
+    """Read a saved ``Router`` of two routes; None, and findings, where it is anything else."""
+    prefix = f"{path}/" if path else ""
+    name = f"{prefix}router_config.json"
+    router = folder.json(name)
+    if router is None:
+        return None
+    findings = folder.findings
+    types, structure, parameters = (router.get(key) for key in ("types", "structure", "parameters"))
+    if not isinstance(types, dict) or not isinstance(structure, dict) or not isinstance(parameters, dict):
+        findings.add(name, "lacks types, structure or parameters. Save or download the model again.")
+        return None
+    if set(structure) != set(ROUTES):
+        findings.add(name, f"has the routes {shown(sorted(structure))}, not query and document.")
+        return None
+    if wrong := _wrong_layers(types, structure):
+        findings.add(name, wrong)
+        return None
+    for sentence in _wrong_routing(structure, parameters):
+        findings.add(name, sentence)
+    heads = SavedRoutes()
+    for route in ROUTES:
+        _read_route(folder, weights, heads, route, [prefix + layer for layer in structure[route]])
+    return heads
+
+
+def _wrong_layers(types: Mapping[str, Any], structure: Mapping[str, Any]) -> str | None:
+    """What is wrong with the layers of a ``Router``, if anything is."""
+    for layer, kind in types.items():
+        if not layer or _leads_away(layer):
+            return f"leads out of the folder, to {shown(layer)!r}. Do not load it."
+        if stock_name(kind) != "Dense":
+            return f"layer {shown(layer)!r} is a {shown(kind)!r}: heads consist of the library's Dense."
+    for route, layers in structure.items():
+        if not isinstance(layers, list) or not all(isinstance(layer, str) and layer in types for layer in layers):
+            return f"route {route!r} names layers that are not there. Save or download the model again."
+    return None if any(structure.values()) else "has no layers on either route. Save the encoder alone."
+
+
+def _wrong_routing(structure: Mapping[str, list[str]], parameters: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with how a ``Router`` sends texts to its layers."""
+    if set(parameters) - {"default_route", "allow_empty_key", "route_mappings"} or parameters.get("route_mappings"):
+        yield "sends tasks other ways than by their names (route_mappings). Save the model again."
+    if parameters.get("default_route") not in (None, *ROUTES):
+        yield f"has the default route {shown(parameters['default_route'])}, which is not there."
+    # Layers are named by the route that they were made for: that is seen without any record of them.
+    query, document = ({layer.partition("_")[0] for layer in structure[route]} for route in ROUTES)
+    if query == {"document"} != document:
+        yield "sends queries through the head of documents: the routes are swapped. Download it again."
+    elif document == {"query"} != query:
+        yield "sends documents through the head of queries: the routes are swapped. Download it again."
+
+
+def _read_route(
+    folder: Folder, weights: Mapping[str, Weights], heads: SavedRoutes, route: str, layers: Sequence[str]
+) -> None:
+    """Note digest and size of a route, unless a layer of it cannot be read."""
+    digests: list[tuple[str, str]] = []
     sizes: list[tuple[int, int]] = []
-    for path in heads.routes[route]:
-        layer = _dense(folder, weights, path)
-        if layer is None:
+    for path in layers:
+        size = _dense(folder, weights, path)
+        if size is None:
             return
         configuration = folder.json(f"{path}/config.json")
         keys = [configuration.get(key) for key in ("module_input_name", "module_output_name")]
         if any(key not in (None, _EMBEDDING) for key in keys):
             folder.findings.add(path, f"reads and writes {shown(keys)}, not {_EMBEDDING}. Save the model again.")
         if sizes:
-            _check_fit(folder, path, sizes[-1][1], layer[0])
-        sizes.append(layer)
-        parts.append((folder.digest(f"{path}/config.json"), weights[f"{path}/model.safetensors"].digest))
-    heads.digests[route] = route_digest(parts)
+            _check_fit(folder, path, sizes[-1][1], size[0])
+        sizes.append(size)
+        digests.append((folder.digest(f"{path}/config.json"), weights[f"{path}/model.safetensors"].digest))
+    heads.digests[route] = hashlib.sha256(json.dumps(digests).encode()).hexdigest() if digests else None
     if sizes:
         heads.sizes[route] = (sizes[0][0], sizes[-1][1])
-
-
-def _are_layers(findings: Findings, name: str, types: Mapping[str, Any], structure: Mapping[str, Any]) -> bool:
-    for layer, kind in types.items():
-        if not layer or leads_away(layer):
-            findings.add(name, f"leads out of the folder, to {shown(layer)!r}. Do not load it.")
-            return False
-        if stock_name(kind) != "Dense":
-            findings.add(name, f"layer {shown(layer)!r} is a {shown(kind)!r}: heads consist of the library's Dense.")
-            return False
-    for route, layers in structure.items():
-        if not isinstance(layers, list) or not all(isinstance(layer, str) and layer in types for layer in layers):
-            findings.add(name, f"route {route!r} names layers that are not there. Save or download the model again.")
-            return False
-    if not any(structure.values()):
-        findings.add(name, "has no layers on either route. Save the encoder alone.")
-        return False
-    return True
-
-
-def _check_names(findings: Findings, name: str, structure: Mapping[str, list[str]]) -> None:
-    """Layers are named by the route that they were made for: that is seen without any record of them."""
-    made_for = {route: {layer.partition("_")[0] for layer in structure[route]} for route in ROUTES}
-    if made_for["query"] == {"document"} and made_for["document"] != {"document"}:
-        findings.add(name, "sends queries through the head of documents: the routes are swapped. Download it again.")
-    elif made_for["document"] == {"query"} and made_for["query"] != {"query"}:
-        findings.add(name, "sends documents through the head of queries: the routes are swapped. Download it again.")
 
 
 def _check_fit(folder: Folder, path: str, before: int | None, takes: int) -> None:
@@ -321,30 +395,19 @@ def _check_fit(folder: Folder, path: str, before: int | None, takes: int) -> Non
         folder.findings.add(path, f"takes vectors of {takes} dimensions, and what comes before it gives {before}.")
 
 
-def _check_sides(folder: Folder, chain: Chain, path: str) -> None:
+def _check_sides(folder: Folder, saved: Saved, path: str) -> None:
     """Heads take the encoder's vectors, and both sides give vectors that can be compared."""
-    assert chain.heads is not None  # noqa: S101 - for the types alone
     outputs = {}
     for route in ROUTES:
-        sizes = chain.heads.sizes.get(route)
-        if sizes is not None and chain.encoder_dimension is not None and sizes[0] != chain.encoder_dimension:
+        sizes = None if saved.heads is None else saved.heads.sizes.get(route)
+        if sizes is not None and saved.encoder_dimension is not None and sizes[0] != saved.encoder_dimension:
             folder.findings.add(
                 path,
                 f"the {route} head takes vectors of {sizes[0]} dimensions, and the encoder gives "
-                f"{chain.encoder_dimension}: it is another encoder's.",
+                f"{saved.encoder_dimension}: it is another encoder's.",
             )
-        outputs[route] = sizes[1] if sizes is not None else chain.encoder_dimension
+        outputs[route] = sizes[1] if sizes is not None else saved.encoder_dimension
     known = {size for size in outputs.values() if size is not None}
     if len(known) > 1:
         folder.findings.add(path, f"gives queries and documents vectors of different dimensions, {shown(outputs)}.")
-    chain.dimension = known.pop() if len(known) == 1 else None
-
-
-def _check_order(folder: Folder, chain: Chain) -> None:
-    names = chain.names
-    if "Router" not in names:
-        return
-    if names[0] == "Router" or names[names.index("Router") + 1 :] != ["Normalize"]:
-        folder.findings.add(
-            "modules.json", f"is {shown(names)}, and a model with heads is [encoder..., Router, Normalize]."
-        )
+    saved.dimension = known.pop() if len(known) == 1 else None

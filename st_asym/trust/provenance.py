@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
-import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
 from sentence_transformers.util import load_file_path
-from torch import Tensor
 
-from st_asym.cache import encoder_fingerprint
-from st_asym.cache.fingerprint import encoder_modules
+from st_asym.cache.fingerprint import (
+    data_digests,
+    encoder_fingerprint,
+    vocabulary_digest,
+    weights_digest,
+)
 from st_asym.data import RetrievalData
 from st_asym.data.trained_queries import TrainedQueries
 from st_asym.disk.writing import PROVENANCE_FILE, write_text
-from st_asym.heads.anatomy import hub_snapshot, public_name
-from st_asym.trust.folder import Findings, Folder, VerificationError, check_files, is_document
-from st_asym.trust.modules import Heads, read_chain, read_heads
-from st_asym.trust.weights import read_weights
+from st_asym.heads.anatomy import encoder_modules, encoder_origin, public_name
+from st_asym.trust.folder import Findings, Folder, VerificationError, Weights, read_weights
+from st_asym.trust.modules import check_files, is_document, read_saved
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 Data: TypeAlias = Union[RetrievalData, "Dataset"]
 
-FORMAT = 1
+_FORMAT = 1
 _PACKAGES = ("st_asym", "sentence-transformers", "transformers", "tokenizers", "torch", "numpy")
 _SETTINGS_FILE = "config_sentence_transformers.json"
 # The first version that has the modules of a saved model under the names that it is saved with.
@@ -107,7 +108,7 @@ class Provenance:
 
     def as_dict(self) -> dict[str, Any]:
         """What is written."""
-        return {"format": FORMAT, **asdict(self)}
+        return {"format": _FORMAT, **asdict(self)}
 
 
 def save_provenance(
@@ -144,13 +145,19 @@ def save_provenance(
         >>> model.save_pretrained("errors-model")  # doctest: +SKIP
         >>> save_provenance("errors-model", model, data=pairs, seed=0)  # doctest: +SKIP
     """
-    _require(Path(path))
+    path = Path(path)
+    if not (path / "modules.json").is_file():
+        raise FileNotFoundError(f"{path} holds no saved model: call model.save_pretrained({str(path)!r}) first.")
+    options = json.loads((path / _SETTINGS_FILE).read_text(encoding="utf-8"))
+    options["requirements"] = {**(options.get("requirements") or {}), **_REQUIREMENTS}
+    write_json(path / _SETTINGS_FILE, options)
+    parts = {} if data is None else data if isinstance(data, Mapping) else {"train": data}
     return write_provenance(
-        Path(path),
+        path,
         kind="model",
         encoder=describe_encoder(model),
-        data=describe_all(data),
-        trained=_trained(data),
+        data={public_name(name): data_digests(part) for name, part in parts.items()},
+        trained=_trained(parts),
         settings=dict(settings or {}),
         seed=seed,
     )
@@ -197,32 +204,30 @@ def write_provenance(path: Path, *, kind: str, **facts: Any) -> Provenance:
     findings = Findings()
     folder = Folder(path, findings)
     check_files(folder)
-    weights = {}
-    files = {}
-    documents = {name: folder.digest(name) for name in sorted(folder.sizes) if is_document(name)}
+    weights: dict[str, Weights] = {}
+    files: dict[str, str] = {}
+    documents: dict[str, str] = {}
     for name in sorted(folder.sizes):
-        if name.endswith(".safetensors") and (read := read_weights(folder, name)) is not None:
-            weights[name], files[name] = read, read.digest
-        elif name != PROVENANCE_FILE and not is_document(name):
+        if is_document(name):
+            documents[name] = folder.digest(name)
+        elif name.endswith(".safetensors"):
+            if (read := read_weights(folder, name)) is not None:
+                weights[name], files[name] = read, read.digest
+        elif name != PROVENANCE_FILE:
             files[name] = folder.digest(name)
-    heads: Heads | None
-    if kind == "heads":
-        heads = read_heads(folder, weights, "")
-    else:
-        chain = read_chain(folder, weights)
-        heads = None if chain is None else chain.heads
+    saved = read_saved(folder, weights, heads_alone=kind == "heads")
     for sentence in findings.sentences:
         logger.warning("%s would not pass st_asym.verify: %s", path, sentence)
     provenance = Provenance(
         kind=kind,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        heads=dict(heads.digests) if heads is not None else {},
+        heads=dict(saved.heads.digests) if saved is not None and saved.heads is not None else {},
         files=files,
         documents=documents,
         versions=installed(),
         **facts,
     )
-    _write(path / PROVENANCE_FILE, provenance.as_dict())
+    write_json(path / PROVENANCE_FILE, provenance.as_dict())
     return provenance
 
 
@@ -230,8 +235,8 @@ def read_provenance(folder: Folder) -> Provenance | None:
     """That of a folder; None where it has none, and with a finding where it cannot be read."""
     if not folder.has(PROVENANCE_FILE) or (found := folder.json(PROVENANCE_FILE)) is None:
         return None
-    if found.pop("format", None) != FORMAT:
-        folder.findings.add(PROVENANCE_FILE, f"is not in format {FORMAT}: read it with the st_asym that wrote it.")
+    if found.pop("format", None) != _FORMAT:
+        folder.findings.add(PROVENANCE_FILE, f"is not in format {_FORMAT}: read it with the st_asym that wrote it.")
         return None
     kinds = {"kind": str, "created": str, "encoder": dict, "heads": dict, "files": dict, "data": dict}
     kinds |= {"settings": dict, "versions": dict, "model": dict, "documents": dict, "trained": dict}
@@ -252,7 +257,7 @@ def read_provenance(folder: Folder) -> Provenance | None:
 
 def describe_encoder(model: SentenceTransformer) -> dict[str, Any]:
     """What tells an encoder from others, as :class:`Provenance` holds it."""
-    name, revision = _origin(model)
+    name, revision = encoder_origin(model)
     modules = list(encoder_modules(model).values())
     first = modules[0]
     longest = getattr(first, "max_seq_length", None)
@@ -261,27 +266,31 @@ def describe_encoder(model: SentenceTransformer) -> dict[str, Any]:
         "name": name,
         "revision": revision,
         "fingerprint": encoder_fingerprint(model),
-        "weights": _weights_digest(model),
-        "vocabulary": _vocabulary_digest(getattr(first, "tokenizer", None)),
+        "weights": weights_digest(model),
+        "vocabulary": vocabulary_digest(getattr(first, "tokenizer", None)),
         # Infinite where nothing is cut, and JSON has no name for that.
         "max_seq_length": longest if isinstance(longest, int) else None,
         "dimension": sizes[-1] if sizes else None,
     }
 
 
-def describe_all(data: Mapping[str, Data] | Data | None) -> dict[str, Any]:
-    """Numbers and digests of data, by name."""
-    if data is None:
-        return {}
-    if not isinstance(data, Mapping):
-        data = {"train": data}
-    return {public_name(name): described(part) for name, part in data.items()}
+def installed() -> dict[str, str]:
+    """The versions of the packages that shape vectors."""
+    found = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
-def _trained(data: Mapping[str, Data] | Data | None) -> dict[str, Any]:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file of JSON in one step."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def _trained(parts: Mapping[str, Data]) -> dict[str, Any]:
     """The digests of the training queries, as they are written."""
-    parts = [] if data is None else list(data.values()) if isinstance(data, Mapping) else [data]
-    found = TrainedQueries.of(parts)
+    found = TrainedQueries.of(parts.values())
     if found is None:
         return {}
     if found.query_digests is None:
@@ -291,99 +300,6 @@ def _trained(data: Mapping[str, Data] | Data | None) -> dict[str, Any]:
             f"{found.queries:,}",
         )
     return found.as_dict()
-
-
-def require_version(path: Path) -> None:
-    """Add to a saved model which sentence-transformers can load it."""
-    settings = json.loads((path / _SETTINGS_FILE).read_text(encoding="utf-8"))
-    settings["requirements"] = {**(settings.get("requirements") or {}), **_REQUIREMENTS}
-    _write(path / _SETTINGS_FILE, settings)
-
-
-def _require(path: Path) -> None:
-    if not (path / "modules.json").is_file():
-        raise FileNotFoundError(f"{path} holds no saved model: call model.save_pretrained({str(path)!r}) first.")
-    require_version(path)
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
-def _origin(model: SentenceTransformer) -> tuple[str | None, str | None]:
-    """Name and revision of the encoder, where the library or transformers remember them."""
-    network = model.transformers_model
-    config = getattr(network, "config", None)
-    card = model.model_card_data
-    source = str(getattr(config, "name_or_path", "") or card.base_model or "")
-    revision = getattr(config, "_commit_hash", None) or (card.base_model_revision if card.base_model else None)
-    return hub_snapshot(source) or ((public_name(source) if source else None), revision)
-
-
-def _weights_digest(model: SentenceTransformer) -> str:
-    """A digest of the encoder's tensors, whatever their names are in this version of the packages."""
-    digests = set()
-    for module in encoder_modules(model).values():
-        for value in module.state_dict().values():
-            if isinstance(value, Tensor):
-                digest = hashlib.sha256(json.dumps([str(value.dtype), list(value.shape)]).encode())
-                content: Any = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-                digest.update(content)
-                digests.add(digest.hexdigest())
-    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
-
-
-def _vocabulary_digest(tokenizer: Any) -> str | None:
-    if not hasattr(tokenizer, "get_vocab"):
-        return None
-    vocabulary = tokenizer.get_vocab()
-    words = sorted(vocabulary.items() if isinstance(vocabulary, Mapping) else enumerate(vocabulary))
-    return hashlib.sha256(json.dumps(words).encode()).hexdigest()
-
-
-def described(data: Data) -> dict[str, Any]:
-    """Numbers and digests of one collection."""
-    if isinstance(data, RetrievalData):
-        qrels = {
-            split: {
-                "queries": len(judged),
-                "judgements": sum(map(len, judged.values())),
-                "sha256": _digest_of([query, sorted(grades.items())] for query, grades in sorted(judged.items())),
-            }
-            for split, judged in sorted(data.qrels.items())
-        }
-        return {
-            "labels": data.labels,
-            "queries": {"texts": len(data.queries), "sha256": _digest_of(sorted(data.queries.items()))},
-            "corpus": {"documents": len(data.corpus), "sha256": _digest_of(sorted(data.corpus.items()))},
-            "qrels": qrels,
-        }
-    columns = getattr(data, "column_names", None)
-    if columns is None:
-        raise TypeError(
-            f"data must be RetrievalData or a datasets.Dataset, or a mapping of names to them, not "
-            f"{type(data).__name__}: st_asym.data.as_retrieval_data makes the first of many forms."
-        )
-    sizes = {"rows": len(data)} if hasattr(data, "__len__") else {}
-    return {"columns": list(columns), **sizes, "sha256": _digest_of([row[name] for name in columns] for row in data)}
-
-
-def _digest_of(rows: Iterable[Any]) -> str:
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps(row, default=repr).encode() + b"\n")
-    return digest.hexdigest()
-
-
-def installed() -> dict[str, str]:
-    """The versions of the packages that shape vectors."""
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _are_prompts(value: Mapping[str, Any]) -> bool:

@@ -6,22 +6,21 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from st_asym.disk.writing import PROVENANCE_FILE
-from st_asym.trust.folder import (
-    Findings,
-    Folder,
+from st_asym.trust.folder import Findings, Folder, Weights, read_weights, shown
+from st_asym.trust.modules import (
+    ROUTES,
+    Saved,
+    SavedRoutes,
     check_configuration,
     check_files,
     configurations,
     is_document,
     is_too_large,
-    shown,
+    read_saved,
 )
-from st_asym.trust.modules import ROUTES, Chain, Heads, read_chain, read_heads
 from st_asym.trust.provenance import Provenance, read_provenance
-from st_asym.trust.weights import Weights, read_weights
 
 _SETTINGS_FILE = "config_sentence_transformers.json"
 
@@ -104,34 +103,37 @@ def verify(path: str | os.PathLike[str]) -> Verification:
         if name.endswith(".safetensors") and (read := read_weights(folder, name)) is not None:
             weights[name] = read
     provenance = read_provenance(folder)
-    chain, heads = None, None
-    if _is_heads(folder, provenance):
-        heads = read_heads(folder, weights, "")
+    if provenance is None:
+        heads_alone = folder.has("router_config.json") and not folder.has("modules.json")
     else:
-        chain = read_chain(folder, weights)
-        heads = None if chain is None else chain.heads
-        _check_settings(folder, heads)
+        heads_alone = provenance.kind == "heads"
+    saved = read_saved(folder, weights, heads_alone=heads_alone) or Saved()
+    if not heads_alone:
+        _check_settings(folder, with_heads=saved.heads is not None)
     if provenance is not None:
-        _check_made(folder, weights, provenance, chain, heads)
+        _check_made(folder, weights, provenance, saved)
     findings.check(path)
     return Verification(
         path=folder.path,
-        kind="heads" if chain is None else "encoder" if heads is None else "model",
-        modules=() if chain is None else tuple(chain.names),
-        dimension=_dimension(chain, heads),
-        heads={} if heads is None else heads.sizes,
+        kind="heads" if heads_alone else "encoder" if saved.heads is None else "model",
+        modules=tuple(saved.names),
+        dimension=saved.dimension,
+        heads={} if saved.heads is None else saved.heads.sizes,
         provenance=provenance,
-        notes=_notes(provenance, chain, heads),
+        notes=() if provenance is not None else _notes(saved),
     )
 
 
-def _is_heads(folder: Folder, provenance: Provenance | None) -> bool:
-    if provenance is not None:
-        return provenance.kind == "heads"
-    return folder.has("router_config.json") and not folder.has("modules.json")
+def _notes(saved: Saved) -> tuple[str, ...]:
+    """What cannot be told where a folder does not say what it was made of."""
+    first = f"There is no {PROVENANCE_FILE}: a change of the files since they were saved cannot be told."
+    if saved.heads is None:
+        return (first,)
+    fit = "is not known" if saved.encoder_dimension is None else "is known by its dimension alone"
+    return first, f"Whether the heads fit this encoder {fit}; exchanged weights of the two heads cannot be told."
 
 
-def _check_settings(folder: Folder, heads: Heads | None) -> None:
+def _check_settings(folder: Folder, *, with_heads: bool) -> None:
     settings = folder.json(_SETTINGS_FILE)
     if settings is None:
         return
@@ -139,7 +141,7 @@ def _check_settings(folder: Folder, heads: Heads | None) -> None:
     if kind != "SentenceTransformer":
         folder.findings.add(_SETTINGS_FILE, f"is of a {shown(kind)}, not of a SentenceTransformer. Use its own class.")
     similarity = settings.get("similarity_fn_name")
-    if heads is not None and similarity != "cosine":
+    if with_heads and similarity != "cosine":
         folder.findings.add(
             _SETTINGS_FILE, f"compares vectors by {shown(similarity)}, and heads are trained for cosine. Set it so."
         )
@@ -153,25 +155,22 @@ def _check_settings(folder: Folder, heads: Heads | None) -> None:
         folder.findings.add(_SETTINGS_FILE, f"truncates vectors to {shown(truncated)}, which is no dimension.")
 
 
-def _check_made(
-    folder: Folder,
-    weights: Mapping[str, Weights],
-    provenance: Provenance,
-    chain: Chain | None,
-    heads: Heads | None,
-) -> None:
+def _check_made(folder: Folder, weights: Mapping[str, Weights], provenance: Provenance, saved: Saved) -> None:
     """Compare all that is loaded with what was saved."""
-    if heads is not None:
-        _check_routes(folder, provenance, heads)
+    if saved.heads is not None:
+        _check_routes(folder, provenance, saved.heads)
+    behind_encoder = bool(saved.names) and saved.heads is not None
     for name, digest in provenance.files.items():
         if not folder.has(name):
             folder.findings.add(name, f"is missing, and {PROVENANCE_FILE} says that it was saved. Download it again.")
         elif is_too_large(name, folder.sizes[name]) or (name.endswith(".safetensors") and name not in weights):
             continue  # a finding already, and perhaps without end
         elif digest != (weights[name].digest if name in weights else folder.digest(name)):
+            of_encoder = behind_encoder and "_Router/" not in name and name.endswith(".safetensors")
+            whose = ": the heads were trained on another encoder" if of_encoder else ""
             folder.findings.add(
                 name,
-                f"is not what was saved, by the digest in {PROVENANCE_FILE}{_whose(name, chain)}. Download it again, "
+                f"is not what was saved, by the digest in {PROVENANCE_FILE}{whose}. Download it again, "
                 "or, if the change is your own, write the file anew with st_asym.save_provenance.",
             )
     for name in folder.sizes:
@@ -181,7 +180,7 @@ def _check_made(
             )
 
 
-def _check_routes(folder: Folder, provenance: Provenance, heads: Heads) -> None:
+def _check_routes(folder: Folder, provenance: Provenance, heads: SavedRoutes) -> None:
     """Compare the heads by side, so that exchanged ones are told from changed ones."""
     found = [heads.digests.get(route) for route in ROUTES]
     made = [provenance.heads.get(route) for route in ROUTES]
@@ -204,28 +203,3 @@ def _check_routes(folder: Folder, provenance: Provenance, heads: Heads) -> None:
                 f"says that the encoder gives {dimension} dimensions, and the {route} head takes {size[0]}: it is "
                 "another encoder's.",
             )
-
-
-def _whose(name: str, chain: Chain | None) -> str:
-    """Say that it is the encoder that was changed, where it is."""
-    if chain is None or chain.heads is None or "_Router/" in name or not name.endswith(".safetensors"):
-        return ""
-    return ": the heads were trained on another encoder"
-
-
-def _dimension(chain: Chain | None, heads: Heads | None) -> int | None:
-    if chain is not None:
-        return chain.dimension
-    sizes: dict[str, Any] = {} if heads is None else heads.sizes
-    return next((size[1] for size in sizes.values()), None)
-
-
-def _notes(provenance: Provenance | None, chain: Chain | None, heads: Heads | None) -> tuple[str, ...]:
-    if provenance is not None:
-        return ()
-    notes = [f"There is no {PROVENANCE_FILE}: a change of the files since they were saved cannot be told."]
-    if heads is not None:
-        unknown = chain is None or chain.encoder_dimension is None
-        fit = "is not known" if unknown else "is known by its dimension alone"
-        notes.append(f"Whether the heads fit this encoder {fit}; exchanged weights of the two heads cannot be told.")
-    return tuple(notes)

@@ -412,7 +412,7 @@ def test_twenty_kills_lose_nothing(tmp_path: Path) -> None:
     assert totals["lost"] == totals["wrong"] == totals["miscounted"] == 0
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(portions=st.lists(st.lists(st.sampled_from("abcdefghij"), max_size=8), max_size=5))
 def test_any_order_of_fills_gives_the_same_vectors(
     tmp_path_factory: pytest.TempPathFactory, portions: Iterable[list[str]]

@@ -11,7 +11,7 @@ from sentence_transformers.sentence_transformer.modules import BoW
 
 from st_asym import asymmetric_model, encoder_fingerprint
 from st_asym.cache import fingerprint as fingerprint_module
-from st_asym.cache.fingerprint import listens_to_task
+from st_asym.cache.encoding import listens_to_task
 
 
 @pytest.fixture(scope="module")

@@ -159,7 +159,7 @@ def test_records_come_in_batches_and_in_order(tmp_path: Path) -> None:
     assert all(np.array_equal(by_key[key(n)], vectors([n])[0]) for n in range(100))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     steps=st.lists(
         st.one_of(

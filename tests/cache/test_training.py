@@ -37,6 +37,7 @@ def load(path: Path) -> dict[str, Any]:
     return dict(torch.load(path, weights_only=True))
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_and_encode_each_text_once(folder: Path) -> None:
     """Each process has half of every batch; the first run fills as it trains, the second before."""
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT), str(folder), "two"]
@@ -61,6 +62,7 @@ def test_two_processes_train_as_one_and_encode_each_text_once(folder: Path) -> N
         assert two[1]["encoded"] == (len(distinct) // 2 if bits == 64 else 0)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_the_uninterrupted_run(folder: Path) -> None:
     for step in ("10", "24"):
         assert run(sys.executable, str(SCRIPT), str(folder), "die", step).returncode == -signal.SIGKILL
@@ -85,6 +87,7 @@ def benchmark(*arguments: str) -> str:
     return process.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("real_encoder_path")
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_training_takes_little_memory() -> None:
@@ -93,6 +96,7 @@ def test_training_takes_little_memory() -> None:
     assert found["megabytes at peak"]["VmRSS"] < 300, found
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("real_encoder_path")
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_speed_benchmark_on_a_small_store(shared_data: Path, tmp_path: Path) -> None:

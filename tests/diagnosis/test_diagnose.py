@@ -15,6 +15,7 @@ from torch import Tensor
 import st_asym
 from st_asym import CachedSentenceTransformer, Diagnosis, EmbeddingCache, asymmetric_model, diagnose
 from st_asym.data import load_data
+from st_asym.diagnosis import relevance
 
 WORDS = ["answers", "big", "document", "encoder", "frozen", "head", "learns", "query", "red", "small", "text", "vector"]
 DOCUMENTS = {f"d{a}{b}": f"{first} {second}" for a, first in enumerate(WORDS) for b, second in enumerate(WORDS)}
@@ -273,25 +274,23 @@ def test_json_is_valid_and_holds_everything(
 
 
 def test_more_queries_than_a_block_and_ties_in_another_order() -> None:
-    from st_asym.diagnosis import similarities
-
     generator = torch.Generator().manual_seed(0)
     queries, documents = (torch.nn.functional.normalize(torch.randn(n, 8, generator=generator)) for n in (40, 30))
     documents = torch.cat([documents, documents])  # every document twice
-    pairs = [(q, q % 60) for q in range(40)]
-    whole = similarities.compare(queries, documents, pairs)
+    pairs, none = (torch.arange(40), torch.arange(40) % 60), (torch.empty(0).long(), torch.empty(0).long())
+    whole = relevance.compare(queries, documents, pairs, none)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(similarities, "_AT_ONCE", 7 * 60)
-        blocks = similarities.compare(queries, documents, pairs)
+        patch.setattr(relevance, "_AT_ONCE", 7 * 60)
+        blocks = relevance.compare(queries, documents, pairs, none)
     assert blocks.negative_counts == whole.negative_counts
     assert blocks.positive_counts == whole.positive_counts
     np.testing.assert_allclose(blocks.positives, whole.positives, atol=1e-6)
     np.testing.assert_allclose(blocks.best_negative, whole.best_negative, atol=1e-6)
     order = torch.arange(60).flip(0)
-    mirrored = similarities.compare(queries, documents[order], [])
+    mirrored = relevance.compare(queries, documents[order], none, none)
     other: Tensor = order[mirrored.top]
-    swapped = similarities.Similarities(other, *list(vars(mirrored).values())[1:])
-    assert not similarities.entered(whole, swapped, queries, documents).any()
+    swapped = relevance.Similarities(other, *list(vars(mirrored).values())[1:])
+    assert not relevance.entered(whole, swapped, queries, documents).any()
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from experiment.systems import get_system
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Router
 from torch import Tensor
 
 from st_asym import asymmetric_model
-from st_asym.diagnosis.movement import Heads, explained, mean_derivative
+from st_asym.diagnosis.movement import HeadModules, explained, mean_derivative
 
 
 def vectors(n: int = 200, d: int = 16) -> Tensor:
@@ -37,7 +34,7 @@ def shaken(model: SentenceTransformer, by: float = 0.05) -> SentenceTransformer:
     ],
 )
 def test_fresh_heads_are_the_identity(tiny_encoder: SentenceTransformer, options: dict[str, object], kind: str) -> None:
-    heads = Heads(asymmetric_model(tiny_encoder, **options))  # type: ignore[arg-type]
+    heads = HeadModules(asymmetric_model(tiny_encoder, **options))  # type: ignore[arg-type]
     x = vectors()
     head = heads.describe("query", x, heads(x, "query"))
     assert head.kind == kind
@@ -51,7 +48,7 @@ def test_fresh_heads_are_the_identity(tiny_encoder: SentenceTransformer, options
 def test_the_linear_map_is_the_mean_of_the_derivatives(
     tiny_encoder: SentenceTransformer, options: dict[str, object]
 ) -> None:
-    heads = Heads(shaken(asymmetric_model(tiny_encoder, **options)))  # type: ignore[arg-type]
+    heads = HeadModules(shaken(asymmetric_model(tiny_encoder, **options)))  # type: ignore[arg-type]
     x = vectors(n=20)
 
     def run(row: Tensor) -> Tensor:
@@ -66,7 +63,7 @@ def test_the_linear_map_is_the_mean_of_the_derivatives(
 
 
 def test_a_linear_head_is_its_matrix_and_explains_itself(tiny_encoder: SentenceTransformer) -> None:
-    heads = Heads(shaken(asymmetric_model(tiny_encoder, hidden_features=None)))
+    heads = HeadModules(shaken(asymmetric_model(tiny_encoder, hidden_features=None)))
     x = vectors()
     head = heads.describe("document", x, heads(x, "document"))
     layer = heads.on_side("document")[0]
@@ -78,7 +75,7 @@ def test_a_linear_head_is_its_matrix_and_explains_itself(tiny_encoder: SentenceT
 
 
 def test_of_a_nonlinear_head_a_linear_map_explains_only_a_part(tiny_encoder: SentenceTransformer) -> None:
-    heads = Heads(shaken(asymmetric_model(tiny_encoder), by=0.3))
+    heads = HeadModules(shaken(asymmetric_model(tiny_encoder), by=0.3))
     x = vectors()
     y = heads(x, "query")
     matrix = mean_derivative(heads.on_side("query"), x)
@@ -90,7 +87,7 @@ def test_of_a_nonlinear_head_a_linear_map_explains_only_a_part(tiny_encoder: Sen
 
 def test_a_head_that_only_scales_turns_nothing(tiny_encoder: SentenceTransformer) -> None:
     model = asymmetric_model(tiny_encoder, hidden_features=None)
-    heads = Heads(model)
+    heads = HeadModules(model)
     layer = heads.on_side("query")[0]
     assert isinstance(layer, Dense)
     layer.linear.weight.data *= 3
@@ -103,34 +100,20 @@ def test_a_head_that_only_scales_turns_nothing(tiny_encoder: SentenceTransformer
 
 def test_sides_without_a_head_and_shared_heads(tiny_encoder: SentenceTransformer) -> None:
     x = vectors()
-    one = Heads(asymmetric_model(tiny_encoder, document=False))
+    one = HeadModules(asymmetric_model(tiny_encoder, document=False))
     assert one.describe("document", x, one(x, "document")).kind == "none"
     assert one.describe("document", x, one(x, "document")).parameters == 0
     assert torch.equal(one(x, "document"), x)
-    shared = Heads(asymmetric_model(tiny_encoder, shared=True))
+    shared = HeadModules(asymmetric_model(tiny_encoder, shared=True))
     assert shared.describe("document", x, shared(x, "document")).shared
     assert not one.describe("query", x, one(x, "query")).shared
-
-
-@pytest.mark.parametrize("name", ["iso_pred", "respred"])
-def test_the_systems_are_described_before_and_after_they_are_finished(
-    make_encoder: Callable[..., SentenceTransformer], name: str
-) -> None:
-    system = get_system(name)
-    model = shaken(system.build(make_encoder(), init="identity"))
-    x = vectors()
-    unfinished, finished = Heads(model), Heads(system.finish(model))
-    first = unfinished.describe("query", x, unfinished(x, "query"))
-    second = finished.describe("query", x, finished(x, "query"))
-    assert first.singular_values == pytest.approx(second.singular_values, rel=1e-4)
-    assert first.change == pytest.approx(second.change, rel=1e-4)
 
 
 def test_training_mode_and_weights_are_left_as_they_were(tiny_encoder: SentenceTransformer) -> None:
     model = asymmetric_model(tiny_encoder)
     model.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    heads, x = Heads(model), vectors()
+    heads, x = HeadModules(model), vectors()
     heads.describe("query", x, heads(x, "query"))
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     router = next(module for module in model if isinstance(module, Router))
@@ -140,12 +123,12 @@ def test_training_mode_and_weights_are_left_as_they_were(tiny_encoder: SentenceT
 
 def test_a_model_without_heads_is_refused(tiny_encoder: SentenceTransformer) -> None:
     with pytest.raises(ValueError, match=r"no Router among its modules \[Transformer, Pooling, Normalize\]"):
-        Heads(tiny_encoder)
+        HeadModules(tiny_encoder)
 
 
 def test_weights_that_are_not_finite_are_named(tiny_encoder: SentenceTransformer) -> None:
     model = asymmetric_model(tiny_encoder)
-    heads = Heads(model)
+    heads = HeadModules(model)
     layer = heads.on_side("document")[1]
     assert isinstance(layer, Dense)
     layer.linear.weight.data[0, 0] = float("nan")

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import skew
 from torch import Tensor
@@ -19,7 +19,6 @@ from st_asym.diagnosis.geometry import (
     mean_norm,
     occurrences,
     sample,
-    sampled_uniformity,
     spectrum,
 )
 from st_asym.losses.isotropy import uniformity
@@ -35,7 +34,6 @@ def unit(n: int, d: int, seed: int = 0) -> Tensor:
     return torch.nn.functional.normalize(normal(n, d, seed))
 
 
-@settings(deadline=None, max_examples=40)
 @given(**shapes)
 def test_rotation_and_order_change_nothing(n: int, d: int, seed: int) -> None:
     vectors = unit(n, d, seed)
@@ -48,7 +46,6 @@ def test_rotation_and_order_change_nothing(n: int, d: int, seed: int) -> None:
         assert of_spectrum(spectrum(turned)) == pytest.approx(of_spectrum(spectrum(vectors)), rel=1e-4)
 
 
-@settings(deadline=None, max_examples=40)
 @given(**shapes)
 def test_mean_cosine_is_the_mean_over_pairs(n: int, d: int, seed: int) -> None:
     vectors = unit(n, d, seed)
@@ -56,7 +53,6 @@ def test_mean_cosine_is_the_mean_over_pairs(n: int, d: int, seed: int) -> None:
     assert mean_cosine(vectors) == pytest.approx(np.mean(cosines), abs=1e-9)
 
 
-@settings(deadline=None, max_examples=40)
 @given(**shapes)
 def test_the_spectrum_is_that_of_the_covariance_on_either_side_of_n_equals_d(n: int, d: int, seed: int) -> None:
     vectors = normal(n, d, seed)
@@ -64,7 +60,6 @@ def test_the_spectrum_is_that_of_the_covariance_on_either_side_of_n_equals_d(n: 
     np.testing.assert_allclose(spectrum(vectors).numpy(), expected, atol=1e-9)
 
 
-@settings(deadline=None, max_examples=40)
 @given(**shapes)
 def test_isoscore_is_the_formula_of_the_paper(n: int, d: int, seed: int) -> None:
     variances = spectrum(normal(n, d, seed))
@@ -74,7 +69,6 @@ def test_isoscore_is_the_formula_of_the_paper(n: int, d: int, seed: int) -> None
     assert isoscore(variances) == pytest.approx(float((d * share - 1) / (d - 1)), abs=1e-9)
 
 
-@settings(deadline=None, max_examples=40)
 @given(**shapes)
 def test_effective_rank_is_the_entropy_of_the_singular_values(n: int, d: int, seed: int) -> None:
     vectors = normal(n, d, seed)
@@ -104,10 +98,10 @@ def test_a_sample_is_always_the_same_and_without_repetition() -> None:
     vectors = torch.arange(5_000.0).unsqueeze(1)
     assert torch.equal(sample(vectors, 100), sample(vectors, 100))
     assert len(sample(vectors, 100).unique()) == 100
-    assert sampled_uniformity(unit(3_000, 4)) == pytest.approx(uniformity(unit(3_000, 4)).item(), rel=0.02)
+    many = unit(3_000, 4)
+    assert uniformity(sample(many, 2_048)).item() == pytest.approx(uniformity(many).item(), rel=0.02)
 
 
-@settings(deadline=None, max_examples=40)
 @given(k=st.integers(1, 12), **shapes)
 def test_occurrences_are_counted_over_the_lists_of_all_others(n: int, d: int, seed: int, k: int) -> None:
     vectors = unit(n, d, seed)

@@ -324,6 +324,7 @@ def test_what_is_no_model_is_refused(models: Any, error: type[Exception], messag
     assert message in str(caught.value)
 
 
+@pytest.mark.slow
 def test_real_abstracts_score_as_by_the_formula(real_encoder: SentenceTransformer, shared_data: Path) -> None:
     data = load_data(shared_data / "scifact.zip")
     judged = dict(list(data.qrels["test"].items())[:10])

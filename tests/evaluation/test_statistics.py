@@ -4,7 +4,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from st_asym.evaluation.comparison import Group
@@ -56,7 +56,6 @@ def test_no_difference_and_a_single_query() -> None:
     assert (single.low, single.high, single.relative, single.p) == (None, None, None, 1.0)
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(0.0001, 1.0), min_size=1, max_size=8))
 def test_p_values_are_corrected_by_benjamini_and_hochberg(p_values: list[float]) -> None:
     order = np.argsort(p_values)

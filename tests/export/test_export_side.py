@@ -128,7 +128,7 @@ def test_a_linear_head_is_one_dense_and_loses_a_normalize_that_changes_nothing(
     assert kinds() == ["Transformer", "Pooling", "Normalize", "Dense", "Dense", "Normalize"]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     sizes=st.lists(st.integers(1, 6), min_size=1, max_size=4),
     biased=st.booleans(),

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from sentence_transformers import SentenceTransformer
 from st_asym import EmbeddingCache, FitResult, Settings, fit
 from st_asym.data import RetrievalData
 from st_asym.disk.writing import REPORT_FILE
-from st_asym.fitting import last_training, vectors
+from st_asym.fitting import loop, vectors
 from st_asym.fitting.candidates import Candidate
 
 # Enough training that a few dozen held-out queries are evidence.
@@ -185,9 +186,19 @@ def test_the_traffic_to_expect(quick: Callable[..., FitResult], options: dict[st
     assert quick(encoder, data, **options).report.expected_unseen == share
 
 
-@pytest.mark.parametrize("init", ["identity", "pairs", "random"])
-@pytest.mark.parametrize("contrastive", ["corpus", "in-batch"])
-@pytest.mark.parametrize("sides", ["both", "query", "document", "shared"])
+# A third of all are quick: each pair of sides and contrastive is among them, and each init.
+COMBINATIONS = list(
+    product(["both", "query", "document", "shared"], ["corpus", "in-batch"], ["identity", "pairs", "random"])
+)
+
+
+@pytest.mark.parametrize(
+    ("sides", "contrastive", "init"),
+    [
+        pytest.param(*one, marks=pytest.mark.slow if place % 3 != place // 3 % 3 else ())
+        for place, one in enumerate(COMBINATIONS)
+    ],
+)
 def test_settings_narrow_the_candidates(
     quick: Callable[..., FitResult], tmp_path: Path, init: Any, contrastive: Any, sides: Any
 ) -> None:
@@ -233,14 +244,14 @@ def test_what_came_into_the_place_while_it_fitted_stays(
     tmp_path: Path, quick: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder, data = rotated(20)
-    save_fit = main.save
+    save_fit = main._save
 
     def save(*arguments: Any) -> None:
         (tmp_path / "model").mkdir()
         (tmp_path / "model" / "thesis.tex").write_text("all of it")
         save_fit(*arguments)
 
-    monkeypatch.setattr(main, "save", save)
+    monkeypatch.setattr(main, "_save", save)
     with pytest.raises(FileExistsError, match="is not an earlier result of fit"):
         quick(encoder, data)
     assert (tmp_path / "model" / "thesis.tex").read_text() == "all of it"
@@ -335,10 +346,8 @@ def test_settings_and_dial_of_the_choice_make_the_model(
     """The last training ends at the chosen epoch, and its heads are turned back by the chosen dial."""
     encoder, data = rotated(60)
     dials: list[float] = []
-    dialled = last_training.dialled
-    monkeypatch.setattr(
-        last_training, "dialled", lambda start, end, weight: dials.append(weight) or dialled(start, end, weight)
-    )
+    set_dial = loop.set_dial
+    monkeypatch.setattr(loop, "set_dial", lambda *given: dials.append(given[-1]) or set_dial(*given))
     result = quick(encoder, data, settings=replace(SURE, sides="query"), collection="open")
     choice = result.report.chosen.choice
     assert dials == ([choice.dial] if choice.epoch and choice.dial != 1.0 else [])
@@ -347,6 +356,7 @@ def test_settings_and_dial_of_the_choice_make_the_model(
     np.testing.assert_allclose(result.model.encode_document(list(data.corpus.values())), untouched, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_real_encoder(real_encoder: SentenceTransformer, shared_data: Path, tmp_path: Path) -> None:
     from st_asym.data import load_data
 

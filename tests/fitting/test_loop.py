@@ -13,8 +13,7 @@ from st_asym import EmbeddingCache, Settings
 from st_asym.fitting.candidates import behind_vectors, candidates
 from st_asym.fitting.closed_form import pair_covariance
 from st_asym.fitting.gate import Choice
-from st_asym.fitting.last_training import refit
-from st_asym.fitting.loop import ShuffledBatches, dialled, heads_state, load_heads, train_heads
+from st_asym.fitting.loop import ShuffledBatches, refit, set_dial, train_heads, weights_of
 from st_asym.fitting.vectors import read_vectors
 
 
@@ -51,7 +50,7 @@ def test_loop_and_trainer_give_the_same_weights(
     covariance = pair_covariance(vectors.queries, vectors.documents, *vectors.pairs(train))
     heads = candidate.heads(vectors.dimension, vectors.dimension, covariance)
     alone = behind_vectors(heads)
-    start = heads_state(alone)
+    start = weights_of(heads)
     losses = train_heads(
         alone,
         candidate.loss(alone, vectors, train, {}),
@@ -63,11 +62,10 @@ def test_loop_and_trainer_give_the_same_weights(
         seed=3,
         after_epoch=lambda reached: reached == epoch,
     )
-    identity = heads_state(candidate.identity(vectors.dimension, vectors.dimension))
-    load_heads(heads, dialled(identity, heads_state(heads), dial))
+    set_dial(heads, candidate.identity(vectors.dimension, vectors.dimension), weights_of(heads), dial)
     found = dict(model[-2].named_parameters())
     for name, parameter in heads.named_parameters():
         torch.testing.assert_close(found[name], parameter, atol=1e-5, rtol=0)
-        assert not torch.equal(parameter, start[f"1.{name}"]) or "bias" in name
+        assert not torch.equal(parameter, start[name]) or "bias" in name
     assert [entry["epoch"] for entry in log] == [entry["epoch"] for entry in losses] == list(range(1, epoch + 1))
     assert [entry["loss"] for entry in log] == pytest.approx([entry["loss"] for entry in losses], abs=2e-3)

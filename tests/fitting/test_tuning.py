@@ -11,28 +11,26 @@ from fitting_helpers import QUICK, rotated, vectors_of
 
 from st_asym.fitting.candidates import candidates
 from st_asym.fitting.gate import weigh
-from st_asym.fitting.rehearsal import Clock, Rehearsals, cuts, rehearse
+from st_asym.fitting.rehearsal import Rehearsals, cuts, rehearse
 from st_asym.fitting.tuning import check_optuna, tune
-from st_asym.fitting.vectors import Vectors
 
-pytestmark = pytest.mark.usefixtures("few_objects_to_collect")
 POOR = replace(QUICK, sides="both", init="identity", contrastive="in-batch", epochs=1, learning_rate=1e-6)
 
 
-def first(folder: Path, count: int = 60, cut: int = 2) -> tuple[Vectors, Rehearsals]:
+def first(folder: Path, count: int = 60, cut: int = 2) -> Rehearsals:
     encoder, data = rotated(count)
     vectors = vectors_of(encoder, data, folder)
     parts, tried = cuts(data, seed=0)[:cut], candidates(POOR, count)
-    return vectors, rehearse(vectors, parts, tried, 1.0, out_features=vectors.dimension, clock=Clock())
+    return rehearse(vectors, parts, tried, 1.0, out_features=vectors.dimension)
 
 
-def tuned(vectors: Vectors, found: Rehearsals, trials: int, clock: Clock | None = None) -> tuple[list, list]:
-    return tune(vectors, found, candidates(POOR, 60), POOR, 1.0, trials, clock or Clock())
+def tuned(found: Rehearsals, trials: int) -> tuple[list, list]:
+    return tune(found, candidates(POOR, 60), POOR, trials)
 
 
 def test_each_trial_is_named_and_rehearsed_like_the_candidates(tmp_path: Path) -> None:
-    vectors, found = first(tmp_path)
-    more, log = tuned(vectors, found, 3)
+    found = first(tmp_path)
+    more, log = tuned(found, 3)
     assert [candidate.name for candidate in more] == ["trial 1", "trial 2", "trial 3"]
     assert [candidate.settings.as_dict() for candidate in more] == [entry["settings"] for entry in log]
     assert all(candidate.settings.sides == "both" for candidate in more), "what was asked for stays"
@@ -42,23 +40,24 @@ def test_each_trial_is_named_and_rehearsed_like_the_candidates(tmp_path: Path) -
         assert entry["gain"] == pytest.approx(max(own))
         assert (candidate.name in found.finalists) != entry["stopped early"]
     assert max(entry["gain"] for entry in log) > 0.01
-    again = first(tmp_path)[1]
-    assert tuned(vectors, again, 1)[1] == log[:1], "the same for a seed"
+    again = first(tmp_path)
+    assert tuned(again, 1)[1] == log[:1], "the same for a seed"
 
 
 def test_a_trial_that_is_stopped_early_is_logged_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Pruners answer with numpy's truth values, which JSON does not know.
     monkeypatch.setattr("optuna.trial.Trial.should_prune", lambda _: np.bool_(True))
-    vectors, found = first(tmp_path, 20, 1)
+    found = first(tmp_path, 20, 1)
     before = list(found.finalists)
-    _, log = tuned(vectors, found, 2)
+    _, log = tuned(found, 2)
     assert [entry["stopped early"] for entry in json.loads(json.dumps(log))] == [True, True]
     assert found.finalists == before
 
 
 def test_without_time_nothing_is_tried(tmp_path: Path) -> None:
-    vectors, found = first(tmp_path, 20)
-    assert tuned(vectors, found, 3, Clock(0.0)) == ([], [])
+    found = first(tmp_path, 20)
+    found.deadline = 0.0
+    assert tuned(found, 3) == ([], [])
 
 
 def test_what_to_install_is_said_where_optuna_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,7 @@ def page_of_everything(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory
     return folder / "report.html"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1280])
 def test_a_reader_sees_everything(chromium: Any, page_of_everything: Path, width: int, theme: str) -> None:

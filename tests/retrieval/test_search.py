@@ -48,11 +48,3 @@ def test_blocks_of_queries_change_nothing(monkeypatch: Any) -> None:
     monkeypatch.setattr(search, "_BLOCK", 100)
     blocks = nearest(queries, documents, 5, excluded=(torch.arange(30), torch.arange(30)))
     torch.testing.assert_close(whole, blocks)
-
-
-def test_another_similarity() -> None:
-    values, places = nearest(
-        torch.ones(1, 2), torch.tensor([[9.0, 9.0], [1.0, 1.0]]), 1, similarity=lambda a, b: -torch.cdist(a, b)
-    )
-    assert places.tolist() == [[1]]
-    assert values.tolist() == [[0.0]]

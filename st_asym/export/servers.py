@@ -1,0 +1,123 @@
+"""What Text Embeddings Inference and vLLM can run, and files that they read: as sentence-transformers 5 wrote them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sentence_transformers.base.modules import Dense, Normalize, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from torch import nn
+
+from st_asym.heads.anatomy import on_vectors
+
+TEI = "Text Embeddings Inference"
+VLLM = "vLLM"
+_ACTIVATIONS: dict[str, tuple[type[nn.Module], ...]] = {
+    TEI: (nn.Identity, nn.Tanh),
+    VLLM: (nn.Identity, nn.Tanh, nn.ReLU, nn.GELU, nn.SiLU, nn.Sigmoid),
+}
+_POOLING = ("cls", "mean", "lasttoken")
+_NAMES = ("Transformer", "Pooling", "Dense", "Normalize")
+_POOLING_KEYS = {
+    "cls": "pooling_mode_cls_token",
+    "mean": "pooling_mode_mean_tokens",
+    "max": "pooling_mode_max_tokens",
+    "mean_sqrt_len_tokens": "pooling_mode_mean_sqrt_len_tokens",
+    "weightedmean": "pooling_mode_weightedmean_tokens",
+    "lasttoken": "pooling_mode_lasttoken",
+}
+_NO_LIMIT = 2**31
+# What a Transformer of plain text writes beside max_seq_length, and takes for granted where it is missing.
+_PLAIN_TEXT = {
+    "transformer_task": "feature-extraction",
+    "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+    "module_output_name": "token_embeddings",
+}
+
+
+def rename_modules(folder: Path) -> None:
+    """Give the four modules that servers know their former names in ``modules.json``."""
+    path = folder / "modules.json"
+    modules = json.loads(path.read_text(encoding="utf-8"))
+    for module in modules:
+        package, _, name = module["type"].rpartition(".")
+        if package.startswith("sentence_transformers.") and name in _NAMES:
+            module["type"] = f"sentence_transformers.models.{name}"
+    _write(path, modules)
+
+
+def max_seq_length(transformer: Any) -> int | None:
+    """Where texts are cut off; None where a tokenizer knows no limit, which it says by a very large number."""
+    length = getattr(transformer, "max_seq_length", None)
+    return int(length) if length is not None and length < _NO_LIMIT else None
+
+
+def write_transformer(folder: Path, transformer: Transformer) -> None:
+    """Write ``sentence_bert_config.json`` with the length at which texts are cut off."""
+    path = folder / "sentence_bert_config.json"
+    found: dict[str, Any] = transformer.get_config_dict()
+    if all(found.get(key) == value for key, value in _PLAIN_TEXT.items()):
+        found = {key: value for key, value in found.items() if key not in _PLAIN_TEXT}
+    if (length := max_seq_length(transformer)) is not None:
+        found["max_seq_length"] = length
+    found["do_lower_case"] = bool(transformer.do_lower_case)
+    _write(path, found)
+
+
+def write_pooling(folder: Path, pooling: Pooling) -> None:
+    """Write a pooling's ``config.json`` with one key for each mode."""
+    modes = (pooling.pooling_mode,) if isinstance(pooling.pooling_mode, str) else pooling.pooling_mode
+    folder.mkdir(parents=True, exist_ok=True)
+    config: dict[str, Any] = {"word_embedding_dimension": pooling.embedding_dimension}
+    config |= {key: mode in modes for mode, key in _POOLING_KEYS.items()}
+    _write(folder / "config.json", {**config, "include_prompt": pooling.include_prompt})
+
+
+def hide_activations(folder: Path) -> None:
+    """Name activations so that servers which would run a ``Dense`` wrongly do not run it at all.
+
+    They know ``torch.nn.modules.linear.Identity`` and not ``torch.nn.Identity``, the same class by another name: Text
+    Embeddings Inference refuses to start, and vLLM logs an error.
+    """
+    for path in folder.glob("*_Dense/config.json"):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["activation_function"] = f"torch.nn.{config['activation_function'].rpartition('.')[2]}"
+        _write(path, config)
+
+
+def not_served(modules: Sequence[nn.Module], *, prompt: str, max_length: int | None) -> dict[str, str]:
+    """Which servers cannot run a model of one side with this prompt, and the first reason why.
+
+    ``max_length`` is where it cuts texts off, None for nowhere.
+    """
+    reasons = {server: _reason(modules, known, prompt) for server, known in _ACTIVATIONS.items()}
+    if max_length is None:
+        reasons[TEI] = reasons[TEI] or "it needs a max_seq_length, and the model has none: set one"
+    return {server: reason for server, reason in reasons.items() if reason}
+
+
+def _reason(modules: Sequence[Any], activations: tuple[type[nn.Module], ...], prompt: str) -> str | None:
+    begins, behind = [type(module) for module in modules[:2]], modules[2:]
+    if begins != [Transformer, Pooling] or not all(isinstance(m, Dense | Normalize) and on_vectors(m) for m in behind):
+        names = ", ".join(type(module).__name__ for module in modules)
+        return f"they run [Transformer, Pooling, Dense..., Normalize] and not [{names}]"
+    pooling = modules[1]
+    if pooling.pooling_mode not in _POOLING:
+        return f"they pool by one of {', '.join(_POOLING)}, and not by {pooling.pooling_mode}"
+    if prompt and not pooling.include_prompt:
+        return "they pool the prompt's tokens too, which this model leaves out"
+    for module in behind:
+        if isinstance(module, Normalize):
+            if module is not modules[-1]:
+                return "they do not normalise before a Dense, and behind a Normalize its bias depends on that"
+        elif module.use_residual or not isinstance(module.activation_function, activations):
+            what = "residual" if module.use_residual else type(module.activation_function).__name__
+            return f"they do not know the {what} of a Dense ({', '.join(kind.__name__ for kind in activations)})"
+    return None
+
+
+def _write(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,313 @@
+"""Heads for vectors of any source: what ``fit`` does between texts and model, without either."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Normalize
+
+from st_asym.data import Qrels, RetrievalData
+from st_asym.data.collection import counted, own_documents, whole_number
+from st_asym.data.document import copies_by_query
+from st_asym.fitting.candidates import Candidate, average, behind_vectors
+from st_asym.fitting.closed_form import pair_covariance
+from st_asym.fitting.fit import Collection, check_arguments, rehearsed, undisturbed
+from st_asym.fitting.gate import Choice
+from st_asym.fitting.loop import Log, mean_log, set_dial, train_heads, weights_of
+from st_asym.fitting.report import FitReport
+from st_asym.fitting.settings import Settings
+from st_asym.fitting.stored_vectors import UnitRows
+from st_asym.fitting.tuning import check_optuna
+from st_asym.fitting.vectors import Vectors
+from st_asym.heads.array_heads import Heads
+from st_asym.heads.model import load_encoder
+
+Source = Any
+Ids = Sequence[Hashable] | np.ndarray[Any, Any]
+Relevant = Mapping[Any, Mapping[Any, int] | Iterable[Any]]
+
+# Document vectors up to so many bytes in float32 are held in memory.
+_IN_MEMORY = 1 << 28
+
+
+@dataclass(frozen=True)
+class HeadsResult:
+    """What :func:`fit_vectors` gives.
+
+    Attributes:
+        heads: The heads that are kept; without layers, so that vectors only get length 1, where none are.
+        report: What was done, and why: ``print(result.report)``. Its first line says whether heads are kept.
+    """
+
+    heads: Heads
+    report: FitReport
+
+    def save(
+        self, path: str | os.PathLike[str], *, encoder: SentenceTransformer | str | os.PathLike[str] | None = None
+    ) -> Path:
+        """Save the heads for :meth:`st_asym.Heads.load`.
+
+        Args:
+            path: The folder to make, or one with earlier heads.
+            encoder: What the vectors were made with, where that is a ``SentenceTransformer``, or the Hub id or path of
+                one: :func:`st_asym.attach_heads` then puts the heads behind it, and behind no other.
+
+        Returns:
+            The folder.
+
+        Raises:
+            FileExistsError: There is something else than earlier heads.
+            ValueError: No heads were kept, or the encoder's vectors have another dimension or not length 1.
+        """
+        if not self.report.kept:
+            raise ValueError("No heads were kept, so there is nothing to save: search with the vectors as they are.")
+        heads = self.heads
+        if encoder is not None:
+            from st_asym.trust.provenance import describe_encoder
+
+            model = encoder if isinstance(encoder, SentenceTransformer) else load_encoder(encoder)
+            described = describe_encoder(model)
+            if described["dimension"] != heads.dimension:
+                raise ValueError(
+                    f"The encoder gives vectors of {described['dimension']} dimensions, and the heads take "
+                    f"{heads.dimension}: it is not what these vectors were made with."
+                )
+            if not isinstance(list(model.children())[-1], Normalize):
+                raise ValueError(
+                    "The encoder does not end in a Normalize, and the heads were fitted on vectors of length 1: add "
+                    "one, SentenceTransformer(modules=[*encoder, Normalize()])."
+                )
+            prompts = {"prompts": dict(model.prompts), "default_prompt_name": model.default_prompt_name}
+            heads = replace(heads, made={**heads.made, "encoder": described, "model": prompts})
+        return heads.save(path)
+
+
+@undisturbed()
+def fit_vectors(
+    queries: Source,
+    documents: Source,
+    relevant: Relevant,
+    *,
+    dev: Relevant | None = None,
+    query_ids: Ids | None = None,
+    document_ids: Ids | None = None,
+    collection: Collection | None = None,
+    expected_unseen: float | None = None,
+    settings: Settings | None = None,
+    trials: int = 0,
+    max_seconds: float | None = None,
+    seed: int = 0,
+    show_progress_bar: bool = True,
+) -> HeadsResult:
+    """Fit query and document heads to vectors of any source, such as an API, or leave the vectors as they are.
+
+    The candidates, rehearsals and gate are those of :func:`st_asym.fit`. Vectors are compared by cosine, and brought to
+    length 1 first, in training and by the heads, so that their length does not matter. Those of many documents stay
+    where they are stored; each is looked at once, and training reads those that it needs.
+
+    Args:
+        queries: Vectors of queries, shape ``(n, d)``, float16 to float64: a numpy array or ``numpy.memmap``, a torch
+            tensor, an Arrow array of fixed-size lists, or the path of a ``.npy`` file, which stays on disk.
+        documents: Vectors of documents, shape ``(m, d)``, in the same forms.
+        relevant: Query to the documents that are relevant to it, or to a mapping of documents to grades (whole numbers,
+            above zero is relevant). Both are named by their ids, or by their rows where there are none.
+        dev: Queries to judge on, in the same form. They are never trained on. Without them, queries are held out.
+        query_ids: An id for each row of ``queries``.
+        document_ids: An id for each row of ``documents``. A query with the id of a document is that document, which is
+            then no result of its own, unless it is relevant to itself.
+        collection: As for :func:`st_asym.fit`.
+        expected_unseen: As for :func:`st_asym.fit`.
+        settings: As for :func:`st_asym.fit`.
+        trials: As for :func:`st_asym.fit`.
+        max_seconds: As for :func:`st_asym.fit`.
+        seed: Of everything that is drawn. The caller's random generators stay as they are.
+        show_progress_bar: Whether to show rehearsing.
+
+    Returns:
+        Heads for arrays, and the report.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        TypeError: A source, or the documents of a query, in another form.
+        ValueError: A vector that is not finite or zero, dimensions that differ, an id that is unknown or there twice, a
+            query without a relevant document, or settings that no training can have. The message names the row or id.
+
+    Example:
+        >>> random = np.random.default_rng(0)
+        >>> documents = random.standard_normal((40, 8))
+        >>> queries = documents + random.standard_normal((40, 8)) * [3, 3, 0, 0, 0, 0, 0, 0]
+        >>> relevant = {row: [row] for row in range(40)}
+        >>> quick = Settings(sides="query", init="pairs", epochs=2)
+        >>> result = fit_vectors(queries, documents, relevant, settings=quick, show_progress_bar=False)
+        >>> result.report.kept
+        True
+        >>> (result.heads.query(queries) @ result.heads.document(documents).T).shape
+        (40, 40)
+    """
+    started = time.monotonic()
+    check_arguments(collection, expected_unseen, trials, max_seconds)
+    if trials:
+        check_optuna()
+    settings = settings or Settings()
+    report = FitReport(settings=settings, on="vectors", collection=collection, seed=seed)
+    with report.timed("read"):
+        vectors, data = _read(queries, documents, relevant, dev, query_ids, document_ids, seed)
+        counts = {split: len(judged) for split, judged in data.qrels.items()}
+        report.counts = {"documents": len(vectors.document_ids), **counts}
+    deadline = math.inf if max_seconds is None else started + max_seconds
+    with report.timed("rehearse"):
+        unseen = {"open": 1.0, "closed": 0.0}.get(collection or "", expected_unseen)
+        width = vectors.dimension
+        chosen = rehearsed(vectors, data, report, unseen, width, deadline, trials, show_progress_bar)
+    heads = Heads(width, normalises=True)
+    if chosen is not None and report.chosen is not None:
+        with report.timed("train"):
+            heads, report.training = train_on_vectors(chosen, report.chosen.choice, vectors, data.qrels["train"])
+    return HeadsResult(replace(heads, made={"settings": report.settings.as_dict(), "seed": seed}), report)
+
+
+def train_on_vectors(candidate: Candidate, choice: Choice, vectors: Vectors, train: Qrels) -> tuple[Heads, Log]:
+    """Make the heads that were chosen, on all training queries, as :func:`st_asym.fitting.loop.refit` does.
+
+    Args:
+        candidate: How the heads are made.
+        choice: How far they are trained, and turned back.
+        vectors: The collection, of unit vectors.
+        train: The queries that are trained on, with their judgments.
+
+    Returns:
+        The heads, and the mean losses of each epoch.
+    """
+    width = vectors.dimension
+    covariance = pair_covariance(vectors.queries, vectors.documents, *vectors.pairs(train))
+    router = candidate.heads(width, width, covariance)
+    start, trained, logs = weights_of(router), [], list[Log]()
+    for part in (candidate.parts or (candidate,)) if candidate.trains else ():
+        router.load_state_dict(start, strict=False)
+        model, settings = behind_vectors(router), part.settings
+        logs.append(
+            train_heads(
+                model,
+                part.loss(model, vectors, train, {}),
+                vectors.of_queries(train),
+                torch.arange(len(train)),
+                epochs=settings.epochs or 1,
+                batch_size=settings.batch_size,
+                learning_rate=settings.learning_rate,
+                seed=vectors.seed,
+                after_epoch=lambda epoch: epoch >= choice.epoch,
+            )
+        )
+        trained.append(weights_of(router))
+    if len(trained) > 1 or choice.dial != 1.0:
+        set_dial(router, candidate.identity(width, width), average(trained), choice.dial)
+    with TemporaryDirectory() as folder:
+        router.save(folder)
+        return replace(Heads.load(folder), normalises=True), mean_log(logs)
+
+
+def _read(
+    queries: Source,
+    documents: Source,
+    relevant: Relevant,
+    dev: Relevant | None,
+    query_ids: Ids | None,
+    document_ids: Ids | None,
+    seed: int,
+) -> tuple[Vectors, RetrievalData]:
+    """Vectors by row, and which answers which, with equal vectors in the place of equal texts."""
+    asked, stored = UnitRows(queries, "queries"), UnitRows(documents, "documents")
+    if asked.shape[1] != stored.shape[1]:
+        raise ValueError(
+            f"queries have {asked.shape[1]} dimensions and documents {stored.shape[1]}: both must be of one encoder."
+        )
+    given = {"train": relevant, **({} if dev is None else {"dev": dev})}
+    graded = {split: _graded(part, "dev" if split == "dev" else "relevant") for split, part in given.items()}
+    known = _rows(query_ids, len(asked), "query_ids", {query for part in graded.values() for query in part})
+    own = {*known} if query_ids is not None and document_ids is not None else set()
+    wanted = {document for part in graded.values() for grades in part.values() for document in grades}
+    found = _rows(document_ids, len(stored), "document_ids", wanted, also=own)
+    qrels = {
+        split: {known[query]: {found[key]: grade for key, grade in grades.items()} for query, grades in part.items()}
+        for split, part in graded.items()
+    }
+    if twice := [query for query in graded.get("dev", ()) if query in graded["train"]]:
+        raise ValueError(f"{counted(len(twice), 'query is', 'queries are')} in relevant and in dev: {twice[0]!r:.80}.")
+    asked.check(query_ids)
+    stored.check(document_ids)
+    judged = {key for part in qrels.values() for grades in part.values() for key in grades}
+    same, same_queries = stored.same(judged), asked.same(known.values())
+    ignored = copies_by_query({q: grades for part in qrels.values() for q, grades in part.items()}, same)
+    selves = {key for part in graded.values() for key in own_documents(found, part)} & own
+    themselves = {known[key]: found[key] for key in selves}
+    for query, document in themselves.items():
+        ignored.setdefault(query, {})[document] = 1
+    rows = list(known.values())
+    in_memory = 4 * len(stored) * stored.shape[1] <= _IN_MEMORY
+    vectors = Vectors(
+        rows,
+        torch.from_numpy(asked[rows]),
+        range(len(stored)),
+        stored.all if in_memory else stored,
+        ignored,
+        themselves,
+        seed,
+    )
+    # Where texts are compared, those of equal vectors are equal.
+    texts = {key: str(rows[0]) for key, rows in same.items()}
+    return vectors, RetrievalData({key: str(rows[0]) for key, rows in same_queries.items()}, texts, qrels)
+
+
+def _graded(relevant: Relevant, name: str) -> dict[Any, dict[Any, int]]:
+    """Query to document to grade, of either form."""
+    if not isinstance(relevant, Mapping) or not relevant:
+        raise TypeError(f"{name} must map queries to their relevant documents, and not be {relevant!r:.80}.")
+    found: dict[Any, dict[Any, int]] = {}
+    for query, documents in relevant.items():
+        try:
+            if isinstance(documents, str | bytes):
+                raise TypeError
+            grades = documents.items() if isinstance(documents, Mapping) else [(key, 1) for key in documents]
+            found[query] = {key: whole_number(grade) for key, grade in grades}
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"{name}[{query!r:.80}] is {documents!r:.80}: give a list of documents, or a mapping of documents to "
+                "grades that are whole numbers."
+            ) from error
+        if not any(grade > 0 for grade in found[query].values()):
+            raise ValueError(f"{name}[{query!r:.80}] has no document that is relevant: leave it out.")
+    return found
+
+
+def _rows(ids: Ids | None, count: int, name: str, wanted: set[Any], also: set[Any] | None = None) -> dict[Any, Any]:
+    """The rows of wanted ids, and of others where they are there; a dict of all ids would take gigabytes."""
+    # Rows are numbers, and stand where ids of texts would.
+    if ids is None:
+        missing = [key for key in wanted if not isinstance(key, int | np.integer) or not 0 <= key < count]
+        if missing:
+            raise ValueError(
+                f"{missing[0]!r:.80} is no row: without {name}, these are named by their rows, from 0 to {count - 1:,}."
+            )
+        return {key: int(key) for key in sorted(wanted)}
+    if len(ids) != count:
+        raise ValueError(f"{name} has {len(ids):,} ids for {counted(count, 'vector')}.")
+    among = wanted | (also or set())
+    found: dict[Any, Any] = {}
+    for row, key in enumerate(ids.tolist() if isinstance(ids, np.ndarray) else ids):
+        if key in among and found.setdefault(key, row) != row:
+            raise ValueError(f"{name} has {key!r:.80} twice, in rows {found[key]:,} and {row:,}.")
+    if missing := [key for key in wanted if key not in found]:
+        raise ValueError(
+            f"{counted(len(missing), 'judged id is', 'judged ids are')} not in {name}: {missing[0]!r:.80} is the first."
+        )
+    return found

@@ -1,0 +1,21 @@
+"""A model behind ``/v1/embeddings``, and whether a running server gives the vectors of a model.
+
+``endpoint`` (the ASGI app, extra ``serve``) answers requests in the form that ``openai_form`` checks, with vectors that
+``batches`` encodes; ``against`` compares a server with a model, asking it through ``embedding_client``.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from st_asym.serving.against import ServedSide, ServerComparison, compare_with_server
+    from st_asym.serving.endpoint import app
+
+__all__ = ["app", "compare_with_server", "ServerComparison", "ServedSide"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load it when it is asked for: a comparison needs no web framework."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{'endpoint' if name == 'app' else 'against'}"), name)

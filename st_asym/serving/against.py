@@ -1,0 +1,254 @@
+"""Whether a running server gives the vectors of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Router
+
+from st_asym.export.export_side import TEXTS, side_vectors
+from st_asym.heads.anatomy import Side, public_name, side_prompt
+from st_asym.heads.model import load_encoder
+from st_asym.serving.embedding_client import EmbeddingServer, TextRefusedError, Vectors, name_of_side
+
+# 1 - cosine of two vectors of one text. Up to the first, nothing but the order of sums differs; up to the second, the
+# server computes in half precision.
+_SAME, _NEARLY = 1e-5, 1e-3
+_LENGTH = 0.01
+_RECOGNISED = 0.5
+_OTHER: dict[Side, Side] = {"query": "document", "document": "query"}
+
+Head = Literal["own", "other", "none"]
+
+
+@dataclass(frozen=True)
+class ServedSide:
+    """What a server gives for the texts of one side.
+
+    Attributes:
+        side: Which side.
+        model: The name that the server was asked for.
+        cosine: Lowest cosine of a vector of the server and the model's; NaN where they differ in length.
+        mistakes: What is wrong and what to do, by ``"other head"``, ``"no head"``, ``"no prompt"``, ``"other prompt"``,
+            ``"length of texts"``, ``"other encoder"`` or ``"not normalised"``; empty if all is right.
+    """
+
+    side: Side
+    model: str
+    cosine: float
+    mistakes: dict[str, str]
+
+    def __str__(self) -> str:
+        """In one line for each mistake."""
+        if self.mistakes:
+            return "\n".join(f"{self.side} ({self.model}): {name}. {text}" for name, text in self.mistakes.items())
+        return f"{self.side} ({self.model}): right, lowest cosine {self.cosine:.6f}"
+
+
+@dataclass(frozen=True)
+class ServerComparison:
+    """What :func:`compare_with_server` found.
+
+    Attributes:
+        url: The server.
+        sides: What it gives for each side that was asked for.
+    """
+
+    url: str
+    sides: dict[Side, ServedSide] = field(default_factory=dict)
+
+    @property
+    def right(self) -> bool:
+        """Whether all vectors are those of the model."""
+        return not any(found.mistakes for found in self.sides.values())
+
+    def __str__(self) -> str:
+        """A first line that says whether it is right, then one for each side and mistake."""
+        first = f"{self.url} {'gives' if self.right else 'does not give'} the vectors of the model."
+        return "\n".join([first, *map(str, self.sides.values())])
+
+
+def compare_with_server(
+    model: SentenceTransformer | str | PathLike[str],
+    url: str,
+    *,
+    sides: Sequence[Side] = ("query", "document"),
+    query_model: str | None = None,
+    document_model: str | None = None,
+    texts: Sequence[str] = TEXTS,
+) -> ServerComparison:
+    """Ask a running server for vectors of a few texts and say whether they are those of a model.
+
+    It may be anything with ``/v1/embeddings`` (``st-asym serve``, vLLM, Infinity, Ollama) or Text Embeddings
+    Inference's ``/embed``. It is asked as any client asks it, for the bare texts. If its vectors are not right, they
+    are compared with those that come of the usual mistakes: through the head of the other side, or none; with the
+    prompt of the other side, none, or twice its own. What remains is another prompt or another encoder.
+
+    Args:
+        model: What should be served, with both sides; or its Hub id or path.
+        url: Of the server, with or without ``/v1``.
+        sides: Which sides it has.
+        query_model: What the server calls the model for queries. If None, the one model that it lists, that whose name
+            ends in ``query``, or ``NAME-query`` where it lists none.
+        document_model: The same for documents.
+        texts: What to ask for.
+
+    Raises:
+        OSError: The model cannot be read, or the server cannot be reached.
+        ValueError: The server answers with an error, or lists several models of which any could be meant.
+
+    Example:
+        >>> print(compare_with_server("fitted-model", "http://127.0.0.1:8000"))  # doctest: +SKIP
+        http://127.0.0.1:8000 gives the vectors of the model.
+        query (fitted-model-query): right, lowest cosine 1.000000
+        document (fitted-model-document): right, lowest cosine 1.000000
+    """
+    if not sides or not set(sides) <= set(_OTHER):
+        raise ValueError(f"sides must name 'query', 'document' or both, got {sides!r}.")
+    server = EmbeddingServer(url)
+    name = "model" if isinstance(model, SentenceTransformer) else public_name(model)
+    wanted = {"query": query_model, "document": document_model}
+    listed = server.model_names() if any(wanted[side] is None for side in sides) else []
+    names = {side: wanted[side] or name_of_side(listed, side, f"{name}-{side}") for side in sides}
+    served = {side: _served(server, texts, names[side]) for side in sides}
+    loaded = model if isinstance(model, SentenceTransformer) else load_encoder(model)
+    return ServerComparison(url, {side: _compared(loaded, side, names[side], *served[side]) for side in sides})
+
+
+def _served(server: EmbeddingServer, texts: Sequence[str], name: str) -> tuple[Vectors, list[str], str]:
+    """Vectors of the texts that the server takes, these texts, and what it says where the longest is too long."""
+    try:
+        return server.vectors(texts, name), list(texts), ""
+    except TextRefusedError as error:
+        longest = max(texts, key=len)
+        shorter = [text for text in texts if text != longest]
+        if not shorter:
+            raise
+        return server.vectors(shorter, name), shorter, f"A text of {len(longest)} characters is refused ({error}). "
+
+
+def _compared(
+    model: SentenceTransformer, side: Side, name: str, served: Vectors, texts: Sequence[str], refused: str
+) -> ServedSide:
+    right = side_vectors(model, side, texts).astype(np.float64)
+    distances = _distances(served, right)
+    mistakes = _mistake(model, side, served, right, texts) if distances.max() > _SAME else {}
+    if refused:
+        limit = f"The model cuts texts off at {model.max_seq_length} tokens: let the server or the client do so too."
+        mistakes["length of texts"] = refused + limit
+    lengths = np.linalg.norm(served, axis=1) / np.maximum(np.linalg.norm(right, axis=1), np.finfo(np.float64).tiny)
+    if np.abs(lengths - 1).max() > _LENGTH and "other encoder" not in mistakes:
+        mistakes["not normalised"] = (
+            f"The server's vectors are {lengths.min():.3g} to {lengths.max():.3g} times as long as the model's. Let "
+            "the server normalise, or the client, or let the index compare by cosine and not by inner product."
+        )
+    cosine = float(1 - distances.max()) if served.shape == right.shape else float("nan")
+    return ServedSide(side, name, cosine, mistakes)
+
+
+def _mistake(
+    model: SentenceTransformer, side: Side, served: Vectors, right: Vectors, texts: Sequence[str]
+) -> dict[str, str]:
+    """The mistake whose vectors are nearest to the server's; none if that is what is right, in half precision."""
+    own = side_prompt(model, side)
+    nearest: tuple[Head, str] = ("own", own)
+    vectors, best = right, _distances(served, right)
+    for head, prompt, wrong in _wrong_vectors(model, side, texts):
+        distances = _distances(served, wrong)
+        if np.median(distances) < np.median(best) and _distances(wrong, right).max() > _SAME:
+            nearest, vectors, best = (head, prompt), wrong, distances
+    if best.max() <= _NEARLY:
+        return _named(model, side, *nearest)
+    lengths = np.array([len(text) for text in texts])
+    if np.median(best) <= _NEARLY and lengths[best <= _NEARLY].max() < lengths[best > _NEARLY].min():
+        long = "Short texts have the right vectors, long ones have not: the server cuts them off elsewhere. "
+        limit = f"Let it read {model.max_seq_length} tokens, as the model does."
+        return {**_named(model, side, *nearest), "length of texts": long + limit}
+    if served.shape[1] != vectors.shape[1]:
+        return {"other encoder": f"Vectors have {served.shape[1]} numbers, and the model's {right.shape[1]}. {_SERVE}"}
+    # Of the same encoder, a text stays more like itself than like the others, whatever is put in front of it.
+    alike = _unit(served) @ _unit(vectors).T
+    recognised = float((alike.argmax(axis=1) == np.arange(len(alike))).mean())
+    if recognised < _RECOGNISED and np.diag(alike).mean() < _RECOGNISED:
+        return {"other encoder": f"Nothing is alike: the mean cosine is {np.diag(alike).mean():.2f}. {_SERVE}"}
+    named = "".join(text + " " for text in _named(model, side, nearest[0], own).values())
+    return {
+        "other prompt": f"{named}Texts are recognised and their vectors differ (lowest cosine {1 - best.max():.3f}): "
+        f"something else than {own!r} is in front of them, or the weights are of another training, or in 8 bits."
+    }
+
+
+_SERVE = "Serve this model, or name the one that is served."
+
+
+def _named(model: SentenceTransformer, side: Side, head: Head, prompt: str) -> dict[str, str]:
+    """In words, a mistake of the head, of the prompt, or of both."""
+    other, own = _OTHER[side], side_prompt(model, side)
+    found: dict[str, str] = {}
+    if head == "other":
+        found["other head"] = (
+            f"These are {other} vectors: {side} texts must go to the model of the {side} side. With a server that "
+            f"knows no sides, serve st-asym export --side {side} beside it."
+        )
+    elif head == "none":
+        found["no head"] = (
+            f"These are the encoder's own vectors: the server leaves out the head, or gives the {other} side, if that "
+            f"has none. Serve st-asym export --side {side} (--format onnx for servers that know no hidden layer), or "
+            "use st-asym serve."
+        )
+    if prompt == own or (head == "other" and prompt == side_prompt(model, other)):
+        return found
+    put = f"put {own!r} in front of each text (Text Embeddings Inference: --default-prompt-name {side})"
+    if not prompt:
+        found["no prompt"] = f"The server adds no prompt: {put}."
+    elif prompt == own + own:
+        found["other prompt"] = f"{own!r} is in front of each text twice: let only the server or the client add it."
+    else:
+        found["other prompt"] = f"{prompt!r} is in front of each text" + (
+            f": {put} instead." if own else f", and {side} texts have no prompt: leave it out."
+        )
+    return found
+
+
+def _wrong_vectors(model: SentenceTransformer, side: Side, texts: Sequence[str]) -> Iterator[tuple[Head, str, Vectors]]:
+    """Vectors of the usual mistakes, the simplest first: which head, which prompt, and what comes of them."""
+    own, other = side_prompt(model, side), side_prompt(model, _OTHER[side])
+    for prompt in dict.fromkeys((own, other, "", own + own)):
+        for head, module, task in _heads(model, side):
+            found = module.encode(
+                list(texts), prompt=prompt, task=task, convert_to_tensor=True, show_progress_bar=False
+            )
+            vectors = found.to(device="cpu", dtype=torch.float64).numpy()
+            if np.isfinite(vectors).all():
+                yield head, prompt, vectors
+
+
+def _heads(model: SentenceTransformer, side: Side) -> Iterator[tuple[Head, SentenceTransformer, Side]]:
+    """The model itself, what stays of it where a server knows no Router or no Dense, and the other side."""
+    yield "own", model, side
+    modules: list[Any] = list(model.children())
+    cuts = [next((i for i, m in enumerate(modules) if isinstance(m, kind)), None) for kind in (Router, Dense)]
+    for cut in dict.fromkeys(cuts):
+        if cut:  # a Router in front of everything leaves no encoder
+            yield "none", SentenceTransformer(modules=modules[:cut], device=str(model.device)), side
+    yield "other", model, _OTHER[side]
+
+
+def _unit(vectors: Vectors) -> Vectors:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    units: Vectors = vectors / np.maximum(lengths, np.finfo(np.float64).tiny)
+    return units
+
+
+def _distances(a: Vectors, b: Vectors) -> Vectors:
+    """1 - cosine of each two vectors, shape ``(n,)``; infinite where they differ in length."""
+    if a.shape != b.shape:
+        return np.full(len(a), np.inf)
+    distances: Vectors = 1 - (_unit(a) * _unit(b)).sum(axis=1)
+    return distances

@@ -1,0 +1,260 @@
+"""Vectors of any source, with ids or rows, become heads by the gate of ``fit``, or are left alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pytest
+import torch
+from fitting_helpers import DIMENSION, QUICK, rotated
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Normalize
+
+from st_asym import Heads, attach_heads, fit, fit_vectors, verify
+from st_asym.data import RetrievalData
+from st_asym.fitting.stored_vectors import UnitRows
+from st_asym.losses.documents import Relevance
+
+COUNT = 60
+# The closed forms and one that trains.
+FEW = replace(QUICK, sides="both", init="pairs", contrastive="in-batch")
+
+
+@pytest.fixture
+def pairs() -> tuple[Any, Any]:
+    """Queries, and documents that are their vectors turned: row i answers row i."""
+    encoder, data = rotated(COUNT)
+    return tuple(encoder.encode(list(texts.values())) for texts in (data.queries, data.corpus))
+
+
+RELEVANT = {row: [row] for row in range(COUNT)}
+
+
+def quick(queries: Any, documents: Any, relevant: Any = RELEVANT, **options: Any) -> Any:
+    return fit_vectors(queries, documents, relevant, **{"settings": FEW, "show_progress_bar": False, **options})
+
+
+def found_at_once(heads: Heads, queries: Any, documents: Any) -> float:
+    nearest = (heads.query(queries) @ heads.document(documents).T).argmax(axis=1)
+    return float((nearest == np.arange(len(queries))).mean())
+
+
+def test_they_are_fitted_kept_saved_and_applied(pairs: Any, tmp_path: Path) -> None:
+    queries, documents = pairs
+    result = quick(queries, documents)
+    assert result.report.first_line.startswith("Trained heads are kept: nDCG@10 of held-out queries +")
+    assert "to the untouched vectors" in result.report.first_line
+    assert "encode" not in str(result.report)
+    assert found_at_once(result.heads, queries, documents) > found_at_once(Heads(DIMENSION), queries, documents) + 0.2
+    heads = Heads.load(result.save(tmp_path / "heads"))
+    assert np.array_equal(heads.query(queries), result.heads.query(queries))
+    # Their length does not matter, in training nor afterwards.
+    np.testing.assert_allclose(heads.query(7 * queries), heads.query(queries), atol=1e-6)
+    again = quick(queries * np.linspace(1, 9, COUNT)[:, None].astype(np.float32), 3 * documents)
+    np.testing.assert_allclose(again.heads.query(queries), heads.query(queries), atol=1e-4)
+
+
+def test_the_decision_is_that_of_fit(tmp_path: Path) -> None:
+    encoder, data = rotated(COUNT)
+    model = SentenceTransformer(modules=[*encoder, Normalize()], device="cpu")
+    # In the order of rows, also where ids are sorted.
+    queries, corpus = ({f"{key[0]}{int(key[1:]):02}": key for key in texts} for texts in (data.queries, data.corpus))
+    relevant = {query: {document: 1} for query, document in zip(queries, corpus, strict=True)}
+    renamed = RetrievalData(queries, corpus, {"train": relevant})
+    options: Any = {"settings": FEW, "show_progress_bar": False}
+    with_texts = fit(model, renamed, output_dir=tmp_path / "model", cache=tmp_path / "cache", **options)
+    arrays = [model.encode(list(texts.values())) for texts in (queries, corpus)]
+    result = quick(*arrays, relevant, query_ids=list(queries), document_ids=np.array(list(corpus)))
+    assert result.report.chosen is not None
+    assert with_texts.report.chosen is not None
+    assert result.report.chosen.choice == with_texts.report.chosen.choice
+    assert result.report.chosen.gain == pytest.approx(with_texts.report.chosen.gain, abs=1e-6)
+    expected = with_texts.model.encode_query(list(queries.values()))
+    np.testing.assert_allclose(result.heads.query(arrays[0]), expected, atol=1e-4)
+
+
+def test_what_cannot_be_learnt_leaves_the_vectors_alone(pairs: Any, tmp_path: Path) -> None:
+    queries, documents = pairs
+    answers = np.random.default_rng(0).permutation(COUNT)
+    result = quick(queries, documents, {row: [int(answers[row])] for row in range(COUNT)})
+    assert result.report.first_line.startswith("No heads are kept, and the vectors are best left as they are: ")
+    assert result.heads.query_layers == result.heads.document_layers == ()
+    np.testing.assert_allclose(
+        result.heads.query(queries), queries / np.linalg.norm(queries, axis=1, keepdims=True), atol=1e-6
+    )
+    with pytest.raises(ValueError, match="No heads were kept"):
+        result.save(tmp_path / "heads")
+
+
+def npy(array: Any, folder: Path) -> Path:
+    np.save(folder / "vectors.npy", array)
+    return folder / "vectors.npy"
+
+
+def mapped(array: Any, folder: Path) -> Any:
+    return np.load(npy(array, folder), mmap_mode="r")
+
+
+def arrow(array: Any) -> Any:
+    return pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(array.ravel()), array.shape[1])
+
+
+SOURCES: dict[str, Any] = {
+    "numpy": lambda array, _: array,
+    "memmap": mapped,
+    "path": npy,
+    "text path": lambda array, folder: str(npy(array, folder)),
+    "torch": lambda array, _: torch.from_numpy(array).requires_grad_(),
+    "Arrow": lambda array, _: arrow(array),
+    "slice of Arrow": lambda array, _: arrow(np.concatenate([array[:3], array]))[3:],
+    "chunked Arrow": lambda array, _: pyarrow.chunked_array([arrow(array[:7]), arrow(array[7:])]),
+    "column": lambda array, _: pyarrow.table({"v": pyarrow.chunked_array([arrow(array)])})["v"],
+    "float64": lambda array, _: array.astype(np.float64),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_source_is_read_as_it_is(source: str, tmp_path: Path) -> None:
+    array = np.random.default_rng(0).standard_normal((20, DIMENSION)).astype(np.float32)
+    rows = UnitRows(SOURCES[source](array, tmp_path), "documents")
+    rows.check()
+    assert rows.shape == array.shape
+    unit = array / np.linalg.norm(array, axis=1, keepdims=True)
+    np.testing.assert_allclose(rows[[3, 1]], unit[[3, 1]], atol=1e-6)
+    np.testing.assert_allclose(rows[2:5], unit[2:5], atol=1e-6)
+    np.testing.assert_allclose(rows.all.numpy(), unit, atol=1e-6)
+
+
+@pytest.mark.parametrize("contrastive", ["corpus", "in-batch"])
+def test_documents_on_disk_give_what_documents_in_memory_give(
+    pairs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contrastive: Any
+) -> None:
+    queries, documents = pairs
+    settings = replace(FEW, contrastive=contrastive)
+    monkeypatch.setattr("st_asym.fitting.stored_vectors._AT_ONCE", 7 * DIMENSION)
+    monkeypatch.setattr("st_asym.fitting.candidates._DOCUMENTS_PER_STEP", 16)
+    monkeypatch.setattr("st_asym.fitting.vectors._SEARCHED", 30)
+    in_memory = quick(queries, documents, settings=settings)
+    monkeypatch.setattr("st_asym.fitting.fit_vectors._IN_MEMORY", 0)
+    on_disk = quick(queries, npy(documents, tmp_path), settings=settings)
+    assert on_disk.report.evidence == in_memory.report.evidence
+    assert np.array_equal(on_disk.heads.document(documents), in_memory.heads.document(documents))
+
+
+def test_hard_negatives_are_searched_in_stretches(pairs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(FEW, hard_negatives=2)
+    whole = quick(*pairs, settings=settings)
+    monkeypatch.setattr("st_asym.fitting.vectors._PORTION", 7)
+    parts = quick(*pairs, settings=settings)
+    assert np.array_equal(whole.heads.query(pairs[0]), parts.heads.query(pairs[0]))
+
+
+def test_dev_queries_are_judged_on_and_not_trained_on(pairs: Any) -> None:
+    queries, documents = pairs
+    train, dev = ({row: {row: 2} for row in RELEVANT if (row % 3 == 0) is judged} for judged in (False, True))
+    report = quick(queries, documents, train, dev=dev).report
+    assert report.counts == {"documents": COUNT, "train": 40, "dev": 20}
+    assert {one.seen.queries + one.unseen.queries for one in report.evidence} == {20}
+    with pytest.raises(ValueError, match=r"1 query is in relevant and in dev: 1"):
+        quick(queries, documents, train, dev={1: [1]})
+
+
+def test_equal_vectors_are_one_document_and_own_documents_no_results(pairs: Any) -> None:
+    from st_asym.fitting.fit_vectors import _read
+
+    queries, documents = pairs
+    twins = np.concatenate([documents, documents[[4, 9, 4]]])
+    ids = [f"d{row}" for row in range(COUNT)] + ["a", "b", "q7"]
+    vectors, data = _read(
+        queries, twins, {f"q{row}": [f"d{row}"] for row in range(COUNT)}, None,
+        [f"q{row}" for row in range(COUNT)], ids, 0,
+    )  # fmt: skip
+    assert vectors.no_negatives == {4: {60: 1, 62: 1}, 7: {62: 1}, 9: {61: 1}}
+    assert vectors.own == {7: 62}
+    assert data.corpus[4] == "4"  # type: ignore[index]
+    twice = np.concatenate([queries, queries[:1]])
+    _, data = _read(twice, documents, {0: [0], COUNT: [1]}, None, None, None, 0)
+    assert len(set(data.queries.values())) == 1
+
+
+def spoilt(array: Any, row: int, value: float) -> Any:
+    array = array.copy()
+    array[row] = value
+    return array
+
+
+def with_null(array: Any) -> Any:
+    values = array.ravel().tolist()
+    values[2 * DIMENSION] = None
+    return pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(values, pyarrow.float32()), DIMENSION)
+
+
+WRONG: dict[str, tuple[Any, type[Exception], str]] = {
+    "nan": (lambda q, d: (q, spoilt(d, 5, np.nan), RELEVANT), ValueError, "Row 5 of documents is not finite"),
+    "zero": (lambda q, d: (spoilt(q, 3, 0), d, RELEVANT), ValueError, "Row 3 of queries is zero"),
+    "dimensions": (lambda q, d: (q[:, :8], d, RELEVANT), ValueError, "queries have 8 dimensions and documents 12"),
+    "flat": (lambda q, d: (q[0], d, RELEVANT), ValueError, r"one vector a row, not \(12,\)"),
+    "empty": (lambda q, d: (q, d[:0], RELEVANT), ValueError, r"not \(0, 12\)"),
+    "int8": (lambda q, d: (q, d.astype(np.int8), RELEVANT), TypeError, "documents must hold float16"),
+    "lists": (lambda q, d: (q.tolist(), d, RELEVANT), TypeError, "queries must be an array of shape"),
+    "path": (lambda q, _: (q, "vectors.parquet", RELEVANT), ValueError, r"only .npy files"),
+    "no file": (lambda q, _: (q, "nowhere.npy", RELEVANT), FileNotFoundError, "nowhere.npy"),
+    "null": (lambda q, d: (q, with_null(d), RELEVANT), ValueError, "Row 2 of documents has a missing value"),
+    "list array": (lambda q, _: (q, pyarrow.array([[1.0]]), RELEVANT), TypeError, "fixed-size lists, not of list"),
+    "row": (lambda q, d: (q, d, {0: [60]}), ValueError, "60 is no row: without document_ids, .* from 0 to 59"),
+    "negative row": (lambda q, d: (q, d, {-1: [0]}), ValueError, "-1 is no row: without query_ids"),
+    "text row": (lambda q, d: (q, d, {"q1": [0]}), ValueError, "'q1' is no row"),
+    "no mapping": (lambda q, d: (q, d, [(0, 0)]), TypeError, "relevant must map queries"),
+    "one document": (lambda q, d: (q, d, {0: 3}), TypeError, r"relevant\[0\] is 3: give a list"),
+    "one text": (lambda q, d: (q, d, {0: "d3"}), TypeError, r"relevant\[0\] is 'd3': give a list"),
+    "half a grade": (lambda q, d: (q, d, {0: {3: 0.5}}), TypeError, "whole numbers"),
+    "nothing relevant": (lambda q, d: (q, d, {0: {3: 0}}), ValueError, r"relevant\[0\] has no document"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_wrong_is_named(wrong: str, pairs: Any) -> None:
+    arguments, kind, message = WRONG[wrong]
+    with pytest.raises(kind, match=message):
+        quick(*arguments(*pairs))
+
+
+def test_ids_that_do_not_fit_are_named(pairs: Any) -> None:
+    names = [f"d{row}" for row in range(COUNT)]
+    relevant = {row: [f"d{row}"] for row in range(COUNT)}
+    with pytest.raises(ValueError, match=r"document_ids has 59 ids for 60 vectors"):
+        quick(*pairs, relevant, document_ids=names[1:])
+    with pytest.raises(ValueError, match=r"document_ids has 'd1' twice, in rows 1 and 5"):
+        quick(*pairs, relevant, document_ids=[*names[:5], "d1", *names[6:]])
+    with pytest.raises(ValueError, match=r"1 judged id is not in document_ids: 'd99' is the first"):
+        quick(*pairs, {**relevant, 0: ["d99"]}, document_ids=names)
+    with pytest.raises(ValueError, match=r"Row 2 of documents \('d2'\) is not finite"):
+        quick(pairs[0], spoilt(pairs[1], 2, np.inf), relevant, document_ids=names)
+
+
+def test_ids_of_ten_million_rows_are_no_lists() -> None:
+    relevance = Relevance({0: [9_999_999]}, range(10_000_000), {0: [3, -1]})  # type: ignore[arg-type, dict-item, list-item]
+    assert relevance.of(torch.tensor([0])).columns.tolist() == [9_999_999, 3]
+
+
+def test_saved_with_their_encoder_they_are_attached_to_it_and_to_no_other(tmp_path: Path) -> None:
+    encoder, data = rotated(COUNT)
+    model = SentenceTransformer(modules=[*encoder, Normalize()], device="cpu", prompts={"query": ""})
+    queries, documents = (model.encode(list(texts.values())) for texts in (data.queries, data.corpus))
+    result = quick(queries, documents)
+    path = result.save(tmp_path / "heads")
+    assert verify(path).kind == "heads"
+    with pytest.raises(ValueError, match=r"were fitted on vectors, and do not say by which encoder"):
+        attach_heads(model, path)
+    with pytest.raises(ValueError, match="does not end in a Normalize"):
+        result.save(path, encoder=encoder)
+    attached = attach_heads(model, result.save(path, encoder=model))
+    texts = list(data.queries.values())
+    np.testing.assert_allclose(attached.encode_query(texts), result.heads.query(queries), atol=1e-6)
+    other = SentenceTransformer(modules=[*rotated(COUNT, seed=1)[0], Normalize()], device="cpu")
+    with pytest.raises(ValueError, match="another encoder"):
+        attach_heads(other, path)

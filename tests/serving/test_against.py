@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import http.server
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from serving_helpers import model_with_random_heads
+from st_asym.export.agreement import TEXTS
+from typer.testing import CliRunner
+
+from st_asym.cli import app
+from st_asym.serving import compare_with_server
+
+Answer = tuple[int, Any]
+Give = Callable[[str, list[str]], Any]
+PROMPTS = {"query": "red ", "document": "big text "}
+NAMES = ["clicks-query", "clicks-document"]
+WORDS = ["red", "head", "small text", "a big document", "frozen encoder learns", "vector", "answers query"]
+WORDS += ["red vector head", "query of the small red document", "learns answers", "text vector", "big red small " * 4]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_bert: Path) -> SentenceTransformer:
+    return model_with_random_heads(tiny_bert, prompts=PROMPTS)
+
+
+@contextmanager
+def server(answer: Callable[[str, Any], Answer]) -> Iterator[str]:
+    """A server whose ``answer`` to a path and a body, None of a GET, is a status and JSON."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            length = int(self.headers.get("Content-Length") or 0)
+            status, found = answer(self.path, json.loads(self.rfile.read(length)) if length else None)
+            body = found if isinstance(found, bytes) else json.dumps(found).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_POST  # noqa: N815
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    listening = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=listening.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{listening.server_port}"
+    finally:
+        listening.shutdown()
+        listening.server_close()
+
+
+def openai(give: Give, names: list[str] | None = None) -> Callable[[str, Any], Answer]:
+    """``/v1/embeddings`` that gives ``give(model name, texts)``, in an order of its own."""
+
+    def answer(path: str, body: Any) -> Answer:
+        if path == "/v1/models" and names is not None:
+            return 200, {"data": [{"id": name} for name in names]}
+        if path != "/v1/embeddings":
+            return 404, {"detail": "Not Found"}
+        vectors = np.asarray(give(body["model"], body["input"])).tolist()
+        rows = [{"index": i, "embedding": vector} for i, vector in enumerate(vectors)]
+        return 200, {"data": rows[::-1]}
+
+    return answer
+
+
+def found(model: SentenceTransformer, give: Give, *sides: Any) -> dict[str, list[str]]:
+    with server(openai(give, NAMES)) as url:
+        compared = compare_with_server(model, url, texts=WORDS, sides=sides or ("query", "document"))
+    assert compared.right == (not any(side.mistakes for side in compared.sides.values()))
+    return {side: list(what.mistakes) for side, what in compared.sides.items()}
+
+
+def rightly(model: SentenceTransformer) -> Give:
+    return lambda name, texts: (model.encode_query if name.endswith("query") else model.encode_document)(texts)
+
+
+def encoded(model: SentenceTransformer, side: str, prompt: str, *, heads: bool = True) -> Give:
+    """Vectors by the head of a side, or none, with a prompt."""
+    used = model if heads else SentenceTransformer(modules=list(model.children())[:3], device="cpu")
+    return lambda _, texts: used.encode([prompt + text for text in texts], prompt="", task=side)
+
+
+def test_a_right_server(model: SentenceTransformer) -> None:
+    with server(openai(rightly(model), NAMES)) as url:
+        for address in (url, url + "/", url + "/v1", url + "/v1/embeddings"):
+            compared = compare_with_server(model, address, texts=WORDS)
+            assert compared.right
+        lines = str(compared).splitlines()
+        assert lines[0].endswith("gives the vectors of the model.")
+        assert lines[1:] == [f"{side} (clicks-{side}): right, lowest cosine 1.000000" for side in PROMPTS]
+
+
+def test_half_precision_is_right(model: SentenceTransformer) -> None:
+    half = lambda name, texts: rightly(model)(name, texts).astype(np.float16)  # noqa: E731
+    assert found(model, half) == {"query": [], "document": []}
+    rounded = lambda name, texts: torch.tensor(rightly(model)(name, texts)).bfloat16().float()  # noqa: E731
+    assert found(model, rounded) == {"query": [], "document": []}
+
+
+def test_each_mistake_is_named(model: SentenceTransformer, tiny_bert: Path) -> None:
+    own, others = PROMPTS["query"], PROMPTS["document"]
+    stranger = model_with_random_heads(tiny_bert, seed=1, prompts=PROMPTS)
+    with torch.no_grad():
+        for parameter in stranger[0].parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    right = encoded(model, "query", own)
+    mistakes: list[tuple[Give, set[str]]] = [
+        (right, set()),
+        (encoded(model, "document", others), {"other head"}),
+        (encoded(model, "document", ""), {"other head", "no prompt"}),
+        (encoded(model, "query", own, heads=False), {"no head"}),
+        (encoded(model, "query", "", heads=False), {"no head", "no prompt"}),
+        (encoded(model, "query", ""), {"no prompt"}),
+        (encoded(model, "query", others), {"other prompt"}),
+        (encoded(model, "query", own + own), {"other prompt"}),
+        (encoded(model, "query", own + "small "), {"other prompt"}),
+        (encoded(stranger, "query", own), {"other encoder"}),
+        (lambda name, texts: right(name, texts)[:, :8], {"other encoder"}),
+        (lambda name, texts: right(name, texts) * 7, {"not normalised"}),
+        (lambda name, texts: encoded(model, "document", others)(name, texts) * 7, {"other head", "not normalised"}),
+        (lambda name, texts: right(name, [text[:35] for text in texts]), {"length of texts"}),
+    ]
+    for give, expected in mistakes:
+        assert set(found(model, give, "query")["query"]) == expected
+
+
+def test_what_to_do_is_said(model: SentenceTransformer) -> None:
+    with server(openai(encoded(model, "document", PROMPTS["document"]), ["only"])) as url:
+        compared = compare_with_server(model, url, texts=WORDS)
+    assert (compared.sides["document"].mistakes, compared.sides["document"].model) == ({}, "only")
+    assert "does not give the vectors" in str(compared).splitlines()[0]
+    assert "query (only): other head. These are document vectors: query texts must go to the model" in str(compared)
+
+
+def test_a_side_without_a_head_and_the_head_that_is_left_out(tiny_encoder: SentenceTransformer) -> None:
+    import st_asym
+
+    model = st_asym.asymmetric_model(tiny_encoder, document=False)
+    with torch.no_grad():
+        for parameter in model[-2].parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    assert found(model, lambda _, texts: model.encode_document(texts)) == {"query": ["no head"], "document": []}
+
+
+def test_embed_of_text_embeddings_inference(model: SentenceTransformer) -> None:
+    asked: list[Any] = []
+
+    def answer(path: str, body: Any) -> Answer:
+        asked.append((path, body))
+        return (200, model.encode_query(body["inputs"]).tolist()) if path == "/embed" else (404, b"")
+
+    with server(answer) as url:
+        for address in (url, url + "/embed"):
+            compared = compare_with_server(model, address, texts=WORDS, sides=["query"])
+            assert compared.right, str(compared)
+    assert asked[-1] == ("/embed", {"inputs": WORDS, "truncate": True})
+
+
+def test_a_server_that_refuses_long_texts(model: SentenceTransformer) -> None:
+    def answer(path: str, body: Any) -> Answer:
+        if body and max(map(len, body["input"])) > 1000:
+            return 400, {"error": {"message": "maximum context length is 32 tokens"}}
+        return openai(rightly(model), NAMES)(path, body)
+
+    with server(answer) as url:
+        compared = compare_with_server(model, url, sides=["query"])
+    ((name, text),) = compared.sides["query"].mistakes.items()
+    assert name == "length of texts"
+    assert "2700 characters is refused" in text and "maximum context length" in text
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "message"),
+    [
+        (lambda *_: (404, b""), ValueError, "/embed answers 404"),
+        (lambda *_: (500, {"error": "no"}), ValueError, 'answers 500: {"error": "no"}'),
+        (lambda *_: (200, b"<html>"), ValueError, "does not answer with JSON"),
+        (lambda *_: (200, {"data": [{"index": 0}]}), ValueError, "no data with an index and an embedding"),
+        (
+            lambda *_: (200, {"data": [{"index": 0, "embedding": [1.0]}]}),
+            ValueError,
+            "should answer with 12 finite",
+        ),
+        (
+            lambda *_: (200, {"data": [{"index": i, "embedding": [float("nan")]} for i in range(12)]}),
+            ValueError,
+            "not finite",
+        ),
+        (openai(lambda *_: [[1.0]], ["a", "b"]), ValueError, "the models a, b: say with --query-model"),
+    ],
+)
+def test_a_server_that_is_none(model: SentenceTransformer, answer: Any, error: type[Exception], message: str) -> None:
+    with server(answer) as url, pytest.raises(error, match=re.escape(message)):
+        compare_with_server(model, url, texts=WORDS)
+
+
+def test_no_server(model: SentenceTransformer) -> None:
+    with pytest.raises(OSError, match="Is the server running"):
+        compare_with_server(model, "http://127.0.0.1:9", texts=WORDS)
+    with pytest.raises(ValueError, match="is no address"):
+        compare_with_server(model, "localhost:8000", texts=WORDS)
+    with pytest.raises(ValueError, match="sides must name"):
+        compare_with_server(model, "http://127.0.0.1:9", sides=["left"])  # type: ignore[list-item]
+
+
+def test_the_command(model: SentenceTransformer, tmp_path: Path) -> None:
+    path = tmp_path / "clicks"
+    model.save_pretrained(str(path))
+
+    def run(*arguments: str) -> Any:
+        return CliRunner().invoke(app, ["verify", str(path), *arguments])
+
+    with server(openai(rightly(model), None)) as url:  # lists no models: NAME-query and NAME-document
+        assert run("--against", url).exit_code == 0
+        swapped = run("--against", url, "--query-model", "document", "--document-model", "query")
+        assert (swapped.exit_code, swapped.stdout.count("other head")) == (1, 2)
+        assert run("--against", url, "--document-model", "query", "--side", "query").exit_code == 0
+    missing = run("--against", url)
+    assert (missing.exit_code, missing.stderr.count("\n")) == (2, 1)
+    assert "add --against" in run("--side", "query").stderr
+    assert len(TEXTS) == 12
