@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from st_asym.cli import options
 
 if TYPE_CHECKING:
-    from st_asym.evaluation.models import Model
+    from st_asym.evaluation import Comparison
+    from st_asym.evaluation.decision import Replacement
+    from st_asym.evaluation.models import Baseline, Model
     from st_asym.heads.model import DType
 
 
@@ -60,6 +62,23 @@ def evaluate(
     results: Annotated[
         Path, typer.Option(help="Without RUN_DIR, folder of scores, which are not computed again.")
     ] = Path("runs/evaluate"),
+    baselines: Annotated[
+        Literal["all", "bm25", "none"] | None,
+        typer.Option(
+            help="Rows of BM25 and of each model with BM25 added (all), of BM25 alone, or none; all if not given, "
+            "where bm25s is installed and no corpus has more than a million documents.",
+            show_default=False,
+        ),
+    ] = None,
+    decide: Annotated[
+        bool,
+        typer.Option(
+            "--decide",
+            help="Of two models: exit with 0 if the second one should replace the first, and with 3 if not. It should "
+            "if its nDCG@10 is higher on queries that neither was trained on, and not significantly lower on those of "
+            "them with seen, or with unseen documents (--train). The first line says so.",
+        ),
+    ] = False,
     json: options.Json = None,
     html: options.Html = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the wide table as Markdown.")] = False,
@@ -71,9 +90,11 @@ def evaluate(
         from st_asym import evaluation
 
         options.check_html(html)
+        if decide and (len(models or []) != 2 or watch):
+            raise ValueError("--decide is between two models on data: name both with --model.")
         paths, chosen = _named(models or [])
         named = _loaded(paths, revision, dtype, trust_remote_code=trust_remote_code)
-        asked: dict[str, Any] = {"cache": cache, "train": train}
+        asked: dict[str, Any] = {"cache": cache, "train": train, "baselines": _baselines(baselines)}
         run, data = _run_and_data(run_or_data or [], on or [], models=bool(named), watch=watch)
         if run is None:
             found = evaluation.evaluate(named, data, results=results, split=split or "test", **asked)
@@ -85,8 +106,33 @@ def evaluate(
         found = replace(found, notes=(*chosen, *found.notes))
         if json is not None:
             found.to_json(json)
+        answer = _answer(found, named, asked=decide) if run is None else None
+    if answer is not None:
+        typer.echo(f"{answer}\n")
     typer.echo(found.to_markdown(wide=True) if markdown else str(found))
     options.write_html(html, found, debug=debug)
+    if decide and not (answer and answer.replaces):
+        raise typer.Exit(3)
+
+
+def _baselines(asked: str | None) -> tuple[Baseline, ...] | None:
+    """What ``--baselines`` names."""
+    chosen: dict[str, tuple[Baseline, ...]] = {"all": ("bm25", "hybrid"), "bm25": ("bm25",), "none": ()}
+    return None if asked is None else chosen[asked]
+
+
+def _answer(found: Comparison, named: dict[str, Model], *, asked: bool) -> Replacement | None:
+    """Whether the second of two models replaces the first, where that is asked, or ``fit`` made both."""
+    from st_asym.evaluation.decision import replacement
+    from st_asym.trust.provenance import made_with_heads
+
+    made = {name: made_with_heads(model) for name, model in named.items()}
+    if not asked and (len(made) != 2 or not all(made.values())):
+        return None
+    known = {name: one.trained_queries for name, one in made.items() if one is not None}
+    unknown = [name for name, queries in known.items() if queries is None or queries.query_digests is None]
+    old, new = named
+    return replacement(found, old, new, unknown=unknown)
 
 
 def _run_and_data(

@@ -18,6 +18,10 @@ from st_asym.data.formats import DOCUMENT_NAMES, GRADE_NAMES, QUERY_NAMES, Row, 
 _TITLED_NAMES = ("document", "passage", "context", "text")
 _NEGATIVE = re.compile(r"neg(ative)?s?(_?\d+)?", re.IGNORECASE)  # negative, negatives, neg, negative_1, ...
 
+# What stands in logs for a grade.
+_CLICK_NAMES = ("clicked", "clicks")
+_YES_NO, _NO = {"true": 1, "false": 0}, ("0", "0.0", "false")
+
 # Share of the queries in each split, where the data come without splits.
 _SPLITS = {"train": 0.7, "dev": 0.1, "test": 0.2}
 
@@ -26,7 +30,8 @@ _EMPTY = ("pair", "with an empty text left out")
 _CONFLICT = ("pair", "given again with another grade; the highest counts")
 _LIST = ("row", "with a list written as text, read as a list")
 _UNCLEAR_LIST = ("row", "with what looks like a list that cannot be read, taken as one text")
-_COUNTED = (_EMPTY, _CONFLICT, _LIST, _UNCLEAR_LIST)
+_NOT_SHOWN = ("pair", "that was neither shown nor clicked left out")
+_COUNTED = (_EMPTY, _NOT_SHOWN, _CONFLICT, _LIST, _UNCLEAR_LIST)
 
 
 def from_pairs(pairs: Iterable[Iterable[str]]) -> RetrievalData:
@@ -89,7 +94,9 @@ def pairs_of_rows(
     """The pairs in rows with named columns, all for training.
 
     A document column may hold one text or a list of them; with ``of_text`` all fields are text, so that a list is one
-    that is written out. ``notes`` are of the reading of the rows, and come first in those of the collection.
+    that is written out. ``notes`` are of the reading of the rows, and come first in those of the collection. Of a log,
+    ``clicked`` (0 or 1) is a grade, and ``clicks``, which are added up where a pair is repeated, are a grade of 1 for
+    one, 2 from 2 on, 3 from 4 on, 4 from 8 on; what was not clicked is judged not relevant, unless ``shown`` is 0.
 
     Raises:
         ValueError: Wrong columns, a row that lacks one, texts that are not strings, or grades that are not whole
@@ -101,7 +108,13 @@ def pairs_of_rows(
         missing = [name for name in (columns.query, columns.document, columns.grade) if name and name not in row]
         if missing:
             raise ValueError(f"{where}: no {' and no '.join(map(repr, missing))}, only {list(row)}.")
-        pairs.add_row(where, row, columns, of_text=of_text)
+        if columns.shown and all(folded(row.get(name or "")) in _NO for name in (columns.shown, columns.grade)):
+            pairs.count(_NOT_SHOWN, where)
+        else:
+            pairs.add_row(where, row, columns, of_text=of_text)
+    if folded(columns.grade) == "clicks":
+        for judged in pairs.qrels.values():
+            judged.update({document: max(0, clicks).bit_length() for document, clicks in judged.items()})
     return pairs.collection()
 
 
@@ -129,6 +142,7 @@ class _PairColumns(NamedTuple):
     document: str
     grade: str | None
     title: str | None
+    shown: str | None
 
 
 def _pair_columns(names: Iterable[str], source: str) -> _PairColumns:
@@ -157,10 +171,13 @@ def _pair_columns(names: Iterable[str], source: str) -> _PairColumns:
             f"{found}: none is the query, and none the document. Name the first one of {', '.join(QUERY_NAMES)}, the "
             f"second one of {', '.join(DOCUMENT_NAMES)}."
         )
-    grade = at_most_one(GRADE_NAMES, "grade")
+    grade = at_most_one(GRADE_NAMES, "grade") or at_most_one(_CLICK_NAMES, "grade")
+    shown = columns.get("shown")
+    if shown is not None and grade is None:
+        raise ValueError(f"{found}: {shown!r} says what was shown, and none what was clicked. Add clicked or clicks.")
     document = only(DOCUMENT_NAMES, "document")
     title = columns.get("title") if folded(document) in _TITLED_NAMES else None
-    return _PairColumns(only(QUERY_NAMES, "query"), document, grade, title)
+    return _PairColumns(only(QUERY_NAMES, "query"), document, grade, title, shown)
 
 
 @dataclass
@@ -181,13 +198,16 @@ class _PairCollector:
     not_text: list[str] = field(default_factory=list)
     not_whole: list[str] = field(default_factory=list)
 
-    def add(self, where: str, query: Any, document: Any, grade: Any = 1) -> None:
-        """Take a pair; what is wrong with it is kept for :meth:`collection`, which counts it."""
+    def add(self, where: str, query: Any, document: Any, grade: Any = 1, *, add_up: bool = False) -> None:
+        """Take a pair; what is wrong with it is kept for :meth:`collection`, which counts it.
+
+        Where a pair is repeated, the highest grade counts; with ``add_up``, their sum.
+        """
         found = Document.of(document) if isinstance(document, Mapping) else None
         document = found.joined if found is not None else document
         for text in (query, document):
             if is_missing(text) or (isinstance(text, str) and not text.strip()):
-                self._count(_EMPTY, where)
+                self.count(_EMPTY, where)
                 return
             if not isinstance(text, str):
                 self.not_text.append(f"{where} ({text!r:.40})")
@@ -202,8 +222,10 @@ class _PairCollector:
         if self.corpus.setdefault(document_id, document) != document:
             self.spelt_otherwise.setdefault(document, where)
         judged = self.qrels.setdefault(query_id, {})
-        if judged.setdefault(document_id, grade) != grade:
-            self._count(_CONFLICT, where)
+        if add_up:
+            judged[document_id] = judged.get(document_id, 0) + grade
+        elif judged.setdefault(document_id, grade) != grade:
+            self.count(_CONFLICT, where)
             judged[document_id] = max(grade, judged[document_id])
 
     def add_row(self, where: str, row: Mapping[str, Any], columns: _PairColumns, *, of_text: bool) -> None:
@@ -212,18 +234,20 @@ class _PairCollector:
         if of_text:
             fields = self._with_lists(where, fields)
         query, grade = row[columns.query], 1 if columns.grade is None else row[columns.grade]
+        grade = _YES_NO.get(folded(grade), grade)
+        add_up = folded(columns.grade) == "clicks"
         title = row.get(columns.title) if columns.title else None
         documents = _listed(fields.pop(columns.document))
         for document in documents:
-            self.add(where, query, _titled(title, document), grade)
+            self.add(where, query, _titled(title, document), grade, add_up=add_up)
         if not documents:
-            self._count(_EMPTY, where)
+            self.count(_EMPTY, where)
         for negatives in fields.values():
             for document in _listed(negatives):
                 if not is_missing(document):  # rows may have fewer negatives than columns
                     self.add(where, query, document, 0)
 
-    def _count(self, what: tuple[str, str], where: str) -> None:
+    def count(self, what: tuple[str, str], where: str) -> None:
         """Remember a place that has one of ``_COUNTED``."""
         self.places.setdefault(what, []).append(where)
 
@@ -231,9 +255,9 @@ class _PairCollector:
         """Fields of text, with a list where one is written out."""
         found = {name: _list_in_text(value) for name, value in fields.items()}
         if any(map(_looks_like_a_list, found.values())):
-            self._count(_UNCLEAR_LIST, where)
+            self.count(_UNCLEAR_LIST, where)
         if any(isinstance(value, list) for value in found.values()):
-            self._count(_LIST, where)
+            self.count(_LIST, where)
         return found
 
     def collection(self) -> RetrievalData:

@@ -48,8 +48,9 @@ class Row:
             ``"not trained on"``, where a model was trained on judged queries.
         compressed: Form to data set, and ``"average"``, to nDCG@10 with compressed vectors.
         verdict: ``"works"``, ``"marginal"`` or ``"fails"``, by the queries that it was not trained on; None for the
-            first system, and where no such queries are left.
+            first system, for baselines, and where no such queries are left.
         next_steps: What the evidence suggests, a sentence each.
+        baseline: Whether it is BM25, or a system with BM25 added; these have no verdict.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Row:
     compressed: dict[str, dict[str, float]] = field(default_factory=dict)
     verdict: str | None = None
     next_steps: tuple[str, ...] = ()
+    baseline: bool = False
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Row:

@@ -19,7 +19,7 @@ Form = str | int
 _RESCORED = 400
 _CHUNK = 65_536
 # MTEB looks up the id of each result by itself, which takes longer than the search; nothing below rank 100 is shown.
-_KEPT = 101
+KEPT = 101
 
 
 def check_forms(forms: tuple[Form, ...], dimension: int | None) -> None:
@@ -73,7 +73,7 @@ class CompressedIndex:
         if top_ranked is not None:
             raise ValueError("Compressed vectors are measured by searching a corpus, not by reranking.")
         queries = self._prepared(embeddings)
-        top_k = min(top_k, _KEPT)
+        top_k = min(top_k, KEPT)
         if self.form != "binary":
             values, positions = nearest(queries, self._stretches(), top_k)
             return values.tolist(), positions.tolist()

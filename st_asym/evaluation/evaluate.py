@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timezone
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from st_asym.cache import EmbeddingCache
 from st_asym.evaluation.comparison import Comparison
 from st_asym.evaluation.models import (
+    Baseline,
     Models,
     System,
     answered_from,
+    fused_name,
     queries_as_documents,
     same_models,
     systems_of,
@@ -29,11 +31,10 @@ from st_asym.evaluation.verdict import Bar, rows_of, scores_by_query
 from st_asym.retrieval.significance import CONFIDENCE, RESAMPLES
 
 if TYPE_CHECKING:
+    from st_asym.evaluation.baselines import Baselines
     from st_asym.evaluation.compressed import Form
     from st_asym.evaluation.seen import Train
     from st_asym.evaluation.tasks import Benchmark, Source
-
-logger = logging.getLogger(__name__)
 
 _PACKAGES = (
     "st_asym",
@@ -56,6 +57,7 @@ def evaluate(
     split: str = "test",
     train: Train | Mapping[str, Train] | None = None,
     compressed: Form | Sequence[Form] = (),
+    baselines: Sequence[Baseline] | None = None,
     at_least: float = 0.035,
     significance: float = 0.05,
     seed: int = 0,
@@ -83,6 +85,10 @@ def evaluate(
             all count, as :func:`st_asym.fit` trains on all; of one that is itself evaluated, those that are not judged.
         compressed: Also evaluate with ``"int8"`` or ``"binary"`` vectors, or with so many dimensions, as
             :class:`st_asym.evaluation.compressed.CompressedIndex` describes.
+        baselines: ``"bm25"`` for a row of BM25, ``"hybrid"`` for a row of each system with BM25 added: the cosine plus
+            a weight times BM25 standardised over the corpus, the weight from 0, .02, .04 and .06 by those queries of
+            the split ``dev`` that the system was not trained on, or .02 without 20 of them. None for both where
+            ``bm25s`` is installed; ``()`` for neither. Both need corpora of at most a million documents.
         at_least: Share of the first row's nDCG@10 that a system must gain to work.
         significance: What its p-value must be below.
         seed: Of the tests' random draws.
@@ -91,7 +97,7 @@ def evaluate(
         The table, with every score of every query.
 
     Raises:
-        ImportError: MTEB is not installed.
+        ImportError: MTEB is not installed, or ``bm25s`` where ``baselines`` are asked for.
         OSError: A data set cannot be read from the Hub.
         TypeError: Not a model, or not a data set.
         ValueError: A data set that cannot be judged or has an unknown name, or a model with vectors that are not
@@ -104,6 +110,7 @@ def evaluate(
         >>> print(comparison)  # doctest: +SKIP
     """
     require_mteb()
+    from st_asym.evaluation.baselines import Baselines
     from st_asym.evaluation.compressed import check_forms
     from st_asym.evaluation.mteb import undisturbed
     from st_asym.evaluation.seen import seen_queries, trained_queries, training_documents
@@ -116,6 +123,7 @@ def evaluate(
         found = benchmarks(tasks, split)
         positives = training_documents(train, found, split)
         systems = systems_of(models)
+        beside = Baselines(baselines, models, split)
         trained, trained_notes = trained_queries(models, found, split)
         text = next((one.data.queries[query] for one in found if one.data for query in one.data.qrels[split]), "text")
         cautions = (*trained_notes, *(note for system in systems for note in queries_as_documents(system, text)))
@@ -129,12 +137,15 @@ def evaluate(
             cache = EmbeddingCache(cache)
         cached = [replace(one, models=tuple(answered_from(cache, model) for model in one.models)) for one in systems]
         store, forms = ResultStore(results), tuple(dict.fromkeys((FULL, *compressed)))
-        measured = [record for one in found for record in _measure(one, cached, forms, store)]
+        measured = [record for one in found for record in _measure(one, cached, forms, store, beside)]
+    rows, measured = beside.among(systems, measured)
+    for own in trained.values():
+        own |= {fused_name(name): queries for name, queries in own.items()}
     first = {one.scores.data: one.scores for one in measured if one.system == systems[0].name and one.form == FULL}
     parts = {data: seen_queries(scores, positives, trained.get(data, {})) for data, scores in first.items()}
     versions = {one.name: one.version for one in found}
     return Comparison(
-        rows=rows_of(systems, measured, parts, bar, seed, trained),
+        rows=rows_of(rows, measured, parts, bar, seed, trained),
         data={
             data: {
                 "split": scores.split,
@@ -153,17 +164,17 @@ def evaluate(
             "confidence": CONFIDENCE,
             "correction": "Benjamini-Hochberg",
         },
-        versions={name: version(name) for name in _PACKAGES},
-        notes=(*cautions, *(note for one in found for note in one.notes), *same_models(systems)),
+        versions={name: version(name) for name in (*_PACKAGES, *(["bm25s"] if len(rows) > len(systems) else []))},
+        notes=(*cautions, *(note for one in found for note in one.notes), *same_models(systems), *beside.notes),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         cautions=cautions,
     )
 
 
 def _measure(
-    benchmark: Benchmark, systems: Sequence[System], forms: Sequence[Form], store: ResultStore
+    benchmark: Benchmark, systems: Sequence[System], forms: Sequence[Form], store: ResultStore, beside: Baselines
 ) -> list[Measurement]:
-    """All models on one data set, as far as its results are not stored yet."""
+    """All models on one data set, and what stands beside them, as far as its results are not stored yet."""
     from st_asym.evaluation.mteb import run
 
     measured = []
@@ -179,12 +190,12 @@ def _measure(
                         "form": str(form),
                         "mteb": version("mteb"),
                     }
-                    found = store.get(key)
-                    if found is None:
-                        logger.info("%s: %s, %s vectors", benchmark.name, system.name, form)
-                        found = run(benchmark, system.name, model, digest, form)
-                        store.put(key, found)
+                    found = store.get_or(
+                        key, f"{system.name}, {form} vectors", partial(run, benchmark, system.name, model, digest, form)
+                    )
                     measured += [Measurement(system.name, number, str(form), scores) for scores in found]
+        documents = max(one.scores.documents for one in measured)
+        measured += beside.measure(benchmark, systems, documents, store)
     finally:
         if benchmark.task.data_loaded:
             benchmark.task.unload_data()

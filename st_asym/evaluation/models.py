@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, Union
+from typing import Any, Literal, TypeAlias, Union
 
 import numpy as np
 import torch
@@ -22,11 +22,17 @@ Model: TypeAlias = Union[SentenceTransformer, str, "os.PathLike[str]"]
 Models: TypeAlias = Mapping[str, Model | Sequence[Model] | Mapping[int, Model]]
 
 UNTOUCHED = "untouched encoder"
+BM25 = "BM25"
+Baseline = Literal["bm25", "hybrid"]
+BASELINES: tuple[Baseline, ...] = ("bm25", "hybrid")
 
 
 @dataclass(frozen=True)
 class System:
-    """One system: one model or one per seed, the seeds where they were given, and a digest of each model."""
+    """One system: one model or one per seed, the seeds where they were given, and a digest of each model.
+
+    A baseline, which is BM25 or a system with BM25 added, has no models of its own here.
+    """
 
     name: str
     models: tuple[SentenceTransformer, ...]
@@ -51,6 +57,23 @@ def systems_of(models: Models) -> list[System]:
             encoder = CachedSentenceTransformer(encoder, first.cache, precision=first.cache_precision)
         found.insert(0, _system(UNTOUCHED, encoder))
     return found
+
+
+def fused_name(name: str) -> str:
+    """The row of a system with BM25 added."""
+    return f"{name} + {BM25}"
+
+
+def with_baselines(systems: Sequence[System], measured: Collection[str]) -> list[System]:
+    """The rows of a table: the first system, BM25, and each system followed by what BM25 makes of it, as measured."""
+    rows: list[System] = []
+    for system in systems:
+        rows.append(system)
+        if BM25 in measured and len(rows) == 1:
+            rows.append(System(BM25, (), None, (BM25,)))
+        if (name := fused_name(system.name)) in measured:
+            rows.append(System(name, (), system.seeds, tuple(f"{digest} + {BM25}" for digest in system.digests)))
+    return rows
 
 
 def models_of(given: Model | Sequence[Model] | Mapping[int, Model]) -> list[Model]:

@@ -51,14 +51,18 @@ def run(benchmark: Benchmark, name: str, model: SentenceTransformer, digest: str
 
     Its vectors are taken as they are (``"full"``) or in a form of :class:`CompressedIndex`. The data stay loaded.
     """
-    encoder: Any = _Encoder(name, model, digest)
+    encoder: Any = Encoder(name, model, digest)
     if form != FULL:
         if model.similarity_fn_name != "cosine":
             raise ValueError(
                 f"{name} compares by {model.similarity_fn_name}; compressed vectors are compared by cosine alone."
             )
         encoder = SearchEncoderWrapper(encoder, index_backend=CompressedIndex(form))
-    batch_size = _CACHED_BATCH if isinstance(model, CachedSentenceTransformer) else _BATCH
+    return measured_by(encoder, benchmark, _CACHED_BATCH if isinstance(model, CachedSentenceTransformer) else _BATCH)
+
+
+def measured_by(searcher: Any, benchmark: Benchmark, batch_size: int = _CACHED_BATCH) -> list[Scores]:
+    """What MTEB measures of something that it can search with; see :func:`run`."""
     options: Any = {"batch_size": batch_size, "show_progress_bar": False}
     task = benchmark.task
     if not task.data_loaded:  # else MTEB would load them, and unload them after each model
@@ -70,13 +74,13 @@ def run(benchmark: Benchmark, name: str, model: SentenceTransformer, digest: str
             ) from error
     task.by_query = {}
     result = mteb.evaluate(
-        encoder, task, cache=None, co2_tracker=False, encode_kwargs=options, show_progress_bar=False
+        searcher, task, cache=None, co2_tracker=False, encode_kwargs=options, show_progress_bar=False
     ).task_results[0]
     means = {(split, part["hf_subset"]): part for split, parts in result.scores.items() for part in parts}
     return [_scores(benchmark, split, subset, means) for split, subset in task.by_query]
 
 
-class _Encoder(SentenceTransformerEncoderWrapper):
+class Encoder(SentenceTransformerEncoderWrapper):
     """MTEB's own wrapper, with the model's digest for its revision and no vector that is not finite."""
 
     def __init__(self, name: str, model: SentenceTransformer, digest: str) -> None:
@@ -89,6 +93,7 @@ class _Encoder(SentenceTransformerEncoderWrapper):
         self.mteb_model_meta = self.mteb_model_meta.model_copy(update={"name": f"st_asym/{name}", "revision": digest})
 
     def encode(self, inputs: Any, *, prompt_type: PromptType | None = None, **kwargs: Any) -> Any:
+        """Vectors of texts, shape ``(n, d)``."""
         vectors = super().encode(inputs, prompt_type=prompt_type, **kwargs)
         check_finite(vectors, self._name, prompt_type.value if prompt_type is not None else "text")
         return vectors

@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,7 +37,7 @@ from st_asym.evaluation.checkpoints import (
 )
 from st_asym.evaluation.comparison import Comparison
 from st_asym.evaluation.evaluate import evaluate, require_mteb
-from st_asym.evaluation.models import Model
+from st_asym.evaluation.models import Baseline, Model
 from st_asym.heads.model import load_encoder
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def evaluate_run(
     cache: EmbeddingCache | str | os.PathLike[str] | None = None,
     split: str | None = None,
     train: Train | None = None,
+    baselines: Sequence[Baseline] | None = None,
 ) -> Comparison:
     """Evaluate the model of a run: its best checkpoint, or, where it names none, what it ended with or saved last.
 
@@ -71,6 +72,7 @@ def evaluate_run(
         cache: As for :func:`st_asym.fit`: None for the one in the cache folder of ``huggingface_hub``.
         split: Of local collections, which queries are judged; None for ``"test"``.
         train: What the run was trained on, as for :func:`st_asym.evaluate`.
+        baselines: As for :func:`st_asym.evaluate`.
 
     Returns:
         The comparison, also in ``RUN_DIR/evaluation/table.json``.
@@ -92,7 +94,7 @@ def evaluate_run(
     folder = Path(run_dir) / EVALUATION_FOLDER
     with _logged(folder):
         logger.info("%s", chosen.why)
-        found = asked.evaluate(chosen.name, chosen.path, open_cache(cache), folder)
+        found = asked.evaluate(chosen.name, chosen.path, open_cache(cache), folder, baselines)
         found = replace(found, notes=(f"Evaluated: {chosen.why}", *found.notes))
         write_text(folder / "table.md", found.to_markdown(wide=True))
         found.to_json(folder / "table.json")
@@ -108,6 +110,7 @@ def follow_run(
     cache: EmbeddingCache | str | os.PathLike[str] | None = None,
     split: str | None = None,
     train: Train | None = None,
+    baselines: Sequence[Baseline] | None = None,
     interval: float = 30.0,
     patience: float = 3600.0,
     tell: Callable[[str], None] | None = None,
@@ -127,6 +130,7 @@ def follow_run(
         cache: See there.
         split: See there.
         train: See there.
+        baselines: See there; checkpoints have none.
         interval: Seconds between looks at the folder.
         patience: Seconds without a new checkpoint after which to stop.
         tell: Is given a line on each checkpoint and on the end; None to log them alone.
@@ -151,7 +155,15 @@ def follow_run(
             logger.info("%s", line)
             if tell is not None:
                 tell(line)
-    return evaluate_run(run_dir, asked.tasks, models=asked.models, cache=cache, split=asked.split, train=asked.train)
+    return evaluate_run(
+        run_dir,
+        asked.tasks,
+        models=asked.models,
+        cache=cache,
+        split=asked.split,
+        train=asked.train,
+        baselines=baselines,
+    )
 
 
 def check_tasks(
@@ -221,8 +233,15 @@ class Asked:
             write_text(file, json.dumps(content, indent=1) + "\n")
         return asked
 
-    def evaluate(self, name: str, model: Model, cache: EmbeddingCache, folder: Path) -> Comparison:
-        """One model of the run, as the last row."""
+    def evaluate(
+        self,
+        name: str,
+        model: Model,
+        cache: EmbeddingCache,
+        folder: Path,
+        baselines: Sequence[Baseline] | None,
+    ) -> Comparison:
+        """One model of the run, as the last row but that with BM25 added."""
         return evaluate(
             {**self.models, name: model},
             self.tasks,
@@ -230,6 +249,7 @@ class Asked:
             results=folder / "results",
             split=self.split,
             train=self.train,
+            baselines=baselines,
         )
 
     def as_json(self, run: Path) -> dict[str, Any] | None:
@@ -310,7 +330,7 @@ def _evaluated(checkpoint: Checkpoint, asked: Asked, cache: EmbeddingCache, fold
     if not isinstance(model, SentenceTransformer):
         return None if model is None else Step.of(checkpoint, model)
     try:
-        return Step.of(checkpoint, asked.evaluate(checkpoint.name, model, cache, folder))
+        return Step.of(checkpoint, asked.evaluate(checkpoint.name, model, cache, folder, ()))
     except ValueError as error:  # the data were read before: it is about this model
         return Step.of(checkpoint, str(error))
 

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +43,7 @@ class Scores:
         by_query: The same for each query, in the order of ``queries``.
         relevant: Query id to the ids of its relevant documents, each with a digest of its text.
         mteb: Everything else that MTEB measured.
+        bm25_weight: How much BM25 counted beside the cosine, where it was added.
     """
 
     benchmark: str
@@ -54,6 +55,7 @@ class Scores:
     by_query: dict[str, tuple[float, ...]]
     relevant: dict[str, dict[str, str]]
     mteb: dict[str, Any] = field(default_factory=dict)
+    bm25_weight: float | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Scores:
@@ -83,6 +85,15 @@ class ResultStore:
 
     def __init__(self, folder: str | os.PathLike[str] | None) -> None:
         self.folder = None if folder is None else Path(folder)
+
+    def get_or(self, key: Mapping[str, str], what: str, measure: Callable[[], Sequence[Scores]]) -> Sequence[Scores]:
+        """The scores under exactly this key; measured, logged and kept where there are none."""
+        found = self.get(key)
+        if found is None:
+            logger.info("%s: %s", key["name"], what)
+            found = list(measure())
+            self.put(key, found)
+        return found
 
     def get(self, key: Mapping[str, str]) -> list[Scores] | None:
         """The scores under exactly this key."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from st_asym.evaluation.comparison import Group, Row, mean
+from st_asym.evaluation.models import BM25, fused_name
 from st_asym.evaluation.scores import FULL, MAIN, METRICS, Measurement, Scores
 from st_asym.retrieval.significance import Difference, Floats, corrected, difference
 
@@ -52,7 +53,7 @@ def rows_of(
     Queries that a system or the first one was trained on (``trained``) are no evidence for its verdict.
     """
     first, *others = (system.name for system in systems)
-    table = _Table(measured, first, seed)
+    table = _Table(measured, first, seed, {system.name for system in systems if not system.models})
     everything = {data: list(range(len(ids))) for data, ids in table.ids.items()}
     groups = {(data, name): table.rows(data, ids) for data, part in parts.items() for name, ids in part.items() if ids}
     # Four families of comparisons, each corrected by itself: a reader looks at averages, at data sets or at groups.
@@ -66,7 +67,24 @@ def rows_of(
         replace(row, difference=total[row.name,], differences={data: single[row.name, data] for data in table.ids})
         for row in rows
     ]
-    return (base, *(_judged(row, evidence.get((row.name,)), bar, base, table) for row in compared))
+    return (
+        base,
+        *(
+            replace(row, baseline=True, next_steps=_on_top(row.name, first, left[row.name,], table))
+            if row.name in table.baselines
+            else _judged(row, evidence.get((row.name,)), bar, base, table)
+            for row in compared
+        ),
+    )
+
+
+def _on_top(name: str, first: str, rows: Rows, table: _Table) -> tuple[str, ...]:
+    """What a system with BM25 added gains over the first one with BM25 added, on queries that it was not trained on."""
+    both = fused_name(first)
+    if name in (BM25, both) or both not in table.baselines or not rows:
+        return ()
+    gain = table.difference(both, name, rows)
+    return (f"{gain}, to {both!r} on {gain.queries:,} queries that neither was trained on.",)
 
 
 def _judged(row: Row, gain: Difference | None, bar: Bar, base: Row, table: _Table) -> Row:
@@ -162,8 +180,8 @@ def _overall(verdict: Verdict, gain: Difference, bar: Bar, *, moved: bool) -> st
 class _Table:
     """Measurements, found by system, data set and form."""
 
-    def __init__(self, measured: Sequence[Measurement], first: str, seed: int) -> None:
-        self._first, self._seed = first, seed
+    def __init__(self, measured: Sequence[Measurement], first: str, seed: int, baselines: Collection[str]) -> None:
+        self._first, self._seed, self.baselines = first, seed, baselines
         # By the queries that it is on: a single data set is also the average, and mostly the evidence.
         self._known: dict[Any, Difference] = {}
         self._runs: dict[tuple[str, str, str], list[Scores]] = {}
@@ -194,7 +212,7 @@ class _Table:
         return found
 
     def differences(self, wanted: Mapping[tuple[str, ...], Rows]) -> dict[tuple[str, ...], Difference]:
-        """A family of differences to the first system, corrected for their number.
+        """A family of differences to the first system, corrected for their number; baselines are one of their own.
 
         Each is wanted under a key that begins with the other system, on these queries of data sets.
         """
@@ -202,12 +220,18 @@ class _Table:
         for key, rows in wanted.items():
             queries = (key[0], tuple((data, tuple(own)) for data, own in rows.items()))
             if queries not in self._known:
-                before = [self.by_query[self._first, data][own] for data, own in rows.items()]
-                after = [self.by_query[key[0], data][own] for data, own in rows.items()]
-                self._known[queries] = difference(before, after, self._seed)
+                self._known[queries] = self.difference(self._first, key[0], rows)
             found[key] = self._known[queries]
-        p_values = corrected([one.p for one in found.values()])
-        return {key: replace(one, p_corrected=p) for (key, one), p in zip(found.items(), p_values, strict=True)}
+        for family in (True, False):
+            keys = [key for key in found if (key[0] in self.baselines) == family]
+            for key, p in zip(keys, corrected([found[key].p for key in keys]), strict=True):
+                found[key] = replace(found[key], p_corrected=p)
+        return found
+
+    def difference(self, before: str, after: str, rows: Rows) -> Difference:
+        """Between two systems, on these queries of data sets."""
+        old, new = ([self.by_query[system, data][own] for data, own in rows.items()] for system in (before, after))
+        return difference(old, new, self._seed)
 
     def mains(self, system: str, form: str = FULL) -> dict[str, list[float]]:
         """Data set to the nDCG@10 of each of the system's models."""
@@ -234,7 +258,7 @@ class _Table:
             by_model["average"] = [mean(own) for own in zip(*by_model.values(), strict=True)]
             spread = {data: float(np.std(own, ddof=1)) for data, own in by_model.items()}
         compressed = {}
-        for form in self._forms:
+        for form in self._forms if system.models else ():
             found = {data: mean(own) for data, own in self.mains(system.name, form).items()}
             compressed[form] = {**found, "average": mean(list(found.values()))}
         return Row(

@@ -30,6 +30,7 @@ from st_asym.data.sources import Corpus, Pairs
 from st_asym.disk.writing import REPORT_FILE, check_place, new_folder
 from st_asym.fitting.candidates import Candidate, candidates
 from st_asym.fitting.gate import decide
+from st_asym.fitting.lexical import bm25_sentence
 from st_asym.fitting.loop import refit
 from st_asym.fitting.rehearsal import cuts, rehearse
 from st_asym.fitting.report import FitReport
@@ -233,6 +234,7 @@ def rehearsed(
             more, report.trials = tune(found, tried, settings, trials)
             tried = [*tried, *more]
     decision = decide(found.judged, unseen, found.finalists)
+    report.bm25 = bm25_sentence(data, parts, found.judged, decision.chosen.choice if decision.chosen else None)
     by_name = {candidate.name: candidate for candidate in tried}
     report.note_rehearsals(found, decision, by_name, parts)
     return None if decision.chosen is None else by_name[decision.chosen.choice.candidate]

@@ -70,6 +70,7 @@ class FitReport:
         refitted: Whether the heads were trained again at the end, on all queries.
         training: The losses of that training by epoch.
         trials: The settings that were tried besides, with the gain of each.
+        bm25: That BM25 alone is better on the held-out queries, in words; empty where it is not, or not known.
         notes: What was left out or changed in the data.
         seconds: What took how long.
         versions: Of the packages.
@@ -96,6 +97,7 @@ class FitReport:
     refitted: bool = False
     training: Sequence[dict[str, float]] = ()
     trials: Sequence[dict[str, Any]] = ()
+    bm25: str = ""
     notes: Sequence[str] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=lambda: {name: version(name) for name in _PACKAGES})
@@ -198,6 +200,7 @@ class FitReport:
         if self.labels != "judged":
             lines.append(f"There were no labels: queries are the documents' own {self.labels}.")
         lines += [*self.notes, ", ".join(f"{name}: {value:.1f} s" for name, value in self.seconds.items())]
+        lines += [self.bm25] if self.bm25 else []
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:

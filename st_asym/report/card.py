@@ -245,8 +245,9 @@ class Own:
         first, *others = comparison.rows
         row = next((row for row in [*others, first] if digest in row.digests), None)
         if row is None:
+            names = [row.name for row in comparison.rows if not row.baseline]
             raise ValueError(
-                f"The comparison has the models {', '.join(repr(row.name) for row in comparison.rows)}, and none of "
+                f"The comparison has the models {', '.join(map(repr, names))}, and none of "
                 "them is this one, by the digest of weights and settings: evaluate this model."
             )
         return cls(comparison, row, row.digests.index(digest), model_fingerprint(without_heads(model)) in first.digests)

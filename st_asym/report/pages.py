@@ -83,7 +83,7 @@ def comparison_page(comparison: Comparison) -> Page:
         Section("Largest gains and losses", _LOOK, tables=_changes(comparison)),
         Section("What was compared", notes=notes, tables=_basis(comparison)),
     ]
-    verdict = "; ".join(f"{row.name}: {row.verdict or 'no verdict'}" for row in others)
+    verdict = "; ".join(f"{row.name}: {row.verdict or 'no verdict'}" for row in others if not row.baseline)
     lead = verdict or f"{first.name}: {first.average[MAIN]:.4f}"
     return Page("Comparison", f"{lead}.", sections, dict(comparison.versions))
 
@@ -92,7 +92,7 @@ def _verdict(row: Row) -> Note:
     words = [f"{row.name}:"]
     if row.difference is not None:
         words.append(f"{Interval.of(row.difference)} points of nDCG@10 on {row.difference.queries:,} queries.")
-    label = f"{(row.verdict or 'no verdict').capitalize()}."
+    label = f"{(row.verdict or ('baseline' if row.baseline else 'no verdict')).capitalize()}."
     return Note(" ".join([*words, *row.next_steps]), row.verdict == "fails", label)
 
 

@@ -115,7 +115,8 @@ def long_tables(comparison: Comparison) -> list[tuple[list[str], Rows]]:
         for row in comparison.rows:
             cells = [row.name, *(_of_data(row, name) for name in names)]
             cells += [_of_group(row, data, group) for data, group in grouped]
-            rows.append([*cells, *(f"{row.compressed[form]['average']:.4f}" for form in forms)])
+            cells += [f"{row.compressed[form]['average']:.4f}" if form in row.compressed else "" for form in forms]
+            rows.append(cells)
         tables.append((header, rows))
     return tables
 

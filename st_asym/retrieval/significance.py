@@ -39,6 +39,13 @@ class Difference:
     p_corrected: float
     queries: int
 
+    def __str__(self) -> str:
+        """``+1.20 points [+0.31, +2.10], p = 0.009``, of which 100 are a score of 1; p is not corrected."""
+        interval = ""
+        if self.low is not None and self.high is not None:
+            interval = f" [{100 * self.low:+.2f}, {100 * self.high:+.2f}]"
+        return f"{100 * self.points:+.2f} points{interval}, p {'< .001' if self.p < 0.001 else f'= {self.p:.3f}'}"
+
 
 def difference(before: Sequence[Floats], after: Sequence[Floats], seed: int = 0) -> Difference:
     """Compare two systems on one or several data sets, each of which counts the same.

@@ -243,7 +243,8 @@ def test_models_are_compared(folder: Path, beir: Path) -> None:
     options = ["-m", f"untouched={folder / 'encoder'}", "-m", f"heads={folder / 'model'}", "--quiet", *places]
     result = CliRunner().invoke(app, ["evaluate", str(beir), *options, "--json", str(folder / "comparison.json")])
     assert result.exit_code == 0, result.output
-    assert [row.name for row in st_asym.Comparison.load(folder / "comparison.json").rows] == ["untouched", "heads"]
+    rows = st_asym.Comparison.load(folder / "comparison.json").rows
+    assert [row.name for row in rows] == ["untouched", "BM25", "untouched + BM25", "heads", "heads + BM25"]
     assert "untouched" in result.stdout
     result = CliRunner().invoke(app, ["evaluate", *options, "--on", str(beir), "--json", str(folder / "on.json")])
     assert result.exit_code == 0, result.output
@@ -253,7 +254,8 @@ def test_models_are_compared(folder: Path, beir: Path) -> None:
     options = ["-m", str(odd), "-m", f"best={odd}", "--quiet", *places]
     result = CliRunner().invoke(app, ["evaluate", str(beir), *options, "--json", str(folder / "comparison.json")])
     assert result.exit_code == 0, result.output
-    names = [row.name for row in st_asym.Comparison.load(folder / "comparison.json").rows]
+    rows = st_asym.Comparison.load(folder / "comparison.json").rows
+    names = [row.name for row in rows if not row.baseline]
     assert names[-2:] == [str(odd), "best"]
     result = CliRunner().invoke(app, ["evaluate", str(beir), "-m", "x=a", "-m", "x=b", *places])
     assert result.exit_code == 2
@@ -304,7 +306,7 @@ def test_fit_ends_with_an_evaluation_that_can_be_asked_for_again(folder: Path, b
         "table.md",
     ]
     found = st_asym.Comparison.load(evaluation / "table.json")
-    assert [row.name for row in found.rows] == ["untouched encoder", "model"]
+    assert [row.name for row in found.rows if not row.baseline] == ["untouched encoder", "model"]
     assert found.queries["beir"]["seen"] == ["q0", "q1", "q2", "q3"]  # the pairs are those of the folder
 
     options = ["--cache", str(folder / "vectors"), "--quiet"]

@@ -51,7 +51,7 @@ def test_scores_are_those_of_the_formula_and_means_are_those_of_mteb(make_encode
 
 def test_the_untouched_encoder_comes_first_where_the_first_model_has_heads(make_encoder: Make) -> None:
     encoder = make_encoder(prompts={"query": "query: ", "document": "text: "})
-    comparison = evaluate({"heads": with_heads(encoder, 1)}, {"tiny": collection()}, results=None)
+    comparison = evaluate({"heads": with_heads(encoder, 1)}, {"tiny": collection()}, results=None, baselines=())
     assert [row.name for row in comparison.rows] == ["untouched encoder", "heads"]
     assert comparison.rows[0].digests == (model_fingerprint(encoder),)
     assert comparison.rows[0].difference is None
@@ -116,13 +116,13 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(make_encoder: Make, resu
     with torch.no_grad():
         weight.fill_(float("nan"))
     with pytest.raises(ValueError, match="bad gives vectors that are not finite for 6 of 6 texts"):
-        evaluate({"good": good, "bad": bad}, {"tiny": data}, results=results)
+        evaluate({"good": good, "bad": bad}, {"tiny": data}, results=results, baselines=())
     kept_files = sorted(results.rglob("*.json"))
     assert len(kept_files) == 2
     stamps = [file.stat().st_mtime_ns for file in kept_files]
     with torch.no_grad():
         weight.copy_(kept)
-    comparison = evaluate({"good": good, "bad": bad}, {"tiny": data}, results=results)
+    comparison = evaluate({"good": good, "bad": bad}, {"tiny": data}, results=results, baselines=())
     assert [file.stat().st_mtime_ns for file in kept_files] == stamps
     assert [row.name for row in comparison.rows] == ["untouched encoder", "good", "bad"]
 
@@ -142,7 +142,7 @@ def test_an_evaluation_that_is_killed_keeps_what_was_done(
 
     monkeypatch.setattr(running.mteb, "evaluate", killed_at_the_second)
     with pytest.raises(KeyboardInterrupt):
-        evaluate({"plain": encoder}, tasks, results=results)
+        evaluate({"plain": encoder}, tasks, results=results, baselines=())
     done.clear()
 
     def counted(model: Any, task: Any, **options: Any) -> Any:
@@ -150,17 +150,17 @@ def test_an_evaluation_that_is_killed_keeps_what_was_done(
         return real(model, task, **options)
 
     monkeypatch.setattr(running.mteb, "evaluate", counted)
-    assert list(evaluate({"plain": encoder}, tasks, results=results).data) == ["one", "two"]
+    assert list(evaluate({"plain": encoder}, tasks, results=results, baselines=()).data) == ["one", "two"]
     assert done == ["two"]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 0, "key": {}, "scores": []}'])
 def test_a_results_file_that_cannot_be_used_is_written_anew(make_encoder: Make, results: Path, content: str) -> None:
     encoder, data = make_encoder(), collection()
-    first = evaluate({"plain": encoder}, {"tiny": data}, results=results)
+    first = evaluate({"plain": encoder}, {"tiny": data}, results=results, baselines=())
     (file,) = results.rglob("*.json")
     file.write_text(content)
-    assert evaluate({"plain": encoder}, {"tiny": data}, results=results).rows == first.rows
+    assert evaluate({"plain": encoder}, {"tiny": data}, results=results, baselines=()).rows == first.rows
     assert json.loads(file.read_text())["format"] == 1
 
 

@@ -103,7 +103,7 @@ def test_a_run_of_the_stock_trainer_gives_its_best_checkpoint(
     value = trainer.state.best_metric
     assert chosen.why == f"{best.name}, the best by eval_dev_cosine_ndcg@10 ({value:.4f})."
 
-    found = evaluate_run(run, [beir], cache=vectors, train=data)
+    found = evaluate_run(run, [beir], cache=vectors, train=data, baselines=())
     assert [row.name for row in found.rows] == ["untouched encoder", best.name]
     scores = found.queries["tiny"]["scores"][best.name]["ndcg@10"][0]
     assert scores == pytest.approx(ndcg_at_10(model, data), abs=1e-6)  # the trainer has loaded the best one
@@ -185,28 +185,28 @@ def test_a_second_evaluation_asks_for_the_same_and_runs_nothing(
     run, name = tmp_path / "run", Path(beir).name
     save(with_heads(make_encoder(), 1), run, 3)
     with pytest.raises(ValueError, match=r"checkpoint-3, the latest of 1.* It was not evaluated before"):
-        evaluate_run(run)
+        evaluate_run(run, baselines=())
     make_encoder().save_pretrained(str(tmp_path / "base"))
     monkeypatch.chdir(tmp_path)
-    first = evaluate_run("run", name, models={"base": "base"}, cache=vectors, train=name)
+    first = evaluate_run("run", name, models={"base": "base"}, cache=vectors, train=name, baselines=())
     asked = (run / "evaluation" / "asked.json").read_text()
     for other in ("{", "[]", '{"of": "another version"}'):
         (run / "evaluation" / "asked.json").write_text(other)
         with pytest.raises(ValueError, match="It was not evaluated before"):
-            evaluate_run("run", cache=vectors)
+            evaluate_run("run", cache=vectors, baselines=())
     (run / "evaluation" / "asked.json").write_text(asked)
     monkeypatch.chdir(run)
     monkeypatch.setattr(running.mteb, "evaluate", refuse)
-    again = evaluate_run(run, cache=vectors)
+    again = evaluate_run(run, cache=vectors, baselines=())
     assert again.rows == first.rows
     assert [row.name for row in again.rows] == ["base", "checkpoint-3"]
     assert set(again["base"].groups["tiny"]) == {"seen", "unseen"}
     monkeypatch.undo()
     other = replace(collection(), qrels={"test": {"q0": {"d3": 1}}})
-    in_memory = evaluate_run(run, {"mine": other}, cache=vectors)  # which nobody can find again
+    in_memory = evaluate_run(run, {"mine": other}, cache=vectors, baselines=())  # which nobody can find again
     assert list(in_memory.data) == ["mine"]
     with pytest.raises(ValueError, match="It was not evaluated before"):
-        evaluate_run(run, cache=vectors)
+        evaluate_run(run, cache=vectors, baselines=())
 
 
 def test_what_fails_is_in_the_log_and_data_are_looked_at_first(
@@ -230,11 +230,11 @@ def test_warnings_still_reach_the_console(
 ) -> None:
     run = tmp_path / "run"
     save(asymmetric_model(make_encoder()), run, 3)
-    evaluate_run(run, [beir], cache=vectors)
+    evaluate_run(run, [beir], cache=vectors, baselines=())
     for file in (run / "evaluation" / "results").rglob("*.json"):
         file.write_text(json.dumps({"format": 0}))
     with caplog.at_level(logging.WARNING):
-        evaluate_run(run, [beir], cache=vectors)
+        evaluate_run(run, [beir], cache=vectors, baselines=())
     assert len(caplog.records) == 2
     assert (run / "evaluation" / "log.txt").read_text().count("cannot be used") == 2
 
@@ -314,7 +314,7 @@ def test_each_checkpoint_is_evaluated_once_until_the_run_ends(
     )
     monkeypatch.setattr(watching.time, "sleep", training)
     lines: list[str] = []
-    found = follow_run(run, [beir], cache=vectors, tell=lines.append)
+    found = follow_run(run, [beir], cache=vectors, tell=lines.append, baselines=())
     assert evaluated == ["untouched encoder", "checkpoint-2", "checkpoint-4", "checkpoint-6"]
     assert not training.steps
     assert [line.partition(":")[0] for line in lines[:3]] == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
@@ -333,7 +333,7 @@ def test_each_checkpoint_is_evaluated_once_until_the_run_ends(
     ]
 
     evaluated.clear()  # started again, with one of them removed
-    again = follow_run(run, [beir], cache=vectors)
+    again = follow_run(run, [beir], cache=vectors, baselines=())
     assert not evaluated
     assert again.rows == found.rows
     assert len(json.loads((run / "evaluation" / "checkpoints.json").read_text())["checkpoints"]) == 3
@@ -355,13 +355,13 @@ def test_a_watch_that_is_interrupted_goes_on(
 
     monkeypatch.setattr(watching.time, "sleep", Training(interrupt))
     with pytest.raises(KeyboardInterrupt):
-        follow_run(run, [beir], cache=vectors)
+        follow_run(run, [beir], cache=vectors, baselines=())
     assert evaluated == ["untouched encoder", "checkpoint-2"]
     assert "KeyboardInterrupt" in (run / "evaluation" / "log.txt").read_text()
     stop = {"TrainerControl": {"args": {"should_training_stop": True}}}  # as by early stopping
     save(with_heads(encoder, 2), run, 4, stateful_callbacks=stop)
     lines: list[str] = []
-    follow_run(run, cache=vectors, tell=lines.append)
+    follow_run(run, cache=vectors, tell=lines.append, baselines=())
     assert evaluated == ["untouched encoder", "checkpoint-2", "checkpoint-4"]
     assert lines[-1] == "The run has ended: training stopped after step 4 of 6."
 
@@ -372,7 +372,7 @@ def test_a_watch_ends_with_the_final_model_or_when_nothing_comes(
     run, model = tmp_path / "run", with_heads(make_encoder(), 1)
     lines: list[str] = []
     monkeypatch.setattr(watching.time, "sleep", Training(lambda: model.save_pretrained(str(run))))
-    found = follow_run(run, [beir], cache=vectors, tell=lines.append)
+    found = follow_run(run, [beir], cache=vectors, tell=lines.append, baselines=())
     assert lines == ["The run has ended: the final model is saved."]
     assert [row.name for row in found.rows] == ["untouched encoder", "run"]
 
@@ -381,13 +381,13 @@ def test_a_watch_ends_with_the_final_model_or_when_nothing_comes(
     monkeypatch.setattr(watching.time, "sleep", lambda _: None)
     killed = tmp_path / "killed"
     save(model, killed, 2)
-    found = follow_run(killed, [beir], cache=vectors, patience=100, tell=lines.append)
+    found = follow_run(killed, [beir], cache=vectors, patience=100, tell=lines.append, baselines=())
     assert lines[-1] == "There was no new checkpoint for 100 seconds: the watch ends."
     assert found.rows[-1].name == "checkpoint-2"
     with pytest.raises(ValueError, match="nothing holds no model to evaluate"):
-        follow_run(tmp_path / "nothing", [beir], cache=vectors, patience=100)
+        follow_run(tmp_path / "nothing", [beir], cache=vectors, patience=100, baselines=())
     with pytest.raises(ValueError, match="interval must be above 0 seconds"):
-        follow_run(run, [beir], interval=0)
+        follow_run(run, [beir], interval=0, baselines=())
 
 
 def test_bad_checkpoints_do_not_end_a_watch(

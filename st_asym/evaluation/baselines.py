@@ -1,0 +1,284 @@
+"""BM25 as a row of its own, and added to what each model finds, by MTEB's own evaluation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from mteb.models import ModelMeta, SearchEncoderWrapper
+from torch import Tensor
+
+from st_asym.data.collection import Qrels, own_documents
+from st_asym.data.document import Document
+from st_asym.evaluation.compressed import KEPT
+from st_asym.evaluation.models import (
+    BASELINES,
+    BM25,
+    UNTOUCHED,
+    Baseline,
+    Models,
+    System,
+    fused_name,
+    vectors_of,
+    with_baselines,
+)
+from st_asym.evaluation.mteb import Encoder, measured_by
+from st_asym.evaluation.scores import FULL, Measurement, ResultStore, Scores
+from st_asym.evaluation.seen import trained_queries
+from st_asym.evaluation.tasks import Benchmark
+from st_asym.retrieval import Judgments
+from st_asym.retrieval.bm25 import MOST_DOCUMENTS, Bm25Index, Similarities, bm25_is_installed, standardised
+from st_asym.retrieval.metrics import TOP
+
+# How much one standard deviation of BM25 counts beside the cosine: what dev queries choose from, and without any.
+WEIGHTS = (0.0, 0.02, 0.04, 0.06)
+USUAL_WEIGHT = 0.02
+# Fewer dev queries choose nothing; more tell little more.
+_FEWEST, _MOST = 20, 1_000
+# How many numbers a block of similarities may have: 64 MiB in float32.
+_BLOCK = 1 << 24
+
+
+@dataclass(frozen=True)
+class DevQueries:
+    """Judged queries that are not those of the evaluation, to choose a weight by: their texts, and their qrels."""
+
+    texts: dict[str, str]
+    qrels: Qrels
+
+    @property
+    def digest(self) -> str:
+        """Of all of it."""
+        content = json.dumps([self.texts, self.qrels], sort_keys=True)
+        return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+class Bm25Search:
+    """The documents that share a word with the query, by BM25: MTEB's protocol of a model that searches by itself."""
+
+    def __init__(self) -> None:
+        self.mteb_model_meta = ModelMeta.create_empty(
+            overwrites={"name": f"st_asym/{BM25}", "revision": version("bm25s")}
+        )
+        self.weight: float | None = None
+        self._ids: list[str] = []
+        self._index: Bm25Index
+
+    def index(self, corpus: Any, **_: Any) -> None:
+        """Take the corpus, a data set with ``id``, ``text`` and perhaps ``title``."""
+        self._ids = list(corpus["id"])
+        self._index = Bm25Index([Document(row.get("title") or "", row["text"]).joined for row in corpus])
+
+    def search(self, queries: Any, *, top_ranked: Any = None, **_: Any) -> dict[str, dict[str, float]]:
+        """The best documents of each query, with their scores; of ``top_ranked`` alone, where a task gives those."""
+        found: list[dict[str, float]] = []
+        for start, bm25 in self._blocks(list(map(str, queries["text"]))):
+            found += self._best(torch.from_numpy(bm25), list(queries["id"])[start:], top_ranked, above=0.0)
+        return dict(zip(queries["id"], found, strict=True))
+
+    def _blocks(self, texts: Sequence[str]) -> Iterator[tuple[int, Similarities]]:
+        """BM25 of some queries at a time, shape ``(n, m)``, with the position of the first one."""
+        size = max(1, _BLOCK // max(1, len(self._ids)))
+        for start in range(0, len(texts), size):
+            yield start, self._index.similarities(texts[start : start + size])
+
+    def _best(self, similarities: Tensor, queries: list[str], top_ranked: Any, above: float) -> list[dict[str, float]]:
+        if top_ranked is not None:
+            for row, query in enumerate(queries[: len(similarities)]):
+                allowed = set(top_ranked.get(query, ()))
+                similarities[row, [key not in allowed for key in self._ids]] = -torch.inf
+        values, places = similarities.topk(min(KEPT, len(self._ids)), dim=1)
+        return [
+            {self._ids[place]: value for value, place in zip(*both, strict=True) if value > above}
+            for both in zip(values.tolist(), places.tolist(), strict=True)
+        ]
+
+
+class FusedSearch(Bm25Search):
+    """The cosine of a model's vectors, plus a weight times BM25 standardised over the corpus.
+
+    Standardised scores make one weight fit queries of any length. It is one of :data:`WEIGHTS`, by nDCG@10 of the dev
+    queries, or the usual one.
+
+    Args:
+        encoder: The model as MTEB encodes with it.
+        dev: The dev queries.
+    """
+
+    def __init__(self, encoder: Encoder, dev: DevQueries | None) -> None:
+        super().__init__()
+        self.mteb_model_meta = encoder.mteb_model_meta
+        self.weight = None if dev is not None else USUAL_WEIGHT
+        self._dev = dev
+        backend: Any = _Vectors()
+        self._wrapper: Any = SearchEncoderWrapper(encoder, index_backend=backend)
+
+    def index(self, corpus: Any, **options: Any) -> None:
+        """Take the corpus, and encode it."""
+        super().index(corpus)
+        self._wrapper.index(corpus, **options)
+
+    def search(self, queries: Any, *, top_ranked: Any = None, **options: Any) -> dict[str, dict[str, float]]:
+        """As :meth:`Bm25Search.search`, by both."""
+        if self.weight is None and self._dev is not None:
+            self.weight = self._chosen(self._dev, options)
+        found: list[dict[str, float]] = []
+        cosines = self._cosines(queries, options)
+        for start, bm25 in self._blocks(list(map(str, queries["text"]))):
+            both = cosines(start, len(bm25)) + (self.weight or 0.0) * torch.from_numpy(standardised(bm25))
+            found += self._best(both, list(queries["id"])[start:], top_ranked, above=-np.inf)
+        return dict(zip(queries["id"], found, strict=True))
+
+    def _cosines(self, queries: Any, options: Mapping[str, Any]) -> Any:
+        """Of so many queries from a position on, shape ``(n, m)``, as MTEB encodes them."""
+        backend, corpus = self._wrapper.index_backend, self._wrapper.task_corpus
+        self._wrapper.search(queries, **options)
+        self._wrapper.task_corpus = corpus  # which a search lets go of
+        vectors, documents = backend.queries, backend.documents
+        return lambda start, number: vectors[start : start + number] @ documents.T
+
+    def _chosen(self, dev: DevQueries, options: Mapping[str, Any]) -> float:
+        """The weight with the best nDCG@10 of the dev queries, the smallest of equal ones."""
+        places = {key: place for place, key in enumerate(self._ids)}
+        own = set(own_documents(places, dev.qrels))
+        names, texts = list(dev.qrels), [dev.texts[query] for query in dev.qrels]
+        cosines = self._cosines(datasets.Dataset.from_dict({"id": names, "text": texts}), options)
+        found: dict[float, list[Tensor]] = {weight: [] for weight in WEIGHTS}
+        for start, bm25 in self._blocks(texts):
+            dense, lexical = cosines(start, len(bm25)), torch.from_numpy(standardised(bm25))
+            for row, query in enumerate(names[start : start + len(bm25)]):
+                if query in own:
+                    dense[row, places[query]] = -torch.inf
+            for weight, tops in found.items():
+                tops.append((dense + weight * lexical).topk(min(TOP, len(self._ids)), dim=1).indices)
+        judged = Judgments(dev.qrels, places)
+        return max(WEIGHTS, key=lambda weight: float(judged.ndcg(torch.cat(found[weight])).mean()))
+
+
+class _Vectors:
+    """An index of MTEB that keeps unit vectors, of documents and of the queries that were last searched for."""
+
+    documents: Tensor
+    queries: Tensor
+
+    def add_documents(self, embeddings: Any, idxs: list[str]) -> None:  # noqa: ARG002 - MTEB's signature
+        self.documents = _unit(embeddings)
+
+    def search(self, embeddings: Any, top_k: int, **_: Any) -> tuple[list[list[float]], list[list[int]]]:  # noqa: ARG002
+        self.queries = _unit(embeddings)
+        return [[0.0]] * len(embeddings), [[0]] * len(embeddings)  # nobody looks at what it found
+
+    def clear(self) -> None:
+        """The documents are searched again."""
+
+
+def _unit(embeddings: Any) -> Tensor:
+    return torch.nn.functional.normalize(torch.as_tensor(embeddings).detach().cpu().float())
+
+
+class Baselines:
+    """The baselines of one comparison: measured beside its models, and put among them in the table.
+
+    Args:
+        asked: Which; None for all, where ``bm25s`` is installed.
+        models: What is compared, as given: its training queries choose no weight.
+        split: Whose queries are judged.
+
+    Raises:
+        ImportError: They are asked for, and ``bm25s`` is not installed.
+        ValueError: There is no such baseline, or a model has the name of one.
+    """
+
+    def __init__(self, asked: Sequence[Baseline] | None, models: Models, split: str) -> None:
+        self._wanted = BASELINES if asked is None else tuple(asked)
+        self._models, self._split = models, split
+        self.notes: list[str] = []
+        if unknown := [one for one in self._wanted if one not in BASELINES]:
+            raise ValueError(f"baselines must hold 'bm25' or 'hybrid', got {unknown[0]!r}.")
+        if self._wanted and not bm25_is_installed():
+            missing = "bm25s is not installed: pip install 'st_asym[eval]'."
+            if asked is not None:
+                raise ImportError(f"The baselines need BM25, and {missing}")
+            self._wanted = ()
+            self.notes.append(f"There are no rows of BM25: {missing}")
+        if self._wanted and (taken := {BM25, *map(fused_name, (UNTOUCHED, *models))} & set(models)):
+            raise ValueError(f"{min(taken)!r} is a row by itself: give the model another name, or baselines=().")
+
+    def measure(
+        self, benchmark: Benchmark, systems: Sequence[System], documents: int, store: ResultStore
+    ) -> list[Measurement]:
+        """BM25 on a data set of so many documents, and each system with it, as far as results are not stored yet."""
+        if not self._wanted:
+            return []
+        if documents > MOST_DOCUMENTS:
+            self.notes.append(f"There are no rows of BM25: {benchmark.name} has {documents:,} documents.")
+            self._wanted = ()
+            return []
+        key = {"name": benchmark.name, "data": benchmark.version, "form": FULL}
+        key |= {package: version(package) for package in ("mteb", "bm25s")}
+        found = []
+        if "bm25" in self._wanted:
+            scores = store.get_or({**key, "model": BM25}, BM25, partial(_scored, benchmark, Bm25Search))
+            found += [Measurement(BM25, 0, FULL, one) for one in scores]
+        if "hybrid" in self._wanted:
+            for system in systems:
+                found += self._fused(benchmark, system, key, store)
+        return found
+
+    def _fused(
+        self, benchmark: Benchmark, system: System, key: Mapping[str, str], store: ResultStore
+    ) -> list[Measurement]:
+        other = {model.similarity_fn_name for model in system.models} - {"cosine"}
+        if other:
+            self.notes.append(f"{system.name} compares by {min(map(str, other))}: BM25 is added to a cosine alone.")
+            return []
+        dev, found = self._dev_queries(benchmark, system.name), []
+        for number, (model, digest) in enumerate(zip(system.models, system.digests, strict=True)):
+            encoder = Encoder(system.name, model, digest)
+            scores = store.get_or(
+                {**key, "model": digest, "vectors": vectors_of(model), "dev": dev.digest if dev else ""},
+                fused_name(system.name),
+                partial(_scored, benchmark, partial(FusedSearch, encoder, dev)),
+            )
+            found += [Measurement(fused_name(system.name), number, FULL, one) for one in scores]
+        weights = ", ".join(dict.fromkeys(f"{one.scores.bm25_weight:g}" for one in found))
+        chosen = f"chosen on {len(dev.qrels):,} dev queries" if dev else "without dev queries"
+        self.notes.append(f"{fused_name(system.name)}: BM25 weighs {weights} on {benchmark.name}, {chosen}.")
+        return found
+
+    def _dev_queries(self, benchmark: Benchmark, system: str) -> DevQueries | None:
+        """Of the split ``dev``, where it is not judged itself: those that the system was not trained on, from 20 on."""
+        data = benchmark.data
+        if data is None or self._split in ("dev", "all") or "dev" not in data.qrels:
+            return None
+        given = {name: model for name, model in self._models.items() if name == system}
+        trained = trained_queries(given, [benchmark], "dev")[0].get(benchmark.name, {}).get(system, set())
+        left = [query for query in data.relevant("dev") if query not in trained][:_MOST]
+        if len(left) < _FEWEST:
+            return None
+        return DevQueries({query: data.queries[query] for query in left}, {q: data.qrels["dev"][q] for q in left})
+
+    def among(
+        self, systems: Sequence[System], measured: Sequence[Measurement]
+    ) -> tuple[list[System], list[Measurement]]:
+        """The rows of the table, and their measurements, of those that were measured on all data sets."""
+        number = len({one.scores.data for one in measured})
+        data: dict[str, set[str]] = {}
+        for one in measured:
+            data.setdefault(one.system, set()).add(one.scores.data)
+        whole = {name for name, own in data.items() if len(own) == number}
+        rows = with_baselines(systems, whole)
+        return rows, [one for one in measured if one.system in whole]
+
+
+def _scored(benchmark: Benchmark, make: Callable[[], Bm25Search]) -> list[Scores]:
+    search = make()
+    return [replace(one, bm25_weight=search.weight) for one in measured_by(search, benchmark)]
