@@ -4,7 +4,10 @@ import json
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.slow
 def test_importing_the_package_adds_little_to_sentence_transformers() -> None:
     code = (
         "import json, sys, sentence_transformers\n"

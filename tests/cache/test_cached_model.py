@@ -197,6 +197,7 @@ def test_saves_the_stock_model(model: SentenceTransformer, cached: CachedSentenc
     assert close(loaded.encode_query(TEXTS), model.encode_query(TEXTS))
 
 
+@pytest.mark.slow
 def test_goes_through_pickle_and_the_librarys_pool(
     model: SentenceTransformer, cached: CachedSentenceTransformer
 ) -> None:

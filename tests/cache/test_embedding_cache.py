@@ -232,6 +232,7 @@ def test_another_process_opens_it_itself(cache: EmbeddingCache, encoder: Sentenc
     assert close(other.get(encoder, TEXTS), cache.get(encoder, TEXTS))
 
 
+@pytest.mark.slow
 def test_the_librarys_pool_fills_it_and_the_encoder_stays_where_it_was(
     cache: EmbeddingCache, encoder: SentenceTransformer
 ) -> None:
@@ -403,6 +404,7 @@ def test_batches_hold_every_text_once_within_the_budget(
     assert [sizes[row] for row in rows] == sorted(sizes, reverse=True)
 
 
+@pytest.mark.slow
 def test_twenty_kills_lose_nothing(tmp_path: Path) -> None:
     """The script has two hundred: examples/benchmarks/sigkill.py."""
     totals = sigkill.run(20, tmp_path)

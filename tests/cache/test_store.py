@@ -276,6 +276,7 @@ def test_threads_share_it(tmp_path: Path) -> None:
     assert len(store) == 500
 
 
+@pytest.mark.slow
 def test_reads_a_directory_that_it_may_not_write() -> None:
     # pytest keeps its own folders from other users.
     folder = Path(tempfile.mkdtemp())

@@ -416,6 +416,7 @@ def test_an_option_that_there_is_not_is_named_with_those_that_there_are(tmp_path
         cache.fill(TEXTS, encoder)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_same_module_has_the_same_fingerprint_in_another_process(tmp_path: Path) -> None:
     script = tmp_path / "own_module.py"
     script.write_text(

@@ -316,6 +316,7 @@ def test_the_names_are_public() -> None:
     assert {"diagnose", "Diagnosis"} <= set(st_asym.__all__)
 
 
+@pytest.mark.slow
 def test_on_real_text_a_fresh_model_is_the_encoder_and_a_damaged_one_is_worse(
     real_encoder: SentenceTransformer, shared_data: Path, cache: EmbeddingCache
 ) -> None:

@@ -53,6 +53,7 @@ def test_one_graph_gives_the_vectors_of_any_batch_and_length(model: SentenceTran
     assert [path.name for path in tmp_path.iterdir()] == ["side"]
 
 
+@pytest.mark.slow
 def test_the_graph_is_what_text_embeddings_inference_reads(model: SentenceTransformer, tmp_path: Path) -> None:
     # backends/ort/src/lib.rs: the output "sentence_embedding" is taken as it is; these settings are needed.
     export_side(model, "query", tmp_path / "side", format="onnx", texts=TEXTS)
@@ -70,6 +71,7 @@ def test_the_graph_is_what_text_embeddings_inference_reads(model: SentenceTransf
     ]
 
 
+@pytest.mark.slow
 def test_eight_bits_are_smaller_and_close(model: SentenceTransformer, tmp_path: Path) -> None:
     whole = export_side(model, "query", tmp_path / "whole", format="onnx", texts=TEXTS)
     small = export_side(model, "query", tmp_path / "small", format="onnx", int8=True, texts=TEXTS)
@@ -112,6 +114,7 @@ def test_what_is_missing_is_named(model: SentenceTransformer, tmp_path: Path, mo
         export_side(model, "query", tmp_path / "side", format="onnx")
 
 
+@pytest.mark.slow
 def test_the_real_encoder(real_encoder: SentenceTransformer, tmp_path: Path) -> None:
     model = asymmetric_model(real_encoder)
     for parameter in model.parameters():

@@ -176,6 +176,7 @@ def test_a_copy_of_the_model_is_independent(tiny_encoder: SentenceTransformer) -
     assert np.abs(model.encode_query(TEXTS) - tiny_encoder.encode(TEXTS)).max() < 1e-6
 
 
+@pytest.mark.slow
 def test_several_processes_encode_the_same(tiny_encoder: SentenceTransformer) -> None:
     model = asymmetric_model(tiny_encoder, init="random")
     alone = model.encode_query(TEXTS)

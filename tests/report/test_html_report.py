@@ -328,6 +328,7 @@ def test_a_fit_that_had_nothing_to_train() -> None:
     assert "there was nothing to train" in "".join(Page(as_html(report)).texts)
 
 
+@pytest.mark.slow
 def test_the_file_is_written_the_same_each_time(diagnosis: Diagnosis, tmp_path: Path) -> None:
     for name in ("one.html", "two.html"):
         save_html(tmp_path / "folder" / name, diagnosis)

@@ -17,6 +17,8 @@ from huggingface_hub import ModelCard
 
 from st_asym import EmbeddingCache, evaluate, write_card
 
+pytestmark = pytest.mark.slow  # processes of their own that fit, push and load
+
 TOKEN = "hf_" + "SecretOfTheTest" * 2
 PUSHED = ["user/plain", "user/whole", "user/memory"]
 
