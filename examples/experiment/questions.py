@@ -34,8 +34,8 @@ from experiment.losses import DifferenceIsotropyLoss
 from experiment.original import PAIRS
 from experiment.run import (
     UNTOUCHED,
-    Bench,
-    bench_of,
+    Experiment,
+    experiment_of,
     log_to,
     logger,
     parser_of,
@@ -100,17 +100,17 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
     log_to(options.output / "log.txt")
-    bench = bench_of(options)
+    experiment = experiment_of(options)
     pairs = training_pairs(training_data(options), None if options.full else PAIRS)
     sets = {name: load_data(path) for name, path in tasks_of(options).items() if isinstance(path, Path)}
-    before = scores(bench, bench.encoder, sets)
+    before = scores(experiment, experiment.encoder, sets)
     found: dict[str, list[dict[str, dict[str, list[float]]]]] = {UNTOUCHED: [before]}
     for name, way in QUESTIONS[options.question].items():
         for seed in options.seeds:
             logger.info("%s, seed %d", name, seed)
             folder = options.output / name.replace(" ", "_") / str(seed)
-            model = trained(bench, way, pairs, folder, seed, options.learning_rate or 3e-4)
-            found.setdefault(name, []).append(scores(bench, model, sets))
+            model = trained(experiment, way, pairs, folder, seed, options.learning_rate or 3e-4)
+            found.setdefault(name, []).append(scores(experiment, model, sets))
     forms = FORMS if options.question == "isotropy" else FORMS[:1]
     base = UNTOUCHED if options.question == "isotropy" else "one shared head"
     rows = {
@@ -121,29 +121,35 @@ def main(arguments: list[str] | None = None) -> None:
     if missing := [name for name in tasks_of(options) if name not in sets]:
         text += f"\n\nNot run, as they are not in the data folder: {', '.join(missing)}."
     logger.info("\n%s", text)
-    content = {**bench.facts, "question": options.question, "compared with": base, "rows": rows, "not run": missing}
+    content = {
+        **experiment.facts,
+        "question": options.question,
+        "compared with": base,
+        "rows": rows,
+        "not run": missing,
+    }
     (options.output / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     (options.output / "table.md").write_text(text + "\n", encoding="utf-8")
 
 
 def trained(
-    bench: Bench, way: Way, pairs: tuple[Dataset, Dataset], folder: Path, seed: int, learning_rate: float
+    experiment: Experiment, way: Way, pairs: tuple[Dataset, Dataset], folder: Path, seed: int, learning_rate: float
 ) -> SentenceTransformer:
     """Heads from the identity, on the pairs that all rows have, in batches of 64 for three epochs."""
     torch.manual_seed(seed)
-    width = way.widths * (bench.encoder.get_embedding_dimension() or 0)
-    heads = asymmetric_model(bench.encoder, hidden_features=width, shared=way.shared, document=way.document)
-    model = bench.cached(heads)
+    width = way.widths * (experiment.encoder.get_embedding_dimension() or 0)
+    heads = asymmetric_model(experiment.encoder, hidden_features=width, shared=way.shared, document=way.document)
+    model = experiment.cached(heads)
     arguments = {"learning_rate": learning_rate, "per_device_train_batch_size": 64, "num_train_epochs": 3}
     train(model, way.loss(model), *pairs, folder, seed=seed, **arguments)
-    return chosen_model(bench.encoder, folder)
+    return chosen_model(experiment.encoder, folder)
 
 
 def scores(
-    bench: Bench, model: SentenceTransformer, sets: Mapping[str, RetrievalData]
+    experiment: Experiment, model: SentenceTransformer, sets: Mapping[str, RetrievalData]
 ) -> dict[str, dict[str, list[float]]]:
     """Data set to form to nDCG@10 of each test query."""
-    return {name: ndcg_by_form(bench.cached(model), data) for name, data in sets.items()}
+    return {name: ndcg_by_form(experiment.cached(model), data) for name, data in sets.items()}
 
 
 def summary(runs: list[Any], base: list[Any], data: str, form: str) -> dict[str, float]:

@@ -45,7 +45,7 @@ DEV_PAIRS = 2_000
 
 
 @dataclass
-class Bench:
+class Experiment:
     """What all runs share: the encoder, its vectors, and the folder of the results."""
 
     encoder: SentenceTransformer
@@ -70,26 +70,26 @@ def main(arguments: list[str] | None = None) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     log_to(options.output / "log.txt")
     started = time.perf_counter()
-    bench = bench_of(options)
+    experiment = experiment_of(options)
     data = training_data(options)
     pairs = training_pairs(data, None if options.full else PAIRS)
     logger.info("%d pairs to train on, %d to validate on.", len(pairs[0]), len(pairs[1]))
-    tasks = reachable(bench, tasks_of(options), data)
+    tasks = reachable(experiment, tasks_of(options), data)
     models: dict[str, dict[int, SentenceTransformer]] = {}
     for system in options.systems:
         for init in ["its own"] if system == "fit" else options.init:
             name = NAMES[system] if system == "fit" else f"{NAMES[system]}, {init} start"
             for seed in options.seeds:
                 logger.info("%s, seed %d", name, seed)
-                folder = bench.output / f"{system}-{init.replace(' ', '_')}" / str(seed)
+                folder = experiment.output / f"{system}-{init.replace(' ', '_')}" / str(seed)
                 torch.manual_seed(seed)
                 trained = (
-                    fitted(bench, data, folder, seed)
+                    fitted(experiment, data, folder, seed)
                     if system == "fit"
-                    else run_system(bench, system, init, pairs, folder, seed, options.learning_rate)
+                    else run_system(experiment, system, init, pairs, folder, seed, options.learning_rate)
                 )
                 models.setdefault(name, {})[seed] = trained
-    report(bench, models, tasks, data, started)
+    report(experiment, models, tasks, data, started)
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:
@@ -115,12 +115,12 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def bench_of(options: argparse.Namespace) -> Bench:
+def experiment_of(options: argparse.Namespace) -> Experiment:
     """The encoder, frozen, and the cache."""
     name = mpnet_encoder() if options.encoder == MPNET else options.encoder or packaged_encoder()
     encoder = SentenceTransformer(name).requires_grad_(False).eval()
-    facts = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
-    return Bench(encoder, EmbeddingCache(options.cache), options.output, options.precision, {"options": facts})
+    facts = {key: value for key, value in vars(options).items() if not isinstance(value, Path)}
+    return Experiment(encoder, EmbeddingCache(options.cache), options.output, options.precision, {"options": facts})
 
 
 def training_data(options: argparse.Namespace) -> RetrievalData:
@@ -145,23 +145,23 @@ def tasks_of(options: argparse.Namespace) -> dict[str, Any]:
     return {name: source_of(options.data, SETS[name]) or name for name in names}
 
 
-def reachable(bench: Bench, tasks: dict[str, Any], data: RetrievalData) -> dict[str, Any]:
+def reachable(experiment: Experiment, tasks: dict[str, Any], data: RetrievalData) -> dict[str, Any]:
     """The tasks that can be read; of the others the log and the results say why not."""
     found = {}
     for name, source in tasks.items():
         try:
-            bench.compare({}, {name: source}, data)
+            experiment.compare({}, {name: source}, data)
             found[name] = source
         except OSError as error:
             logger.warning("%s was not run: %s", name, error)
-            bench.facts.setdefault("not run", {})[name] = str(error)
+            experiment.facts.setdefault("not run", {})[name] = str(error)
     if not found:
         raise SystemExit("None of the data sets could be read.")
     return found
 
 
 def run_system(
-    bench: Bench,
+    experiment: Experiment,
     name: str,
     init: str,
     pairs: tuple[datasets.Dataset, datasets.Dataset],
@@ -172,25 +172,25 @@ def run_system(
     """Train one of the original's systems, and take its best checkpoint, else the latest."""
     system = get_system(name)
     start: Init = "random" if init == "random" else "identity"
-    model = bench.cached(system.build(bench.encoder, init=start))
+    model = experiment.cached(system.build(experiment.encoder, init=start))
     if init == "pairs":
         start_from_pairs(model, pairs[0])
     arguments = system.arguments(start)
     arguments["learning_rate"] = learning_rate or arguments["learning_rate"]
     log = train(model, system.loss(model), *pairs, folder, seed=seed, **arguments)
     if name == "asymmetric" and init == "random":
-        bench.facts.setdefault("first batches", first_batches(log))
-    return chosen_model(bench.encoder, folder, system)
+        experiment.facts.setdefault("first batches", first_batches(log))
+    return chosen_model(experiment.encoder, folder, system)
 
 
-def fitted(bench: Bench, data: RetrievalData, folder: Path, seed: int) -> SentenceTransformer:
+def fitted(experiment: Experiment, data: RetrievalData, folder: Path, seed: int) -> SentenceTransformer:
     """What the experiment has become."""
     result = fit(
-        bench.encoder,
+        experiment.encoder,
         data,
         output_dir=folder,
-        cache=bench.cache,
-        precision=bench.precision,
+        cache=experiment.cache,
+        precision=experiment.precision,
         seed=seed,
         show_progress_bar=False,
     )
@@ -198,19 +198,21 @@ def fitted(bench: Bench, data: RetrievalData, folder: Path, seed: int) -> Senten
     return result.model
 
 
-def report(bench: Bench, models: dict[str, Any], tasks: dict[str, Any], data: RetrievalData, started: float) -> None:
+def report(
+    experiment: Experiment, models: dict[str, Any], tasks: dict[str, Any], data: RetrievalData, started: float
+) -> None:
     """The table, the verdict, the first batches and the JSON."""
-    comparison = bench.compare(models, tasks, data)
+    comparison = experiment.compare(models, tasks, data)
     text = [comparison.to_markdown()]
     if set(JUDGED_ON) <= set(tasks):
-        judged = bench.compare(models, {name: tasks[name] for name in JUDGED_ON}, data)
-        bench.facts["verdicts"] = verdicts(judged)
-        text += ["\n".join(f"- {name}: {said}" for name, said in bench.facts["verdicts"].items()), ""]
+        judged = experiment.compare(models, {name: tasks[name] for name in JUDGED_ON}, data)
+        experiment.facts["verdicts"] = verdicts(judged)
+        text += ["\n".join(f"- {name}: {said}" for name, said in experiment.facts["verdicts"].items()), ""]
     else:
         text += [f"No verdict: it is by {' and '.join(JUDGED_ON)}.", ""]
-    if "first batches" in bench.facts:
-        text += [bench.facts["first batches"], ""]
-    text += [f"Not run: {name}. {why}" for name, why in bench.facts.get("not run", {}).items()]
+    if "first batches" in experiment.facts:
+        text += [experiment.facts["first batches"], ""]
+    text += [f"Not run: {name}. {why}" for name, why in experiment.facts.get("not run", {}).items()]
     rows = {
         row.name: {
             "average": row.average["ndcg@10"],
@@ -220,12 +222,14 @@ def report(bench: Bench, models: dict[str, Any], tasks: dict[str, Any], data: Re
         }
         for row in comparison.rows
     }
-    bench.facts |= {"rows": rows, "original": AVERAGES, "versions": comparison.versions}
-    bench.facts["seconds"] = round(time.perf_counter() - started, 1)
-    logger.info("\n%s\n%.0f seconds. Results: %s", "\n".join(text).strip(), bench.facts["seconds"], bench.output)
-    (bench.output / "table.md").write_text("\n".join(text), encoding="utf-8")
-    (bench.output / "results.json").write_text(json.dumps(bench.facts, indent=1) + "\n", encoding="utf-8")
-    comparison.to_json(bench.output / "comparison.json")
+    experiment.facts |= {"rows": rows, "original": AVERAGES, "versions": comparison.versions}
+    experiment.facts["seconds"] = round(time.perf_counter() - started, 1)
+    logger.info(
+        "\n%s\n%.0f seconds. Results: %s", "\n".join(text).strip(), experiment.facts["seconds"], experiment.output
+    )
+    (experiment.output / "table.md").write_text("\n".join(text), encoding="utf-8")
+    (experiment.output / "results.json").write_text(json.dumps(experiment.facts, indent=1) + "\n", encoding="utf-8")
+    comparison.to_json(experiment.output / "comparison.json")
 
 
 def log_to(path: Path) -> None:
