@@ -15,7 +15,7 @@ import torch
 from retrieval import Collection, beir, cut, p_value, spread
 from sentence_transformers import SentenceTransformer
 
-from st_asym import EmbeddingCache, Settings, fit
+from st_asym import CachedSentenceTransformer, EmbeddingCache, Settings, fit
 
 
 @dataclass
@@ -31,6 +31,10 @@ class Bench:
     def settings(self) -> Settings:
         """The defaults of ``fit``."""
         return replace(Settings(), epochs=2) if self.quick else Settings()
+
+    def cached(self, model: SentenceTransformer, collection: Collection) -> CachedSentenceTransformer:
+        """The model, its encoder answered from the cache."""
+        return CachedSentenceTransformer(model, self.cache, precision=collection.precision)
 
     def scores(self, model: SentenceTransformer, collection: Collection) -> list[float]:
         """nDCG@10 of each test query."""
