@@ -112,7 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
             model = trained(experiment, way, pairs, folder, seed, options.learning_rate or 3e-4)
             found.setdefault(name, []).append(scores(experiment, model, sets))
     forms = FORMS if options.question == "isotropy" else FORMS[:1]
-    base = UNTOUCHED if options.question == "isotropy" else "one shared head"
+    base = "none" if options.question == "isotropy" else "one shared head"
     rows = {
         name: {data: {form: summary(runs, found[base], data, form) for form in forms} for data in sets}
         for name, runs in found.items()
