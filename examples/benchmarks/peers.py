@@ -2,7 +2,6 @@
 
     pip install nudge-ft llama-index-finetuning "mistralai<2"      # with mistralai 2, llama-index-finetuning fails
     python examples/benchmarks/peers.py                            # stopped, it goes on where it was
-    python examples/benchmarks/peers.py --systems runs/systems.jsonl    # takes our rows from a run of systems.py
 
 NUDGE (Zeighami et al. 2024, https://arxiv.org/abs/2409.02343) moves the vectors of documents; how far is decided on the
 dev queries, or on a fifth of the training queries where a collection has none. LlamaIndex's
@@ -32,13 +31,11 @@ import nudge as nudge_ft
 import numpy as np
 import torch
 import transformers
+from fitted_rows import Bench, Train, benchmarks, difference, fitted, mean_and_deviation, summary
 from journal import Journal
 from packaged_encoder import packaged_encoder
 from retrieval import SHARED, Collection, Vectors, unit
 from sentence_transformers import SentenceTransformer
-from system_rows import Bench, Train, fitted
-from systems import benchmarks
-from systems_tables import difference, mean_and_deviation, summary
 
 from st_asym import EmbeddingCache
 from st_asym.data import Qrels, RetrievalData
@@ -58,15 +55,12 @@ def main() -> None:
     encoder = SentenceTransformer(options.encoder or packaged_encoder()).requires_grad_(False).eval()
     bench = Bench(encoder, EmbeddingCache(options.cache), options.quick)
     journal = Journal(options.output.with_suffix(".jsonl"))
-    ours = Journal(options.systems) if options.systems else None
     for seed in options.seeds[:1] if options.quick else options.seeds:
         for name, collection in benchmarks(options).items():
             for row in rows(options, name, seed):
                 if ("peers", row, name, seed) not in journal:
                     print(f"{time.strftime('%H:%M:%S')} {row}, {name}, seed {seed}", flush=True)
-                    found = ours.entries.get(("systems", row, name, seed)) if ours and row in OURS else None
-                    if found is None:
-                        found = run(bench, row, collection(), seed)
+                    found = run(bench, row, collection(), seed)
                     journal.add({**found, "block": "peers", "row": row, "collection": name, "seed": seed})
     text, figures = table(journal)
     print("\n" + text)
@@ -86,7 +80,6 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--encoder", help="a Hub id or path; the packaged all-MiniLM-L6-v2 if not given")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="(default: 0 1 2 3 4)")
     parser.add_argument("--rows", nargs="+", help="only rows whose name begins with one of these")
-    parser.add_argument("--systems", type=Path, help="the journal of systems.py, to take our rows from")
     parser.add_argument("--quick", action="store_true", help="small cuts and two epochs, to see that it runs")
     parser.add_argument("--cache", type=Path, default=Path("runs/vectors"), help="(default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("runs/peers.json"), help="(default: %(default)s)")

@@ -22,10 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import datasets
 import numpy as np
 import transformers
+from fitted_rows import Bench, fitted
 from packaged_encoder import packaged_encoder
 from retrieval import SHARED, Collection, beir
 from sentence_transformers import SentenceTransformer
-from system_rows import Bench, fitted
 
 from st_asym import EmbeddingCache
 

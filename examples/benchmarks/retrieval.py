@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -78,14 +76,6 @@ def unit(vectors: Any) -> Vectors:
 def beir(path: Path) -> Collection:
     """A BEIR folder or zip with train and test splits."""
     return Collection(path.stem, load_data(path))
-
-
-def titles_and_texts(path: Path) -> dict[str, dict[str, str]]:
-    """The documents of a BEIR zip before title and text are put together."""
-    with zipfile.ZipFile(path) as archive:
-        file = next(name for name in archive.namelist() if name.endswith("corpus.jsonl"))
-        rows = map(json.loads, archive.read(file).decode("utf-8").splitlines())
-        return {row["_id"]: {"title": row.get("title", ""), "text": row["text"]} for row in rows}
 
 
 def cut(data: RetrievalData, documents: int, seed: int = 0) -> RetrievalData:

@@ -1,4 +1,4 @@
-"""Losses that pull a prediction made from one side of a pair to the other side, which takes no gradient."""
+"""Losses of the experiment: predictive ones, whose target takes no gradient, and isotropy of the pair differences."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ class ResidualLoss(PredictiveLoss):
     Example:
         >>> from sentence_transformers import SentenceTransformer
         >>> from sentence_transformers.sentence_transformer.modules import BoW
-        >>> from st_asym.losses import ResidualLoss
+        >>> from experiment.losses import ResidualLoss
         >>> from experiment.systems import get_system
         >>> encoder = SentenceTransformer(modules=[BoW(["frozen", "encoder", "head"])])
         >>> model = get_system("respred").build(encoder)
@@ -268,6 +268,81 @@ class ResidualLoss(PredictiveLoss):
     def citation(self) -> str:
         """BibTeX of the papers that the predictive term is from."""
         return _BYOL + _SIMSIAM
+
+
+class DifferenceIsotropyLoss(nn.Module):
+    """Add to another loss how uneven the differences within a pair are, q - d of unit vectors.
+
+    With C the second moment of q - d, the term estimates ||C||_F^2 / tr(C)^2 - 1/d without the sampling bias of small
+    batches: 0 on average where C is a multiple of the identity, 1 - 1/d where all differences lie on one line. What
+    :func:`st_asym.whitened_heads` reaches in closed form for linear heads, as a loss for any.
+
+    Args:
+        model: The model to train.
+        loss: The loss to add to, any with a ``compute_loss_from_embeddings`` method; ``MultipleNegativesRankingLoss``
+            if None.
+        weight: Factor of the term.
+
+    Raises:
+        ValueError: A negative or non-finite ``weight``.
+
+    Inputs:
+        (query, document), and further columns that only the wrapped loss sees.
+    """
+
+    def __init__(self, model: SentenceTransformer, loss: nn.Module | None = None, *, weight: float = 1.0) -> None:
+        super().__init__()
+        _check_weight("weight", weight)
+        self.model = model
+        self.loss: Any = MultipleNegativesRankingLoss(model) if loss is None else loss
+        self.weight = weight
+
+    def forward(
+        self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Embed each column once and return the parts, ``isotropy`` weighted."""
+        embeddings = [self.model(features)["sentence_embedding"] for features in sentence_features]
+        return self.compute_loss_from_embeddings(embeddings, labels)
+
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> dict[str, Tensor]:
+        """The same parts from vectors, one tensor of shape ``(batch, dimension)`` per column."""
+        value = self.loss.compute_loss_from_embeddings(embeddings, labels)
+        parts = dict(value) if isinstance(value, dict) else {"contrastive": value}
+        return {**parts, "isotropy": self.weight * difference_isotropy(*embeddings[:2])}
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The settings, as the trainer writes them into the model card."""
+        return {"loss": type(self.loss).__name__, "weight": self.weight}
+
+
+def difference_isotropy(queries: Tensor, documents: Tensor) -> Tensor:
+    """The term of :class:`DifferenceIsotropyLoss`, unweighted.
+
+    Args:
+        queries: Shape ``(n, d)``, of any lengths.
+        documents: Their documents, row by row.
+
+    Returns:
+        A scalar; 0 for fewer than two pairs, and where no query differs from its document.
+
+    Example:
+        >>> pairs = torch.randn(500, 8), torch.randn(500, 8)
+        >>> abs(difference_isotropy(*pairs).item()) < 0.02
+        True
+        >>> one_line = torch.eye(8)[:1] * torch.randn(500, 1).sign()
+        >>> round(difference_isotropy(one_line, -one_line).item(), 3)
+        0.875
+    """
+    with torch.autocast(device_type=queries.device.type, enabled=False):
+        unit = [torch.nn.functional.normalize(_precise(vectors), dim=1) for vectors in (queries, documents)]
+        x = unit[0] - unit[1]
+        n, d = x.shape
+        lengths = x.pow(2).sum(dim=1)
+        others = lengths.sum().pow(2) - lengths.pow(2).sum()
+        if n < 2 or others <= 0:
+            return x.sum() * 0.0
+        products = x @ x.T if n <= d else x.T @ x
+        return (products.pow(2).sum() - lengths.pow(2).sum()) / others - 1.0 / d
 
 
 def _predictive(outputs: list[dict[str, Tensor]]) -> Tensor:

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fitted_rows import summary
 from journal import Journal
 from retrieval import Collection, cut, p_value
 from scipy.stats import wilcoxon
 from sklearn.metrics import ndcg_score
-from systems_tables import summary
 
 from st_asym.data import RetrievalData
 
