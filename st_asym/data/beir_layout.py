@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from st_asym.data.collection import Qrels, RetrievalData, counted, first_few, whole_number
-from st_asym.data.document import Document, Documents, is_missing
+from st_asym.data.document import Document, ReadDocuments, is_missing
 from st_asym.data.formats import (
     DOCUMENT_ID_NAMES,
     DOCUMENT_NAMES,
@@ -128,7 +128,7 @@ def _read_collection(root: Folder) -> RetrievalData:
     return RetrievalData(queries, corpus, qrels, notes=tuple(notes))
 
 
-def _read_corpus(root: Folder) -> Documents:
+def _read_corpus(root: Folder) -> ReadDocuments:
     file = _file(root, "corpus")
     if file is None:
         raise FileNotFoundError(f"corpus.jsonl is missing from {root}.")
@@ -207,7 +207,7 @@ def _query_columns(columns: list[str]) -> dict[str, str]:
     return {one: known[own[0]] for one, names in called.items() if (own := [name for name in names if name in known])}
 
 
-def read_documents(rows: Iterable[Row], source: str) -> Documents:
+def read_documents(rows: Iterable[Row], source: str) -> ReadDocuments:
     """Document id to title and text of each row.
 
     A missing title or text is an empty one. Rows without an id get ``d0``, ``d1`` and so on.
@@ -218,7 +218,7 @@ def read_documents(rows: Iterable[Row], source: str) -> Documents:
     notes: list[str] = []
     numbered: list[bool] = []
     found = _by_id(_documents(rows, numbered), source, notes)
-    return Documents(found, tuple(notes), numbered=all(numbered))
+    return ReadDocuments(found, tuple(notes), numbered=all(numbered))
 
 
 def _documents(rows: Iterable[Row], numbered: list[bool]) -> Iterator[tuple[str, str, Document]]:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from st_asym.data.document import Documents, text_key
+from st_asym.data.document import ReadDocuments, text_key
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -214,7 +214,7 @@ def merged(data: RetrievalData, other: RetrievalData, prefix: str) -> RetrievalD
     return replace(data, queries=queries, corpus=corpus, qrels=qrels, notes=tuple(notes), numbered=numbered)
 
 
-def with_documents(data: RetrievalData, documents: Documents) -> RetrievalData:
+def with_documents(data: RetrievalData, documents: ReadDocuments) -> RetrievalData:
     """The collection with more documents to search among.
 
     A document of the collection whose text one of them has, by :func:`st_asym.data.text_key`, is that document: it

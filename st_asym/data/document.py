@@ -42,7 +42,7 @@ class Document(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Documents:
+class ReadDocuments:
     """Documents alone, as they were read.
 
     Attributes:

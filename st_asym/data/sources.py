@@ -20,7 +20,7 @@ from st_asym.data.beir_layout import (
     read_texts,
 )
 from st_asym.data.collection import Qrels, RetrievalData, merged, with_documents
-from st_asym.data.document import Document, Documents
+from st_asym.data.document import Document, ReadDocuments
 from st_asym.data.formats import (
     DOCUMENT_NAMES,
     QUERY_NAMES,
@@ -96,7 +96,7 @@ def load_data(path: str | PathLike[str]) -> RetrievalData:
             query or document; the message names the file and line, or the first offenders and their number.
     """
     found = _read_path(Path(path))
-    if isinstance(found, Documents):
+    if isinstance(found, ReadDocuments):
         raise ValueError(f"{path} holds documents alone, no queries.")
     return into_splits(found) if found.numbered else found  # the ids of pairs are numbers given on reading
 
@@ -185,11 +185,11 @@ def as_retrieval_data(
     return data
 
 
-def _documents_of(source: Any) -> Documents:
+def _documents_of(source: Any) -> ReadDocuments:
     found = read(source, "corpus", documents=True)
     if isinstance(found, RetrievalData):
         documents = {key: Document("", text) for key, text in found.corpus.items()}
-        found = Documents(documents, found.notes, numbered=found.numbered)
+        found = ReadDocuments(documents, found.notes, numbered=found.numbered)
     if not found.by_id:
         raise ValueError("corpus is empty.")
     return found
@@ -208,7 +208,7 @@ def _with_dev(data: RetrievalData, dev: Any) -> RetrievalData:
     return merged(replace(data, qrels=without), part, "dev")
 
 
-def read(source: Any, name: str, *, documents: bool = False) -> RetrievalData | Documents:
+def read(source: Any, name: str, *, documents: bool = False) -> RetrievalData | ReadDocuments:
     """Read one source, in any form that :func:`as_retrieval_data` takes: pairs are all for training.
 
     Errors call it by this name. Where ``documents`` are asked for, columns beside their text do not matter.
@@ -262,13 +262,13 @@ def read_judged(queries: Any, corpus: Any, qrels: Any) -> RetrievalData:
     texts = dict(read_texts(queries, "q", "queries"))
     documents = {key: _document(key, value) for key, value in read_texts(corpus, "d", "corpus").items()}
     check_texts(texts, documents)
-    return RetrievalData(texts, Documents(documents).joined, _read_splits(qrels, notes), notes=tuple(notes))
+    return RetrievalData(texts, ReadDocuments(documents).joined, _read_splits(qrels, notes), notes=tuple(notes))
 
 
 # Files and rows
 
 
-def _read_path(path: Path, *, documents: bool = False) -> RetrievalData | Documents:
+def _read_path(path: Path, *, documents: bool = False) -> RetrievalData | ReadDocuments:
     """What a file or folder holds: a collection with splits, pairs all for training, or documents alone."""
     kind = kind_of(path.name)
     if path.is_dir() or (path.is_file() and kind not in _ZIPPED and zipfile.is_zipfile(path)):
@@ -299,7 +299,7 @@ def _read_rows(
     *,
     documents: bool,
     of_text: bool = False,
-) -> RetrievalData | Documents:
+) -> RetrievalData | ReadDocuments:
     """Rows as documents, or else as pairs; the reading of the rows may add to the notes."""
     notes = [] if notes is None else notes
     if holds_documents(columns, wanted=documents):
@@ -308,12 +308,12 @@ def _read_rows(
     return pairs_of_rows(rows, columns, name, notes, of_text=of_text)
 
 
-def _read_mapping(source: Mapping[Any, Any], name: str) -> RetrievalData | Documents:
+def _read_mapping(source: Mapping[Any, Any], name: str) -> RetrievalData | ReadDocuments:
     """Splits, or id to document."""
     if not source:
         raise ValueError(f"{name} is empty.")
     if not all(is_table(part) or _is_list_of_rows(part) for part in source.values()):
-        return Documents({key: _document(key, value) for key, value in source.items()})
+        return ReadDocuments({key: _document(key, value) for key, value in source.items()})
     splits = {}
     for split, part in source.items():
         found = read(part, f"{name}[{split!r}]")
@@ -331,7 +331,7 @@ def _is_list_of_rows(part: Any) -> bool:
     return isinstance(part, list) and bool(part) and (isinstance(part[0], list | tuple) or _is_row(part[0]))
 
 
-def _read_list(items: list[Any], name: str, *, documents: bool) -> RetrievalData | Documents:
+def _read_list(items: list[Any], name: str, *, documents: bool) -> RetrievalData | ReadDocuments:
     if not items:
         raise ValueError(f"{name} is empty.")
     if _is_row(items[0]):
@@ -341,7 +341,7 @@ def _read_list(items: list[Any], name: str, *, documents: bool) -> RetrievalData
         if all(isinstance(text, str) and kind_of(text[-20:]) in _KINDS and Path(text).is_file() for text in items):
             raise TypeError(f"{name} is a list of paths, {items!s:.80}: give the path of one file.")
         found = {f"d{number}": _document(f"d{number}", text) for number, text in enumerate(items)}
-        return Documents(found, numbered=True)
+        return ReadDocuments(found, numbered=True)
     return pairs_of_tuples(items, name)
 
 

@@ -50,7 +50,7 @@ class Ranking:
 
 
 @dataclass(frozen=True)
-class Relevance:
+class RelevanceFigures:
     """How near queries are to their relevant documents.
 
     Attributes:
@@ -109,8 +109,8 @@ class Judged:
         losses: The ten that lost most, the largest first.
     """
 
-    before: Relevance
-    after: Relevance
+    before: RelevanceFigures
+    after: RelevanceFigures
     query_ids: tuple[str, ...]
     ndcg_before: tuple[float, ...]
     ndcg_after: tuple[float, ...]
@@ -296,13 +296,13 @@ def judge(data: RetrievalData, positions: Positions, before: Similarities, after
     )
 
 
-def _relevance(positions: Positions, found: Similarities) -> Relevance:
+def _relevance(positions: Positions, found: Similarities) -> RelevanceFigures:
     """Nearness of relevant documents, and how far the others are."""
     rows, places = np.unique(positions.positives[0].numpy(), return_inverse=True)
     of_query = np.bincount(places, weights=found.positives) / np.bincount(places)
     margins = (of_query - found.best_negative[rows])[np.isfinite(found.best_negative[rows])]
     positive = float(found.positives.mean())
-    return Relevance(
+    return RelevanceFigures(
         alignment=2.0 - 2.0 * positive,
         positive=positive,
         negative=found.mean_negative,

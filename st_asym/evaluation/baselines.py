@@ -30,7 +30,7 @@ from st_asym.evaluation.models import (
     vectors_of,
     with_baselines,
 )
-from st_asym.evaluation.mteb import Encoder, measured_by
+from st_asym.evaluation.mteb import FrozenEncoder, measured_by
 from st_asym.evaluation.scores import FULL, Measurement, ResultStore, Scores
 from st_asym.evaluation.seen import trained_queries
 from st_asym.evaluation.tasks import Benchmark
@@ -113,7 +113,7 @@ class FusedSearch(Bm25Search):
         dev: The dev queries.
     """
 
-    def __init__(self, encoder: Encoder, dev: DevQueries | None) -> None:
+    def __init__(self, encoder: FrozenEncoder, dev: DevQueries | None) -> None:
         super().__init__()
         self.mteb_model_meta = encoder.mteb_model_meta
         self.weight = None if dev is not None else USUAL_WEIGHT
@@ -242,7 +242,7 @@ class Baselines:
             return []
         dev, found = self._dev_queries(benchmark, system.name), []
         for number, (model, digest) in enumerate(zip(system.models, system.digests, strict=True)):
-            encoder = Encoder(system.name, model, digest)
+            encoder = FrozenEncoder(system.name, model, digest)
             scores = store.get_or(
                 {**key, "model": digest, "vectors": vectors_of(model), "dev": dev.digest if dev else ""},
                 fused_name(system.name),

@@ -51,7 +51,7 @@ def run(benchmark: Benchmark, name: str, model: SentenceTransformer, digest: str
 
     Its vectors are taken as they are (``"full"``) or in a form of :class:`CompressedIndex`. The data stay loaded.
     """
-    encoder: Any = Encoder(name, model, digest)
+    encoder: Any = FrozenEncoder(name, model, digest)
     if form != FULL:
         if model.similarity_fn_name != "cosine":
             raise ValueError(
@@ -80,7 +80,7 @@ def measured_by(searcher: Any, benchmark: Benchmark, batch_size: int = _CACHED_B
     return [_scores(benchmark, split, subset, means) for split, subset in task.by_query]
 
 
-class Encoder(SentenceTransformerEncoderWrapper):
+class FrozenEncoder(SentenceTransformerEncoderWrapper):
     """MTEB's own wrapper, with the model's digest for its revision and no vector that is not finite."""
 
     def __init__(self, name: str, model: SentenceTransformer, digest: str) -> None:

@@ -17,7 +17,7 @@ from st_asym.cache.encoding import Precision
 from st_asym.losses.distributed import gather_rows, total, uniform
 from st_asym.losses.documents import Documents, Relevance, Relevant, Texts, Vectors
 from st_asym.losses.isotropy import unit
-from st_asym.losses.logits import Comparison, Negatives, add_to_sums, compare, sum_over_positives
+from st_asym.losses.logits import Logits, Negatives, add_to_sums, compare, sum_over_positives
 from st_asym.losses.sampled import HARD_NEGATIVES, HardNegatives, Sample, stretches
 
 _CITATION = """
@@ -344,7 +344,7 @@ class CorpusContrastiveLoss(nn.Module):
 
     def _compare(
         self, queries: Tensor, shared: Negatives, rows: Tensor, columns: Tensor, wanted: Tensor
-    ) -> tuple[Comparison, Tensor]:
+    ) -> tuple[Logits, Tensor]:
         """Compare queries, unit vectors over the temperature, with shared documents, and with single ones.
 
         Pairs of query and document, ``rows`` and ``columns``, are counted apart. Only of those that are ``wanted`` the
@@ -362,9 +362,7 @@ class CorpusContrastiveLoss(nn.Module):
             logits = logits.index_put((outside.to(queries.device),), apart.pairs)
         return found, logits
 
-    def _against(
-        self, queries: Tensor, documents: Negatives, rows: Tensor, columns: Tensor, best: int = 0
-    ) -> Comparison:
+    def _against(self, queries: Tensor, documents: Negatives, rows: Tensor, columns: Tensor, best: int = 0) -> Logits:
         source, project = self._source(documents)
         return compare(
             queries,

@@ -32,7 +32,7 @@ class Negatives(NamedTuple):
         return columns if self.positions is None else find(columns, self.positions)
 
 
-class Comparison(NamedTuple):
+class Logits(NamedTuple):
     """What a chunk of documents, or all of them, give for each query.
 
     Attributes:
@@ -67,7 +67,7 @@ def compare(
     weights: Tensor | None = None,
     best: int = 0,
     reduced: bool = False,
-) -> Comparison:
+) -> Logits:
     """Compare queries with documents.
 
     Args:
@@ -102,7 +102,7 @@ def compare(
         part = run(queries, documents, stretch, *pairs, project, own, best, reduced)
         parts.append(part._replace(places=part.places + start))
     sums, logits_of_pairs, places, logits = zip(*parts, strict=True)
-    return Comparison(
+    return Logits(
         torch.stack(sums, dim=1).logsumexp(dim=1),
         torch.cat(logits_of_pairs)[back],
         torch.cat(places, dim=1),
@@ -140,7 +140,7 @@ def _compare_chunk(
     weights: Tensor | None,
     best: int,
     reduced: bool,
-) -> Comparison:
+) -> Logits:
     vectors = documents(stretch)
     vectors = vectors if project is None else project(vectors)
     with torch.autocast(queries.device.type, torch.bfloat16, enabled=reduced):
@@ -153,4 +153,4 @@ def _compare_chunk(
         top = logits.detach().topk(min(best, logits.shape[1]), dim=1)
         if weights is not None:
             logits = logits + weights
-        return Comparison(logits.logsumexp(dim=1), pairs, top.indices, top.values)
+        return Logits(logits.logsumexp(dim=1), pairs, top.indices, top.values)

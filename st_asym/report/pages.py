@@ -17,7 +17,7 @@ from st_asym.evaluation.scores import MAIN
 from st_asym.fitting.report import FitReport
 from st_asym.heads.anatomy import Side
 from st_asym.report import facts as of_fit
-from st_asym.report.parts import Card, Note, Page, Picture, Section, Table
+from st_asym.report.parts import Box, Note, Page, Picture, Section, Table
 from st_asym.report.plots import (
     SPREAD,
     Interval,
@@ -271,8 +271,8 @@ def _singular_values(diagnosis: Diagnosis) -> list[Picture]:
     return [picture(draw, "Singular values of the linear map of each head.", "The identity has 1 everywhere.")]
 
 
-def _card(example: Example) -> Card:
-    return Card(
+def _card(example: Example) -> Box:
+    return Box(
         f"{example.before:.2f} → {example.after:.2f}: {example.query}",
         [("relevant", example.relevant), ("first before", example.first_before), ("first now", example.first_after)],
     )

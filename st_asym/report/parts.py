@@ -42,7 +42,7 @@ class Note:
 
 
 @dataclass(frozen=True)
-class Card:
+class Box:
     """An example: a heading, and texts with what they are."""
 
     heading: str
@@ -58,7 +58,7 @@ class Section:
     notes: Sequence[Note] = ()
     tables: Sequence[Table] = ()
     pictures: Sequence[Picture] = ()
-    cards: Sequence[Card] = ()
+    cards: Sequence[Box] = ()
 
 
 @dataclass(frozen=True)
