@@ -52,7 +52,7 @@ Folder = Path | zipfile.Path
 Judgment = tuple[str, Sequence[Any]]
 
 
-def read_beir(path: Path, *, documents: bool = False) -> RetrievalData | Documents:
+def read_beir(path: Path, *, documents: bool = False) -> RetrievalData | ReadDocuments:
     """The collection in a folder or zip, at the top or in the only folder inside it; or its documents alone.
 
     It is read as documents where there is no more than a corpus; with ``documents``, also where the rest is not whole.
