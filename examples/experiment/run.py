@@ -62,7 +62,7 @@ class Experiment:
         """Beside the untouched encoder; what was evaluated before is read from the output folder."""
         cached: dict[str, Any] = {UNTOUCHED: self.cached(self.encoder)}
         cached |= {name: {seed: self.cached(one) for seed, one in own.items()} for name, own in models.items()}
-        return evaluate(cached, tasks, cache=self.cache, results=self.output / "scores", train=train)
+        return evaluate(cached, tasks, cache=self.cache, results=self.output / "scores", train=train, baselines=())
 
 
 def main(arguments: list[str] | None = None) -> None:

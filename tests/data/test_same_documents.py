@@ -205,6 +205,7 @@ def test_an_evaluation_names_copies_and_scores_them_as_mteb_does(tiny_encoder: S
         {"one": data, "copied": with_copies(data)},
         results=None,
         train={name: {"t": {"copy3": 1, "d5": 1}} for name in ("one", "copied")},
+        baselines=(),
     )
     assert found.queries["copied"]["seen"] == ["q3", "q5"]
     assert found.queries["one"]["seen"] == ["q5"]
