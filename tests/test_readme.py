@@ -60,7 +60,7 @@ def test_st_asym_in_the_text(code: str) -> None:
 def test_an_option_in_the_text_is_one_of_some_command(code: str) -> None:
     option = code.split()[0]
     known = {name for command in COMMANDS.commands.values() for one in command.params for name in one.opts}
-    examples = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "examples").glob("*.py"))
+    examples = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "examples").rglob("*.py"))
     assert option in known or re.search(rf'add_argument\(\s*"{option}"', examples)
 
 

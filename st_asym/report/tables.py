@@ -151,7 +151,7 @@ def notes(comparison: Comparison) -> list[str]:
     lines = ["; ".join(data) + "."]
     if len(comparison.rows) > 1:
         lines.append(how_compared(comparison, repr(comparison.rows[0].name)))
-    seeds = [f"{row.name} {len(row.digests)}" for row in comparison.rows if len(row.digests) > 1]
+    seeds = [f"{row.name} {len(row.digests)}" for row in comparison.rows if len(row.digests) > 1 and not row.baseline]
     if seeds:
         lines.append(f"Several seeds, mean ± standard deviation: {', '.join(seeds)}.")
     lines += [f"{row.name}: {step}" for row in comparison.rows for step in row.next_steps]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from sentence_transformers import SentenceTransformer
+from torch import nn
 from transformers import TrainerState
 
 from st_asym import Comparison, Diagnosis, EmbeddingCache, FitReport, Settings, asymmetric_model, diagnose
@@ -82,10 +83,11 @@ def a_comparison(
         ]
 
     first, second, third = names
+    model = SentenceTransformer(modules=[nn.Identity()], device="cpu")  # with none, they would be baselines
     systems = [
-        System(first, (), None, ("a" * 64,)),
-        System(second, (), None, ("b" * 64,)),
-        System(third, (), (7, 8), ("c" * 64, "d" * 64)),
+        System(first, (model,), None, ("a" * 64,)),
+        System(second, (model,), None, ("b" * 64,)),
+        System(third, (model, model), (7, 8), ("c" * 64, "d" * 64)),
     ]
     measured = [
         *run(first, 0, "full", 0.0),
