@@ -46,9 +46,9 @@ from st_asym.data import Qrels, RetrievalData, from_pairs, load_data
 from st_asym.data.collection import own_documents
 from st_asym.data.document import copies
 from st_asym.data.holdout import seen_unseen
-from st_asym.fitting.candidates import Candidate, average, behind_vectors, candidates
-from st_asym.fitting.closed_form import pair_covariance
-from st_asym.fitting.loop import train_heads, weights_of
+from st_asym.fitting.candidates import Candidate, behind_vectors, candidates
+from st_asym.fitting.gate import Choice
+from st_asym.fitting.loop import train_on_vectors
 from st_asym.fitting.vectors import read_vectors
 from st_asym.retrieval import Judgments
 
@@ -239,26 +239,9 @@ class Bench:
         started = time.perf_counter()
         copied = copies(self.data.with_all_split().qrels["all"], self.data.corpus)
         vectors = read_vectors(self.encoder, self.data, self.cache, copied, seed=seed)
-        train = self.data.qrels["train"]
-        covariance = pair_covariance(vectors.queries, vectors.documents, *vectors.pairs(train))
-        heads = candidate.heads(vectors.dimension, vectors.dimension, covariance)
-        model, start, trained = behind_vectors(heads), weights_of(heads), []
-        for part in (candidate.parts or (candidate,)) if candidate.trains else ():
-            heads.load_state_dict(start, strict=False)
-            settings = part.settings
-            train_heads(
-                model,
-                part.loss(model, vectors, train, {}),
-                vectors.of_queries(train),
-                torch.arange(len(train)),
-                epochs=settings.epochs or 1,
-                batch_size=settings.batch_size,
-                learning_rate=settings.learning_rate,
-                seed=seed,
-            )
-            trained.append(weights_of(heads))
-        if trained:
-            heads.load_state_dict(average(trained), strict=False)
+        choice = Choice(candidate.name, candidate.settings.epochs or 1)
+        heads, _ = train_on_vectors(candidate, choice, vectors, self.data.qrels["train"])
+        model = behind_vectors(heads).eval()
         seconds = time.perf_counter() - started
 
         @torch.no_grad()

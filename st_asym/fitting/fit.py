@@ -25,11 +25,12 @@ from st_asym.cache.embedding_cache import open_cache
 from st_asym.cache.encoding import Precision
 from st_asym.data import RetrievalData, as_retrieval_data
 from st_asym.data.document import copies
+from st_asym.data.holdout import HeldOut
 from st_asym.data.holdout import expected_unseen as unseen_at_random
 from st_asym.data.sources import Corpus, Pairs
 from st_asym.disk.writing import REPORT_FILE, check_place, new_folder
 from st_asym.fitting.candidates import Candidate, candidates
-from st_asym.fitting.gate import decide
+from st_asym.fitting.gate import Rehearsal, decide
 from st_asym.fitting.lexical import bm25_sentence
 from st_asym.fitting.loop import refit
 from st_asym.fitting.rehearsal import cuts, rehearse
@@ -190,7 +191,8 @@ def fit(
         unseen = {"open": 1.0, "closed": 0.0}.get(collection or "", expected_unseen)
         width = model.get_embedding_dimension() or vectors.dimension
         deadline = math.inf if max_seconds is None else started + max_seconds
-        chosen = rehearsed(vectors, data, report, unseen, width, deadline, trials, show_progress_bar)
+        chosen, parts, judged = rehearsed(vectors, data, report, unseen, width, deadline, trials, show_progress_bar)
+        report.bm25 = bm25_sentence(data, parts, judged, report.chosen.choice if report.chosen else None)
     if chosen is not None and report.chosen is not None:
         with report.timed("train"):
             choice = report.chosen.choice
@@ -211,13 +213,16 @@ def rehearsed(
     deadline: float,
     trials: int,
     show_progress_bar: bool,
-) -> Candidate | None:
-    """The candidate that is worth being kept, if there is one."""
+) -> tuple[Candidate | None, list[HeldOut], list[Rehearsal]]:
+    """The candidate that is worth being kept, if there is one; the cuts, and the scores on those rehearsed on.
+
+    It goes by vectors alone: the texts of ``data`` only say which queries and documents are the same.
+    """
     settings, train = report.settings, data.qrels["train"]
     parts = cuts(data, vectors.seed)
     if not parts:
         report.held_out = ["There is one training query: none can be held out. Give queries to judge on as dev."]
-        return None
+        return None, [], []
     if unseen is None and "dev" in data.qrels:
         (part,) = parts
         unseen = len(part.unseen) / max(1, len(part.seen) + len(part.unseen))
@@ -234,10 +239,9 @@ def rehearsed(
             more, report.trials = tune(found, tried, settings, trials)
             tried = [*tried, *more]
     decision = decide(found.judged, unseen, found.finalists)
-    report.bm25 = bm25_sentence(data, parts, found.judged, decision.chosen.choice if decision.chosen else None)
     by_name = {candidate.name: candidate for candidate in tried}
     report.note_rehearsals(found, decision, by_name, parts)
-    return None if decision.chosen is None else by_name[decision.chosen.choice.candidate]
+    return (by_name[decision.chosen.choice.candidate] if decision.chosen else None), parts, found.judged
 
 
 def _save(

@@ -16,14 +16,11 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize
 
-from st_asym.data import Qrels, RetrievalData
+from st_asym.data import RetrievalData
 from st_asym.data.collection import counted, own_documents, whole_number
 from st_asym.data.document import copies_by_query
-from st_asym.fitting.candidates import Candidate, average, behind_vectors
-from st_asym.fitting.closed_form import pair_covariance
 from st_asym.fitting.fit import Collection, check_arguments, rehearsed, undisturbed
-from st_asym.fitting.gate import Choice
-from st_asym.fitting.loop import Log, mean_log, set_dial, train_heads, weights_of
+from st_asym.fitting.loop import train_on_vectors
 from st_asym.fitting.report import FitReport
 from st_asym.fitting.settings import Settings
 from st_asym.fitting.stored_vectors import UnitRows
@@ -172,52 +169,16 @@ def fit_vectors(
     with report.timed("rehearse"):
         unseen = {"open": 1.0, "closed": 0.0}.get(collection or "", expected_unseen)
         width = vectors.dimension
-        chosen = rehearsed(vectors, data, report, unseen, width, deadline, trials, show_progress_bar)
+        chosen, *_ = rehearsed(vectors, data, report, unseen, width, deadline, trials, show_progress_bar)
     heads = Heads(width, normalises=True)
     if chosen is not None and report.chosen is not None:
         with report.timed("train"):
-            heads, report.training = train_on_vectors(chosen, report.chosen.choice, vectors, data.qrels["train"])
+            train = data.qrels["train"]
+            router, report.training = train_on_vectors(chosen, report.chosen.choice, vectors, train)
+            with TemporaryDirectory() as folder:
+                router.save(folder)
+                heads = replace(Heads.load(folder), normalises=True)
     return HeadsResult(replace(heads, made={"settings": report.settings.as_dict(), "seed": seed}), report)
-
-
-def train_on_vectors(candidate: Candidate, choice: Choice, vectors: Vectors, train: Qrels) -> tuple[Heads, Log]:
-    """Make the heads that were chosen, on all training queries, as :func:`st_asym.fitting.loop.refit` does.
-
-    Args:
-        candidate: How the heads are made.
-        choice: How far they are trained, and turned back.
-        vectors: The collection, of unit vectors.
-        train: The queries that are trained on, with their judgments.
-
-    Returns:
-        The heads, and the mean losses of each epoch.
-    """
-    width = vectors.dimension
-    covariance = pair_covariance(vectors.queries, vectors.documents, *vectors.pairs(train))
-    router = candidate.heads(width, width, covariance)
-    start, trained, logs = weights_of(router), [], list[Log]()
-    for part in (candidate.parts or (candidate,)) if candidate.trains else ():
-        router.load_state_dict(start, strict=False)
-        model, settings = behind_vectors(router), part.settings
-        logs.append(
-            train_heads(
-                model,
-                part.loss(model, vectors, train, {}),
-                vectors.of_queries(train),
-                torch.arange(len(train)),
-                epochs=settings.epochs or 1,
-                batch_size=settings.batch_size,
-                learning_rate=settings.learning_rate,
-                seed=vectors.seed,
-                after_epoch=lambda epoch: epoch >= choice.epoch,
-            )
-        )
-        trained.append(weights_of(router))
-    if len(trained) > 1 or choice.dial != 1.0:
-        set_dial(router, candidate.identity(width, width), average(trained), choice.dial)
-    with TemporaryDirectory() as folder:
-        router.save(folder)
-        return replace(Heads.load(folder), normalises=True), mean_log(logs)
 
 
 def _read(

@@ -19,8 +19,8 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 
 from st_asym.cache import CachedSentenceTransformer, EmbeddingCache
 from st_asym.cache.encoding import Precision
-from st_asym.data import RetrievalData
-from st_asym.fitting.candidates import Candidate, average
+from st_asym.data import Qrels, RetrievalData
+from st_asym.fitting.candidates import Candidate, average, behind_vectors
 from st_asym.fitting.closed_form import pair_covariance
 from st_asym.fitting.gate import Choice
 from st_asym.fitting.vectors import Vectors
@@ -171,12 +171,11 @@ def refit(
     model = behind_encoder(encoder, heads)
     if not candidate.trains:
         return model.eval(), []
-    # In half precision an optimizer's steps are lost, whatever the encoder is in.
-    dtype, start = next(heads.parameters()).dtype, weights_of(heads.float())
+    dtype = next(heads.parameters()).dtype
+    heads.float()  # in half precision an optimizer's steps are lost, whatever the encoder is in
     cached = CachedSentenceTransformer(model, cache, precision=precision)
-    trained, logs = [], []
-    for part in candidate.parts or (candidate,):
-        heads.load_state_dict(start, strict=False)  # shared heads are in it once
+
+    def by_trainer(part: Candidate) -> Log:
         with tempfile.TemporaryDirectory() as folder:
             trainer = _Trainer(
                 model=cached,
@@ -187,24 +186,65 @@ def refit(
             )
             trainer.remove_callback(PrinterCallback)
             trainer.train()
-        trained.append(weights_of(heads))
-        logs.append([_losses(entry) for entry in trainer.state.log_history if "loss" in entry])
-    if len(trained) > 1 or choice.dial != 1.0:
-        set_dial(heads, candidate.identity(vectors.dimension, width), average(trained), choice.dial)
+        return [_losses(entry) for entry in trainer.state.log_history if "loss" in entry]
+
+    log = _train_parts(candidate, heads, by_trainer)
+    if choice.dial != 1.0:
+        set_dial(heads, candidate.identity(vectors.dimension, width), weights_of(heads), choice.dial)
     model = cached.stock_model()
     heads.to(dtype)
-    return model.eval(), mean_log(logs)
+    return model.eval(), log
+
+
+def train_on_vectors(candidate: Candidate, choice: Choice, vectors: Vectors, train: Qrels) -> tuple[Router, Log]:
+    """The heads that :func:`refit` makes, by the loop: there are no texts, and no trainer.
+
+    ``train`` are the queries that are trained on, with their judgments.
+    """
+    covariance = pair_covariance(vectors.queries, vectors.documents, *vectors.pairs(train))
+    heads = candidate.heads(vectors.dimension, vectors.dimension, covariance)
+    if not candidate.trains:
+        return heads, []
+    model = behind_vectors(heads)
+
+    def by_loop(part: Candidate) -> Log:
+        return train_heads(
+            model,
+            part.loss(model, vectors, train, {}),
+            vectors.of_queries(train),
+            torch.arange(len(train)),
+            epochs=part.settings.epochs or 1,
+            batch_size=part.settings.batch_size,
+            learning_rate=part.settings.learning_rate,
+            seed=vectors.seed,
+            after_epoch=lambda epoch: epoch >= choice.epoch,
+        )
+
+    log = _train_parts(candidate, heads, by_loop)
+    if choice.dial != 1.0:
+        set_dial(heads, candidate.identity(vectors.dimension, vectors.dimension), weights_of(heads), choice.dial)
+    return heads, log
+
+
+def _train_parts(candidate: Candidate, heads: Router, train: Callable[[Candidate], Log]) -> Log:
+    """Train heads in place; where they are an average, each part of it from the same start."""
+    start, trained, logs = weights_of(heads), list[dict[str, Tensor]](), list[Log]()
+    for part in candidate.parts or (candidate,):
+        heads.load_state_dict(start, strict=False)  # heads that both sides share are in it once
+        logs.append(train(part))
+        trained.append(weights_of(heads))
+    heads.load_state_dict(average(trained), strict=False)
+    return mean_log(logs) if len(logs) > 1 else logs[0]
 
 
 def mean_log(logs: Sequence[Log]) -> Log:
-    """The mean of several trainings by epoch, of the figures that all of them have."""
-    if len(logs) < 2:
-        return logs[0] if logs else []
-    found: Log = []
-    for entries in zip(*logs, strict=False):
-        names = [name for name in entries[0] if all(name in entry for entry in entries)]
-        found.append({name: sum(entry[name] for entry in entries) / len(entries) for name in names})
-    return found
+    """The means of several trainings by epoch, of the figures that all of them have there."""
+    means: Log = []
+    for entries in zip(*logs, strict=False):  # one may have run out of time
+        names = [name for name in entries[0] if name != "epoch" and all(name in entry for entry in entries)]
+        own = {name: round(sum(entry[name] for entry in entries) / len(entries), 6) for name in names}
+        means.append({"epoch": entries[0]["epoch"], **own})
+    return means
 
 
 def _arguments(

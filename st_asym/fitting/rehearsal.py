@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from st_asym.data.holdout import HeldOut, folds, hold_out, seen_unseen
 from st_asym.fitting.candidates import Candidate, average, behind_vectors
 from st_asym.fitting.closed_form import pair_covariance
 from st_asym.fitting.gate import Choice, Evidence, Rehearsal, behind, best_of_each, weigh
-from st_asym.fitting.loop import Log, set_dial, train_heads, weights_of
+from st_asym.fitting.loop import Log, mean_log, set_dial, train_heads, weights_of
 from st_asym.fitting.settings import Settings
 from st_asym.fitting.vectors import Vectors
 from st_asym.retrieval import Judgments, Scores, nearest
@@ -73,6 +73,7 @@ class Rehearsals:
         finalists: Names of the candidates that were rehearsed on all of these.
         logs: Candidate to the figures by epoch on each of its cuts.
         seconds: Candidate to seconds.
+        averaged: Names of the candidates whose heads are parts of an average.
         kept_back: Seconds that the heads that are chosen may take to be trained: as long as a rehearsal did.
     """
 
@@ -84,6 +85,7 @@ class Rehearsals:
     finalists: list[str] = field(default_factory=list)
     logs: dict[str, list[Log]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    averaged: frozenset[str] = frozenset()
     kept_back: float = 0.0
     _cuts: list[_Cut] = field(default_factory=list)
 
@@ -103,12 +105,13 @@ class Rehearsals:
         for number, other in enumerate(self._cuts):
             if number != cut:  # the documents of several cuts are too many for memory
                 other.release()
-        log = self._cuts[cut].rehearse(candidate, self.has_time)
+        log = self._cuts[cut].rehearse(candidate, self.has_time, keep=candidate.name in self.averaged)
         seconds = time.monotonic() - started
         self.logs.setdefault(candidate.name, []).append(log)
         self.seconds[candidate.name] = self.seconds.get(candidate.name, 0.0) + seconds
         if candidate.trains:
-            seconds += sum(self.seconds.get(part.name, 0.0) for part in candidate.parts)
+            apart = [part.name for part in candidate.parts if part.name in self.logs]
+            seconds += sum(self.seconds[name] / len(self.logs[name]) for name in apart)
             self.kept_back = max(self.kept_back, seconds)
 
     def evidence(self) -> dict[Choice, Evidence]:
@@ -121,12 +124,7 @@ class Rehearsals:
         Losses, and where the epoch was judged ``accuracy`` (the share of held-out queries whose nearest document is
         relevant), ``query_std`` and ``document_std``, see :func:`st_asym.trainer.monitor.scaled_std`.
         """
-        means: Log = []
-        for entries in zip(*self.logs.get(candidate, ()), strict=False):  # the last may have run out of time
-            names = [name for name in entries[0] if name != "epoch" and all(name in entry for entry in entries)]
-            own = {name: round(float(np.mean([entry[name] for entry in entries])), 6) for name in names}
-            means.append({"epoch": entries[0]["epoch"], **own})
-        return means
+        return mean_log(self.logs.get(candidate, ()))
 
 
 def rehearse(
@@ -145,6 +143,7 @@ def rehearse(
     rehearsal. The other arguments are those of :class:`Rehearsals`.
     """
     found = Rehearsals(vectors, expected_unseen, out_features, deadline)
+    found.averaged = frozenset(part.name for candidate in candidates for part in candidate.parts)
     alive = list(candidates)
     for number, part in enumerate(parts):
         if number and not found.has_time(sum(found.seconds[one.name] for one in alive) / number):
@@ -212,14 +211,17 @@ class _Cut:
         own = [(row, vectors.own[key]) for row, key in enumerate(queries) if vectors.own.get(key) in places]
         self._own = torch.tensor([row for row, _ in own]).long(), torch.tensor([places[key] for _, key in own]).long()
         self._unmoved: Tensor | None = None
-        self._trained: dict[str, dict[str, Tensor]] = {}
+        self._trained: dict[str, tuple[int, dict[str, Tensor]]] = {}
         untouched = Candidate("untouched", Settings()).heads(vectors.dimension, out_features, self._covariance)
         scores, self._epoch_0 = self._judge(behind_vectors(untouched), documents_move=False)
         seen = np.array([query_id in set(part.seen) for query_id in queries], dtype=bool)
         self.rehearsal = Rehearsal(queries, seen, scores, {})
 
-    def rehearse(self, candidate: Candidate, has_time: Callable[[], bool]) -> Log:
-        """Train and judge, at half and all of the epochs, and turned back by each dial."""
+    def rehearse(self, candidate: Candidate, has_time: Callable[[], bool], *, keep: bool = False) -> Log:
+        """Train and judge, at half and all of the epochs, and turned back by each dial.
+
+        An average is of trained heads that were told to be kept, and trains those that were not rehearsed here.
+        """
         vectors, part, settings, scores = self._vectors, self._part, candidate.settings, self.rehearsal.scores
         heads = candidate.heads(vectors.dimension, self._out, self._covariance)
         model, moves = behind_vectors(heads), settings.sides != "query"
@@ -230,9 +232,11 @@ class _Cut:
         if candidate.parts:
             for one in candidate.parts:
                 if one.name not in self._trained:
-                    self.rehearse(one, has_time)
-            trained = average([self._trained[one.name] for one in candidate.parts])
-            self._turn_back(candidate, epochs, heads, trained, (*_DIALS, 1.0))
+                    self.rehearse(one, has_time, keep=True)
+            reached, weights = zip(*(self._trained.pop(one.name) for one in candidate.parts), strict=True)
+            heads.load_state_dict(average(weights), strict=False)
+            scores[Choice(candidate.name, min(reached))] = self._judge(model, documents_move=moves)[0]
+            self._turn_back(candidate, min(reached), heads)
             return []
         figures = {0: self._epoch_0}
 
@@ -254,24 +258,26 @@ class _Cut:
             seed=vectors.seed,
             after_epoch=after_epoch,
         )
-        self._trained[candidate.name] = weights_of(heads)
-        if settings.init != "random":
-            self._turn_back(candidate, len(losses), heads, self._trained[candidate.name], _DIALS)
+        if keep:
+            self._trained[candidate.name] = len(losses), weights_of(heads)
+        self._turn_back(candidate, len(losses), heads)
         return [{**entry, **figures.get(int(entry["epoch"]), {})} for entry in [{"epoch": 0.0}, *losses]]
 
-    def _turn_back(
-        self, candidate: Candidate, epoch: int, heads: Router, trained: Mapping[str, Tensor], dials: Sequence[float]
-    ) -> None:
-        """Judge heads between the identity and their trained weights."""
-        model, identity = behind_vectors(heads), candidate.identity(self._vectors.dimension, self._out)
-        for dial in dials:
+    def _turn_back(self, candidate: Candidate, epoch: int, heads: Router) -> None:
+        """Judge trained heads turned back towards the identity, which those with a random start have left behind."""
+        if candidate.settings.init == "random":
+            return
+        model, trained = behind_vectors(heads), weights_of(heads)
+        identity = candidate.identity(self._vectors.dimension, self._out)
+        for dial in _DIALS:
             set_dial(heads, identity, trained, dial)
             judged, _ = self._judge(model, documents_move=candidate.settings.sides != "query")
             self.rehearsal.scores[Choice(candidate.name, epoch, dial)] = judged
 
     def release(self) -> None:
-        """Hold no documents until the next rehearsal."""
+        """Hold no documents and no heads until the next rehearsal."""
         self._documents = self._unmoved = None
+        self._trained.clear()
 
     @torch.no_grad()
     def _judge(self, model: SentenceTransformer, *, documents_move: bool) -> tuple[Scores, dict[str, float]]:

@@ -58,6 +58,12 @@ def test_they_are_fitted_kept_saved_and_applied(pairs: Any, tmp_path: Path) -> N
     np.testing.assert_allclose(again.heads.query(queries), heads.query(queries), atol=1e-4)
 
 
+def test_rows_are_no_texts() -> None:
+    random = np.random.default_rng(0)
+    queries, documents = random.standard_normal((2, COUNT, DIMENSION))
+    assert "BM25" not in str(quick(queries, documents).report), "that row 12 answers row 12"
+
+
 def test_the_decision_is_that_of_fit(tmp_path: Path) -> None:
     encoder, data = rotated(COUNT)
     model = SentenceTransformer(modules=[*encoder, Normalize()], device="cpu")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from fitting_helpers import rotated
+from fitting_helpers import DIMENSION, rotated
 
 from st_asym import EmbeddingCache, Settings
 from st_asym.fitting.candidates import Candidate, behind_vectors, candidates
@@ -114,6 +114,32 @@ def test_the_average_of_both_ways_is_that_of_their_weights(tmp_path: Path) -> No
 
     judged = rehearse(vectors, cuts(data, 0)[:1], tried, 1.0, out_features=vectors.dimension).judged[0]
     assert {choice.dial for choice in judged.scores if choice.candidate == candidate.name} == {0.4, 0.7, 0.85, 1.0}
+
+
+def test_heads_that_cannot_be_the_identity_have_no_dial(tmp_path: Path) -> None:
+    encoder, data = rotated(40)
+    narrow = Settings(sides="both", init="random", hidden_features=DIMENSION, epochs=2, batch_size=16)
+    tried = candidates(narrow, 40)
+    assert tried[-1].parts
+    cache = EmbeddingCache(tmp_path)
+    vectors = read_vectors(encoder, data, cache, {}, seed=0)
+    judged = rehearse(vectors, cuts(data, 0)[:1], tried, 1.0, out_features=vectors.dimension).judged[0]
+    assert {choice.dial for choice in judged.scores} == {1.0}
+    assert {choice.candidate for choice in judged.scores} == {candidate.name for candidate in tried}
+    refit(encoder, tried[-1], Choice(tried[-1].name, 2), vectors, data, cache)
+
+
+def test_a_part_that_was_not_rehearsed_on_a_cut_is_trained_for_its_average(tmp_path: Path) -> None:
+    encoder, data = rotated(40)
+    tried = candidates(Settings(sides="both", epochs=2, batch_size=16), 40)
+    vectors = read_vectors(encoder, data, EmbeddingCache(tmp_path), {}, seed=0)
+    part = cuts(data, 0)[:1]
+    options: dict[str, Any] = {"out_features": vectors.dimension}
+    whole = rehearse(vectors, part, tried, 1.0, **options).judged[0].scores
+    alone = rehearse(vectors, part, tried[-1:], 1.0, **options).judged[0].scores
+    for choice, scores in whole.items():
+        if choice.candidate == tried[-1].name:
+            assert (alone[choice] == scores).all(), choice
 
 
 @pytest.mark.parametrize("settings", [Settings(contrastive="in-batch"), Settings(contrastive="corpus")])
