@@ -61,10 +61,25 @@ class DevQueries:
         return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
+class LastIndex:
+    """The index of the corpus that was last asked for: all rows of a data set search the same one."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] | None = None
+        self._index: Bm25Index
+
+    def of(self, texts: list[str]) -> Bm25Index:
+        """The index of these documents."""
+        if texts != self._texts:
+            self._texts, self._index = texts, Bm25Index(texts)
+        return self._index
+
+
 class Bm25Search:
     """The documents that share a word with the query, by BM25: MTEB's protocol of a model that searches by itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, indexed: LastIndex) -> None:
+        self._indexed = indexed
         self.mteb_model_meta = ModelMeta.create_empty(
             overwrites={"name": f"st_asym/{BM25}", "revision": version("bm25s")}
         )
@@ -75,7 +90,7 @@ class Bm25Search:
     def index(self, corpus: Any, **_: Any) -> None:
         """Take the corpus, a data set with ``id``, ``text`` and perhaps ``title``."""
         self._ids = list(corpus["id"])
-        self._index = Bm25Index([Document(row.get("title") or "", row["text"]).joined for row in corpus])
+        self._index = self._indexed.of([Document(row.get("title") or "", row["text"]).joined for row in corpus])
 
     def search(self, queries: Any, *, top_ranked: Any = None, **_: Any) -> dict[str, dict[str, float]]:
         """The best documents of each query, with their scores; of ``top_ranked`` alone, where a task gives those."""
@@ -109,12 +124,13 @@ class FusedSearch(Bm25Search):
     queries, or the usual one.
 
     Args:
+        indexed: Of BM25.
         encoder: The model as MTEB encodes with it.
         dev: The dev queries.
     """
 
-    def __init__(self, encoder: FrozenEncoder, dev: DevQueries | None) -> None:
-        super().__init__()
+    def __init__(self, indexed: LastIndex, encoder: FrozenEncoder, dev: DevQueries | None) -> None:
+        super().__init__(indexed)
         self.mteb_model_meta = encoder.mteb_model_meta
         self.weight = None if dev is not None else USUAL_WEIGHT
         self._dev = dev
@@ -200,6 +216,7 @@ class Baselines:
     def __init__(self, asked: Sequence[Baseline] | None, models: Models, split: str) -> None:
         self._wanted = BASELINES if asked is None else tuple(asked)
         self._models, self._split = models, split
+        self._indexed = LastIndex()
         self.notes: list[str] = []
         if unknown := [one for one in self._wanted if one not in BASELINES]:
             raise ValueError(f"baselines must hold 'bm25' or 'hybrid', got {unknown[0]!r}.")
@@ -226,7 +243,9 @@ class Baselines:
         key |= {package: version(package) for package in ("mteb", "bm25s")}
         found = []
         if "bm25" in self._wanted:
-            scores = store.get_or({**key, "model": BM25}, BM25, partial(_scored, benchmark, Bm25Search))
+            scores = store.get_or(
+                {**key, "model": BM25}, BM25, partial(_scored, benchmark, partial(Bm25Search, self._indexed))
+            )
             found += [Measurement(BM25, 0, FULL, one) for one in scores]
         if "hybrid" in self._wanted:
             for system in systems:
@@ -246,7 +265,7 @@ class Baselines:
             scores = store.get_or(
                 {**key, "model": digest, "vectors": vectors_of(model), "dev": dev.digest if dev else ""},
                 fused_name(system.name),
-                partial(_scored, benchmark, partial(FusedSearch, encoder, dev)),
+                partial(_scored, benchmark, partial(FusedSearch, self._indexed, encoder, dev)),
             )
             found += [Measurement(fused_name(system.name), number, FULL, one) for one in scores]
         weights = ", ".join(dict.fromkeys(f"{one.scores.bm25_weight:g}" for one in found))

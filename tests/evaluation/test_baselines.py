@@ -71,6 +71,22 @@ def test_what_was_measured_is_not_measured_again(
     assert evaluate(models, {"tiny": collection()}, results=tmp_path, baselines=("bm25", "hybrid")).rows == first.rows
 
 
+def test_a_corpus_is_indexed_once_for_all_rows(make_encoder: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    indexed: list[int] = []
+
+    class Counted(Bm25Index):
+        def __init__(self, documents: list[str]) -> None:
+            indexed.append(len(documents))
+            super().__init__(documents)
+
+    monkeypatch.setattr("st_asym.evaluation.baselines.Bm25Index", Counted)
+    encoder, data = make_encoder(), collection()
+    less = replace(data, corpus=dict(list(data.corpus.items())[:-1]))
+    models = {"plain": encoder, "heads": [with_heads(encoder, 1), with_heads(encoder, 2)]}
+    evaluate(models, {"tiny": data, "smaller": less}, results=None, baselines=("bm25", "hybrid"))
+    assert sorted(indexed) == [len(data.corpus) - 1, len(data.corpus)]
+
+
 def test_models_are_judged_as_without_baselines(make_encoder: Make) -> None:
     encoder = make_encoder()
     models = {"plain": encoder, "heads": with_heads(encoder, 1)}
