@@ -9,37 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from data_helpers import EXPECTED, PAIRS, beir, by_text
 from datasets import Dataset, DatasetDict
 
 from st_asym.data import RetrievalData, as_retrieval_data
-
-PAIRS = [("error E17", "Replace the filter."), ("error E18", "Restart the pump."), ("error E17", "Call us.")]
-EXPECTED = {"error E17": {"Replace the filter.": 1, "Call us.": 1}, "error E18": {"Restart the pump.": 1}}
-
-
-def by_text(data: RetrievalData, split: str = "train") -> dict[str, dict[str, int]]:
-    return {data.queries[q]: {data.corpus[d]: g for d, g in ds.items()} for q, ds in data.qrels[split].items()}
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Callable[[str, str | bytes], Path]:
-    def write(name: str, content: str | bytes) -> Path:
-        raw = content.encode() if isinstance(content, str) else content
-        (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
-        return tmp_path / name
-
-    return write
-
-
-def beir(folder: Path, **qrels: str) -> Path:
-    (folder / "qrels").mkdir(parents=True)
-    corpus = [{"_id": f"d{i}", "title": f"Part {i}", "text": f"About part {i}."} for i in range(4)]
-    queries = [{"_id": f"q{i}", "text": f"part number {i}"} for i in range(4)]
-    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in corpus))
-    (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in queries))
-    for split, rows in qrels.items():
-        (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + rows)
-    return folder
 
 
 @pytest.mark.parametrize(

@@ -5,45 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from data_helpers import EXPECTED, PAIRS, Write, beir, by_text
 
-from st_asym.data import RetrievalData, as_retrieval_data, load_data
-
-Write = Callable[[str, "str | bytes"], Path]
-PAIRS = [("error E17", "Replace the filter."), ("error E18", "Restart the pump."), ("error E17", "Call us.")]
-EXPECTED = {"error E17": {"Replace the filter.": 1, "Call us.": 1}, "error E18": {"Restart the pump.": 1}}
-
-
-def by_text(data: RetrievalData, split: str = "train") -> dict[str, dict[str, int]]:
-    return {data.queries[q]: {data.corpus[d]: g for d, g in ds.items()} for q, ds in data.qrels[split].items()}
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Write:
-    def write(name: str, content: str | bytes) -> Path:
-        file = tmp_path / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        raw = content.encode() if isinstance(content, str) else content
-        file.write_bytes(gzip.compress(raw) if name.lower().endswith(".gz") else raw)
-        return file
-
-    return write
-
-
-def beir(folder: Path, **qrels: str) -> Path:
-    (folder / "qrels").mkdir(parents=True)
-    corpus = [{"_id": f"d{i}", "title": f"Part {i}", "text": f"About part {i}."} for i in range(4)]
-    queries = [{"_id": f"q{i}", "text": f"part number {i}"} for i in range(4)]
-    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in corpus))
-    (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in queries))
-    for split, rows in qrels.items():
-        (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + rows)
-    return folder
-
+from st_asym.data import as_retrieval_data, load_data
 
 TRAIN = "q0\td0\t1\nq1\td1\t2\n"
 JUDGED = {"q0": {"d0": 1}, "q1": {"d1": 2}}

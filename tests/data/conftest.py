@@ -1,0 +1,21 @@
+"""What tests of reading share."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pytest
+from data_helpers import Write
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write(name: str, content: str | bytes) -> Path:
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        raw = content.encode() if isinstance(content, str) else content
+        file.write_bytes(gzip.compress(raw) if name.lower().endswith(".gz") else raw)
+        return file
+
+    return write
