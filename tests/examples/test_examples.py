@@ -87,7 +87,8 @@ def test_the_quickstart_on_pairs_of_its_own(real_encoder_path: str, tmp_path: Pa
     assert "Loaded without st_asym." in process.stdout
     assert "'loss'" not in process.stdout + process.stderr, "no dictionaries of the trainer"
     comparison = Comparison.load(output / "results.json")
-    assert [row.name for row in comparison.rows] == ["untouched encoder", "fit"]
+    fused = ["untouched encoder", "BM25", "untouched encoder + BM25", "fit", "fit + BM25"]
+    assert [row.name for row in comparison.rows] == fused
     assert str(comparison) in process.stdout
 
 
