@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from typing import Any
 
 import torch
@@ -20,15 +19,14 @@ from st_asym.heads.projection import AsymmetricProjection, ProjectionOptions
 from st_asym.losses import CorpusContrastiveLoss, IsotropyLoss
 from st_asym.retrieval import nearest
 
-# The strengths of within-pair whitening that are tried without training.
-_STRENGTHS = (0.1, 0.3, 1.0, 3.0)
+# The strengths of within-pair whitening that are tried without training, and as starts of trained heads: few pairs say
+# little of how queries and documents differ, and many collections gain by less of it.
+_STRENGTHS, _START_STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0), (1.0, 10.0)
+# What a document that no training query asks for counts as a negative of the corpus.
+_UNLABELLED = 0.1
 # Documents that a step compares its queries with, at the most, besides those that are relevant to them.
 _DOCUMENTS_PER_STEP = 1_024
 _SIDES = {"both": "both sides", "query": "query side", "document": "document side", "shared": "one shared head"}
-_STARTS = {"identity": "identity", "pairs": "whitening", "random": "random"}
-# Start, negatives, and what unlabelled documents count as negatives of the corpus, the cheapest first.
-_IN_BATCH, _CORPUS, _CLOSED = ("pairs", "in-batch", 0.1), ("pairs", "corpus", 0.1), ("pairs", "corpus", 1.0)
-_FROM_IDENTITY = ("identity", "in-batch", 0.1)
 
 
 @dataclass(frozen=True)
@@ -39,13 +37,25 @@ class Candidate:
         name: What reports call it.
         settings: How, with nothing left open but the number of epochs.
         trains: Whether the heads are trained; otherwise they are in closed form.
-        parts: Candidates from one start, whose trained heads are averaged; none where they are trained as they are.
     """
 
     name: str
     settings: Settings
     trains: bool = True
-    parts: tuple[Candidate, ...] = ()
+
+    @property
+    def start(self) -> tuple[object, ...]:
+        """What candidates have in common that begin as the same linear map."""
+        return self.settings.sides, self.settings.init, self.settings.whitening
+
+    @property
+    def parts(self) -> tuple[Candidate, ...]:
+        """What is trained from one start, and averaged: in-batch and against the corpus, or the candidate itself."""
+        if self.settings.contrastive != "both":
+            return (self,)
+        in_batch = replace(self.settings, contrastive="in-batch", unlabelled_weight=None)
+        corpus = replace(self.settings, contrastive="corpus")
+        return tuple(Candidate(name_of(settings), settings) for settings in (in_batch, corpus))
 
     def heads(self, dimension: int, out_features: int, covariance: Tensor) -> Router:
         """The heads as they start, float32, from vectors of ``dimension`` to vectors of ``out_features``.
@@ -57,7 +67,7 @@ class Candidate:
             options: ProjectionOptions = {**self.settings.projection(), "out_features": out_features}
             router = AsymmetricProjection(dimension, **options)
         if self.settings.init == "pairs":
-            write_whitening(router, pair_whitening(covariance, self.settings.whitening))
+            write_whitening(router, pair_whitening(covariance, self.settings.whitening or 1.0))
         return router
 
     def identity(self, dimension: int, out_features: int) -> Router:
@@ -106,34 +116,26 @@ def candidates(settings: Settings, queries: int, *, closed: bool = False) -> lis
     if settings.init in (None, "pairs"):
         linear = replace(settings, init="pairs", hidden_features=None, bias=False)
         for side in sides:
-            for strength in _STRENGTHS:
+            for strength in _STRENGTHS if settings.whitening is None else (settings.whitening,):
                 own = replace(linear, sides=side, whitening=strength)
                 found.append(Candidate(f"{_SIDES[side]}, whitening {strength:g}", own, trains=False))
-    trained: dict[Settings, Candidate] = {}
-    for side in sides:
-        ways = [_IN_BATCH, _CORPUS] if side == "query" else [_IN_BATCH, _FROM_IDENTITY, _CORPUS]
-        for init, contrastive, weight in [*ways, *([_CLOSED] if closed else [])]:
-            negatives = settings.contrastive or ("in-batch" if settings.hard_negatives else contrastive)
-            of_unlabelled = weight if settings.unlabelled_weight is None else settings.unlabelled_weight
-            options: dict[str, Any] = {
-                "sides": side,
-                "init": settings.init or init,
-                "contrastive": negatives,
-                "unlabelled_weight": of_unlabelled if negatives == "corpus" else None,
-            }
-            own = replace(settings, **options)
-            trained[own] = Candidate(_name(own), own)
-    return [*found, *trained.values(), *_averages(list(trained.values()))]
-
-
-def _averages(trained: Sequence[Candidate]) -> list[Candidate]:
-    """The average of the heads that are trained in both ways from one start, for each of these."""
-    found: dict[str, Candidate] = {}
-    for first, second in combinations(trained, 2):
-        if first.settings == replace(second.settings, contrastive="in-batch", unlabelled_weight=None):
-            name = f"{first.name.removesuffix('in-batch')}average of both"
-            found.setdefault(name, Candidate(name, replace(first.settings, contrastive=None), parts=(first, second)))
-    return list(found.values())
+    starts: list[dict[str, Any]] = [{"init": settings.init, "whitening": settings.whitening}]
+    if settings.init in (None, "pairs"):
+        strengths = _START_STRENGTHS if settings.whitening is None else (settings.whitening,)
+        starts = [{"init": "pairs", "whitening": strength} for strength in strengths]
+    negatives = settings.contrastive or ("in-batch" if settings.hard_negatives else "both")
+    weight = None if negatives == "in-batch" else settings.unlabelled_weight
+    if negatives != "in-batch" and weight is None:
+        weight = _UNLABELLED
+    trained = [
+        replace(settings, sides=side, contrastive=negatives, unlabelled_weight=weight, **start)
+        for side in sides
+        for start in starts
+    ]
+    if closed and negatives != "in-batch" and settings.unlabelled_weight is None:
+        full: dict[str, Any] = {"contrastive": "corpus", "unlabelled_weight": 1.0, **starts[0]}
+        trained += [replace(settings, sides=side, **full) for side in sides]
+    return [*found, *(Candidate(name_of(one), one) for one in trained)]
 
 
 def average(weights: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -148,11 +150,15 @@ def average(weights: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([one[name] for one in weights]).mean(dim=0) for name in weights[0]}
 
 
-def _name(settings: Settings) -> str:
-    negatives = "in-batch"
-    if settings.contrastive == "corpus":
-        negatives = f"corpus, unlabelled {settings.unlabelled_weight:g}"
-    return f"{_SIDES[settings.sides or 'both']}, {_STARTS[settings.init or 'identity']} start, {negatives}"
+def name_of(settings: Settings) -> str:
+    """What reports call heads that are trained so."""
+    start = f"whitening {settings.whitening:g}" if settings.init == "pairs" else settings.init
+    ways = {
+        "in-batch": "in-batch",
+        "corpus": f"corpus, unlabelled {settings.unlabelled_weight}",
+        "both": "average of in-batch and corpus",
+    }
+    return f"{_SIDES[settings.sides or 'both']}, {start} start, {ways[settings.contrastive or 'both']}"
 
 
 def behind_vectors(router: Router) -> SentenceTransformer:

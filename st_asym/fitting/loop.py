@@ -188,7 +188,7 @@ def refit(
             trainer.train()
         return [_losses(entry) for entry in trainer.state.log_history if "loss" in entry]
 
-    log = _train_parts(candidate, heads, by_trainer)
+    log = train_parts(candidate, heads, by_trainer)
     if choice.dial != 1.0:
         set_dial(heads, candidate.identity(vectors.dimension, width), weights_of(heads), choice.dial)
     model = cached.stock_model()
@@ -220,21 +220,25 @@ def train_on_vectors(candidate: Candidate, choice: Choice, vectors: Vectors, tra
             after_epoch=lambda epoch: epoch >= choice.epoch,
         )
 
-    log = _train_parts(candidate, heads, by_loop)
+    log = train_parts(candidate, heads, by_loop)
     if choice.dial != 1.0:
         set_dial(heads, candidate.identity(vectors.dimension, vectors.dimension), weights_of(heads), choice.dial)
     return heads, log
 
 
-def _train_parts(candidate: Candidate, heads: Router, train: Callable[[Candidate], Log]) -> Log:
-    """Train heads in place; where they are an average, each part of it from the same start."""
+def train_parts(candidate: Candidate, heads: Router, train: Callable[[Candidate], Log]) -> Log:
+    """Train heads in place; where they are an average, each part of it from the same start.
+
+    Returns:
+        The mean figures by epoch, as many as all parts have reached.
+    """
     start, trained, logs = weights_of(heads), list[dict[str, Tensor]](), list[Log]()
-    for part in candidate.parts or (candidate,):
+    for part in candidate.parts:
         heads.load_state_dict(start, strict=False)  # heads that both sides share are in it once
         logs.append(train(part))
         trained.append(weights_of(heads))
     heads.load_state_dict(average(trained), strict=False)
-    return mean_log(logs) if len(logs) > 1 else logs[0]
+    return mean_log(logs)
 
 
 def mean_log(logs: Sequence[Log]) -> Log:

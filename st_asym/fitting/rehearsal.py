@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Router
 from torch import Tensor
 
 from st_asym.data import RetrievalData
@@ -20,7 +19,7 @@ from st_asym.data.holdout import HeldOut, folds, hold_out, seen_unseen
 from st_asym.fitting.candidates import Candidate, average, behind_vectors
 from st_asym.fitting.closed_form import pair_covariance
 from st_asym.fitting.gate import Choice, Evidence, Rehearsal, behind, best_of_each, weigh
-from st_asym.fitting.loop import Log, mean_log, set_dial, train_heads, weights_of
+from st_asym.fitting.loop import Log, mean_log, set_dial, train_heads, train_parts, weights_of
 from st_asym.fitting.settings import Settings
 from st_asym.fitting.vectors import Vectors
 from st_asym.retrieval import Judgments, Scores, nearest
@@ -36,7 +35,7 @@ _JUDGED = 2_000
 # Documents that go through the heads at once, and of which the spread is measured.
 _AT_ONCE, _SPREAD = 8_192, 1_000
 _TOP = 10
-# How many standard errors sides are behind in closed form that are not trained.
+# How many standard errors starts are behind others that are not trained.
 _FAR = 2.0
 
 
@@ -73,7 +72,6 @@ class Rehearsals:
         finalists: Names of the candidates that were rehearsed on all of these.
         logs: Candidate to the figures by epoch on each of its cuts.
         seconds: Candidate to seconds.
-        averaged: Names of the candidates whose heads are parts of an average.
         kept_back: Seconds that the heads that are chosen may take to be trained: as long as a rehearsal did.
     """
 
@@ -85,7 +83,6 @@ class Rehearsals:
     finalists: list[str] = field(default_factory=list)
     logs: dict[str, list[Log]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    averaged: frozenset[str] = frozenset()
     kept_back: float = 0.0
     _cuts: list[_Cut] = field(default_factory=list)
 
@@ -105,13 +102,11 @@ class Rehearsals:
         for number, other in enumerate(self._cuts):
             if number != cut:  # the documents of several cuts are too many for memory
                 other.release()
-        log = self._cuts[cut].rehearse(candidate, self.has_time, keep=candidate.name in self.averaged)
+        log = self._cuts[cut].rehearse(candidate, self.has_time)
         seconds = time.monotonic() - started
         self.logs.setdefault(candidate.name, []).append(log)
         self.seconds[candidate.name] = self.seconds.get(candidate.name, 0.0) + seconds
         if candidate.trains:
-            apart = [part.name for part in candidate.parts if part.name in self.logs]
-            seconds += sum(self.seconds[name] / len(self.logs[name]) for name in apart)
             self.kept_back = max(self.kept_back, seconds)
 
     def evidence(self) -> dict[Choice, Evidence]:
@@ -143,7 +138,6 @@ def rehearse(
     rehearsal. The other arguments are those of :class:`Rehearsals`.
     """
     found = Rehearsals(vectors, expected_unseen, out_features, deadline)
-    found.averaged = frozenset(part.name for candidate in candidates for part in candidate.parts)
     alive = list(candidates)
     for number, part in enumerate(parts):
         if number and not found.has_time(sum(found.seconds[one.name] for one in alive) / number):
@@ -154,7 +148,7 @@ def rehearse(
             if done and number == 0:
                 if not found.has_time():
                     break
-                if candidate.trains and _side_is_behind(candidate, done, found):
+                if candidate.trains and _start_is_behind(candidate, alive, found):
                     continue
             found.run(candidate, number)
             done.append(candidate)
@@ -164,15 +158,19 @@ def rehearse(
     return found
 
 
-def _side_is_behind(candidate: Candidate, done: Sequence[Candidate], found: Rehearsals) -> bool:
-    """Whether the candidate's sides are far behind other sides in closed form: training will not turn that round."""
-    closed = [one for one in done if not one.trains]
-    own = [one for one in closed if one.settings.sides == candidate.settings.sides]
-    if not own or len(own) == len(closed):
+def _start_is_behind(candidate: Candidate, tried: Sequence[Candidate], found: Rehearsals) -> bool:
+    """Whether the closed form that training starts from is far behind another start: training will not turn that round.
+
+    The closed forms come first, so that all that can be compared have been rehearsed.
+    """
+    starts = {one.start for one in tried if one.trains}
+    evidence = found.evidence()
+    closed = {one.start: Choice(one.name) for one in tried if not one.trains and one.start in starts}
+    closed = {start: choice for start, choice in closed.items() if choice in evidence}
+    if candidate.start not in closed:
         return False
-    best = best_of_each(found.evidence().values())
-    here, winner = (max((best[one.name] for one in some), key=lambda entry: entry.gain) for some in (own, closed))
-    gap, error = behind(here.choice, winner.choice, found.judged, found.expected_unseen)
+    winner = max(closed.values(), key=lambda choice: evidence[choice].gain)
+    gap, error = behind(closed[candidate.start], winner, found.judged, found.expected_unseen)
     return gap > _FAR * error
 
 
@@ -211,73 +209,57 @@ class _Cut:
         own = [(row, vectors.own[key]) for row, key in enumerate(queries) if vectors.own.get(key) in places]
         self._own = torch.tensor([row for row, _ in own]).long(), torch.tensor([places[key] for _, key in own]).long()
         self._unmoved: Tensor | None = None
-        self._trained: dict[str, tuple[int, dict[str, Tensor]]] = {}
         untouched = Candidate("untouched", Settings()).heads(vectors.dimension, out_features, self._covariance)
         scores, self._epoch_0 = self._judge(behind_vectors(untouched), documents_move=False)
         seen = np.array([query_id in set(part.seen) for query_id in queries], dtype=bool)
         self.rehearsal = Rehearsal(queries, seen, scores, {})
 
-    def rehearse(self, candidate: Candidate, has_time: Callable[[], bool], *, keep: bool = False) -> Log:
-        """Train and judge, at half and all of the epochs, and turned back by each dial.
-
-        An average is of trained heads that were told to be kept, and trains those that were not rehearsed here.
-        """
-        vectors, part, settings, scores = self._vectors, self._part, candidate.settings, self.rehearsal.scores
+    def rehearse(self, candidate: Candidate, has_time: Callable[[], bool]) -> Log:
+        """Train and judge, at half and all of the epochs, and turned back by each dial."""
+        vectors, part, scores = self._vectors, self._part, self.rehearsal.scores
         heads = candidate.heads(vectors.dimension, self._out, self._covariance)
-        model, moves = behind_vectors(heads), settings.sides != "query"
+        model, moves = behind_vectors(heads), candidate.settings.sides != "query"
         if not candidate.trains:
             scores[Choice(candidate.name)] = self._judge(model, documents_move=moves)[0]
             return []
-        epochs = settings.epochs or 1
-        if candidate.parts:
-            for one in candidate.parts:
-                if one.name not in self._trained:
-                    self.rehearse(one, has_time, keep=True)
-            reached, weights = zip(*(self._trained.pop(one.name) for one in candidate.parts), strict=True)
-            heads.load_state_dict(average(weights), strict=False)
-            scores[Choice(candidate.name, min(reached))] = self._judge(model, documents_move=moves)[0]
-            self._turn_back(candidate, min(reached), heads)
-            return []
-        figures = {0: self._epoch_0}
+        epochs = candidate.settings.epochs or 1
+        half, halves = -(-epochs // 2), list[dict[str, Tensor]]()
 
-        def after_epoch(epoch: int) -> bool:
-            out_of_time = not has_time()
-            if epoch in (epochs, -(-epochs // 2)) or out_of_time:
-                choice = Choice(candidate.name, epoch)
-                scores[choice], figures[epoch] = self._judge(model, documents_move=moves)
-            return out_of_time
+        def by_loop(one: Candidate) -> Log:
+            def after_epoch(epoch: int) -> bool:
+                if epoch == half:
+                    halves.append(weights_of(heads))
+                return not has_time()
 
-        losses = train_heads(
-            model,
-            candidate.loss(model, vectors, part.train, part.withheld),
-            vectors.of_queries(part.train),
-            torch.arange(len(part.train)),
-            epochs=epochs,
-            batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            seed=vectors.seed,
-            after_epoch=after_epoch,
-        )
-        if keep:
-            self._trained[candidate.name] = len(losses), weights_of(heads)
-        self._turn_back(candidate, len(losses), heads)
+            return train_heads(
+                model,
+                one.loss(model, vectors, part.train, part.withheld),
+                vectors.of_queries(part.train),
+                torch.arange(len(part.train)),
+                epochs=epochs,
+                batch_size=one.settings.batch_size,
+                learning_rate=one.settings.learning_rate,
+                seed=vectors.seed,
+                after_epoch=after_epoch,
+            )
+
+        losses = train_parts(candidate, heads, by_loop)
+        trained, reached, figures = weights_of(heads), len(losses), {0: self._epoch_0}
+        if half < reached:
+            heads.load_state_dict(average(halves), strict=False)
+            scores[Choice(candidate.name, half)], figures[half] = self._judge(model, documents_move=moves)
+        heads.load_state_dict(trained, strict=False)
+        scores[Choice(candidate.name, reached)], figures[reached] = self._judge(model, documents_move=moves)
+        if candidate.settings.init != "random":  # which has left the identity behind
+            identity = candidate.identity(vectors.dimension, self._out)
+            for dial in _DIALS:
+                set_dial(heads, identity, trained, dial)
+                scores[Choice(candidate.name, reached, dial)], _ = self._judge(model, documents_move=moves)
         return [{**entry, **figures.get(int(entry["epoch"]), {})} for entry in [{"epoch": 0.0}, *losses]]
 
-    def _turn_back(self, candidate: Candidate, epoch: int, heads: Router) -> None:
-        """Judge trained heads turned back towards the identity, which those with a random start have left behind."""
-        if candidate.settings.init == "random":
-            return
-        model, trained = behind_vectors(heads), weights_of(heads)
-        identity = candidate.identity(self._vectors.dimension, self._out)
-        for dial in _DIALS:
-            set_dial(heads, identity, trained, dial)
-            judged, _ = self._judge(model, documents_move=candidate.settings.sides != "query")
-            self.rehearsal.scores[Choice(candidate.name, epoch, dial)] = judged
-
     def release(self) -> None:
-        """Hold no documents and no heads until the next rehearsal."""
+        """Hold no documents until the next rehearsal."""
         self._documents = self._unmoved = None
-        self._trained.clear()
 
     @torch.no_grad()
     def _judge(self, model: SentenceTransformer, *, documents_move: bool) -> tuple[Scores, dict[str, float]]:

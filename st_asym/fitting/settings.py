@@ -10,7 +10,7 @@ from st_asym.losses.isotropy import IsotropyKind
 
 Sides = Literal["both", "query", "document", "shared"]
 Init = Literal["identity", "pairs", "random"]
-Contrastive = Literal["corpus", "in-batch"]
+Contrastive = Literal["both", "corpus", "in-batch"]
 _NAMES = {
     "sides": get_args(Sides),
     "init": get_args(Init),
@@ -31,10 +31,11 @@ class Settings:
         init: How heads start: ``"identity"``, ``"pairs"`` (within-pair whitening, see
             :func:`st_asym.fitting.closed_form.pair_whitening`) or ``"random"``. ``fit`` tries the first two.
         contrastive: ``"corpus"`` for :class:`st_asym.CorpusContrastiveLoss` against the corpus, ``"in-batch"`` for its
-            form against the documents of the batch. ``fit`` tries both.
+            form against the documents of the batch, ``"both"`` for the average of the weights of heads that are trained
+            in each way from one start. ``fit`` takes the last.
         unlabelled_weight: What a document that no training query asks for counts as a negative, with ``"corpus"``.
             ``fit`` tries 1, where the corpus is closed, and 0.1.
-        whitening: The strength s of the start ``"pairs"``.
+        whitening: The strength s of the start ``"pairs"``. ``fit`` tries several.
         hidden_features: Width of the hidden layer, as for :func:`st_asym.AsymmetricProjection`.
         bias: Whether layers have one, as for :func:`st_asym.AsymmetricProjection`. Servers that know no heads of
             their own run ``hidden_features=None, bias=False`` (see :func:`st_asym.export_side`).
@@ -59,7 +60,7 @@ class Settings:
     init: Init | None = None
     contrastive: Contrastive | None = None
     unlabelled_weight: float | None = None
-    whitening: float = 1.0
+    whitening: float | None = None
     hidden_features: HiddenFeatures = "2x"
     bias: bool = True
     temperature: float = 0.05
@@ -84,7 +85,7 @@ class Settings:
             raise ValueError(f"isotropy_weight must be a finite number, 0 or more, got {self.isotropy_weight}.")
         if self.hard_negatives < 0:
             raise ValueError(f"hard_negatives must be at least 0, got {self.hard_negatives}.")
-        if self.hard_negatives and self.contrastive == "corpus":
+        if self.hard_negatives and self.contrastive not in (None, "in-batch"):
             raise ValueError(
                 f"hard_negatives={self.hard_negatives} is for contrastive='in-batch': with 'corpus' every document "
                 "that is not relevant is a negative of each query already, the hardest among them."

@@ -37,7 +37,7 @@ def tune(
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    trained = [candidate for candidate in tried if candidate.trains and not candidate.parts]
+    trained = [candidate for candidate in tried if candidate.trains]
     finalists = [candidate for candidate in trained if candidate.name in found.finalists]
     base = max(finalists or trained, key=lambda candidate: _gain(candidate, found))
     study = optuna.create_study(
@@ -92,7 +92,7 @@ def _suggested(trial: optuna.Trial, base: Settings, given: Settings, width: int)
         found["sides"] = trial.suggest_categorical("sides", ["both", "query", "shared"])
     if base.init == "pairs":
         found["whitening"] = trial.suggest_float("whitening", 0.1, 10.0, log=True)
-    if base.contrastive == "corpus":
+    if base.contrastive != "in-batch":
         found["unlabelled_weight"] = trial.suggest_float("unlabelled_weight", 0.01, 1.0, log=True)
     if found["isotropy_weight"]:
         found["isotropy_kind"] = trial.suggest_categorical("isotropy_kind", ["covariance", "sigreg", "uniformity"])

@@ -11,12 +11,14 @@ import torch
 from fitting_helpers import DIMENSION, rotated
 
 from st_asym import EmbeddingCache, Settings
+from st_asym.data.holdout import HeldOut
 from st_asym.fitting.candidates import Candidate, behind_vectors, candidates
 from st_asym.fitting.closed_form import pair_covariance
 from st_asym.fitting.gate import Choice
 from st_asym.fitting.loop import ShuffledBatches, refit, set_dial, train_heads, weights_of
 from st_asym.fitting.rehearsal import cuts, rehearse
 from st_asym.fitting.vectors import read_vectors
+from st_asym.retrieval import Judgments
 
 
 def test_batches_are_a_new_order_in_each_epoch() -> None:
@@ -99,28 +101,44 @@ def test_the_average_of_both_ways_is_that_of_their_weights(tmp_path: Path) -> No
     tried = candidates(Settings(sides="both", epochs=2, batch_size=16), 40)
     candidate = tried[-1]
     assert [part.settings.contrastive for part in candidate.parts] == ["in-batch", "corpus"]
-    assert {part.settings.init for part in candidate.parts} == {"pairs"}
+    assert {part.start for part in candidate.parts} == {("both", "pairs", 10.0)}
     cache = EmbeddingCache(tmp_path)
     vectors = read_vectors(encoder, data, cache, {}, seed=0)
 
-    def weights(one: Candidate) -> dict[str, torch.Tensor]:
-        model, log = refit(encoder, one, Choice(one.name, 2), vectors, data, cache)
-        assert len(log) == 2
+    def weights(one: Candidate, epoch: int) -> dict[str, torch.Tensor]:
+        model, log = refit(encoder, one, Choice(one.name, epoch), vectors, data, cache)
+        assert len(log) == epoch
         return weights_of(model[-2])
 
-    whole, parts = weights(candidate), [weights(part) for part in candidate.parts]
-    for name, tensor in whole.items():
-        torch.testing.assert_close(tensor, (parts[0][name] + parts[1][name]) / 2, atol=1e-6, rtol=0)
+    for epoch in (1, 2):
+        whole, parts = weights(candidate, epoch), [weights(part, epoch) for part in candidate.parts]
+        for name, tensor in whole.items():
+            torch.testing.assert_close(tensor, (parts[0][name] + parts[1][name]) / 2, atol=1e-6, rtol=0)
 
-    judged = rehearse(vectors, cuts(data, 0)[:1], tried, 1.0, out_features=vectors.dimension).judged[0]
-    assert {choice.dial for choice in judged.scores if choice.candidate == candidate.name} == {0.4, 0.7, 0.85, 1.0}
+
+def test_what_is_rehearsed_is_what_is_kept_in_the_end(tmp_path: Path) -> None:
+    """Judging the heads of the last training gives the scores of the rehearsal, at half and all of the epochs."""
+    encoder, data = rotated(40)
+    train = data.qrels["train"]
+    candidate = candidates(Settings(sides="both", epochs=2, batch_size=16), 40)[-1]
+    cache = EmbeddingCache(tmp_path)
+    vectors = read_vectors(encoder, data, cache, {}, seed=0)
+    part = HeldOut(train, train, tuple(train), (), {}, ())
+    judged = rehearse(vectors, [part], [candidate], 1.0, out_features=vectors.dimension).judged[0]
+    assert {(choice.epoch, choice.dial) for choice in judged.scores} == {(1, 1), (2, 1), (2, 0.4), (2, 0.7), (2, 0.85)}
+    judgments = Judgments(train, {key: row for row, key in enumerate(data.corpus)})
+    for choice, scores in judged.scores.items():
+        model, _ = refit(encoder, candidate, choice, vectors, data, cache)
+        queries = torch.tensor(model.encode_query(list(train)))
+        found = queries @ torch.tensor(model.encode_document(list(data.corpus))).T
+        assert judgments.ndcg(found.topk(10).indices) == pytest.approx(scores, abs=1e-5), choice
 
 
 def test_heads_that_cannot_be_the_identity_have_no_dial(tmp_path: Path) -> None:
     encoder, data = rotated(40)
     narrow = Settings(sides="both", init="random", hidden_features=DIMENSION, epochs=2, batch_size=16)
     tried = candidates(narrow, 40)
-    assert tried[-1].parts
+    assert len(tried[-1].parts) == 2
     cache = EmbeddingCache(tmp_path)
     vectors = read_vectors(encoder, data, cache, {}, seed=0)
     judged = rehearse(vectors, cuts(data, 0)[:1], tried, 1.0, out_features=vectors.dimension).judged[0]
@@ -129,19 +147,6 @@ def test_heads_that_cannot_be_the_identity_have_no_dial(tmp_path: Path) -> None:
     refit(encoder, tried[-1], Choice(tried[-1].name, 2), vectors, data, cache)
 
 
-def test_a_part_that_was_not_rehearsed_on_a_cut_is_trained_for_its_average(tmp_path: Path) -> None:
-    encoder, data = rotated(40)
-    tried = candidates(Settings(sides="both", epochs=2, batch_size=16), 40)
-    vectors = read_vectors(encoder, data, EmbeddingCache(tmp_path), {}, seed=0)
-    part = cuts(data, 0)[:1]
-    options: dict[str, Any] = {"out_features": vectors.dimension}
-    whole = rehearse(vectors, part, tried, 1.0, **options).judged[0].scores
-    alone = rehearse(vectors, part, tried[-1:], 1.0, **options).judged[0].scores
-    for choice, scores in whole.items():
-        if choice.candidate == tried[-1].name:
-            assert (alone[choice] == scores).all(), choice
-
-
 @pytest.mark.parametrize("settings", [Settings(contrastive="in-batch"), Settings(contrastive="corpus")])
 def test_one_way_has_no_average(settings: Settings) -> None:
-    assert not any(candidate.parts for candidate in candidates(settings, 40))
+    assert all(candidate.parts == (candidate,) for candidate in candidates(settings, 40) if candidate.trains)

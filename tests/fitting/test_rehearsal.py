@@ -87,6 +87,19 @@ def test_what_is_clearly_behind_after_a_cut_is_not_rehearsed_on_the_next(tmp_pat
     assert [len(part.queries) for part in found.judged] == [len(part.dev) for part in parts]
 
 
+def test_starts_that_are_far_behind_in_closed_form_are_not_trained(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    documents = random.standard_normal((200, DIMENSION))
+    queries = documents + random.standard_normal((200, DIMENSION)) * np.repeat([3, 0.1], DIMENSION // 2)
+    names = [f"q{i}" for i in range(200)], [f"d{i}" for i in range(200)]
+    encoder = encoder_of(dict(zip((*names[0], *names[1]), (*queries, *documents), strict=True)))
+    qrels: Qrels = {f"q{i}": {f"d{i}": 1} for i in range(200)}
+    data = RetrievalData({name: name for name in names[0]}, {name: name for name in names[1]}, {"train": qrels})
+    found = rehearsed(vectors_of(encoder, data, tmp_path), cuts(data, seed=0)[:1], replace(QUICK, sides="both"))
+    trained = [name for name in found.logs if "start" in name]
+    assert trained == ["both sides, whitening 1 start, average of in-batch and corpus"]
+
+
 def test_the_dev_split_is_what_is_judged_where_there_is_one() -> None:
     _, data = rotated(10)
     train, dev = {"q0": {"d0": 1}, "q1": {"d1": 1}}, {"q2": {"d0": 1}, "q3": {"d3": 1}}
