@@ -119,7 +119,7 @@ def pairs_of_rows(
 
 
 def pairs_of_tuples(rows: Iterable[Any], source: str) -> RetrievalData:
-    """(query, document) and (query, document, grade) tuples, all for training.
+    """(query, document), (query, document, grade) and (query, positive, list of negatives) tuples, all for training.
 
     Raises:
         TypeError: An item is neither.
@@ -131,7 +131,11 @@ def pairs_of_tuples(rows: Iterable[Any], source: str) -> RetrievalData:
             raise TypeError(
                 f"{source}, row {number}: expected (query, document) or (query, document, grade), got {row!r:.80}."
             )
-        pairs.add(f"{source}, row {number}", *row)
+        where, (query, document, *rest) = f"{source}, row {number}", row
+        negatives = rest.pop() if rest and isinstance(rest[0], list | tuple) else ()
+        pairs.add(where, query, document, *rest)
+        for negative in negatives:
+            pairs.add(where, query, negative, 0)
     return pairs.collection()
 
 

@@ -76,6 +76,10 @@ def test_negatives_are_documents_that_are_not_relevant() -> None:
     assert as_retrieval_data([{"query": "a", "pos": ["x", "y"], "neg": ["z"]}]).relevant("train") == {
         "q0": {"d0", "d1"}
     }
+    assert by_text(as_retrieval_data([("a", "x", ["y", "z"]), ("b", "y")])) == {
+        "a": {"x": 1, "y": 0, "z": 0},
+        "b": {"y": 1},
+    }
 
 
 def test_grades_count_from_zero(caplog: pytest.LogCaptureFixture) -> None:
