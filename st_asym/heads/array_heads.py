@@ -111,8 +111,7 @@ class Heads:
         if not self.query_layers and not self.document_layers:
             raise ValueError("These heads have no layers and leave vectors as they are: there is nothing to save.")
         from st_asym.heads.saved import free_for_heads
-        from st_asym.trust.earlier import keep_what_is_not_ours
-        from st_asym.trust.provenance import write_provenance
+        from st_asym.trust.provenance import keep_what_is_not_ours, write_provenance
 
         output = free_for_heads(Path(path))
         facts = {key: self.made[key] for key in ("data", "trained", "settings", "seed", "model") if key in self.made}

@@ -19,9 +19,8 @@ from st_asym.disk.writing import PROVENANCE_FILE, new_folder
 from st_asym.heads.anatomy import public_name, taken_apart
 from st_asym.heads.model import behind_encoder, load_encoder
 from st_asym.trust import verify
-from st_asym.trust.earlier import keep_what_is_not_ours
 from st_asym.trust.modules import stock_name
-from st_asym.trust.provenance import Provenance, describe_encoder, installed, write_provenance
+from st_asym.trust.provenance import Provenance, describe_encoder, installed, keep_what_is_not_ours, write_provenance
 
 logger = logging.getLogger(__name__)
 
