@@ -73,10 +73,7 @@ def is_plain(value: Any) -> bool:
 def described(value: Any, above: tuple[int, ...] = ()) -> Any:
     """A value as what JSON knows: tensors and arrays digested, functions by their code, objects by class and state.
 
-    ``above`` are the identities of what it is part of.
-
-    Raises:
-        Undescribed: A part of it is an object that shows nothing of itself.
+    ``above`` are the identities of what it is part of. Where a part shows nothing of itself it is ``Undescribed``.
     """
     if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, enum.Enum)):
         return value
