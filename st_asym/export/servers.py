@@ -46,7 +46,7 @@ def rename_modules(folder: Path) -> None:
         package, _, name = module["type"].rpartition(".")
         if package.startswith("sentence_transformers.") and name in _NAMES:
             module["type"] = f"sentence_transformers.models.{name}"
-    _write(path, modules)
+    write_json(path, modules)
 
 
 def max_seq_length(transformer: Any) -> int | None:
@@ -64,7 +64,7 @@ def write_transformer(folder: Path, transformer: Transformer) -> None:
     if (length := max_seq_length(transformer)) is not None:
         found["max_seq_length"] = length
     found["do_lower_case"] = bool(transformer.do_lower_case)
-    _write(path, found)
+    write_json(path, found)
 
 
 def write_pooling(folder: Path, pooling: Pooling) -> None:
@@ -73,7 +73,7 @@ def write_pooling(folder: Path, pooling: Pooling) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {"word_embedding_dimension": pooling.embedding_dimension}
     config |= {key: mode in modes for mode, key in _POOLING_KEYS.items()}
-    _write(folder / "config.json", {**config, "include_prompt": pooling.include_prompt})
+    write_json(folder / "config.json", {**config, "include_prompt": pooling.include_prompt})
 
 
 def hide_activations(folder: Path) -> None:
@@ -85,7 +85,7 @@ def hide_activations(folder: Path) -> None:
     for path in folder.glob("*_Dense/config.json"):
         config = json.loads(path.read_text(encoding="utf-8"))
         config["activation_function"] = f"torch.nn.{config['activation_function'].rpartition('.')[2]}"
-        _write(path, config)
+        write_json(path, config)
 
 
 def not_served(modules: Sequence[nn.Module], *, prompt: str, max_length: int | None) -> dict[str, str]:
@@ -119,5 +119,6 @@ def _reason(modules: Sequence[Any], activations: tuple[type[nn.Module], ...], pr
     return None
 
 
-def _write(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
+    """Write a file of a new folder."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
