@@ -6,9 +6,8 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import lmdb
 import numpy as np
@@ -32,8 +31,7 @@ _CHECKSUM_BYTES = 4
 _TURNS = 5
 
 
-@dataclass
-class Found:
+class Found(NamedTuple):
     """What a look-up gave: ``vectors`` (n, d), with the rows in ``missing`` undefined; None if nothing was found.
 
     ``damaged`` are those of the missing rows whose record was there, with a checksum that did not fit.
@@ -139,14 +137,14 @@ class VectorStore:
     def _agree_on_format(self, dtype: StoredType | None) -> str:
         def read(txn: Any) -> dict[str, Any] | None:
             value = txn.get(_FORMAT_KEY)
-            if value is None:
-                if txn.stat()["entries"]:
-                    raise CacheError(
-                        f"{self.directory} holds an LMDB file that is not a vector cache of this library: use another "
-                        "directory."
-                    )
-                return None
-            return _unpack_json(_FORMAT_KEY, value)
+            if value is not None:
+                return _unpack_json(_FORMAT_KEY, value)
+            if txn.stat()["entries"]:
+                raise CacheError(
+                    f"{self.directory} holds an LMDB file that is not a vector cache of this library: use another "
+                    "directory."
+                )
+            return None
 
         found = self._read(read)
         if found is None:
@@ -179,13 +177,12 @@ class VectorStore:
         for row, key in enumerate(keys):
             record = txn.get(key)
             # The size comes first: a damaged one may point beyond the file.
-            if record is not None and len(record) == size and _is_whole(key, record):
-                records.append(record)
-                continue
-            records.append(filler)
-            missing.append(row)
-            if record is not None:
-                damaged.append(row)
+            if record is None or len(record) != size or not _is_whole(key, record):
+                missing.append(row)
+                if record is not None:
+                    damaged.append(row)
+                record = filler
+            records.append(record)
         if len(missing) == len(keys):
             return Found(None, missing, damaged)
         # One copy for all: a training step looks up twice, and one by one takes as long as the heads.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import filecmp
+import json
 import os
 import re
 import secrets
@@ -13,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -50,6 +52,11 @@ def write_text(path: str | os.PathLike[str], text: str, *, errors: str = "strict
         return beside.replace(target)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a file of JSON in one step."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import nn
 
+from st_asym.disk.writing import write_json
 from st_asym.heads.anatomy import on_vectors
 
 TEI = "Text Embeddings Inference"
@@ -117,8 +118,3 @@ def _reason(modules: Sequence[Any], activations: tuple[type[nn.Module], ...], pr
             what = "residual" if module.use_residual else type(module.activation_function).__name__
             return f"they do not know the {what} of a Dense ({', '.join(kind.__name__ for kind in activations)})"
     return None
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a file of a new folder."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

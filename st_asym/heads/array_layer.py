@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from st_asym.disk.writing import PROVENANCE_FILE
+from st_asym.disk.writing import PROVENANCE_FILE, write_json
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -27,17 +27,15 @@ _MOST_JSON, _MOST_FEATURES, _MOST_LAYERS = 1 << 20, 1 << 16, 16
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
-def _gelu(x: Floats) -> Floats:
+def _gelu(x: Floats) -> Any:
     from scipy.special import erf  # numpy has none
 
-    found: Floats = 0.5 * x * (1.0 + erf(x / math.sqrt(2.0)))
-    return found
+    return 0.5 * x * (1.0 + erf(x / math.sqrt(2.0)))
 
 
-def _silu(x: Floats) -> Floats:
+def _silu(x: Floats) -> Any:
     with np.errstate(over="ignore"):  # the limit is right
-        found: Floats = x / (1.0 + np.exp(-x))
-    return found
+        return x / (1.0 + np.exp(-x))
 
 
 # Those of torch.nn by their names, with the module that saved models name them by.
@@ -130,14 +128,14 @@ def write_routes(folder: Path, query: Route, document: Route) -> None:
         structure[side] = [names.setdefault(id(one), f"{side}_{i}_Dense") for i, one in enumerate(layers)]
         for name, layer in zip(structure[side], layers, strict=True):
             (folder / name).mkdir(parents=True, exist_ok=True)
-            _write_json(folder / name / _CONFIG, _configuration(layer))
+            write_json(folder / name / _CONFIG, _configuration(layer))
             arrays = {"linear.weight": layer.weight, "linear.bias": layer.bias, "residual.weight": layer.residual}
             save_file(
                 {key: value for key, value in arrays.items() if isinstance(value, np.ndarray)}, folder / name / _WEIGHTS
             )
     types = dict.fromkeys(names.values(), _DENSE)
     parameters = {"default_route": "document", "allow_empty_key": True}
-    _write_json(folder / _ROUTER, {"types": types, "structure": structure, "parameters": parameters})
+    write_json(folder / _ROUTER, {"types": types, "structure": structure, "parameters": parameters})
 
 
 def _configuration(layer: Layer) -> dict[str, Any]:
@@ -244,10 +242,6 @@ def _read_json(path: Path, digest: Any = None) -> Any:
     if not isinstance(found, dict):
         raise damaged(path, "holds no JSON object")
     return found
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def damaged(path: Path, what: str) -> ValueError:

@@ -30,7 +30,7 @@ from st_asym.data import RetrievalData
 from st_asym.data.trained_queries import TrainedQueries
 from st_asym.disk.card_file import FILE as CARD_FILE
 from st_asym.disk.card_file import Card
-from st_asym.disk.writing import PLOT_FILE, PROVENANCE_FILE, REPORT_FILE, are_same, free_name, take_over, write_text
+from st_asym.disk.writing import PLOT_FILE, PROVENANCE_FILE, REPORT_FILE, are_same, free_name, take_over, write_json
 from st_asym.heads.anatomy import encoder_modules, encoder_origin, public_name
 from st_asym.trust.folder import FindingError, Folder, VerificationError
 from st_asym.trust.modules import check_files, is_document, read_saved
@@ -156,7 +156,7 @@ def save_provenance(
         raise FileNotFoundError(f"{path} holds no saved model: call model.save_pretrained({str(path)!r}) first.")
     options = json.loads((path / _SETTINGS_FILE).read_text(encoding="utf-8"))
     options["requirements"] = {**(options.get("requirements") or {}), **_REQUIREMENTS}
-    _write_json(path / _SETTINGS_FILE, options)
+    write_json(path / _SETTINGS_FILE, options)
     parts = {} if data is None else data if isinstance(data, Mapping) else {"train": data}
     trained = TrainedQueries.of(parts.values())
     if trained is not None and trained.query_digests is None:
@@ -226,7 +226,7 @@ def write_provenance(path: Path, *, kind: str, **facts: Any) -> Provenance:
         versions=installed(),
         **facts,
     )
-    _write_json(path / PROVENANCE_FILE, provenance.as_dict())
+    write_json(path / PROVENANCE_FILE, provenance.as_dict())
     return provenance
 
 
@@ -340,7 +340,7 @@ def _complete_card(earlier: Path, new: Path) -> None:
     if path.is_file():  # lets the next result know that this card is complete as it is, so that it does not keep each
         content = json.loads(path.read_text(encoding="utf-8"))
         content["documents"] = {**content.get("documents", {}), _COMPLETED: _sha256(new / CARD_FILE)}
-        _write_json(path, content)
+        write_json(path, content)
 
 
 def _made(folder: Path) -> Provenance | None:
@@ -352,10 +352,6 @@ def _made(folder: Path) -> Provenance | None:
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def _are_prompts(value: Mapping[str, Any]) -> bool:
