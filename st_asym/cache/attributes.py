@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -77,10 +77,18 @@ class Attributes:
         configs = [config for one in found if isinstance(config := vars(one).get("config"), PretrainedConfig)]
         self._parts = _parts(modules)
         self._settings = copy.deepcopy(_settings(modules))
-        # What ``==`` compares, beside the mapping that it was copied from, and for configurations without the rest.
+        # What ``==`` compares, with the mapping that it was copied from and how much that had (any number in
+        # configurations).
+        self._plain: list[tuple[Mapping[str, Any], int | None, dict[str, Any]]]
         self._plain = [(vars(one), len(vars(one)), copy.deepcopy(_plain(one))) for one in found]
-        self._of_classes = [(kind, _of_class(kind)) for kind in kinds]
-        self._of_configurations = [(vars(one), copy.deepcopy(_of_configuration(one))) for one in configs]
+        for kind in kinds:
+            scalars = {name: value for name, value in vars(kind).items() if isinstance(value, _SCALARS)}
+            self._plain.append((vars(kind), len(vars(kind)), scalars))
+        for config in configs:
+            plain = {
+                name: value for name, value in vars(config).items() if not name.startswith("_") and is_plain(value)
+            }
+            self._plain.append((vars(config), None, copy.deepcopy(plain)))
         self._foreign = [(one, copy.deepcopy(_plain(one)), _others(one), _held(one)) for one in foreign]
 
     def have_changed(self, modules: Sequence[nn.Module]) -> bool:
@@ -89,9 +97,10 @@ class Attributes:
             _parts(modules) != self._parts
             or _settings(modules) != self._settings
             or any(_held(one) != held or _changed_others(one, others) for one, _, others, held in self._foreign)
-            or any(len(now) != count or not before.items() <= now.items() for now, count, before in self._plain)
-            or any(_of_class(kind) != before for kind, before in self._of_classes)
-            or any(not before.items() <= now.items() for now, before in self._of_configurations)
+            or any(
+                (count is not None and len(now) != count) or not before.items() <= now.items()
+                for now, count, before in self._plain
+            )
         )
 
     def note_what_ran(self) -> bool:
@@ -225,14 +234,6 @@ def _quick_description(value: Any) -> Any:
         return described(value)
     except Undescribed:
         return None
-
-
-def _of_class(kind: type) -> dict[str, Any]:
-    return {name: value for name, value in vars(kind).items() if isinstance(value, _SCALARS)}
-
-
-def _of_configuration(config: PretrainedConfig) -> dict[str, Any]:
-    return {name: value for name, value in vars(config).items() if not name.startswith("_") and is_plain(value)}
 
 
 def _deviations(top: nn.Module) -> Iterator[list[Any]]:

@@ -187,8 +187,8 @@ class CachedSentenceTransformer(SentenceTransformer):
 def _share(source: SentenceTransformer, target: SentenceTransformer) -> None:
     """Make ``target`` the same model, with its own lists of modules and hooks but the same modules in them.
 
-    The constructor would cast the heads to the encoder's dtype, and forget the model card. A ``forward`` of the
-    source's own is not shared: mixed precision training leaves one there, which would run the source.
+    The constructor would cast the heads and forget the card. A ``forward`` of the source's own, which mixed precision
+    leaves there, would run the source.
     """
     for name, value in vars(source).items():
         if name not in ("forward", "_original_forward"):

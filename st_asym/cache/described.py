@@ -49,16 +49,10 @@ class Undescribed(ValueError):  # noqa: N818 - not raised to users as such
     """A value that cannot be told from another of its kind."""
 
 
-# Asked of each module in every step.
-_STOCK: dict[type, bool] = {}
-
-
+@functools.cache  # asked of each module in every step
 def is_stock(kind: type) -> bool:
     """Whether a class is one of the packages whose modules say in their configurations what they do."""
-    known = _STOCK.get(kind)
-    if known is None:
-        known = _STOCK[kind] = kind.__module__.partition(".")[0] in _PACKAGES
-    return known
+    return kind.__module__.partition(".")[0] in _PACKAGES
 
 
 def is_plain(value: Any) -> bool:

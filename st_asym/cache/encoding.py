@@ -142,8 +142,7 @@ def encoding(
 ) -> Iterator[Encode]:
     """Give a function that encodes texts by the modules before the heads: ``(texts, batch_size) -> (n, d)`` float32.
 
-    With ``devices`` it runs in the library's multi-process pool, which ends with the context; the model is back on its
-    own device then.
+    With ``devices`` it runs in the library's multi-process pool, which ends with the context.
     """
     device = model.device
     in_bf16 = precision == "bf16" and has_bfloat16(torch.device(devices[0] if devices else device.type))
@@ -169,11 +168,10 @@ def encoding(
 def batches(
     texts: Sequence[str], *, max_tokens: int | None, batch_tokens: int | None, on_cpu: bool, workers: int = 1
 ) -> Iterator[tuple[list[int], int]]:
-    """Cut texts, longest first, into blocks of rows and the batch size for each.
+    """Cut texts, longest first, into blocks of rows that ``workers`` processes share, and the batch size for each.
 
-    The encoder truncates at ``max_tokens``; ``workers`` processes share a block. Tokens are guessed from the length of
-    the texts, and those of a batch, padding included, are at most ``batch_tokens``; None is a good number for the
-    device.
+    Tokens are guessed from the length of the texts, of which the encoder takes ``max_tokens``; those of a batch,
+    padding included, are at most ``batch_tokens``; None is a good number for the device.
     """
     budget = batch_tokens or (_CPU_TOKENS if on_cpu else _GPU_TOKENS)
     sizes = np.array([len(text.encode("utf-8", "surrogatepass")) for text in texts], dtype=np.int64)

@@ -43,15 +43,13 @@ class Found(NamedTuple):
 
 
 class VectorStore:
-    """Vectors by key, on disk.
+    """Vectors by key, on disk; its arguments and errors are those of :class:`st_asym.EmbeddingCache`.
 
     A key has 32 bytes; its first twelve name its group (one encoder), and all vectors of a group have one dimension.
     Each record carries a checksum over key and vector, so neither a flipped bit nor a misled pointer gives a wrong
     vector. Any number of processes and threads read while one writes; a second writer waits. What ``put`` has returned
     from survives the end of the process at any moment, and power cuts as far as the disk keeps what it has confirmed.
     The file has a hole at its end, so it takes less space than its length says.
-
-    Arguments and errors are those of :class:`st_asym.EmbeddingCache`.
     """
 
     def __init__(

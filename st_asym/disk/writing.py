@@ -131,11 +131,10 @@ def make_readable(folder: Path) -> None:
 
 
 def take_over(earlier: Path, new: Path, replaced: Collection[str]) -> list[str]:
-    """Put into a new folder what is in an earlier one, apart from the files that the new one replaces.
+    """Put into a new folder what is in an earlier one, apart from the files ``replaced`` (paths in it with ``/``).
 
-    Files are linked where the system can, and copied otherwise, so that nothing is moved before all is well. One that
-    the new folder has under the same name gets ``.earlier`` into its own. ``replaced`` are paths in the earlier folder
-    with ``/``; returned are the names directly in it of which something was taken over.
+    Files are linked where the system can, so that nothing is moved before all is well. One that the new folder has
+    under the same name gets ``.earlier`` into its own. Returned are the names of what was taken over.
     """
     kept = set()
     for path in sorted(earlier.rglob("*")):

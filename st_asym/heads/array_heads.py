@@ -162,11 +162,7 @@ class Heads:
         return Path(path)
 
     def layers(self, side: Literal["query", "document"]) -> tuple[Layer, ...]:
-        """What one side goes through.
-
-        Raises:
-            ValueError: It is neither ``"query"`` nor ``"document"``.
-        """
+        """What one side goes through."""
         if side not in SIDES:
             raise ValueError(f"side must be 'query' or 'document', got {side!r}.")
         return self.query_layers if side == "query" else self.document_layers

@@ -52,11 +52,8 @@ ACTIVATIONS: dict[str, tuple[str, Callable[[Floats], Floats]]] = {
 class Layer:
     """One ``Dense`` of sentence-transformers: activation(W x + b), and x or R x added where it is residual.
 
-    Attributes:
-        weight: W, shape ``(out, in)``.
-        bias: b, shape ``(out,)``, or None.
-        activation: Its name in ``torch.nn``.
-        residual: Whether x is added, or R, shape ``(out, in)``, where that changes the dimension.
+    The weight W and the residual R have the shape ``(out, in)``, the bias ``(out,)``; the activation is named as in
+    ``torch.nn``. ``residual=True`` is x itself.
     """
 
     weight: Array

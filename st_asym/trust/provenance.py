@@ -278,12 +278,11 @@ def installed() -> dict[str, str]:
 
 
 def keep_what_is_not_ours(earlier: Path, new: Path) -> list[str]:
-    """Take over into a new result what an earlier one did not write, for :func:`st_asym.disk.writing.new_folder`.
+    """Take over into a new result what an earlier one did not write: notes, evaluations, a repository.
 
-    What it wrote is what its ``st_asym.json`` lists, and the card, the report and the plot as they were written. All
-    else is kept: notes, evaluations, a repository. A card that somebody completed gives its own sections, licence and
-    metadata to the new one, and is kept whole as ``README.earlier.md``. Any other document of the result that somebody
-    changed is kept with ``.earlier`` in its name. The names of what was kept are logged and returned.
+    What it wrote is what its ``st_asym.json`` lists, and the card, the report and the plot as they were written. A card
+    that somebody completed gives its own sections, licence and metadata to the new one, and is kept whole as
+    ``README.earlier.md``; any other document that was changed is kept with ``.earlier`` in its name.
     """
     replaced, changed = _written(earlier, new)
     completed = CARD_FILE not in replaced and all((folder / CARD_FILE).is_file() for folder in (earlier, new))
