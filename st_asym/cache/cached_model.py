@@ -181,7 +181,7 @@ class CachedSentenceTransformer(SentenceTransformer):
         """What the encoder would hand to the heads."""
         parameters = (parameter for module in taken_apart(self)[1] for parameter in module.parameters())
         floats = (parameter.dtype for parameter in parameters if parameter.is_floating_point())
-        return next(floats, self.dtype or torch.float32)
+        return next(floats, None) or self.dtype or torch.float32
 
 
 def _share(source: SentenceTransformer, target: SentenceTransformer) -> None:

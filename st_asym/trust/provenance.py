@@ -20,12 +20,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
 from sentence_transformers.util import load_file_path
 
-from st_asym.cache.fingerprint import (
-    data_digests,
-    encoder_fingerprint,
-    vocabulary_digest,
-    weights_digest,
-)
+from st_asym.cache.fingerprint import data_digests, encoder_fingerprint, vocabulary_digest, weights_digest
 from st_asym.data import RetrievalData
 from st_asym.data.trained_queries import TrainedQueries
 from st_asym.disk.card_file import FILE as CARD_FILE
