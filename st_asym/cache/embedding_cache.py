@@ -120,15 +120,7 @@ class EmbeddingCache:
         precision: Precision = "fp32",
         **options: Any,
     ) -> Floats:
-        """Look vectors up, without encoding.
-
-        Args:
-            model: As for :meth:`fill`, like all that follows.
-            texts: A sequence of strings.
-            prompt: What they were filled with.
-            task: What they were filled with.
-            precision: What they were filled with.
-            **options: What they were filled with.
+        """Look vectors up, without encoding. The arguments are those that the texts were filled with, see :meth:`fill`.
 
         Returns:
             A float32 array of shape (n, d), in the order of the texts; (0, 0) for no texts.

@@ -16,13 +16,7 @@ from sentence_transformers.util import fullname
 from torch import Tensor, nn
 
 from st_asym.cache.attributes import Attributes, hidden_tensors, without_configuration
-from st_asym.cache.described import (
-    Undescribed,
-    described,
-    network_settings,
-    tensor_bytes,
-    tokenizer_settings,
-)
+from st_asym.cache.described import Undescribed, described, network_settings, tensor_bytes, tokenizer_settings
 from st_asym.cache.store import GROUP_BYTES, KEY_BYTES
 from st_asym.data import RetrievalData
 from st_asym.heads.anatomy import encoder_modules

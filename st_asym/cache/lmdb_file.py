@@ -27,13 +27,11 @@ _MAPPED_PER_RECORD = 2 << 16
 _PAGE = 4096
 _DONT_NEED = 4
 
-# A head of LMDB's data format 1, 64 bits: of its page header the flags; magic number and version; behind two addresses
+# A head of LMDB's data format 1, 64 bits: behind the page header and the magic number the version; behind two addresses
 # the two trees of 48 bytes, each of which begins with the size of its pages and its flags.
-_HEAD = struct.Struct("<10xH4xII20xH46xH")
-_MAGIC = 0xBEEFC0DE
+_HEAD = struct.Struct("<20xI20xH46xH")
 _VERSION = 1
 _PAGE_SIZES = (4096, 8192, 16384, 32768, 65536)
-_META = 0x08
 _INTEGER_KEYS = 8
 
 logger = logging.getLogger(__name__)
@@ -224,7 +222,7 @@ class Environment:
         if isinstance(error, lmdb.MemoryError):
             return self._no_address_space(path.stat().st_size if path.exists() else 0, error)
         begin = f"The vector cache in {self.directory} could not be opened"
-        if isinstance(error, lmdb.InvalidError | lmdb.VersionMismatchError) and _has_heads(path):
+        if isinstance(error, lmdb.InvalidError | lmdb.VersionMismatchError) and self._opens_without_lock():
             return CacheError(
                 f"{begin}: {error}. It was opened by another version of LMDB. If no program uses it any more, delete "
                 f"{self.directory / LOCK}, and nothing else."
@@ -236,6 +234,18 @@ class Environment:
         if "already open" in str(error):
             return self._open_under("elsewhere")
         return CacheError(f"{begin}: {error}. That says nothing against its files: leave them where they are.")
+
+    def _opens_without_lock(self) -> bool:
+        """Whether the data are those of LMDB, in the format that this version reads, or there are none yet."""
+        path = self.directory / DATA
+        try:
+            if path.exists() and path.stat().st_size:
+                lmdb.open(str(self.directory), readonly=True, lock=False).close()
+        except (lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.CorruptedError):
+            return False
+        except lmdb.Error:  # says nothing against them
+            pass
+        return True
 
     def _open_under(self, others: str) -> CacheError:
         return CacheError(
@@ -284,34 +294,19 @@ def _which_files(directory: Path) -> tuple[File | None, File | None]:
     return _which_file(directory / DATA), _which_file(directory / LOCK)
 
 
-def _heads(path: Path, page_size: int) -> list[tuple[int, int, int, int, int]]:
-    """Flags, magic number, version, and the flags of both trees, of each of the two heads that is there."""
-    content = []
+def _has_plain_trees(path: Path, page_size: int) -> bool:
+    """Whether both heads say that there are the two kinds of tree that a store has: another would end the process."""
+    if page_size not in _PAGE_SIZES:
+        return False
     with path.open("rb") as file:
         for start in (0, page_size):
             file.seek(start)
-            content.append(file.read(_HEAD.size))
-    return [_HEAD.unpack(head) for head in content if len(head) == _HEAD.size]
-
-
-def _has_heads(path: Path) -> bool:
-    """Whether the data begin as those of LMDB do, in the format that this version reads: both heads, or none yet."""
-    if not path.is_file() or not path.stat().st_size:
-        return True
-    wanted = 2 * [(True, _MAGIC, _VERSION)]
-    return any(
-        [(bool(flags & _META), magic, version & 0xFFFF) for flags, magic, version, *_ in _heads(path, size)] == wanted
-        for size in _PAGE_SIZES
-    )
-
-
-def _has_plain_trees(path: Path, page_size: int) -> bool:
-    """Whether both heads say that there are the two kinds of tree that a store has: another would end the process."""
-    return page_size in _PAGE_SIZES and not any(
-        free & ~_INTEGER_KEYS or main
-        for _, _, version, free, main in _heads(path, page_size)
-        if version & 0xFFFF == _VERSION
-    )
+            head = file.read(_HEAD.size)
+            if len(head) == _HEAD.size:
+                version, free, main = _HEAD.unpack(head)
+                if version & 0xFFFF == _VERSION and (free & ~_INTEGER_KEYS or main):
+                    return False
+    return True
 
 
 def _give_back(records: Sequence[memoryview]) -> None:

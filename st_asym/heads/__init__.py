@@ -13,13 +13,7 @@ if TYPE_CHECKING:
     from st_asym.heads.model import asymmetric_model, freeze_encoder, unfreeze_last_layers
     from st_asym.heads.projection import AsymmetricProjection
 
-__all__ = [
-    "AsymmetricProjection",
-    "Heads",
-    "asymmetric_model",
-    "freeze_encoder",
-    "unfreeze_last_layers",
-]
+__all__ = ["AsymmetricProjection", "Heads", "asymmetric_model", "freeze_encoder", "unfreeze_last_layers"]
 
 # Loaded when they are asked for: heads on arrays need no torch.
 _PLACES = {"AsymmetricProjection": "projection", "Heads": "array_heads"}

@@ -102,12 +102,6 @@ class Heads:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Save them as :func:`st_asym.save_heads` does, in the place of earlier heads; what lies beside these stays.
 
-        Args:
-            path: The folder to make.
-
-        Returns:
-            The folder.
-
         Raises:
             FileExistsError: There is something else than earlier heads.
             ValueError: Neither side has layers: there is nothing to save.
@@ -129,13 +123,6 @@ class Heads:
         """Write one side as an ONNX graph of any batch size, from ``embedding`` to ``sentence_embedding``, float32.
 
         What the graph gives is compared with :meth:`query` or :meth:`document`, to 1e-5.
-
-        Args:
-            path: The file.
-            side: ``"query"`` or ``"document"``.
-
-        Returns:
-            The file.
 
         Raises:
             ImportError: onnx is not installed (the extra ``onnx``).
