@@ -27,8 +27,8 @@ from st_asym import (
 from st_asym.disk.writing import check_place, new_folder, write_text
 from st_asym.evaluation.run_folder import Asked
 from st_asym.trust import folder as folder_module
-from st_asym.trust.earlier import keep_what_is_not_ours
-from st_asym.trust.folder import Findings, Folder
+from st_asym.trust.folder import Folder
+from st_asym.trust.provenance import keep_what_is_not_ours
 
 PAIRS = [("red head", "big red head"), ("small text", "the small text"), ("query", "answers query")]
 MISSING = (
@@ -164,7 +164,7 @@ def test_a_link_is_not_followed_where_the_system_would(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     (tmp_path / "secret").write_text('{"key": 1}')
-    folder = Folder(tmp_path / "model", Findings())
+    folder = Folder(tmp_path / "model")
     (tmp_path / "model" / "config.json").unlink()
     (tmp_path / "model" / "config.json").symlink_to(tmp_path / "secret")
     with pytest.raises(OSError, match="no longer a plain file"):

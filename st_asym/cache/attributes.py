@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import copy
 import types
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -42,8 +41,7 @@ _CHANGES_BY_ITSELF: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 def without_configuration(modules: Sequence[nn.Module]) -> list[Any]:
     """What shapes vectors and is neither in the weights nor in the configurations; empty for the library's modules.
 
-    Raises:
-        ValueError: A module holds something that cannot be told from another of its kind.
+    A module that holds what cannot be told from another of its kind is a ValueError.
     """
     found: list[Any] = []
     for position, top in enumerate(modules):
@@ -70,78 +68,64 @@ def hidden_tensors(modules: Sequence[nn.Module]) -> list[Tensor]:
 
 
 class Attributes:
-    """The attributes of modules as they were once."""
+    """The settings and attributes of modules as they were once."""
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         found = _walk(modules)
+        foreign = [one for one in found if not is_stock(type(one))]
+        kinds = {kind for one in foreign for kind in type(one).__mro__ if not is_stock(kind) and kind is not object}
         configs = [config for one in found if isinstance(config := vars(one).get("config"), PretrainedConfig)]
         self._parts = _parts(modules)
-        self._records = [_Record.of(module) for module in found]
-        self._foreign = [record for record in self._records if not is_stock(type(record.module))]
-        self._classes = {kind: _of_class(kind) for kind in dict.fromkeys(type(one.module) for one in self._foreign)}
-        # By identity: configurations cannot be hashed.
-        self._configurations = {id(one): (one, copy.deepcopy(_of_configuration(one))) for one in configs}
+        self._settings = copy.deepcopy(_settings(modules))
+        # What ``==`` compares, with the mapping that it was copied from and how much that had (any number in
+        # configurations).
+        self._plain: list[tuple[Mapping[str, Any], int | None, dict[str, Any]]]
+        self._plain = [(vars(one), len(vars(one)), copy.deepcopy(_plain(one))) for one in found]
+        for kind in kinds:
+            scalars = {name: value for name, value in vars(kind).items() if isinstance(value, _SCALARS)}
+            self._plain.append((vars(kind), len(vars(kind)), scalars))
+        for config in configs:
+            plain = {
+                name: value for name, value in vars(config).items() if not name.startswith("_") and is_plain(value)
+            }
+            self._plain.append((vars(config), None, copy.deepcopy(plain)))
+        self._foreign = [(one, copy.deepcopy(_plain(one)), _others(one), _held(one)) for one in foreign]
 
     def have_changed(self, modules: Sequence[nn.Module]) -> bool:
         """Whether a module has come, gone or changed: looked at in every step, so in a tenth of a millisecond."""
         return (
             _parts(modules) != self._parts
-            or any(_held(one.module) != one.held or one.changed_others() for one in self._foreign)
+            or _settings(modules) != self._settings
+            or any(_held(one) != held or _changed_others(one, others) for one, _, others, held in self._foreign)
             or any(
-                len(now := vars(one.module)) != one.count or not one.plain.items() <= now.items()
-                for one in self._records
+                (count is not None and len(now) != count) or not before.items() <= now.items()
+                for now, count, before in self._plain
             )
-            or any(_of_class(kind) != before for kind, before in self._classes.items())
-            or any(not before.items() <= vars(one).items() for one, before in self._configurations.values())
         )
 
     def note_what_ran(self) -> bool:
         """Whether running the encoder has changed attributes of modules: from now on these are no settings."""
         noted = False
-        for record in self._foreign:
-            now = _seen(record.module)
-            changed = {name for name, value in record.plain.items() if name not in now or now[name] != value}
-            changed |= record.changed_others() | (now.keys() - record.plain.keys() - record.others.keys())
+        for module, plain, others, _ in self._foreign:
+            now = _seen(module)
+            changed = {name for name, value in plain.items() if name not in now or now[name] != value}
+            changed |= _changed_others(module, others) | (now.keys() - plain.keys() - others.keys())
             if changed:
-                _CHANGES_BY_ITSELF.setdefault(record.module, set()).update(changed)
+                _CHANGES_BY_ITSELF.setdefault(module, set()).update(changed)
                 noted = True
         return noted
 
 
-@dataclass(frozen=True)
-class _Record:
-    """The attributes of a module as they were once.
-
-    Attributes:
-        module: The module.
-        count: How many attributes it had.
-        plain: Copies of those that ``==`` compares.
-        others: Of a module that is not the libraries', the rest: value, and what is compared beside its identity.
-        held: The modules that such a one has in lists and mappings.
-    """
-
-    module: nn.Module
-    count: int
-    plain: dict[str, Any]
-    others: dict[str, tuple[Any, Any]]
-    held: list[nn.Module]
-
-    @classmethod
-    def of(cls, module: nn.Module) -> _Record:
-        plain, count = copy.deepcopy(_plain(module)), len(vars(module))
-        if is_stock(type(module)):
-            return cls(module, count, plain, {}, [])
-        rest = {name: value for name, value in _seen(module).items() if not is_plain(value)}
-        others = {name: (value, _quick_description(value)) for name, value in rest.items()}
-        return cls(module, count, plain, others, _held(module))
-
-    def changed_others(self) -> set[str]:
-        now = vars(self.module)
-        return {
-            name
-            for name, (value, description) in self.others.items()
-            if now.get(name) is not value or _quick_description(value) != description
-        }
+def _settings(modules: Sequence[nn.Module]) -> list[Any]:
+    """The settings that are read without taking a tokenizer apart."""
+    return [
+        (
+            getattr(module, "max_seq_length", None),
+            module.get_config_dict() if isinstance(module, Module) else None,
+            quick_tokenizer(getattr(module, "tokenizer", None)),
+        )
+        for module in modules
+    ]
 
 
 def _parts(modules: Sequence[nn.Module]) -> list[nn.Module]:
@@ -181,13 +165,11 @@ def _with_owners(top: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Module]]:
 
 def _seen(module: nn.Module) -> dict[str, Any]:
     """The attributes that may shape vectors; what a module remembers it calls a cache."""
-    by_itself = _CHANGES_BY_ITSELF.get(module, ())
+    left_out = _INTERNAL | _IDLE_ATTRIBUTES | _CHANGES_BY_ITSELF.get(module, set())
     return {
         name: value
         for name, value in vars(module).items()
-        if name not in _INTERNAL
-        and name not in _IDLE_ATTRIBUTES
-        and name not in by_itself
+        if name not in left_out
         and "cache" not in name.lower()
         and not is_origin(name)
         and (name != "forward" or _replaced_forward(module) is not None)
@@ -199,6 +181,20 @@ def _plain(module: nn.Module) -> dict[str, Any]:
     if is_stock(type(module)):
         return {name: value for name, value in _seen(module).items() if value is None or isinstance(value, _SCALARS)}
     return {name: value for name, value in _seen(module).items() if is_plain(value)}
+
+
+def _others(module: nn.Module) -> dict[str, tuple[Any, Any]]:
+    """The rest of a module that is not the libraries': value, and what is compared beside its identity."""
+    return {name: (value, _quick_description(value)) for name, value in _seen(module).items() if not is_plain(value)}
+
+
+def _changed_others(module: nn.Module, others: dict[str, tuple[Any, Any]]) -> set[str]:
+    now = vars(module)
+    return {
+        name
+        for name, (value, description) in others.items()
+        if now.get(name) is not value or _quick_description(value) != description
+    }
 
 
 def _replaced_forward(module: nn.Module) -> Any:
@@ -240,33 +236,19 @@ def _quick_description(value: Any) -> Any:
         return None
 
 
-def _of_class(kind: type) -> dict[str, Any]:
-    return {
-        f"{one.__qualname__}.{name}": value
-        for one in kind.__mro__
-        if not is_stock(one) and one is not object
-        for name, value in vars(one).items()
-        if isinstance(value, _SCALARS)
-    }
-
-
-def _of_configuration(config: PretrainedConfig) -> dict[str, Any]:
-    return {name: value for name, value in vars(config).items() if not name.startswith("_") and is_plain(value)}
-
-
 def _deviations(top: nn.Module) -> Iterator[list[Any]]:
     """What was changed by hand in modules of the libraries: attributes that no configuration has."""
     looked_at: set[nn.Module] = set()
     for path, module in top.named_modules():
-        if module in looked_at:
+        if module in looked_at or not is_stock(type(module)):
             continue
-        if isinstance(module, PreTrainedModel) and is_stock(type(module)):
+        if isinstance(module, PreTrainedModel):
             reference = _network_like(module)
             names = {} if reference is None else dict(reference.named_modules())
             for below, part in module.named_modules():
                 looked_at.add(part)
                 yield from _differences(f"{path}.{below}", part, names.get(below))
-        elif isinstance(module, Module) and is_stock(type(module)):
+        elif isinstance(module, Module):
             for name, part in module.named_children():
                 yield from _differences(f"{path}.{name}", part, _layer_like(part))
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from st_asym.cache.embedding_cache import EmbeddingCache
 from st_asym.cache.encoding import Precision, accepted_options
 from st_asym.cache.fingerprint import encoder_fingerprint, is_fingerprint
-from st_asym.heads.anatomy import encoder_modules
+from st_asym.heads.anatomy import encoder_modules, taken_apart
 
 
 class CachedSentenceTransformer(SentenceTransformer):
@@ -82,10 +82,13 @@ class CachedSentenceTransformer(SentenceTransformer):
         """
         if not inputs:
             return {}
-        fingerprint = self._checked_fingerprint()
-        options = self._options_of_the_encoder(kwargs)
         vectors = self.cache.embed(
-            self, inputs, prompt=prompt, precision=self.cache_precision, fingerprint=fingerprint, **options
+            self,
+            inputs,
+            prompt=prompt,
+            precision=self.cache_precision,
+            fingerprint=self._checked_fingerprint(),
+            **self._options_of_the_encoder(kwargs),
         )
         features: dict[str, Any] = {"sentence_embedding": torch.from_numpy(vectors).to(self._vector_dtype())}
         if isinstance(self[0], Transformer):
@@ -114,16 +117,17 @@ class CachedSentenceTransformer(SentenceTransformer):
     def train(self, mode: bool = True) -> CachedSentenceTransformer:
         """Set the mode of the heads. The encoder, which does not run in training, stays in evaluation mode."""
         self.training = mode
-        for module in self._heads():
+        encoder, heads = taken_apart(self)
+        for module in heads:
             module.train(mode)
-        for module in encoder_modules(self).values():
+        for module in encoder:
             if module.training:
                 module.eval()
         return self
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients of the heads; the encoder has none."""
-        for module in self._heads():
+        for module in taken_apart(self)[1]:
             module.zero_grad(set_to_none)
 
     def save(self, *args: Any, **kwargs: Any) -> None:
@@ -154,14 +158,13 @@ class CachedSentenceTransformer(SentenceTransformer):
             _check_frozen(self)
         fingerprint = encoder_fingerprint(self)
         if fingerprint != self.encoder_fingerprint:
-            if is_fingerprint(self.encoder_fingerprint, self):
-                self.encoder_fingerprint = fingerprint
-                return fingerprint
-            raise ValueError(
-                "The encoder has changed since CachedSentenceTransformer(model, cache) was made: its weights, its "
-                "tokenizer, its adapter or a setting such as max_seq_length. Make a new one from the changed model; "
-                "its texts are encoded anew."
-            )
+            if not is_fingerprint(self.encoder_fingerprint, self):
+                raise ValueError(
+                    "The encoder has changed since CachedSentenceTransformer(model, cache) was made: its weights, its "
+                    "tokenizer, its adapter or a setting such as max_seq_length. Make a new one from the changed "
+                    "model; its texts are encoded anew."
+                )
+            self.encoder_fingerprint = fingerprint
         return fingerprint
 
     def _options_of_the_encoder(self, options: dict[str, Any]) -> dict[str, Any]:
@@ -174,25 +177,18 @@ class CachedSentenceTransformer(SentenceTransformer):
             options["processing_kwargs"] = {**given, "text": text}
         return options
 
-    def _heads(self) -> list[nn.Module]:
-        """The modules behind the encoder."""
-        encoder = encoder_modules(self)
-        return [module for name, module in self.named_children() if name not in encoder]
-
     def _vector_dtype(self) -> torch.dtype:
         """What the encoder would hand to the heads."""
-        for module in self._heads():
-            for parameter in module.parameters():
-                if parameter.is_floating_point():
-                    return parameter.dtype
-        return self.dtype or torch.float32
+        parameters = (parameter for module in taken_apart(self)[1] for parameter in module.parameters())
+        floats = (parameter.dtype for parameter in parameters if parameter.is_floating_point())
+        return next(floats, None) or self.dtype or torch.float32
 
 
 def _share(source: SentenceTransformer, target: SentenceTransformer) -> None:
     """Make ``target`` the same model, with its own lists of modules and hooks but the same modules in them.
 
-    The constructor would cast the heads to the encoder's dtype, and forget the model card. A ``forward`` of the
-    source's own is not shared: mixed precision training leaves one there, which would run the source.
+    The constructor would cast the heads and forget the card. A ``forward`` of the source's own, which mixed precision
+    leaves there, would run the source.
     """
     for name, value in vars(source).items():
         if name not in ("forward", "_original_forward"):

@@ -49,16 +49,9 @@ class Undescribed(ValueError):  # noqa: N818 - not raised to users as such
     """A value that cannot be told from another of its kind."""
 
 
-# Asked of each module in every step.
-_STOCK: dict[type, bool] = {}
-
-
 def is_stock(kind: type) -> bool:
     """Whether a class is one of the packages whose modules say in their configurations what they do."""
-    known = _STOCK.get(kind)
-    if known is None:
-        known = _STOCK[kind] = kind.__module__.partition(".")[0] in _PACKAGES
-    return known
+    return kind.__module__.partition(".")[0] in _PACKAGES
 
 
 def is_plain(value: Any) -> bool:
@@ -73,10 +66,7 @@ def is_plain(value: Any) -> bool:
 def described(value: Any, above: tuple[int, ...] = ()) -> Any:
     """A value as what JSON knows: tensors and arrays digested, functions by their code, objects by class and state.
 
-    ``above`` are the identities of what it is part of.
-
-    Raises:
-        Undescribed: A part of it is an object that shows nothing of itself.
+    ``above`` are the identities of what it is part of. Where a part shows nothing of itself it is ``Undescribed``.
     """
     if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, enum.Enum)):
         return value

@@ -5,24 +5,21 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from st_asym.cache.encoding import Precision, accepted_options, encode_into, listens_to_task
-from st_asym.cache.fingerprint import encoder_fingerprint, group_of, listed, note_what_ran, record_keys
+from st_asym.cache.encoding import Precision, Request, encode_into
+from st_asym.cache.fingerprint import encoder_fingerprint, group_of, listed
 from st_asym.cache.lmdb_file import CacheError
-from st_asym.cache.parquet import read_parquet, write_parquet
-from st_asym.cache.store import Floats, StoredType, VectorStore
+from st_asym.cache.store import Floats, StoredType, VectorStore, read_parquet, write_parquet
 
 logger = logging.getLogger(__name__)
 
 # Texts that are looked up at a time.
 _PORTION = 4096
-_FILL = ("batch_tokens", "devices", "show_progress_bar")
 
 
 class EmbeddingCache:
@@ -102,7 +99,7 @@ class EmbeddingCache:
                 :func:`st_asym.encoder_fingerprint`. The message names the row, or where.
             CacheError: The directory is read-only, damaged, or full, or the disk is.
         """
-        asked = _Asked(model, listed(texts), prompt, task, precision, options)
+        asked = Request(model, listed(texts), prompt, task, precision, options)
         keys = asked.keys()
         missing: dict[bytes, int] = {}
         for start in range(0, len(keys), _PORTION):
@@ -123,15 +120,7 @@ class EmbeddingCache:
         precision: Precision = "fp32",
         **options: Any,
     ) -> Floats:
-        """Look vectors up, without encoding.
-
-        Args:
-            model: As for :meth:`fill`, like all that follows.
-            texts: A sequence of strings.
-            prompt: What they were filled with.
-            task: What they were filled with.
-            precision: What they were filled with.
-            **options: What they were filled with.
+        """Look vectors up, without encoding. The arguments are those that the texts were filled with, see :meth:`fill`.
 
         Returns:
             A float32 array of shape (n, d), in the order of the texts; (0, 0) for no texts.
@@ -142,7 +131,7 @@ class EmbeddingCache:
             CacheError: The file is damaged.
         """
         texts = listed(texts)
-        vectors, missing = self._look_up(_Asked(model, texts, prompt, task, precision, options).keys())
+        vectors, missing = self._look_up(Request(model, texts, prompt, task, precision, options).keys())
         if missing:
             raise KeyError(
                 f"{len(missing)} of {len(texts)} texts are not in the cache, the first in row {missing[0]}: "
@@ -171,7 +160,7 @@ class EmbeddingCache:
             RuntimeError: A text is missing in a worker process of a data loader, where the encoder must not run.
             TypeError, ValueError, CacheError: As :meth:`fill`.
         """
-        asked = _Asked(model, listed(texts), prompt, task, precision, options)
+        asked = Request(model, listed(texts), prompt, task, precision, options)
         keys = asked.keys(fingerprint)
         vectors, rows = self._look_up(keys)
         if rows:
@@ -258,8 +247,7 @@ class EmbeddingCache:
         """Open it again."""
         self.__init__(**state)  # type: ignore[misc]
 
-    def _encode(self, asked: _Asked, missing: dict[bytes, int], **how: Any) -> int:
-        """Encode what is missing, under other keys where running the encoder shows that it has others."""
+    def _encode(self, asked: Request, missing: dict[bytes, int], **how: Any) -> int:
         if self.store.read_only:
             raise CacheError(f"{len(missing)} texts are missing in {self.store.directory}, which cannot be written to.")
         if torch.utils.data.get_worker_info() is not None:
@@ -267,21 +255,7 @@ class EmbeddingCache:
                 f"{len(missing)} texts are not in the cache, and the encoder does not run in the workers of a data "
                 "loader: call EmbeddingCache.fill(model, texts) before training, or use dataloader_num_workers=0."
             )
-
-        def keys_changed(rows: Sequence[int]) -> list[bytes] | None:
-            return asked.keys(rows=rows) if note_what_ran(asked.model) else None
-
-        options = dict(asked.options, prompt=asked.prompt or None, task=asked.task)
-        return encode_into(
-            self.store,
-            asked.model,
-            asked.texts,
-            missing,
-            options,
-            precision=asked.precision,
-            keys_changed=keys_changed,
-            **how,
-        )
+        return encode_into(self.store, asked, missing, **how)
 
     def _look_up(self, keys: Sequence[bytes]) -> tuple[Floats | None, list[int]]:
         """The vectors (n, d), if there are any, and the rows that are missing."""
@@ -303,35 +277,3 @@ def open_cache(cache: EmbeddingCache | str | os.PathLike[str] | None) -> Embeddi
     if isinstance(cache, EmbeddingCache):
         return cache
     return EmbeddingCache(cached_assets_path("st_asym", subfolder="vectors") if cache is None else cache)
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """Texts, and all that their vectors depend on."""
-
-    model: SentenceTransformer
-    texts: Sequence[str]
-    prompt: str | None
-    task: str | None
-    precision: Precision
-    options: dict[str, Any]
-
-    def keys(self, fingerprint: str | None = None, rows: Sequence[int] | None = None) -> list[bytes]:
-        """The keys of all texts, or of some; the fingerprint is asked for where it is not given."""
-        if not isinstance(self.model, SentenceTransformer):
-            raise TypeError(f"The model must be a SentenceTransformer, not a {type(self.model).__name__}.")
-        if self.options:
-            known = sorted({"processing_kwargs", *accepted_options(self.model)} - {"task"})
-            if unknown := sorted(set(self.options).difference(known)):
-                raise TypeError(
-                    f"There is no option {unknown[0]!r}: beside prompt, task and precision this encoder takes "
-                    f"{', '.join(known)}, and EmbeddingCache.fill takes {', '.join(_FILL)}."
-                )
-        return record_keys(
-            fingerprint or encoder_fingerprint(self.model),
-            self.texts if rows is None else [self.texts[row] for row in rows],
-            prompt=self.prompt,
-            task=self.task if self.task is not None and listens_to_task(self.model) else None,
-            precision=self.precision,
-            **self.options,
-        )

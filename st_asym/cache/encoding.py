@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from st_asym.cache.described import is_stock
+from st_asym.cache.fingerprint import encoder_fingerprint, note_what_ran, record_keys
 from st_asym.cache.store import Floats, VectorStore
 from st_asym.heads.anatomy import encoder_alone, encoder_modules
 
@@ -30,48 +32,71 @@ _BATCHES_PER_WORKER = 8
 # What a process that is killed may lose.
 _COMMIT_SECONDS = 1.0
 _COMMIT_VECTORS = 16384
+_FILL = ("batch_tokens", "devices", "show_progress_bar")
+
+
+@dataclass(frozen=True)
+class Request:
+    """Texts, and all that their vectors depend on."""
+
+    model: SentenceTransformer
+    texts: Sequence[str]
+    prompt: str | None
+    task: str | None
+    precision: Precision
+    options: dict[str, Any]
+
+    def keys(self, fingerprint: str | None = None, rows: Sequence[int] | None = None) -> list[bytes]:
+        """The keys of all texts, or of some; the fingerprint is asked for where it is not given."""
+        if not isinstance(self.model, SentenceTransformer):
+            raise TypeError(f"The model must be a SentenceTransformer, not a {type(self.model).__name__}.")
+        if self.options:
+            known = sorted({"processing_kwargs", *accepted_options(self.model)} - {"task"})
+            if unknown := sorted(set(self.options).difference(known)):
+                raise TypeError(
+                    f"There is no option {unknown[0]!r}: beside prompt, task and precision this encoder takes "
+                    f"{', '.join(known)}, and EmbeddingCache.fill takes {', '.join(_FILL)}."
+                )
+        return record_keys(
+            fingerprint or encoder_fingerprint(self.model),
+            self.texts if rows is None else [self.texts[row] for row in rows],
+            prompt=self.prompt,
+            task=self.task if self.task is not None and listens_to_task(self.model) else None,
+            precision=self.precision,
+            **self.options,
+        )
 
 
 def encode_into(
     store: VectorStore,
-    model: SentenceTransformer,
-    texts: Sequence[str],
-    rows: Mapping[bytes, int],
-    options: Mapping[str, Any],
+    asked: Request,
+    missing: Mapping[bytes, int],
     *,
-    precision: Precision,
     batch_tokens: int | None = None,
     devices: Sequence[str] | None = None,
     show_progress_bar: bool = False,
-    keys_changed: Callable[[Sequence[int]], Sequence[bytes] | None] = lambda _: None,
 ) -> int:
-    """Encode ``texts[row]`` by the modules before the heads for each ``key: row``, and commit as it goes.
+    """Encode ``asked.texts[row]`` for each ``key: row`` that is missing, commit as it goes, and say how many were.
 
-    ``options`` go to the encoder; ``keys_changed`` gives other keys for the rows where running the encoder has shown
-    that these are not its keys; the rest is that of :meth:`st_asym.EmbeddingCache.fill`.
-
-    Returns:
-        How many texts were encoded.
-
-    Raises:
-        ValueError: The encoder cannot encode a text. The message names its row.
+    They get other keys where running the encoder shows that these are not its keys.
     """
-    keys, wanted = list(rows), list(rows.values())
+    model, texts = asked.model, asked.texts
+    keys, rows = list(missing), list(missing.values())
     longest = model.max_seq_length
     plan = batches(
-        [texts[row] for row in wanted],
+        [texts[row] for row in rows],
         max_tokens=int(longest) if longest and longest < 1 << 31 else None,  # a StaticEmbedding says infinity
         batch_tokens=batch_tokens,
         on_cpu=(torch.device(devices[0]) if devices else model.device).type == "cpu",
         workers=len(devices or [""]),
     )
     named = getattr(model.config, "_name_or_path", None) or model.model_card_data.base_model
-    parts = [type(module).__name__ for module in encoder_modules(model).values()]
-    pending = _Pending(store, str(named or " + ".join(parts)))
+    pending = _Pending(store, str(named or " + ".join(type(one).__name__ for one in encoder_modules(model).values())))
+    options = {**asked.options, "prompt": asked.prompt or None, "task": asked.task}
     there: set[int] = set()
     encoded = 0
     with (
-        encoding(model, precision=precision, devices=devices, **options) as encode,
+        encoding(model, precision=asked.precision, devices=devices, **options) as encode,
         tqdm(total=len(keys), unit="text", desc="Encoding", disable=not show_progress_bar) as progress,
     ):
         try:
@@ -79,27 +104,36 @@ def encode_into(
                 progress.update(len(planned))
                 if not (block := [i for i in planned if i not in there]):
                     continue
-                part = [wanted[i] for i in block]
-                try:
-                    vectors = encode([texts[row] for row in part], batch_size)
-                except (TypeError, ValueError) as error:
-                    _name_the_row(encode, texts, part, error)
-                    raise
-                bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-                if len(bad):  # no later step could use them, and none would notice
-                    row = part[int(bad[0])]
-                    raise ValueError(
-                        f"The encoder gives values that are not finite for {len(bad)} of {len(part)} texts, the first "
-                        f"in row {row}, {texts[row]!r:.80}: check its weights, and its precision."
-                    )
+                vectors = _vectors(encode, texts, [rows[i] for i in block], batch_size)
                 encoded += len(block)
-                if (others := keys_changed(wanted)) is not None:
-                    keys = list(others)
+                if note_what_ran(model):
+                    keys = asked.keys(rows=rows)
                     there = set(range(len(keys))).difference(store.get(keys).missing)
                 pending.add([keys[i] for i in block], vectors)
         finally:
             pending.commit()
     return encoded
+
+
+def _vectors(encode: Encode, texts: Sequence[str], rows: Sequence[int], batch_size: int) -> Floats:
+    """Vectors of some texts; a ValueError names the first that the encoder stumbles over."""
+    try:
+        vectors = encode([texts[row] for row in rows], batch_size)
+    except (TypeError, ValueError) as error:
+        for row in rows:
+            try:
+                encode([texts[row]], 1)
+            except (TypeError, ValueError) as reason:
+                raise ValueError(f"Row {row}, {texts[row]!r:.80}, cannot be encoded: {reason}") from error
+        raise
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad):  # no later step could use them, and none would notice
+        row = rows[int(bad[0])]
+        raise ValueError(
+            f"The encoder gives values that are not finite for {len(bad)} of {len(rows)} texts, the first "
+            f"in row {row}, {texts[row]!r:.80}: check its weights, and its precision."
+        )
+    return vectors
 
 
 @contextmanager
@@ -108,8 +142,7 @@ def encoding(
 ) -> Iterator[Encode]:
     """Give a function that encodes texts by the modules before the heads: ``(texts, batch_size) -> (n, d)`` float32.
 
-    With ``devices`` it runs in the library's multi-process pool, which ends with the context; the model is back on its
-    own device then.
+    With ``devices`` it runs in the library's multi-process pool, which ends with the context.
     """
     device = model.device
     in_bf16 = precision == "bf16" and has_bfloat16(torch.device(devices[0] if devices else device.type))
@@ -135,11 +168,10 @@ def encoding(
 def batches(
     texts: Sequence[str], *, max_tokens: int | None, batch_tokens: int | None, on_cpu: bool, workers: int = 1
 ) -> Iterator[tuple[list[int], int]]:
-    """Cut texts, longest first, into blocks of rows and the batch size for each.
+    """Cut texts, longest first, into blocks of rows that ``workers`` processes share, and the batch size for each.
 
-    The encoder truncates at ``max_tokens``; ``workers`` processes share a block. Tokens are guessed from the length of
-    the texts, and those of a batch, padding included, are at most ``batch_tokens``; None is a good number for the
-    device.
+    Tokens are guessed from the length of the texts, of which the encoder takes ``max_tokens``; those of a batch,
+    padding included, are at most ``batch_tokens``; None is a good number for the device.
     """
     budget = batch_tokens or (_CPU_TOKENS if on_cpu else _GPU_TOKENS)
     sizes = np.array([len(text.encode("utf-8", "surrogatepass")) for text in texts], dtype=np.int64)
@@ -218,12 +250,3 @@ class _Pending:
         if keys:
             self._store.put(keys, np.concatenate(vectors), self._name)
         self._since = time.monotonic()
-
-
-def _name_the_row(encode: Any, texts: Sequence[str], rows: Sequence[int], error: Exception) -> None:
-    """Raise for the text that the encoder stumbles over, if it is one alone."""
-    for row in rows:
-        try:
-            encode([texts[row]], 1)
-        except (TypeError, ValueError) as reason:
-            raise ValueError(f"Row {row}, {texts[row]!r:.80}, cannot be encoded: {reason}") from error

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,14 +16,7 @@ from sentence_transformers.util import fullname
 from torch import Tensor, nn
 
 from st_asym.cache.attributes import Attributes, hidden_tensors, without_configuration
-from st_asym.cache.described import (
-    Undescribed,
-    described,
-    network_settings,
-    quick_tokenizer,
-    tensor_bytes,
-    tokenizer_settings,
-)
+from st_asym.cache.described import Undescribed, described, network_settings, tensor_bytes, tokenizer_settings
 from st_asym.cache.store import GROUP_BYTES, KEY_BYTES
 from st_asym.data import RetrievalData
 from st_asym.heads.anatomy import encoder_modules
@@ -68,14 +59,13 @@ def encoder_fingerprint(model: SentenceTransformer) -> str:
     """
     remembered = _REMEMBERED.get(model)
     if remembered is None or remembered.is_stale(model):
-        remembered = _REMEMBERED[model] = _Remembered.of(model)
+        remembered = _REMEMBERED[model] = _Remembered(model)
     return remembered.digest
 
 
 def is_fingerprint(digest: str, model: SentenceTransformer) -> bool:
     """Whether it is that of the encoder, or was until :func:`note_what_ran` found what is no setting."""
-    remembered = _REMEMBERED.get(model)
-    return digest == encoder_fingerprint(model) or (remembered is not None and digest in remembered.former)
+    return digest == encoder_fingerprint(model) or digest in _REMEMBERED[model].former
 
 
 def note_what_ran(model: SentenceTransformer) -> bool:
@@ -86,7 +76,7 @@ def note_what_ran(model: SentenceTransformer) -> bool:
     before = _REMEMBERED.get(model)
     if before is None or not before.attributes.note_what_ran():
         return False
-    _REMEMBERED[model] = replace(_Remembered.of(model), former=before.former | {before.digest})
+    _REMEMBERED[model] = _Remembered(model, former=before.former | {before.digest})
     return True
 
 
@@ -94,14 +84,7 @@ def model_fingerprint(model: SentenceTransformer) -> str:
     """Digest what shapes a whole model's vectors and how they are compared: 64 hexadecimal digits.
 
     Unlike :func:`encoder_fingerprint` it covers the heads, the prompts, ``truncate_dim`` and the similarity too, and
-    reads all weights at every call. It is the same in every process, after saving and loading, and for a model that is
-    answered from a cache.
-
-    Args:
-        model: A ``SentenceTransformer``, with or without heads.
-
-    Raises:
-        ValueError: The model does not run in torch, or has weights that are not in memory.
+    reads all weights at every call. It is the same for a model that is answered from a cache.
     """
     modules = list(model.children())
     inner = [part for module in modules for part in module.modules() if isinstance(part, Module)]
@@ -171,11 +154,7 @@ def group_of(encoder: str) -> bytes:
 
 
 def listed(texts: Iterable[str]) -> list[str]:
-    """Texts as a list, and not the letters of one, the ids of a mapping or the column names of a table.
-
-    Raises:
-        TypeError: They are one of these.
-    """
+    """Texts as a list, and not the letters of one, the ids of a mapping or the column names of a table."""
     kind = type(texts).__name__
     if isinstance(texts, str | bytes):
         raise TypeError(f"texts is one {kind}, {texts!r:.80}, and its letters would be encoded: pass [text].")
@@ -211,11 +190,7 @@ def vocabulary_digest(tokenizer: Any) -> str | None:
 
 
 def data_digests(data: Any) -> dict[str, Any]:
-    """Numbers and digests of one collection, or of the columns and rows of a ``datasets.Dataset``.
-
-    Raises:
-        TypeError: It is neither.
-    """
+    """Numbers and digests of one collection, or of the columns and rows of a ``datasets.Dataset``."""
     if isinstance(data, RetrievalData):
         qrels = {
             split: {
@@ -248,54 +223,32 @@ def _digest_of(rows: Iterable[Any]) -> str:
     return digest.hexdigest()
 
 
-# On the processor arrays; elsewhere tensors, by device and dtype.
-_Probes = tuple[list[Any], dict[tuple[torch.device, torch.dtype], list[Tensor]]]
-
-
-@dataclass(frozen=True)
 class _Remembered:
-    """A fingerprint, and what is compared to tell whether it still holds."""
+    """A fingerprint, and what is compared to tell whether it still holds.
 
-    digest: str
-    tensors: list[Tensor]
-    counts: list[tuple[int, int]]
-    probes: _Probes
-    sample: list[bytes]
-    settings: list[Any]
-    attributes: Attributes
-    read_at: float
-    seconds: float
-    former: frozenset[str] = frozenset()  # until running the encoder showed what is no setting
+    ``former`` are those that it had until running the encoder showed what is no setting.
+    """
 
-    @classmethod
-    def of(cls, model: SentenceTransformer) -> _Remembered:
+    def __init__(self, model: SentenceTransformer, former: frozenset[str] = frozenset()) -> None:
         start = time.monotonic()
         modules = list(encoder_modules(model).values())
-        digest = _digest(model, modules)
+        self.digest, self.former = _digest(model, modules), former
         states = [module.state_dict(keep_vars=True) for module in modules]
-        tensors = [value for state in states for value in state.values() if isinstance(value, Tensor)]
-        tensors += hidden_tensors(modules)
-        probes = _probes(tensors)
-        return cls(
-            digest=digest,
-            tensors=tensors,
-            counts=_counts(tensors),
-            probes=probes,
-            sample=_sample(probes),
-            settings=copy.deepcopy(_quick_settings(modules)),
-            attributes=Attributes(modules),
-            read_at=time.monotonic(),
-            seconds=time.monotonic() - start,
-        )
+        self.tensors = [value for state in states for value in state.values() if isinstance(value, Tensor)]
+        self.tensors += hidden_tensors(modules)
+        self.counts = _counts(self.tensors)
+        self.probes = _probes(self.tensors)
+        self.sample = _sample(*self.probes)
+        self.attributes = Attributes(modules)
+        self.read_at = time.monotonic()
+        self.seconds = self.read_at - start
 
     def is_stale(self, model: SentenceTransformer) -> bool:
-        modules = list(encoder_modules(model).values())
         return (
             self.seconds < _SHARE * (time.monotonic() - self.read_at)
             or _counts(self.tensors) != self.counts
-            or _quick_settings(modules) != self.settings
-            or self.attributes.have_changed(modules)
-            or _sample(self.probes) != self.sample
+            or self.attributes.have_changed(list(encoder_modules(model).values()))
+            or _sample(*self.probes) != self.sample
         )
 
 
@@ -307,10 +260,10 @@ def _counts(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
     return [(tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version) for tensor in tensors]
 
 
-def _probes(tensors: Sequence[Tensor]) -> _Probes:
-    """Views of some values of each tensor, so that they show what is there when they are looked at."""
+def _probes(tensors: Sequence[Tensor]) -> tuple[list[Any], list[list[Tensor]]]:
+    """Views of some values of each tensor: arrays on the processor, elsewhere tensors by device and dtype."""
     arrays: list[Any] = []
-    others: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    others: dict[Any, list[Tensor]] = {}
     for tensor in tensors:
         if tensor.numel() and tensor.is_contiguous():
             values = tensor.detach().view(-1)[:: max(1, tensor.numel() // _PROBES)]
@@ -319,27 +272,13 @@ def _probes(tensors: Sequence[Tensor]) -> _Probes:
                 arrays.append(values.view(_SAME_SIZE[tensor.element_size()]).numpy())
             else:
                 others.setdefault((tensor.device, tensor.dtype), []).append(values)
-    return arrays, others
+    return arrays, list(others.values())
 
 
-def _sample(probes: _Probes) -> list[bytes]:
+def _sample(arrays: list[Any], others: list[list[Tensor]]) -> list[bytes]:
     """The probed values, on other devices than the processor in one read for each dtype."""
-    arrays, others = probes
-    joined = [torch.cat(group).view(torch.uint8).cpu().numpy() for group in others.values()]
+    joined = [torch.cat(group).view(torch.uint8).cpu().numpy() for group in others]
     return [values.tobytes() for values in (*arrays, *joined)]
-
-
-def _quick_settings(modules: Sequence[nn.Module]) -> list[Any]:
-    """The settings that are read without taking a tokenizer apart."""
-    return [
-        (
-            id(module),
-            getattr(module, "max_seq_length", None),
-            module.get_config_dict() if isinstance(module, Module) else None,
-            quick_tokenizer(getattr(module, "tokenizer", None)),
-        )
-        for module in modules
-    ]
 
 
 def _digest(model: SentenceTransformer, modules: Sequence[nn.Module]) -> str:

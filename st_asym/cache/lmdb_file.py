@@ -27,13 +27,11 @@ _MAPPED_PER_RECORD = 2 << 16
 _PAGE = 4096
 _DONT_NEED = 4
 
-# A head of LMDB's data format 1, 64 bits: of its page header the flags; magic number and version; behind two addresses
+# A head of LMDB's data format 1, 64 bits: behind the page header and the magic number the version; behind two addresses
 # the two trees of 48 bytes, each of which begins with the size of its pages and its flags.
-_HEAD = struct.Struct("<10xH4xII20xH46xH")
-_MAGIC = 0xBEEFC0DE
+_HEAD = struct.Struct("<20xI20xH46xH")
 _VERSION = 1
 _PAGE_SIZES = (4096, 8192, 16384, 32768, 65536)
-_META = 0x08
 _INTEGER_KEYS = 8
 
 logger = logging.getLogger(__name__)
@@ -139,14 +137,16 @@ class Environment:
         for one in (path, self.directory / LOCK):  # what a stranger has packed may lead elsewhere, or never end
             if one.is_symlink() or (one.exists() and not one.is_file()):
                 raise CacheError(f"{one} is no plain file, and a vector cache has no others: use another directory.")
-        # The binding sees this itself from 3.0 on. One file with two locks would let two write at once.
-        if others := self._others_that_have(path):
-            raise self._open_under(others)
-        size = path.stat().st_size if exists else 0
+        # The binding sees this itself from 3.0 on. One file with two locks would let two write at once. What is opened
+        # here is closed, so it is not among them.
+        data = _which_file(path)
+        open_here = [one for one in list(_ENVIRONMENTS.values()) if one.files and one.files[0] == data is not None]
+        if open_here:
+            raise self._open_under(" or ".join(sorted({str(one.directory) for one in open_here})))
         try:
             self._handle = lmdb.open(
                 str(self.directory),
-                map_size=max(_FIRST_MAP, _whole_pages(size)),
+                map_size=max(_FIRST_MAP, _whole_pages(path.stat().st_size if exists else 0)),
                 readonly=self.read_only,
                 # Without its lock file a store can only be read while nobody writes, as is so on read-only media.
                 lock=not self.read_only or os.access(self.directory / LOCK, os.W_OK),
@@ -218,33 +218,39 @@ class Environment:
 
     def _not_opened(self, error: lmdb.Error) -> CacheError:
         """Why LMDB has not opened it. Only a file that is damaged may be called so: who reads that deletes it."""
+        path = self.directory / DATA
         if isinstance(error, lmdb.MemoryError):
-            path = self.directory / DATA
             return self._no_address_space(path.stat().st_size if path.exists() else 0, error)
-        if isinstance(error, lmdb.InvalidError | lmdb.VersionMismatchError) and _has_heads(self.directory / DATA):
-            return self._foreign_lock(error)
+        begin = f"The vector cache in {self.directory} could not be opened"
+        if isinstance(error, lmdb.InvalidError | lmdb.VersionMismatchError) and self._opens_without_lock():
+            return CacheError(
+                f"{begin}: {error}. It was opened by another version of LMDB. If no program uses it any more, delete "
+                f"{self.directory / LOCK}, and nothing else."
+            )
         if isinstance(error, lmdb.InvalidError | lmdb.CorruptedError | lmdb.PageNotFoundError):
             return self._damaged(error)
-        begin = f"The vector cache in {self.directory} could not be opened"
         if isinstance(error, lmdb.DiskError):
             return CacheError(f"{begin}: the disk is full.")
         if "already open" in str(error):
-            return self._open_under(["elsewhere"])
+            return self._open_under("elsewhere")
         return CacheError(f"{begin}: {error}. That says nothing against its files: leave them where they are.")
 
-    def _others_that_have(self, path: Path) -> list[str]:
-        """Where this process has this file open: not here, as what is opened here is closed."""
-        data = _which_file(path)
-        if data is None:
-            return []
-        return sorted(
-            {str(one.directory) for one in list(_ENVIRONMENTS.values()) if one.files and one.files[0] == data}
-        )
+    def _opens_without_lock(self) -> bool:
+        """Whether the data are those of LMDB, in the format that this version reads, or there are none yet."""
+        path = self.directory / DATA
+        try:
+            if path.exists() and path.stat().st_size:
+                lmdb.open(str(self.directory), readonly=True, lock=False).close()
+        except (lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.CorruptedError):
+            return False
+        except lmdb.Error:  # says nothing against them
+            pass
+        return True
 
-    def _open_under(self, others: list[str]) -> CacheError:
+    def _open_under(self, others: str) -> CacheError:
         return CacheError(
             f"The vector cache in {self.directory} could not be opened: this process has its {DATA} open under another "
-            f"path, {' or '.join(others)}. Use one path for one cache."
+            f"path, {others}. Use one path for one cache."
         )
 
     def _no_address_space(self, size: int, error: lmdb.Error) -> CacheError:
@@ -252,12 +258,6 @@ class Environment:
             f"The vector cache in {self.directory} needs {max(_FIRST_MAP, size):,} bytes of address space, and the "
             f"system refuses them ({error}). Its files are intact: raise the limit of this process (ulimit -v, or the "
             "memory of the job)."
-        )
-
-    def _foreign_lock(self, reason: object) -> CacheError:
-        return CacheError(
-            f"The vector cache in {self.directory} could not be opened: {reason}. It was opened by another version of "
-            f"LMDB. If no program uses it any more, delete {self.directory / LOCK}, and nothing else."
         )
 
     def _damaged(self, reason: object) -> CacheError:
@@ -284,46 +284,29 @@ def open_environment(directory: Path) -> Environment:
 
 def _which_file(path: Path) -> File | None:
     """Device and number of a file, which stay with it under another name; None where there is none."""
-    try:
+    with contextlib.suppress(OSError):
         status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
+        return status.st_dev, status.st_ino
+    return None
 
 
 def _which_files(directory: Path) -> tuple[File | None, File | None]:
-    """Data and lock of a store."""
     return _which_file(directory / DATA), _which_file(directory / LOCK)
-
-
-def _heads(path: Path, page_size: int) -> list[tuple[int, int, int, int, int]]:
-    """Flags, magic number, version, and the flags of both trees, of each of the two heads that is there."""
-    content = []
-    with path.open("rb") as file:
-        for start in (0, page_size):
-            file.seek(start)
-            content.append(file.read(_HEAD.size))
-    return [_HEAD.unpack(head) for head in content if len(head) == _HEAD.size]
-
-
-def _has_heads(path: Path) -> bool:
-    """Whether the data begin as those of LMDB do, in the format that this version reads: both heads, or none yet."""
-    if not path.is_file() or not path.stat().st_size:
-        return True
-    wanted = 2 * [(True, _MAGIC, _VERSION)]
-    return any(
-        [(bool(flags & _META), magic, version & 0xFFFF) for flags, magic, version, *_ in _heads(path, size)] == wanted
-        for size in _PAGE_SIZES
-    )
 
 
 def _has_plain_trees(path: Path, page_size: int) -> bool:
     """Whether both heads say that there are the two kinds of tree that a store has: another would end the process."""
-    return page_size in _PAGE_SIZES and not any(
-        free & ~_INTEGER_KEYS or main
-        for _, _, version, free, main in _heads(path, page_size)
-        if version & 0xFFFF == _VERSION
-    )
+    if page_size not in _PAGE_SIZES:
+        return False
+    with path.open("rb") as file:
+        for start in (0, page_size):
+            file.seek(start)
+            head = file.read(_HEAD.size)
+            if len(head) == _HEAD.size:
+                version, free, main = _HEAD.unpack(head)
+                if version & 0xFFFF == _VERSION and (free & ~_INTEGER_KEYS or main):
+                    return False
+    return True
 
 
 def _give_back(records: Sequence[memoryview]) -> None:

@@ -1,4 +1,4 @@
-"""Vectors by key in one LMDB file that survives crashes and is shared by processes."""
+"""Vectors by key in one LMDB file that survives crashes and is shared by processes; in and out as Parquet."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import lmdb
 import numpy as np
@@ -21,6 +20,8 @@ StoredType = Literal["float32", "float16"]
 
 KEY_BYTES = 32
 GROUP_BYTES = 12
+# Vectors that are in memory at a time while they are read or written as Parquet.
+_PORTION = 4096
 
 _FORMAT = 1
 _FORMAT_KEY = b"format"
@@ -30,8 +31,7 @@ _CHECKSUM_BYTES = 4
 _TURNS = 5
 
 
-@dataclass
-class Found:
+class Found(NamedTuple):
     """What a look-up gave: ``vectors`` (n, d), with the rows in ``missing`` undefined; None if nothing was found.
 
     ``damaged`` are those of the missing rows whose record was there, with a checksum that did not fit.
@@ -43,15 +43,13 @@ class Found:
 
 
 class VectorStore:
-    """Vectors by key, on disk.
+    """Vectors by key, on disk; its arguments and errors are those of :class:`st_asym.EmbeddingCache`.
 
     A key has 32 bytes; its first twelve name its group (one encoder), and all vectors of a group have one dimension.
     Each record carries a checksum over key and vector, so neither a flipped bit nor a misled pointer gives a wrong
     vector. Any number of processes and threads read while one writes; a second writer waits. What ``put`` has returned
     from survives the end of the process at any moment, and power cuts as far as the disk keeps what it has confirmed.
     The file has a hole at its end, so it takes less space than its length says.
-
-    Arguments and errors are those of :class:`st_asym.EmbeddingCache`.
     """
 
     def __init__(
@@ -78,14 +76,10 @@ class VectorStore:
         return self._read(lambda txn: self._get(txn, keys))
 
     def put(self, keys: Sequence[bytes], vectors: Floats, name: str) -> None:
-        """Store ``vectors`` (n, d) of one group under different keys, all or none; existing ones are overwritten.
+        """Store ``vectors`` (n, d) of one group, all or none; existing ones are overwritten.
 
-        A new group is called ``name`` in :meth:`groups`.
-
-        Raises:
-            CacheError: The directory is read-only, the disk or the permitted size is full, or the group has vectors of
-                another dimension. What was stored before remains.
-            ValueError: A value is too large for float16.
+        A new group is called ``name`` in :meth:`groups`. A disk or a size that is full, another dimension than that of
+        the group, and values that are too large for float16 are errors, and what was stored before remains.
         """
         if not len(keys):
             return
@@ -94,8 +88,8 @@ class VectorStore:
         if (np.isinf(stored) & np.isfinite(vectors)).any():
             raise ValueError("A vector has values beyond 65,504, the largest float16: store float32.")
         # Neighbours in key order share pages.
-        order = sorted(range(len(keys)), key=keys.__getitem__)
-        records = [(keys[row], _checksum(keys[row], values := stored[row].tobytes()) + values) for row in order]
+        rows = sorted({key: row for row, key in enumerate(keys)}.items())
+        records = [(key, _checksum(key, values := stored[row].tobytes()) + values) for key, row in rows]
         self._write(lambda txn: self._put(txn, records, stored.shape[1], name))
 
     def remove(self, group: bytes) -> int:
@@ -116,7 +110,7 @@ class VectorStore:
 
         return self._read(read)
 
-    def records(self, group: bytes, batch: int = 4096) -> Iterator[tuple[list[bytes], Floats]]:
+    def records(self, group: bytes, batch: int = _PORTION) -> Iterator[tuple[list[bytes], Floats]]:
         """All vectors of a group in batches, in the order of their keys; damaged ones are left out."""
         start = group
         while True:
@@ -141,14 +135,14 @@ class VectorStore:
     def _agree_on_format(self, dtype: StoredType | None) -> str:
         def read(txn: Any) -> dict[str, Any] | None:
             value = txn.get(_FORMAT_KEY)
-            if value is None:
-                if txn.stat()["entries"]:
-                    raise CacheError(
-                        f"{self.directory} holds an LMDB file that is not a vector cache of this library: use another "
-                        "directory."
-                    )
-                return None
-            return _unpack_json(_FORMAT_KEY, value)
+            if value is not None:
+                return _unpack_json(_FORMAT_KEY, value)
+            if txn.stat()["entries"]:
+                raise CacheError(
+                    f"{self.directory} holds an LMDB file that is not a vector cache of this library: use another "
+                    "directory."
+                )
+            return None
 
         found = self._read(read)
         if found is None:
@@ -181,13 +175,12 @@ class VectorStore:
         for row, key in enumerate(keys):
             record = txn.get(key)
             # The size comes first: a damaged one may point beyond the file.
-            if record is not None and len(record) == size and _is_whole(key, record):
-                records.append(record)
-                continue
-            records.append(filler)
-            missing.append(row)
-            if record is not None:
-                damaged.append(row)
+            if record is None or len(record) != size or not _is_whole(key, record):
+                missing.append(row)
+                if record is not None:
+                    damaged.append(row)
+                record = filler
+            records.append(record)
         if len(missing) == len(keys):
             return Found(None, missing, damaged)
         # One copy for all: a training step looks up twice, and one by one takes as long as the heads.
@@ -243,6 +236,113 @@ class VectorStore:
         if followed != self._followed:
             self._followed = followed
             self._agree_on_format(self.dtype.name)
+
+
+def write_parquet(store: VectorStore, group: bytes, facts: dict[str, Any], path: str | os.PathLike[str]) -> int:
+    """Write a group with these ``facts`` of :meth:`VectorStore.groups`, and say how many vectors it has."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    values = pa.float16() if store.dtype == np.float16 else pa.float32()
+    key_type, vector_type = pa.binary(KEY_BYTES), pa.list_(values, facts["dimension"])
+    schema = pa.schema([("key", key_type), ("vector", vector_type)], metadata={"encoder": facts["name"]})
+    written = 0
+    # A dictionary of floats that hardly repeat costs three quarters of the time.
+    with pq.ParquetWriter(path, schema, write_page_checksum=True, use_dictionary=False) as writer:
+        for keys, vectors in store.records(group):
+            flat = pa.array(vectors.astype(store.dtype).reshape(-1), values)
+            column = pa.FixedSizeListArray.from_arrays(flat, type=vector_type)
+            writer.write_batch(pa.record_batch([pa.array(keys, key_type), column], schema=schema))
+            written += len(keys)
+    return written
+
+
+def read_parquet(store: VectorStore, path: str | os.PathLike[str]) -> int:
+    """Put the vectors of a file, or of a folder of files, into a store, and say how many they were.
+
+    All files are read twice: a bad one among them must show before the first vector is stored.
+    """
+    files = _files(Path(path))
+    dimensions = {group: facts["dimension"] for group, facts in store.groups().items()}
+    for file in files:
+        for _, keys, vectors in _portions(file):
+            known = dimensions.setdefault(keys[0][:GROUP_BYTES], vectors.shape[1])
+            if known != vectors.shape[1]:
+                raise ValueError(
+                    f"{file} has vectors of {vectors.shape[1]} dimensions for an encoder whose other vectors, in "
+                    f"{store.directory} or in the files before, have {known}. Nothing was imported."
+                )
+    read = 0
+    for file in files:
+        for name, keys, vectors in _portions(file):
+            store.put(keys, vectors, name)
+            read += len(keys)
+    return read
+
+
+def _files(path: Path) -> list[Path]:
+    """A file, or the Parquet files of a folder but for those that other tools hide while they write them."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise FileNotFoundError(f"There is no file or folder {path}.")
+    files = [
+        file
+        for file in sorted(path.rglob("*.parquet"))
+        if not any(part.startswith(("_", ".")) for part in file.relative_to(path).parts)
+    ]
+    if not files:
+        raise FileNotFoundError(f"{path} has no file whose name ends in .parquet.")
+    return files
+
+
+def _portions(path: Path) -> Iterator[tuple[str, list[bytes], Floats]]:
+    """Name of the encoder, keys and vectors (n, d) of a file, portion by portion and group by group, each checked."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            _check_columns(path, file.schema_arrow)
+            name = (file.schema_arrow.metadata or {}).get(b"encoder", b"imported").decode()
+            for batch in file.iter_batches(_PORTION, columns=["key", "vector"]):
+                keys = batch.column("key").to_pylist()
+                vectors = _checked(path, keys, batch.column("vector")) if keys else np.empty((0, 0), np.float32)
+                for group in sorted({key[:GROUP_BYTES] for key in keys}):
+                    rows = [row for row, key in enumerate(keys) if key.startswith(group)]
+                    yield name, [keys[row] for row in rows], vectors[rows]
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(
+            f"{path} is not a whole Parquet file: {error} Nothing was imported: write the file again, or leave it out."
+        ) from error
+
+
+def _check_columns(path: Path, schema: Any) -> None:
+    import pyarrow as pa
+
+    if missing := {"key", "vector"}.difference(schema.names):
+        raise ValueError(
+            f"{path} has the columns {schema.names}, but not {sorted(missing)[0]!r}: it must come from "
+            "EmbeddingCache.export_parquet, or have the keys of st_asym.record_keys."
+        )
+    kind = schema.field("vector").type
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    if not is_list or not pa.types.is_floating(kind.value_type):
+        raise ValueError(f"{path} has a column 'vector' of type {kind}: it must be a list of floats.")
+
+
+def _checked(path: Path, keys: list[Any], column: Any) -> Floats:
+    """The vectors (n, d) of one batch."""
+    import pyarrow.compute as pc
+
+    if any(not isinstance(key, bytes) or len(key) != KEY_BYTES for key in keys):
+        raise ValueError(f"{path} has keys that are not {KEY_BYTES} bytes long: they must come from record_keys.")
+    if column.null_count or len(pc.unique(pc.list_value_length(column))) != 1:
+        raise ValueError(f"{path} has rows without a vector, or vectors of different dimensions.")
+    vectors = np.asarray(column.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(len(keys), -1)
+    if not vectors.size or not np.isfinite(vectors).all():
+        raise ValueError(f"{path} has vectors that are empty, or have values that are not finite.")
+    return vectors
 
 
 def _keys_from(txn: Any, prefix: bytes, start: bytes, limit: int | None, size: int = KEY_BYTES) -> list[bytes]:

@@ -37,11 +37,7 @@ class Card:
 
     @classmethod
     def parse(cls, content: str) -> Card:
-        """Read a card.
-
-        Raises:
-            ValueError: Its metadata are not what a card may have.
-        """
+        """Read a card; a ValueError where its metadata are not what a card may have."""
         try:
             card = ModelCard(content)
         except Exception as error:  # of YAML, or of what metadata may hold
@@ -51,11 +47,7 @@ class Card:
 
     @classmethod
     def load(cls, folder: Path) -> Card | None:
-        """The card of a saved model; None where there is none.
-
-        Raises:
-            ValueError: As for :meth:`parse`; the message names the file.
-        """
+        """The card of a saved model; None where there is none."""
         path = folder / FILE
         if not path.is_file():
             return None
@@ -134,11 +126,7 @@ def is_license(name: object) -> bool:
 
 
 def checked_license(name: str) -> str:
-    """The Hub's name of a licence.
-
-    Raises:
-        ValueError: It cannot be one.
-    """
+    """The Hub's name of a licence, if it can be one."""
     if not is_license(name):
         raise ValueError(
             f"license must be an identifier of the Hub, such as 'apache-2.0' or 'other', got {name!r}: see "

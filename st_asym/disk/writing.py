@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import filecmp
+import json
 import os
 import re
 import secrets
@@ -13,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -35,10 +37,6 @@ def write_text(path: str | os.PathLike[str], text: str, *, errors: str = "strict
 
     Any number of threads and processes may write one file. Nothing is left of one that could not be written. A link is
     replaced, not followed.
-
-    Example:
-        >>> write_text("table.md", "| a | b |").read_text()  # doctest: +SKIP
-        '| a | b |'
     """
     target = Path(path)
     beside = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.new")
@@ -56,25 +54,21 @@ def write_text(path: str | os.PathLike[str], text: str, *, errors: str = "strict
         beside.unlink(missing_ok=True)
 
 
+def write_json(path: Path, content: Any) -> None:
+    """Write a file of JSON in one step."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
 @contextlib.contextmanager
 def new_folder(
     output: Path, check: Callable[[Path], object], keep: Callable[[Path, Path], object] | None = None
 ) -> Iterator[Path]:
     """A folder to make beside its place; when the block ends it is put there, in the place of what ``check`` allows.
 
-    Its files are as readable as any other that the process writes. Nothing is left where the block fails, and what was
-    in the place stays there. A finished folder that cannot be put into its place is left beside it.
-
-    Args:
-        output: The place.
-        check: Is called with ``output`` just before, and raises where it holds what must not be replaced: hours may
-            have passed since the place was looked at.
-        keep: Is called with what is in the place and with the new folder, to take over from the one what the other does
-            not replace, see :func:`take_over`.
-
-    Raises:
-        OSError: The disk is full, or cannot be written for another reason; or the folder cannot be put into its place,
-            and the message says where it is.
+    Just before that ``check(output)`` raises where it holds what must not be replaced, as hours may have passed since
+    it was looked at, and ``keep(output, new)`` takes over what the new folder does not replace, see :func:`take_over`.
+    Nothing is left where the block fails, and what was in the place stays there. A finished folder that cannot be put
+    into its place is left beside it.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     with _beside(output) as beside:
@@ -88,12 +82,9 @@ def new_folder(
 
 
 def check_place(output: Path, size: int = 0) -> None:
-    """Whether a folder can be written, known before the hours of work whose result it shall hold.
+    """Whether a folder of ``size`` bytes can be written, known before the hours of work whose result it shall hold.
 
-    A file is written beside the place, and nothing of it is left. ``size`` is how many bytes the folder will take.
-
-    Raises:
-        OSError: It cannot be written, or there is too little space. The message says why, and what to do.
+    A file is written beside the place, and nothing of it is left. An OSError says why it cannot, and what to do.
     """
     output = output.absolute()
     made = [folder for folder in (output.parent, *output.parent.parents) if not folder.exists()]
@@ -140,11 +131,10 @@ def make_readable(folder: Path) -> None:
 
 
 def take_over(earlier: Path, new: Path, replaced: Collection[str]) -> list[str]:
-    """Put into a new folder what is in an earlier one, apart from the files that the new one replaces.
+    """Put into a new folder what is in an earlier one, apart from the files ``replaced`` (paths in it with ``/``).
 
-    Files are linked where the system can, and copied otherwise, so that nothing is moved before all is well. One that
-    the new folder has under the same name gets ``.earlier`` into its own. ``replaced`` are paths in the earlier folder
-    with ``/``; returned are the names directly in it of which something was taken over.
+    Files are linked where the system can, so that nothing is moved before all is well. One that the new folder has
+    under the same name gets ``.earlier`` into its own. Returned are the names of what was taken over.
     """
     kept = set()
     for path in sorted(earlier.rglob("*")):
@@ -159,7 +149,15 @@ def take_over(earlier: Path, new: Path, replaced: Collection[str]) -> list[str]:
             if not (new / folder).is_dir():
                 (new / folder).mkdir()
                 shutil.copystat(earlier / folder, new / folder)
-        _link_or_copy(path, free_name(target, "earlier"))
+        target = free_name(target, "earlier")
+        if path.is_dir() and not path.is_symlink():
+            target.mkdir()
+            shutil.copystat(path, target)
+            continue
+        try:
+            os.link(path, target, follow_symlinks=False)
+        except (OSError, NotImplementedError):
+            shutil.copy2(path, target, follow_symlinks=False)
     return sorted(kept)
 
 
@@ -238,14 +236,3 @@ def _put(
             raise OSError(error.errno, text) from error
         raise
     return True
-
-
-def _link_or_copy(path: Path, target: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        target.mkdir()
-        shutil.copystat(path, target)
-        return
-    try:
-        os.link(path, target, follow_symlinks=False)
-    except (OSError, NotImplementedError):
-        shutil.copy2(path, target, follow_symlinks=False)

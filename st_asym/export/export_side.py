@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -55,14 +55,8 @@ TEXTS = (
 )
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """How close two sets of vectors are.
-
-    Attributes:
-        difference: Largest difference of a component.
-        cosine: Lowest cosine of two vectors.
-    """
+class Agreement(NamedTuple):
+    """How close two sets of vectors are: largest difference of a component, lowest cosine of two vectors."""
 
     difference: float
     cosine: float
@@ -181,24 +175,23 @@ def export_side(
     """
     output = _free(Path(path).resolve())
     _check_arguments(side, format, int8, texts)
-    if format == "onnx":
-        check_onnx()
     if isinstance(model, CachedSentenceTransformer):
         model = model.stock_model()
     elif not isinstance(model, SentenceTransformer):
         model = load_encoder(model)
     modules, prompt = side_modules(model, side), side_prompt(model, side)
     _check_modules(model, modules)
+    texts = list(TEXTS if texts is None else texts)
+    unread: dict[str, str] = {}
     with _evaluating(model):
-        texts = list(TEXTS if texts is None else texts)
         expected = side_vectors(model, side, texts)
         part = _side_model(model, modules, side, prompt)
-        unread = {} if format == "onnx" else not_served(modules, prompt=prompt, max_length=max_seq_length(modules[0]))
         with new_folder(output, _free) as new:
             if format == "onnx":
                 found = Agreement.of(write_onnx(part, new, prompt=prompt, texts=texts, int8=int8), expected)
                 _check(found, MAX_DIFFERENCE, int8=int8)
             else:
+                unread = not_served(modules, prompt=prompt, max_length=max_seq_length(modules[0]))
                 _write(part, new, side)
                 if VLLM in unread:  # what Text Embeddings Inference alone cannot run, it refuses by itself
                     hide_activations(new)
@@ -228,6 +221,8 @@ def _check_arguments(side: Any, format: Any, int8: bool, texts: Any) -> None:  #
         raise ValueError("int8 is for format='onnx': a sentence-transformers model holds floating-point weights.")
     if texts is not None and (isinstance(texts, str) or not texts):
         raise ValueError("texts must be a list of at least one text to compare vectors on.")
+    if format == "onnx":
+        check_onnx()
 
 
 def _check_modules(model: SentenceTransformer, modules: Sequence[nn.Module]) -> None:
@@ -254,7 +249,7 @@ def _side_model(model: SentenceTransformer, modules: list[nn.Module], side: Side
         model_card_data=SentenceTransformerModelCardData(local_files_only=True),
     )
     names = {child: name for name, child in model.named_children()}
-    options = {str(i): model.module_kwargs.get(names.get(m, "")) for i, m in enumerate(modules) if model.module_kwargs}
+    options = {str(i): (model.module_kwargs or {}).get(names.get(m, "")) for i, m in enumerate(modules)}
     part.module_kwargs = {name: value for name, value in options.items() if value} or None
     return part.eval()
 

@@ -18,6 +18,7 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor, nn
 
+from st_asym.disk.writing import write_json
 from st_asym.export.servers import write_pooling, write_transformer
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
@@ -41,25 +42,23 @@ def write_onnx(model: SentenceTransformer, folder: Path, *, prompt: str, texts: 
     """Write a model of one side, and encode texts with what was written, by onnxruntime and tokenizers alone.
 
     ``model`` is of modules from a ``Transformer`` on, without a ``Router``; ``folder`` is made here; ``prompt`` is put
-    before the texts.
-
-    Returns:
-        The vectors, shape ``(len(texts), d)``, float32.
-
-    Raises:
-        ValueError: The model cannot be one graph of tokens.
+    before the texts. The vectors have the shape ``(len(texts), d)``, float32.
     """
     transformer, tokenizer = _check_model(model, prompt)
     folder.mkdir()
     _write_graph(model, folder / "model.onnx", int8=int8)
     tokenizer.save_pretrained(str(folder))
-    _write_config(transformer, folder)
+    transformer.config.save_pretrained(str(folder))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    # Servers know an encoder by the name of its class.
+    config["architectures"] = config.get("architectures") or [type(transformer.auto_model).__name__]
+    write_json(folder / "config.json", config)
     write_transformer(folder, transformer)
     for module in model:
         if isinstance(module, Pooling):
             write_pooling(folder / "1_Pooling", module)
     prompts = {"prompts": dict(model.prompts), "default_prompt_name": model.default_prompt_name}
-    (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "config_sentence_transformers.json", prompts)
     return _encode(folder, [prompt + text for text in texts], tokenizer)
 
 
@@ -130,15 +129,6 @@ def _quantise(path: Path) -> None:
         file.unlink()
     # Signed weights saturate on processors without VNNI, where the graph may be run wherever it was made.
     quantize_dynamic(whole, str(path), weight_type=QuantType.QUInt8, per_channel=True)
-
-
-def _write_config(transformer: Transformer, folder: Path) -> None:
-    """The encoder's ``config.json``, with the name of its class, by which servers know it."""
-    transformer.config.save_pretrained(str(folder))
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["architectures"] = config.get("architectures") or [type(transformer.auto_model).__name__]
-    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _encode(folder: Path, texts: Sequence[str], fast: Any) -> Array:

@@ -11,6 +11,7 @@ from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import nn
 
+from st_asym.disk.writing import write_json
 from st_asym.heads.anatomy import on_vectors
 
 TEI = "Text Embeddings Inference"
@@ -46,7 +47,7 @@ def rename_modules(folder: Path) -> None:
         package, _, name = module["type"].rpartition(".")
         if package.startswith("sentence_transformers.") and name in _NAMES:
             module["type"] = f"sentence_transformers.models.{name}"
-    _write(path, modules)
+    write_json(path, modules)
 
 
 def max_seq_length(transformer: Any) -> int | None:
@@ -57,23 +58,25 @@ def max_seq_length(transformer: Any) -> int | None:
 
 def write_transformer(folder: Path, transformer: Transformer) -> None:
     """Write ``sentence_bert_config.json`` with the length at which texts are cut off."""
-    path = folder / "sentence_bert_config.json"
     found: dict[str, Any] = transformer.get_config_dict()
     if all(found.get(key) == value for key, value in _PLAIN_TEXT.items()):
         found = {key: value for key, value in found.items() if key not in _PLAIN_TEXT}
     if (length := max_seq_length(transformer)) is not None:
         found["max_seq_length"] = length
     found["do_lower_case"] = bool(transformer.do_lower_case)
-    _write(path, found)
+    write_json(folder / "sentence_bert_config.json", found)
 
 
 def write_pooling(folder: Path, pooling: Pooling) -> None:
     """Write a pooling's ``config.json`` with one key for each mode."""
     modes = (pooling.pooling_mode,) if isinstance(pooling.pooling_mode, str) else pooling.pooling_mode
     folder.mkdir(parents=True, exist_ok=True)
-    config: dict[str, Any] = {"word_embedding_dimension": pooling.embedding_dimension}
-    config |= {key: mode in modes for mode, key in _POOLING_KEYS.items()}
-    _write(folder / "config.json", {**config, "include_prompt": pooling.include_prompt})
+    config = {
+        "word_embedding_dimension": pooling.embedding_dimension,
+        **{key: mode in modes for mode, key in _POOLING_KEYS.items()},
+        "include_prompt": pooling.include_prompt,
+    }
+    write_json(folder / "config.json", config)
 
 
 def hide_activations(folder: Path) -> None:
@@ -85,7 +88,7 @@ def hide_activations(folder: Path) -> None:
     for path in folder.glob("*_Dense/config.json"):
         config = json.loads(path.read_text(encoding="utf-8"))
         config["activation_function"] = f"torch.nn.{config['activation_function'].rpartition('.')[2]}"
-        _write(path, config)
+        write_json(path, config)
 
 
 def not_served(modules: Sequence[nn.Module], *, prompt: str, max_length: int | None) -> dict[str, str]:
@@ -94,8 +97,8 @@ def not_served(modules: Sequence[nn.Module], *, prompt: str, max_length: int | N
     ``max_length`` is where it cuts texts off, None for nowhere.
     """
     reasons = {server: _reason(modules, known, prompt) for server, known in _ACTIVATIONS.items()}
-    if max_length is None:
-        reasons[TEI] = reasons[TEI] or "it needs a max_seq_length, and the model has none: set one"
+    if max_length is None and reasons[TEI] is None:
+        reasons[TEI] = "it needs a max_seq_length, and the model has none: set one"
     return {server: reason for server, reason in reasons.items() if reason}
 
 
@@ -117,7 +120,3 @@ def _reason(modules: Sequence[Any], activations: tuple[type[nn.Module], ...], pr
             what = "residual" if module.use_residual else type(module.activation_function).__name__
             return f"they do not know the {what} of a Dense ({', '.join(kind.__name__ for kind in activations)})"
     return None
-
-
-def _write(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

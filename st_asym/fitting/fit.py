@@ -41,8 +41,7 @@ from st_asym.fitting.vectors import Vectors, read_vectors
 from st_asym.heads.anatomy import Encoder, public_name
 from st_asym.heads.model import asymmetric_model, load_encoder, saved_size
 from st_asym.heads.saved import rescued_heads
-from st_asym.trust.earlier import keep_what_is_not_ours
-from st_asym.trust.provenance import save_provenance
+from st_asym.trust.provenance import keep_what_is_not_ours, save_provenance
 
 Collection = Literal["open", "closed"]
 

@@ -1,8 +1,8 @@
 """The heads and the model around them: built, frozen, taken apart, saved alone, applied to arrays.
 
 From the bottom up: ``projection`` (two heads in a stock Router), ``anatomy`` (a model taken apart), ``model`` (an
-encoder with heads behind it), ``saved`` (heads without their encoder); ``array_layer``, ``dense_files`` and
-``array_heads`` (saved heads on arrays, by numpy alone), ``onnx_graph``.
+encoder with heads behind it), ``saved`` (heads without their encoder); ``array_layer`` and ``array_heads`` (saved heads
+on arrays, by numpy alone).
 """
 
 from importlib import import_module
@@ -13,13 +13,7 @@ if TYPE_CHECKING:
     from st_asym.heads.model import asymmetric_model, freeze_encoder, unfreeze_last_layers
     from st_asym.heads.projection import AsymmetricProjection
 
-__all__ = [
-    "AsymmetricProjection",
-    "Heads",
-    "asymmetric_model",
-    "freeze_encoder",
-    "unfreeze_last_layers",
-]
+__all__ = ["AsymmetricProjection", "Heads", "asymmetric_model", "freeze_encoder", "unfreeze_last_layers"]
 
 # Loaded when they are asked for: heads on arrays need no torch.
 _PLACES = {"AsymmetricProjection": "projection", "Heads": "array_heads"}

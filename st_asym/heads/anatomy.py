@@ -41,11 +41,7 @@ def taken_apart(model: SentenceTransformer) -> tuple[list[nn.Module], list[nn.Mo
 
 
 def encoder_modules(model: SentenceTransformer) -> OrderedDict[str, nn.Module]:
-    """The modules before the heads, by name: all up to the first ``Router``, or all where there is none.
-
-    Raises:
-        ValueError: The model begins with its ``Router``, so that nothing comes before the heads.
-    """
+    """The modules before the heads, by name: all up to the first ``Router``, or all where there is none."""
     before, _ = taken_apart(model)
     modules = OrderedDict(list(model.named_children())[: len(before)])
     if not modules:
@@ -69,11 +65,7 @@ def encoder_alone(
 
 
 def without_heads(model: SentenceTransformer) -> SentenceTransformer:
-    """The encoder of a model with heads, with its prompts and its similarity; the modules are shared.
-
-    Raises:
-        ValueError: The model begins with its ``Router``.
-    """
+    """The encoder of a model with heads, with its prompts and its similarity; the modules are shared."""
     return encoder_alone(
         model,
         prompts={name: prompt for name, prompt in model.prompts.items() if prompt is not None},
@@ -91,12 +83,15 @@ def side_modules(model: SentenceTransformer, side: Side) -> list[nn.Module]:
     layers without bias. With a bias it does not hold, and the ``Normalize`` stays.
 
     Modules that are not folded are shared with ``model``.
-
-    Raises:
-        ValueError: A ``Router`` of the model has no such route, or decides by more than the side.
     """
-    before, heads = taken_apart(model)
-    return _without_idle_normalize([*before, *_fold(_without_routers(heads, side))])
+    before, router = taken_apart(model)
+    heads: list[nn.Module] = []
+    for module in _without_routers(router, side):
+        if _is_linear(module):
+            above = [heads.pop()] if heads and _is_linear(heads[-1]) else []
+            module = _one_dense([*above, module])
+        heads.append(module)
+    return _without_idle_normalize([*before, *heads])
 
 
 def side_prompt(model: SentenceTransformer, side: Side) -> str:
@@ -115,10 +110,6 @@ def public_name(source: object) -> str:
     """What may be told of where something came from: the name of a file or folder without those above it, or a kind.
 
     Of an address the name alone, without what may be a key before or behind it.
-
-    Example:
-        >>> public_name("/home/me/data/scifact.zip"), public_name("https://me:key@host/pairs.csv?token=key")
-        ('scifact.zip', 'pairs.csv')
     """
     if not isinstance(source, str | os.PathLike):
         return type(source).__name__
@@ -131,12 +122,7 @@ def public_name(source: object) -> str:
 
 
 def hub_snapshot(path: str | os.PathLike[str]) -> tuple[str, str] | None:
-    """Hub id and revision of a folder in the cache of ``huggingface_hub``; None for any other.
-
-    Example:
-        >>> hub_snapshot("/cache/hub/models--user--model/snapshots/" + 10 * "abcd")
-        ('user/model', 'abcdabcdabcdabcdabcdabcdabcdabcdabcdabcd')
-    """
+    """Hub id and revision of a folder in the cache of ``huggingface_hub``; None for any other."""
     found = _HUB_CACHE.fullmatch(os.fspath(path))
     return (found[1].replace("--", "/", 1), found[2]) if found else None
 
@@ -151,14 +137,10 @@ def encoder_origin(model: SentenceTransformer) -> tuple[str | None, str | None]:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Where an encoder is from.
+    """Where an encoder is from; ``recorded`` is False where nobody has said.
 
-    Attributes:
-        name: Its Hub id, also where it was read from the Hub's cache; None for another folder, whose name means
-            nothing to others.
-        revision: Its commit on the Hub.
-        license: ``license``, ``license_name`` and ``license_link`` of its own card, as far as they are there.
-        recorded: False where nobody has said where it is from.
+    The name is its Hub id, also where it was read from the Hub's cache, and None for another folder, whose name means
+    nothing to others. The licence is ``license``, ``license_name`` and ``license_link`` of its own card.
     """
 
     name: str | None = None
@@ -168,20 +150,15 @@ class Encoder:
 
     @classmethod
     def of(cls, given: SentenceTransformer | str | os.PathLike[str], loaded: SentenceTransformer) -> Encoder:
-        """What is known without asking the Hub again.
-
-        Args:
-            given: The encoder, as the user named it.
-            loaded: The same, loaded.
-        """
-        data = loaded.model_card_data
+        """What is known of a loaded encoder, as the user gave or named it, without asking the Hub again."""
         if not isinstance(given, SentenceTransformer) and (snapshot := hub_snapshot(given)):
             return cls(*snapshot, _license_of(os.fspath(given), None))
-        name, revision = data.base_model, data.base_model_revision
+        name, revision = loaded.model_card_data.base_model, loaded.model_card_data.base_model_revision
         source = name
         if not isinstance(given, SentenceTransformer):
-            source = os.fspath(given) if name is None or Path(given).is_dir() else name
-            name = None if Path(given).is_dir() else source
+            is_folder = Path(given).is_dir()
+            source = os.fspath(given) if name is None or is_folder else name
+            name = None if is_folder else source
         return cls(name, revision if name else None, {} if source is None else _license_of(source, revision))
 
 
@@ -199,12 +176,9 @@ def _license_of(source: str, revision: str | None) -> dict[str, str]:
     except Exception as error:  # whatever is wrong with the card of another model, its licence is unknown
         logger.debug("The encoder's card cannot be read: %s", error)
         return {}
-    if data is None:
+    if data is None or not is_license(data.get("license")):
         return {}
-    found = {key: data.get(key) for key in _LICENSE_KEYS}
-    return (
-        {key: value for key, value in found.items() if isinstance(value, str)} if is_license(found["license"]) else {}
-    )
+    return {key: value for key in _LICENSE_KEYS if isinstance(value := data.get(key), str)}
 
 
 def _without_routers(modules: Iterable[nn.Module], side: Side) -> list[nn.Module]:
@@ -222,17 +196,6 @@ def _without_routers(modules: Iterable[nn.Module], side: Side) -> list[nn.Module
             )
         route: Any = module.sub_modules[side]
         found += _without_routers(route, side)
-    return found
-
-
-def _fold(modules: Iterable[nn.Module]) -> list[nn.Module]:
-    found: list[nn.Module] = []
-    for module in modules:
-        if _is_linear(module):
-            before = [found.pop()] if found and _is_linear(found[-1]) else []
-            found.append(_one_dense([*before, module]))
-        else:
-            found.append(module)
     return found
 
 
@@ -295,8 +258,9 @@ def _keeps_direction(module: nn.Module) -> bool:
 def sides_differ(heads: Router) -> bool:
     """Whether heads give one vector two, one as a query's and one as a document's; False for encoders of their own."""
     routes: Any = dict(heads.sub_modules)
-    layers = [layer for route in routes.values() for layer in route]
-    if not {"query", "document"} <= set(routes) or not all(isinstance(layer, Dense) for layer in layers):
+    if not {"query", "document"} <= set(routes):
+        return False
+    if not all(isinstance(layer, Dense) for route in routes.values() for layer in route):
         return False
     weight = next(heads.parameters())
     vector = torch.nn.functional.normalize(torch.ones(1, weight.shape[-1], dtype=weight.dtype, device=weight.device))

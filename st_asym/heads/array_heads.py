@@ -5,19 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from st_asym.disk.writing import new_folder
-from st_asym.heads.array_layer import Array, Floats, Layer
-from st_asym.heads.dense_files import SIDES, damaged, read_routes, write_routes
+from st_asym.heads.array_layer import EMBEDDING, SIDES, Array, Floats, Layer, damaged, read_routes, write_routes
 
 # Rows that go through the layers at once.
 _ROWS = 1024
 # As in torch.nn.functional.normalize.
 _SHORTEST = 1e-12
+# Of ONNX graphs. Opset 17 and version 8 of the format are what onnxruntime has read since 1.13.
+_OPSET, _FORMAT = 17, 8
+_INPUT = "embedding"
+_MOST_APART = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,12 +102,6 @@ class Heads:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Save them as :func:`st_asym.save_heads` does, in the place of earlier heads; what lies beside these stays.
 
-        Args:
-            path: The folder to make.
-
-        Returns:
-            The folder.
-
         Raises:
             FileExistsError: There is something else than earlier heads.
             ValueError: Neither side has layers: there is nothing to save.
@@ -111,8 +109,7 @@ class Heads:
         if not self.query_layers and not self.document_layers:
             raise ValueError("These heads have no layers and leave vectors as they are: there is nothing to save.")
         from st_asym.heads.saved import free_for_heads
-        from st_asym.trust.earlier import keep_what_is_not_ours
-        from st_asym.trust.provenance import write_provenance
+        from st_asym.trust.provenance import keep_what_is_not_ours, write_provenance
 
         output = free_for_heads(Path(path))
         facts = {key: self.made[key] for key in ("data", "trained", "settings", "seed", "model") if key in self.made}
@@ -127,13 +124,6 @@ class Heads:
 
         What the graph gives is compared with :meth:`query` or :meth:`document`, to 1e-5.
 
-        Args:
-            path: The file.
-            side: ``"query"`` or ``"document"``.
-
-        Returns:
-            The file.
-
         Raises:
             ImportError: onnx is not installed (the extra ``onnx``).
             ValueError: Another side; or the graph gives something else.
@@ -141,16 +131,25 @@ class Heads:
         Example:
             >>> heads.to_onnx("query.onnx", "query")  # doctest: +SKIP
         """
-        from st_asym.heads.onnx_graph import write_graph
+        if find_spec("onnx") is None:
+            raise ImportError("Heads.to_onnx needs onnx: pip install 'st_asym[onnx]'.")
+        import onnx
+        from onnx.reference import ReferenceEvaluator
 
-        return write_graph(self, side, Path(path))
+        model = _graph(self, side)
+        random = np.random.default_rng(0).standard_normal((4, self.dimension)).astype(np.float32)
+        vectors = random / np.linalg.norm(random, axis=1, keepdims=True)
+        found: Any = ReferenceEvaluator(model).run(None, {_INPUT: vectors})
+        apart = float(np.abs(found[0] - getattr(self, side)(vectors)).max())
+        if not apart <= _MOST_APART:
+            raise ValueError(
+                f"The graph of the {side} side differs from the heads by {apart:.1g}: {path} was not written."
+            )
+        onnx.save(model, path)
+        return Path(path)
 
     def layers(self, side: Literal["query", "document"]) -> tuple[Layer, ...]:
-        """What one side goes through.
-
-        Raises:
-            ValueError: It is neither ``"query"`` nor ``"document"``.
-        """
+        """What one side goes through."""
         if side not in SIDES:
             raise ValueError(f"side must be 'query' or 'document', got {side!r}.")
         return self.query_layers if side == "query" else self.document_layers
@@ -200,3 +199,77 @@ def _check_chain(heads: Heads, folder: Path) -> None:
         ends.add(size)
     if len(ends) > 1:
         raise damaged(folder, f"gives queries and documents vectors of different dimensions, {sorted(ends)}")
+
+
+def _graph(heads: Heads, side: Literal["query", "document"]) -> Any:
+    """What one side computes, as an ONNX model."""
+    import onnx
+
+    layers = heads.layers(side)
+    graph = _OnnxNodes()
+    name = graph.unit(_INPUT) if heads.normalises else _INPUT
+    for layer in layers:
+        name = graph.dense(name, layer)
+    graph.unit(name, EMBEDDING)
+    size = len(layers[-1].weight) if layers else heads.dimension
+    first, last = (
+        onnx.helper.make_tensor_value_info(end, onnx.TensorProto.FLOAT, ["batch", width])
+        for end, width in ((_INPUT, heads.dimension), (EMBEDDING, size))
+    )
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(graph.nodes, side, [first], [last], graph.constants),
+        opset_imports=[onnx.helper.make_opsetid("", _OPSET)],
+        ir_version=_FORMAT,
+        producer_name="st_asym",
+    )
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+class _OnnxNodes:
+    """Nodes and constants, each value named by its number."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+
+    def add(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
+        """A node; the name of what it gives."""
+        from onnx import helper
+
+        output = output or f"value_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, list(inputs), [output], **attributes))
+        return output
+
+    def constant(self, value: Any) -> str:
+        """A tensor of float32; its name."""
+        from onnx import numpy_helper
+
+        name = f"constant_{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.asarray(value, dtype=np.float32), name))
+        return name
+
+    def unit(self, x: str, output: str | None = None) -> str:
+        """Rows divided by their lengths."""
+        lengths = self.add("ReduceL2", x, axes=[1], keepdims=1)
+        return self.add("Div", x, self.add("Max", lengths, self.constant(_SHORTEST)), output=output)
+
+    def dense(self, x: str, layer: Layer) -> str:
+        """A layer."""
+        found = self.add("MatMul", x, self.constant(layer.weight.T))
+        if layer.bias is not None:
+            found = self.add("Add", found, self.constant(layer.bias))
+        found = self._activated(found, layer.activation)
+        if layer.residual is False:
+            return found
+        straight = x if layer.residual is True else self.add("MatMul", x, self.constant(np.asarray(layer.residual).T))
+        return self.add("Add", found, straight)
+
+    def _activated(self, x: str, activation: str) -> str:
+        if activation == "GELU":
+            error = self.add("Erf", self.add("Mul", x, self.constant(2**-0.5)))
+            half = self.add("Mul", x, self.constant(0.5))
+            return self.add("Mul", half, self.add("Add", error, self.constant(1.0)))
+        if activation == "SiLU":
+            return self.add("Mul", x, self.add("Sigmoid", x))
+        return self.add({"ReLU": "Relu", "Tanh": "Tanh", "Identity": "Identity"}[activation], x)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import textwrap
-from collections.abc import Iterator
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -82,10 +81,8 @@ def asymmetric_model(
             f"({', '.join(type(module).__name__ for module in encoder)}) has get_embedding_dimension()."
         )
     check_saveable(encoder)
-    options: ProjectionOptions = {"out_features": encoder.get_embedding_dimension()}
-    options.update(projection)
+    options: ProjectionOptions = {"out_features": encoder.get_embedding_dimension(), **projection}
     router = AsymmetricProjection(in_features, **options)
-
     _warn_about_encoder(encoder)
     return behind_encoder(encoder, router)
 
@@ -113,16 +110,7 @@ def behind_encoder(encoder: SentenceTransformer, router: Router) -> SentenceTran
 
 
 def check_saveable(model: SentenceTransformer) -> None:
-    """Whether all modules of a model can be saved, known before it is trained.
-
-    Raises:
-        TypeError: One has no ``save``, which the library calls. The message names it.
-
-    Example:
-        >>> from sentence_transformers import SentenceTransformer
-        >>> from sentence_transformers.sentence_transformer.modules import BoW
-        >>> check_saveable(SentenceTransformer(modules=[BoW(["frozen", "encoder"])]))
-    """
+    """Whether all modules of a model can be saved, known before it is trained: a TypeError names one that cannot."""
     for position, module in enumerate(model.children()):
         if not callable(getattr(module, "save", None)):
             raise TypeError(
@@ -225,17 +213,7 @@ def load_encoder(
 ) -> SentenceTransformer:
     """Load an encoder, or a model with heads, by Hub id or path, and refuse what is not of one dense vector per text.
 
-    Args:
-        encoder: Its Hub id or path.
-        revision: Branch, tag or commit, of a Hub id.
-        trust_remote_code: Whether to run code that it brings along.
-        dtype: Of its weights; None for that in which they are saved.
-
-    Raises:
-        OSError: There is no such folder, or the Hub cannot be reached or has no such model. The message says what to
-            do.
-        TypeError: It is of another kind.
-        ValueError: A revision of a folder.
+    ``revision`` is a branch, tag or commit of a Hub id. An OSError says what to do where there is no such model.
     """
     if not isinstance(encoder, str | PathLike):
         raise TypeError(
@@ -276,7 +254,7 @@ def _stay_in_evaluation_mode(module: nn.Module, _args: Any) -> None:
 
 
 def _not_there(name: str, revision: str | None, error: Exception) -> str:
-    """Why a model cannot be read, and what to do."""
+    """What to do where a model cannot be read."""
     if Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or "\\" in name:
         return f"There is no folder {name}: give the path of one that holds a model, or the model's Hub id."
     known = name if revision is None else f"{name} at revision {revision}"
@@ -329,27 +307,17 @@ def _warn_about_encoder(encoder: SentenceTransformer) -> None:
 
 def _layers(model: SentenceTransformer) -> nn.ModuleList:
     """The transformer's stack of layers: the one outermost list that is as long as its configuration says."""
-    transformers = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
-    stacks = [
-        (name, stack)
-        for transformer in transformers[:1]
-        for name, stack in _outermost_lists(transformer)
-        if len(stack) == getattr(transformer.config.get_text_config(), "num_hidden_layers", None)
-    ]
+    stacks: dict[str, nn.ModuleList] = {}
+    transformer = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+    if transformer is not None:
+        lists = {name: one for name, one in transformer.named_modules() if isinstance(one, nn.ModuleList)}
+        inner = {name for name in lists for other in lists if name.startswith(f"{other}.")}
+        count = getattr(transformer.config.get_text_config(), "num_hidden_layers", None)
+        stacks = {name: one for name, one in lists.items() if name not in inner and len(one) == count}
     if len(stacks) != 1:
-        found = ", ".join(name for name, _ in stacks) or "none"
         raise ValueError(
             "unfreeze_last_layers needs an encoder with one stack of layers in PyTorch, as BERT, MPNet, DistilBERT, "
             f"RoBERTa and ModernBERT have; in this one, [{', '.join(type(module).__name__ for module in model)}], it "
-            f"finds {found}. Set requires_grad of the parameters to train yourself."
+            f"finds {', '.join(stacks) or 'none'}. Set requires_grad of the parameters to train yourself."
         )
-    return stacks[0][1]
-
-
-def _outermost_lists(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.ModuleList]]:
-    """Lists of modules by name, without those inside another."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.ModuleList):
-            yield prefix + name, child
-        else:
-            yield from _outermost_lists(child, f"{prefix}{name}.")
+    return next(iter(stacks.values()))

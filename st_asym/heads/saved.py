@@ -19,9 +19,8 @@ from st_asym.disk.writing import PROVENANCE_FILE, new_folder
 from st_asym.heads.anatomy import public_name, taken_apart
 from st_asym.heads.model import behind_encoder, load_encoder
 from st_asym.trust import verify
-from st_asym.trust.earlier import keep_what_is_not_ours
 from st_asym.trust.modules import stock_name
-from st_asym.trust.provenance import Provenance, describe_encoder, installed, write_provenance
+from st_asym.trust.provenance import Provenance, describe_encoder, installed, keep_what_is_not_ours, write_provenance
 
 logger = logging.getLogger(__name__)
 
@@ -124,10 +123,6 @@ def rescued_heads(model: SentenceTransformer, output: Path) -> Iterator[None]:
     """Keep the heads of a model, if it has any, in a temporary folder where saving it in ``output`` fails.
 
     The error is raised again as an OSError of the same kind, with the place of the heads in its one line.
-
-    Example:
-        >>> with rescued_heads(model, output), new_folder(output, check) as new:  # doctest: +SKIP
-        ...     model.save_pretrained(str(new))
     """
     try:
         yield
@@ -206,11 +201,7 @@ def _router(model: SentenceTransformer) -> Router:
 
 
 def free_for_heads(output: Path) -> Path:
-    """A place that is empty, or holds earlier heads.
-
-    Raises:
-        FileExistsError: It holds something else.
-    """
+    """A place that is empty, or holds earlier heads."""
     output = output.resolve()
     earlier = (output / PROVENANCE_FILE).is_file() and (output / "router_config.json").is_file()
     if output.exists() and not earlier and (not output.is_dir() or any(output.iterdir())):

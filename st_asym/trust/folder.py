@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -20,6 +20,7 @@ from st_asym.disk.writing import EVALUATION_FOLDER
 _CHUNK = 1 << 20
 _MOST_JSON = 2 << 20
 _MOST_FILES = 10_000
+_MOST_FINDINGS = 50
 _MOST_LEVELS = 8
 _MOST_NESTED = 64
 _MOST_DIGITS = 20
@@ -47,68 +48,58 @@ class VerificationError(ValueError):
         super().__init__(f"{path} did not pass verification ({count}):\n" + "\n".join(f"- {one}" for one in findings))
 
 
-class Findings:
-    """Collects what is wrong; beyond some, counts alone."""
+class FindingError(Exception):
+    """What is wrong with a file, raised where nothing more can be read of it: where, and what."""
 
-    _MOST = 50
 
-    def __init__(self) -> None:
-        self._sentences: dict[str, None] = {}
-        self._more = 0
+class Weights(NamedTuple):
+    """A safetensors file: its digest, and type and shape of each tensor."""
 
-    def add(self, where: str, what: str) -> None:
-        """Note what is wrong with a file of the folder, in words that may come from outside."""
-        sentence = f"{shown(where)}: {what}"
-        if sentence in self._sentences:
-            return
-        if len(self._sentences) < self._MOST:
-            self._sentences[sentence] = None
-        else:
-            self._more += 1
-
-    @property
-    def sentences(self) -> list[str]:
-        """What was found."""
-        return [*self._sentences, *([f"and {self._more} more."] if self._more else [])]
-
-    def check(self, path: object) -> None:
-        """Raise what was found, if anything was."""
-        if self._sentences:
-            raise VerificationError(path, self.sentences)
+    digest: str
+    tensors: dict[str, tuple[str, tuple[int, ...]]]
 
 
 class Folder:
-    """The plain files of a folder.
+    """The plain files of a folder, ``sizes`` with their bytes, and ``findings``: what is wrong with them.
 
     A snapshot in the cache of ``huggingface_hub`` consists of links to the blobs beside it, which are files of it.
-
-    Args:
-        path: The folder.
-        findings: What is no plain file goes there.
-
-    Attributes:
-        sizes: Path in the folder, with ``/``, to bytes.
-
-    Raises:
-        FileNotFoundError: There is no such folder.
-        NotADirectoryError: It is a file.
     """
 
-    def __init__(self, path: str | os.PathLike[str], findings: Findings) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).resolve()
         if not self.path.exists():
             raise FileNotFoundError(f"{path} does not exist: name the folder of a saved model.")
         if not self.path.is_dir():
             raise NotADirectoryError(f"{path} is a file: name the folder of a saved model.")
-        self.findings = findings
+        self._findings: dict[str, None] = {}
+        self._weights: dict[str, Weights | FindingError] = {}
         self.sizes: dict[str, int] = {}
         snapshot = self.path.parent.name == "snapshots" and self.path.parent.parent.name.startswith("models--")
         self._blobs = self.path.parent.parent / "blobs" if snapshot else None
         self._walk()
 
-    def has(self, name: str) -> bool:
-        """Whether there is such a file."""
-        return name in self.sizes
+    def add(self, where: str, what: str) -> None:
+        """Note what is wrong with a file of the folder, in words that may come from outside."""
+        self._findings[f"{shown(where)}: {what}"] = None
+
+    @contextlib.contextmanager
+    def noting(self) -> Iterator[None]:
+        """Note what stops the block, and go on behind it."""
+        try:
+            yield
+        except FindingError as error:
+            self.add(*error.args)
+
+    @property
+    def findings(self) -> list[str]:
+        """What was found; beyond some, counted alone."""
+        more = len(self._findings) - _MOST_FINDINGS
+        return [*self._findings][:_MOST_FINDINGS] + ([f"and {more} more."] if more > 0 else [])
+
+    def check(self, path: object) -> None:
+        """Raise what was found, if anything was."""
+        if self._findings:
+            raise VerificationError(path, self.findings)
 
     def within(self, folder: str) -> list[str]:
         """The files of a folder in it and below; all for ``""``."""
@@ -137,29 +128,67 @@ class Folder:
         return digest.hexdigest()
 
     def json(self, name: str, kind: type = dict) -> Any:
-        """Parse a small JSON file; None, and a finding, where it is missing or not of this kind."""
-        if not self.has(name):
-            self.findings.add(name, "is missing. Save or download the model again.")
-            return None
+        """Parse a small JSON file of this kind; a ``FindingError`` where it is missing or anything else."""
+        if name not in self.sizes:
+            raise FindingError(name, "is missing. Save or download the model again.")
         if self.sizes[name] > _MOST_JSON:
-            self.findings.add(
-                name, f"is {self.sizes[name]:,} bytes long, and no configuration is: at most {_MOST_JSON:,}."
-            )
-            return None
+            what = f"is {self.sizes[name]:,} bytes long, and no configuration is: at most {_MOST_JSON:,}."
+            raise FindingError(name, what)
         with self.open(name) as file:
             content = file.read(_MOST_JSON + 1)
         try:
             value = parsed(content)
         except ValueError as error:
-            self.findings.add(
-                name, f"is not JSON that can be trusted ({shown(str(error))}). Save or download it again."
-            )
-            return None
+            what = f"is not JSON that can be trusted ({shown(str(error))}). Save or download it again."
+            raise FindingError(name, what) from error
         if not isinstance(value, kind):
             expected = "an object" if kind is dict else "a list"
-            self.findings.add(name, f"holds {type(value).__name__}, not {expected}. Save or download it again.")
-            return None
+            raise FindingError(name, f"holds {type(value).__name__}, not {expected}. Save or download it again.")
         return value
+
+    def weights(self, name: str) -> Weights:
+        """What is in a safetensors file, read once; a ``FindingError`` where it is not whole."""
+        if name not in self._weights:
+            try:
+                self._weights[name] = self._read_weights(name)
+            except FindingError as error:
+                self._weights[name] = error
+        found = self._weights[name]
+        if isinstance(found, FindingError):
+            raise found
+        return found
+
+    def _read_weights(self, name: str) -> Weights:
+        """Read a file a megabyte at a time, and note values that are not finite.
+
+        The header is read by the library that loads the file, which allows no holes, overlaps or bytes too many.
+        """
+        if name not in self.sizes:
+            raise FindingError(name, "is missing. Save or download the model again.")
+        with self.open(name) as file:
+            try:
+                tensors, header = _header(self.path / name, file)
+            except (SafetensorError, ValueError) as error:
+                what = f"is no whole safetensors file: {shown(str(error))}. Save or download the model again."
+                raise FindingError(name, what) from error
+            digest = hashlib.sha256(header)
+            for key, (dtype, shape) in tensors.items():
+                size = np.dtype(FLOATS[dtype]).itemsize if dtype in FLOATS else _SIZES[dtype]
+                left, sound = math.prod(shape) * size, True
+                while left:
+                    chunk = file.read(min(left, _CHUNK))
+                    if not chunk:
+                        raise FindingError(name, "became shorter while it was read.")
+                    digest.update(chunk)
+                    sound = sound and _is_sound(chunk, dtype)
+                    left -= len(chunk)
+                if not sound:
+                    self.add(
+                        name,
+                        f"tensor {shown(key)!r} has values that are not finite, or beyond {_LARGEST:.0e}: its vectors "
+                        "would be NaN. Train again.",
+                    )
+        return Weights(digest.hexdigest(), tensors)
 
     def _walk(self) -> None:
         below = [("", 0)]
@@ -167,86 +196,37 @@ class Folder:
             folder, level = below.pop()
             with os.scandir(self.path / folder) as entries:
                 for entry in entries:
-                    if not folder and entry.name in _PASSED_OVER and entry.is_dir(follow_symlinks=False):
+                    is_folder = entry.is_dir(follow_symlinks=False)
+                    if not folder and entry.name in _PASSED_OVER and is_folder:
                         continue
                     if len(self.sizes) + len(below) >= _MOST_FILES or level >= _MOST_LEVELS:
-                        self.findings.add(
-                            folder or ".",
-                            f"has more than {_MOST_FILES:,} files or {_MOST_LEVELS} levels: no model has.",
-                        )
+                        what = f"has more than {_MOST_FILES:,} files or {_MOST_LEVELS} levels: no model has."
+                        self.add(folder or ".", what)
                         return
                     name = f"{folder}/{entry.name}" if folder else entry.name
-                    if entry.is_dir(follow_symlinks=False):
+                    if is_folder:
                         below.append((name, level + 1))
-                    else:
-                        self._note(name)
+                        continue
+                    with self.noting():
+                        self.sizes[name] = self._size(name)
 
-    def _note(self, name: str) -> None:
+    def _size(self, name: str) -> int:
+        """The bytes of a plain file."""
         path = self.path / name
         status = path.lstat()
         if stat.S_ISLNK(status.st_mode):
             target = path.resolve()
             if self._blobs is None or target.parent != self._blobs.resolve() or not target.is_file():
-                self.findings.add(
-                    name, f"is a link to {shown(str(path.readlink()))}. A saved model has files alone: copy it there."
-                )
-                return
+                what = f"is a link to {shown(str(path.readlink()))}. A saved model has files alone: copy it there."
+                raise FindingError(name, what)
             status = target.stat()
         if not stat.S_ISREG(status.st_mode):
-            self.findings.add(name, "is neither a file nor a folder. Remove it.")
-            return
-        self.sizes[name] = status.st_size
-
-
-@dataclass(frozen=True)
-class Weights:
-    """A safetensors file: its digest, and type and shape of each tensor."""
-
-    digest: str
-    tensors: dict[str, tuple[str, tuple[int, ...]]]
-
-
-def read_weights(folder: Folder, name: str) -> Weights | None:
-    """Read a safetensors file a megabyte at a time; None, and a finding, where it is not whole.
-
-    The header is read by the library that loads the file, which allows no holes, overlaps or bytes too many. Values
-    that are not finite are findings too.
-    """
-    with folder.open(name) as file:
-        try:
-            tensors, header = _header(folder.path / name, file)
-        except (SafetensorError, ValueError) as error:
-            folder.findings.add(
-                name, f"is no whole safetensors file: {shown(str(error))}. Save or download the model again."
-            )
-            return None
-        digest = hashlib.sha256(header)
-        for key, (dtype, shape) in tensors.items():
-            size = np.dtype(FLOATS[dtype]).itemsize if dtype in FLOATS else _SIZES[dtype]
-            left, sound = math.prod(shape) * size, True
-            while left:
-                chunk = file.read(min(left, _CHUNK))
-                if not chunk:
-                    folder.findings.add(name, "became shorter while it was read.")
-                    return None
-                digest.update(chunk)
-                sound = sound and _is_sound(chunk, dtype)
-                left -= len(chunk)
-            if not sound:
-                folder.findings.add(
-                    name,
-                    f"tensor {shown(key)!r} has values that are not finite, or beyond {_LARGEST:.0e}: its vectors "
-                    "would be NaN. Train again.",
-                )
-    return Weights(digest.hexdigest(), tensors)
+            raise FindingError(name, "is neither a file nor a folder. Remove it.")
+        return status.st_size
 
 
 def parsed(content: bytes) -> Any:
-    """JSON without what parsers disagree on or choke on: doubled keys, NaN, huge numbers, deep nesting.
-
-    Raises:
-        ValueError: It has such a thing, or is not JSON.
-    """
+    """JSON without what parsers disagree on or choke on: doubled keys, NaN, huge numbers, deep nesting."""
     try:
         value = json.loads(
             content.decode("utf-8"),
@@ -285,11 +265,7 @@ def shown(value: object, most: int = 120) -> str:
 
 
 def _header(path: Path, file: BinaryIO) -> tuple[dict[str, tuple[str, tuple[int, ...]]], bytes]:
-    """Type and shape of the tensors in the order in which they lie in the file, and the bytes before the first.
-
-    Raises:
-        SafetensorError, ValueError: It is no safetensors file, or one that cannot be checked.
-    """
+    """Type and shape of the tensors in the order in which they lie in the file, and the bytes before the first."""
     first = file.read(8)
     length = int.from_bytes(first, "little")
     if len(first) < 8 or length > os.fstat(file.fileno()).st_size - 8:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from st_asym.trust.folder import FLOATS, Folder, Weights, parts, shown
+from st_asym.trust.folder import FLOATS, FindingError, Folder, parts, shown
 
 ROUTES = ("query", "document")
 
@@ -58,50 +58,52 @@ _EMBEDDING = "sentence_embedding"
 def is_document(name: str) -> bool:
     """Whether a file may change without changing a vector."""
     path = PurePosixPath(name)
-    report = str(path.parent) == "." and _OWN_REPORTS.fullmatch(name)
-    return path.name in _DOCUMENT_NAMES or path.suffix.lower() in _DOCUMENTS or bool(report)
+    return (
+        path.name in _DOCUMENT_NAMES
+        or path.suffix.lower() in _DOCUMENTS
+        or (str(path.parent) == "." and _OWN_REPORTS.fullmatch(name) is not None)
+    )
 
 
 def is_too_large(name: str, size: int) -> bool:
     """Whether a file other than weights is longer than any that a model has, so that it is not read at all."""
     path = PurePosixPath(name)
-    most = _MOST_LARGE if path.name in _LARGE else _MOST_SMALL
-    return path.suffix.lower() != ".safetensors" and size > most
+    return path.suffix.lower() != ".safetensors" and size > (_MOST_LARGE if path.name in _LARGE else _MOST_SMALL)
 
 
 def check_files(folder: Folder) -> None:
     """Refuse files of kinds that run code, or that no saved model has, and files of absurd sizes."""
-    for name, size in folder.sizes.items():
-        kind = PurePosixPath(name).suffix.lower()
-        if _OF_THE_TRAINER.fullmatch(PurePosixPath(name).name):
-            folder.findings.add(
-                name,
+    for path, size in folder.sizes.items():
+        name, kind = PurePosixPath(path).name, PurePosixPath(path).suffix.lower()
+        if _OF_THE_TRAINER.fullmatch(name):
+            what = (
                 "is the trainer's, and a pickle, which can run any code when it is loaded. The model does not need it: "
-                "remove it, or save the model with save_pretrained.",
+                "remove it, or save the model with save_pretrained."
             )
         elif kind in _PICKLES:
-            folder.findings.add(
-                name, "may hold a pickle, which can run any code when it is loaded. Save the model as safetensors."
-            )
+            what = "may hold a pickle, which can run any code when it is loaded. Save the model as safetensors."
         elif kind in _CODE:
-            folder.findings.add(name, "is code, and a saved model needs none. Remove it, or do not use the model.")
-        elif PurePosixPath(name).name == "adapter_config.json":
-            folder.findings.add(name, "makes this an adapter, which loads another model. Merge it and save the whole.")
-        elif not is_document(name) and kind not in _DATA:
-            folder.findings.add(name, "is no kind of file that a saved model has. Remove it.")
-        elif is_too_large(name, size):
-            folder.findings.add(name, f"is {size:,} bytes long: no such file is. Remove it, or download it again.")
+            what = "is code, and a saved model needs none. Remove it, or do not use the model."
+        elif name == "adapter_config.json":
+            what = "makes this an adapter, which loads another model. Merge it and save the whole."
+        elif not is_document(path) and kind not in _DATA:
+            what = "is no kind of file that a saved model has. Remove it."
+        elif is_too_large(path, size):
+            what = f"is {size:,} bytes long: no such file is. Remove it, or download it again."
+        else:
+            continue
+        folder.add(path, what)
 
 
 def check_configuration(folder: Folder, name: str, configuration: Any) -> None:
     """Refuse a configuration that names code, or a file that is not beside it."""
     for _, key, value in parts(configuration):
         if key == "auto_map" and value:
-            folder.findings.add(
+            folder.add(
                 name, "names code of its own (auto_map). Where transformers has the class itself, remove the entry."
             )
         elif isinstance(value, str) and key not in _ORIGINS and _PATHS.fullmatch(key) and _leads_away(value):
-            folder.findings.add(name, f"{shown(key)} leads out of the folder, to {shown(value)!r}. Name a file in it.")
+            folder.add(name, f"{shown(key)} leads out of the folder, to {shown(value)!r}. Name a file in it.")
 
 
 def configurations(folder: Folder) -> Iterator[str]:
@@ -113,29 +115,18 @@ def configurations(folder: Folder) -> Iterator[str]:
 
 
 @dataclass
-class SavedRoutes:
-    """What the routes of a saved model consist of.
-
-    Attributes:
-        digests: For each route, what its weights and configurations are; None where it has none.
-        sizes: For each route, its input and output dimensions.
-    """
-
-    digests: dict[str, str | None] = field(default_factory=dict)
-    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
-
-
-@dataclass
 class Saved:
     """The modules of a model in order: class names, the dimension of its encoder and of its vectors, and the heads.
 
-    Heads that were saved alone have no class names and no encoder.
+    Of each route these are a digest of weights and configurations, None where it has no layers, and its input and
+    output dimensions. ``digests`` is None where there are no heads. Heads alone have no class names and no encoder.
     """
 
     names: list[str] = field(default_factory=list)
     encoder_dimension: int | None = None
     dimension: int | None = None
-    heads: SavedRoutes | None = None
+    digests: dict[str, str | None] | None = None
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def stock_name(reference: Any) -> str | None:
@@ -147,34 +138,36 @@ def stock_name(reference: Any) -> str | None:
     return name if stock and name in _MODULES and all(part.isidentifier() for part in home.split(".")) else None
 
 
-def read_saved(folder: Folder, weights: Mapping[str, Weights], *, heads_alone: bool) -> Saved | None:
-    """Read what a folder says it holds, with findings; None where it says nothing that can be followed."""
-    if heads_alone:
-        heads = _read_heads(folder, weights, "")
-        sizes = {} if heads is None else heads.sizes
-        return Saved(dimension=next((size for _, size in sizes.values()), None), heads=heads)
-    entries = folder.json("modules.json", list)
-    if entries is None:
-        return None
-    saved, labels = Saved(), set()
-    for position, entry in enumerate(entries):
+def read_saved(folder: Folder, *, heads_alone: bool) -> Saved:
+    """Read what a folder says it holds, with findings; nothing where it says nothing that can be followed."""
+    saved = Saved()
+    try:
+        if heads_alone:
+            _read_heads(folder, saved, "")
+            saved.dimension = next((size for _, size in saved.sizes.values()), None)
+        else:
+            _read_modules(folder, saved)
+    except FindingError as error:
+        folder.add(*error.args)
+        return Saved()
+    return saved
+
+
+def _read_modules(folder: Folder, saved: Saved) -> None:
+    labels = set()
+    for position, entry in enumerate(folder.json("modules.json", list)):
         kind = _entry(folder, position, entry)
-        if kind is None:
-            return None
         if entry["name"] in labels:
-            folder.findings.add("modules.json", f"has two modules of the name {shown(entry['name'])!r}: save it again.")
+            folder.add("modules.json", f"has two modules of the name {shown(entry['name'])!r}: save it again.")
         labels.add(entry["name"])
         saved.names.append(kind)
-        _follow(folder, weights, saved, kind, entry["path"])
+        with folder.noting():
+            _follow(folder, saved, kind, entry["path"])
     names = saved.names
     if not names:
-        folder.findings.add("modules.json", "has no modules. Save or download the model again.")
-        return None
+        raise FindingError("modules.json", "has no modules. Save or download the model again.")
     if "Router" in names and (names[0] == "Router" or names[names.index("Router") + 1 :] != ["Normalize"]):
-        folder.findings.add(
-            "modules.json", f"is {shown(names)}, and a model with heads is [encoder..., Router, Normalize]."
-        )
-    return saved
+        folder.add("modules.json", f"is {shown(names)}, and a model with heads is [encoder..., Router, Normalize].")
 
 
 def _leads_away(path: str) -> bool:
@@ -182,90 +175,79 @@ def _leads_away(path: str) -> bool:
     return bool(re.search(r"[/\\:\x00]", path)) or path.startswith("~") or path in (".", "..")
 
 
-def _entry(folder: Folder, position: int, entry: Any) -> str | None:
-    """The class of an entry of modules.json, with whatever is wrong with it as a finding."""
-    where = f"module {position}"
+def _entry(folder: Folder, position: int, entry: Any) -> str:
+    """The class of an entry of modules.json."""
     if not isinstance(entry, dict) or not {"name", "path", "type"} <= set(entry):
-        folder.findings.add("modules.json", f"{where} has no name, path or type. Save or download the model again.")
-        return None
+        what = "has no name, path or type. Save or download the model again."
+        raise FindingError("modules.json", f"module {position} {what}")
     path, kind = entry["path"], stock_name(entry["type"])
     if not isinstance(entry["name"], str) or not isinstance(path, str) or (path and _leads_away(path)):
-        folder.findings.add("modules.json", f"{where} leads out of the folder, to {shown(path)!r}. Do not load it.")
-        return None
-    if kind is None:
-        folder.findings.add(
-            "modules.json",
-            f"{where} is a {shown(entry['type'])!r}, no stock module of sentence-transformers that is data alone. "
-            "Loading it would need trust_remote_code: save the stock model, in which heads are Router and Dense.",
+        what = f"leads out of the folder, to {shown(path)!r}. Do not load it."
+    elif kind is None:
+        what = (
+            f"is a {shown(entry['type'])!r}, no stock module of sentence-transformers that is data alone. "
+            "Loading it would need trust_remote_code: save the stock model, in which heads are Router and Dense."
         )
-        return None
-    if not path and position:
-        folder.findings.add("modules.json", f"{where} shares the folder of the first. Save the model again.")
-        return None
-    if path and kind != "Normalize" and not folder.within(path):
-        folder.findings.add("modules.json", f"{where} should be in {path!r}, which is missing. Download it again.")
-        return None
-    return kind
+    elif not path and position:
+        what = "shares the folder of the first. Save the model again."
+    elif path and kind != "Normalize" and not folder.within(path):
+        what = f"should be in {path!r}, which is missing. Download it again."
+    else:
+        return kind
+    raise FindingError("modules.json", f"module {position} {what}")
 
 
-def _follow(folder: Folder, weights: Mapping[str, Weights], saved: Saved, kind: str, path: str) -> None:
+def _follow(folder: Folder, saved: Saved, kind: str, path: str) -> None:
     """Go one module on, from the dimension before it to the one behind it."""
     if kind == "Router":
-        saved.heads = _read_heads(folder, weights, path)
         saved.encoder_dimension = saved.dimension
-        if saved.heads is not None:
-            _check_sides(folder, saved, path)
+        _read_heads(folder, saved, path)
+        _check_sides(folder, saved, path)
     elif kind == "Dense":
-        layer = _dense(folder, weights, path)
-        if layer is not None:
-            _check_fit(folder, path, saved.dimension, layer[0])
-            saved.dimension = layer[1]
-    elif kind in ("Transformer", "StaticEmbedding"):
-        saved.dimension = _encoder(folder, weights, kind, path)
-    elif kind == "Pooling":
-        saved.dimension = _pooling(folder, path, saved.dimension)
+        takes, gives = _dense(folder, path)
+        _check_fit(folder, path, saved.dimension, takes)
+        saved.dimension = gives
     elif kind not in ("Dropout", "LayerNorm", "Normalize"):
-        saved.dimension = None
+        before, saved.dimension = saved.dimension, None
+        if kind in ("Transformer", "StaticEmbedding"):
+            saved.dimension = _encoder(folder, kind, path)
+        elif kind == "Pooling":
+            saved.dimension = _pooling(folder, path, before)
 
 
-def _encoder(folder: Folder, weights: Mapping[str, Weights], kind: str, path: str) -> int | None:
+def _encoder(folder: Folder, kind: str, path: str) -> int | None:
     """The dimension that the configuration or the one weight names, where they do."""
-    files = [name for name in folder.within(path) if name.endswith(".safetensors")]
-    own = [name for name in files if name.rpartition("/")[0] == path]
+    own = [name for name in folder.within(path) if name.endswith(".safetensors") and name.rpartition("/")[0] == path]
     if not own:
-        folder.findings.add(path or "model.safetensors", "has no weights as safetensors. Save or download it again.")
-        return None
+        raise FindingError(path or "model.safetensors", "has no weights as safetensors. Save or download it again.")
     if kind == "StaticEmbedding":
-        shapes = [shape for name in own if name in weights for _, shape in weights[name].tensors.values()]
+        shapes = [shape for name in own for _, shape in folder.weights(name).tensors.values()]
         return shapes[0][1] if len(shapes) == 1 and len(shapes[0]) == 2 else None
     prefix = f"{path}/" if path else ""
-    _check_shards(folder, prefix)
+    with folder.noting():
+        _check_shards(folder, prefix)
     configuration = folder.json(f"{prefix}config.json")
-    size = None if configuration is None else configuration.get("hidden_size", configuration.get("d_model"))
+    size = configuration.get("hidden_size", configuration.get("d_model"))
     return size if type(size) is int else None
 
 
 def _check_shards(folder: Folder, prefix: str) -> None:
     index = f"{prefix}model.safetensors.index.json"
-    if not folder.has(index) or (found := folder.json(index)) is None:
+    if index not in folder.sizes:
         return
-    shards = found.get("weight_map")
+    shards = folder.json(index).get("weight_map")
     if not isinstance(shards, dict):
-        folder.findings.add(index, "has no weight_map. Save or download the model again.")
-        return
+        raise FindingError(index, "has no weight_map. Save or download the model again.")
     for shard in sorted({str(shard) for shard in shards.values()}):
-        if _leads_away(shard) or not shard.endswith(".safetensors") or not folder.has(prefix + shard):
-            folder.findings.add(index, f"names {shown(shard)!r}, which is no safetensors file beside it.")
+        if _leads_away(shard) or not shard.endswith(".safetensors") or prefix + shard not in folder.sizes:
+            folder.add(index, f"names {shown(shard)!r}, which is no safetensors file beside it.")
 
 
-def _pooling(folder: Folder, path: str, before: int | None) -> int | None:
+def _pooling(folder: Folder, path: str, before: int | None) -> int:
     configuration = folder.json(f"{path}/config.json")
-    if configuration is None:
-        return None
     size = configuration.get("embedding_dimension", configuration.get("word_embedding_dimension"))
     if not _is_dimension(size):
-        folder.findings.add(f"{path}/config.json", "has no embedding_dimension. Save or download the model again.")
-        return None
+        raise FindingError(f"{path}/config.json", "has no embedding_dimension. Save or download the model again.")
     _check_fit(folder, path, before, size)
     modes = configuration.get("pooling_mode")
     if not isinstance(modes, str | list):
@@ -273,84 +255,72 @@ def _pooling(folder: Folder, path: str, before: int | None) -> int | None:
     return int(size) * (1 if isinstance(modes, str) else max(1, len(modes)))
 
 
-def _dense(folder: Folder, weights: Mapping[str, Weights], path: str) -> tuple[int, int] | None:
-    """Input and output dimensions of a ``Dense``; None where its configuration and weights do not fit together."""
+def _dense(folder: Folder, path: str) -> tuple[int, int]:
+    """Input and output dimensions of a ``Dense`` whose configuration and weights fit together."""
     name, file = f"{path}/config.json", f"{path}/model.safetensors"
-    configuration = folder.json(name)
-    if not folder.has(file):
-        folder.findings.add(file, "is missing. Save or download the model again.")
-    if configuration is None or file not in weights:
-        return None
+    tensors, configuration = folder.weights(file).tensors, folder.json(name)
     columns, rows = (configuration.get(key) for key in ("in_features", "out_features"))
     if not _is_dimension(columns) or not _is_dimension(rows):
-        folder.findings.add(name, f"goes from {shown(columns)} to {shown(rows)}, which are no dimensions.")
-        return None
+        raise FindingError(name, f"goes from {shown(columns)} to {shown(rows)}, which are no dimensions.")
     activation = configuration.get("activation_function", "torch.nn.modules.activation.Tanh")
     if not isinstance(activation, str) or activation not in _ACTIVATIONS:
-        folder.findings.add(
+        folder.add(
             name,
             f"has the activation {shown(activation)!r}, none of those of torch.nn that a head can have. Save it again.",
         )
-    expected = _dense_shapes(configuration, rows, columns)
-    shapes = {key: shape for key, (_, shape) in weights[file].tensors.items()}
-    if shapes != expected:
-        folder.findings.add(file, f"has tensors of shapes {shown(shapes)}, and {name} asks for {shown(expected)}.")
-        return None
-    if any(dtype not in FLOATS for dtype, _ in weights[file].tensors.values()):
-        folder.findings.add(file, "holds weights that are no floating point numbers. Save the model again.")
-    return columns, rows
-
-
-def _dense_shapes(configuration: Mapping[str, Any], rows: int, columns: int) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {"linear.weight": (rows, columns)}
+    expected: dict[str, tuple[int, ...]] = {"linear.weight": (rows, columns)}
     if configuration.get("bias", True):
-        shapes["linear.bias"] = (rows,)
+        expected["linear.bias"] = (rows,)
     if configuration.get("use_residual") and rows != columns:
-        shapes["residual.weight"] = (rows, columns)
-    return shapes
+        expected["residual.weight"] = (rows, columns)
+    shapes = {key: shape for key, (_, shape) in tensors.items()}
+    if shapes != expected:
+        raise FindingError(file, f"has tensors of shapes {shown(shapes)}, and {name} asks for {shown(expected)}.")
+    if any(dtype not in FLOATS for dtype, _ in tensors.values()):
+        folder.add(file, "holds weights that are no floating point numbers. Save the model again.")
+    return columns, rows
 
 
 def _is_dimension(value: Any) -> bool:
     return type(value) is int and 0 < value < 1 << 24
 
 
-def _read_heads(folder: Folder, weights: Mapping[str, Weights], path: str) -> SavedRoutes | None:
-    """Read a saved ``Router`` of two routes; None, and findings, where it is anything else."""
+def _read_heads(folder: Folder, saved: Saved, path: str) -> None:
+    """Read a saved ``Router`` of two routes."""
     prefix = f"{path}/" if path else ""
     name = f"{prefix}router_config.json"
     router = folder.json(name)
-    if router is None:
-        return None
-    findings = folder.findings
     types, structure, parameters = (router.get(key) for key in ("types", "structure", "parameters"))
     if not isinstance(types, dict) or not isinstance(structure, dict) or not isinstance(parameters, dict):
-        findings.add(name, "lacks types, structure or parameters. Save or download the model again.")
-        return None
+        raise FindingError(name, "lacks types, structure or parameters. Save or download the model again.")
     if set(structure) != set(ROUTES):
-        findings.add(name, f"has the routes {shown(sorted(structure))}, not query and document.")
-        return None
-    if wrong := _wrong_layers(types, structure):
-        findings.add(name, wrong)
-        return None
+        raise FindingError(name, f"has the routes {shown(sorted(structure))}, not query and document.")
+    _check_layers(name, types, structure)
     for sentence in _wrong_routing(structure, parameters):
-        findings.add(name, sentence)
-    heads = SavedRoutes()
+        folder.add(name, sentence)
+    saved.digests = {}
     for route in ROUTES:
-        _read_route(folder, weights, heads, route, [prefix + layer for layer in structure[route]])
-    return heads
+        with folder.noting():
+            saved.digests[route], sizes = _read_route(folder, [prefix + layer for layer in structure[route]])
+            if sizes is not None:
+                saved.sizes[route] = sizes
 
 
-def _wrong_layers(types: Mapping[str, Any], structure: Mapping[str, Any]) -> str | None:
-    """What is wrong with the layers of a ``Router``, if anything is."""
+def _check_layers(name: str, types: Mapping[str, Any], structure: Mapping[str, Any]) -> None:
+    """Refuse a ``Router`` whose layers are not to be read."""
     for layer, kind in types.items():
         if not layer or _leads_away(layer):
-            return f"leads out of the folder, to {shown(layer)!r}. Do not load it."
+            raise FindingError(name, f"leads out of the folder, to {shown(layer)!r}. Do not load it.")
         if stock_name(kind) != "Dense":
-            return f"layer {shown(layer)!r} is a {shown(kind)!r}: heads consist of the library's Dense."
+            raise FindingError(
+                name, f"layer {shown(layer)!r} is a {shown(kind)!r}: heads consist of the library's Dense."
+            )
     for route, layers in structure.items():
         if not isinstance(layers, list) or not all(isinstance(layer, str) and layer in types for layer in layers):
-            return f"route {route!r} names layers that are not there. Save or download the model again."
-    return None if any(structure.values()) else "has no layers on either route. Save the encoder alone."
+            what = f"route {route!r} names layers that are not there. Save or download the model again."
+            raise FindingError(name, what)
+    if not any(structure.values()):
+        raise FindingError(name, "has no layers on either route. Save the encoder alone.")
 
 
 def _wrong_routing(structure: Mapping[str, list[str]], parameters: Mapping[str, Any]) -> Iterator[str]:
@@ -367,47 +337,41 @@ def _wrong_routing(structure: Mapping[str, list[str]], parameters: Mapping[str, 
         yield "sends documents through the head of queries: the routes are swapped. Download it again."
 
 
-def _read_route(
-    folder: Folder, weights: Mapping[str, Weights], heads: SavedRoutes, route: str, layers: Sequence[str]
-) -> None:
-    """Note digest and size of a route, unless a layer of it cannot be read."""
+def _read_route(folder: Folder, layers: Sequence[str]) -> tuple[str | None, tuple[int, int] | None]:
+    """Digest of a route, and its input and output dimensions, None where it has no layers."""
     digests: list[tuple[str, str]] = []
     sizes: list[tuple[int, int]] = []
     for path in layers:
-        size = _dense(folder, weights, path)
-        if size is None:
-            return
+        sizes.append(_dense(folder, path))
         configuration = folder.json(f"{path}/config.json")
         keys = [configuration.get(key) for key in ("module_input_name", "module_output_name")]
         if any(key not in (None, _EMBEDDING) for key in keys):
-            folder.findings.add(path, f"reads and writes {shown(keys)}, not {_EMBEDDING}. Save the model again.")
-        if sizes:
-            _check_fit(folder, path, sizes[-1][1], size[0])
-        sizes.append(size)
-        digests.append((folder.digest(f"{path}/config.json"), weights[f"{path}/model.safetensors"].digest))
-    heads.digests[route] = hashlib.sha256(json.dumps(digests).encode()).hexdigest() if digests else None
-    if sizes:
-        heads.sizes[route] = (sizes[0][0], sizes[-1][1])
+            folder.add(path, f"reads and writes {shown(keys)}, not {_EMBEDDING}. Save the model again.")
+        if len(sizes) > 1:
+            _check_fit(folder, path, sizes[-2][1], sizes[-1][0])
+        digests.append((folder.digest(f"{path}/config.json"), folder.weights(f"{path}/model.safetensors").digest))
+    if not layers:
+        return None, None
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest(), (sizes[0][0], sizes[-1][1])
 
 
 def _check_fit(folder: Folder, path: str, before: int | None, takes: int) -> None:
     if before is not None and before != takes:
-        folder.findings.add(path, f"takes vectors of {takes} dimensions, and what comes before it gives {before}.")
+        folder.add(path, f"takes vectors of {takes} dimensions, and what comes before it gives {before}.")
 
 
 def _check_sides(folder: Folder, saved: Saved, path: str) -> None:
     """Heads take the encoder's vectors, and both sides give vectors that can be compared."""
     outputs = {}
     for route in ROUTES:
-        sizes = None if saved.heads is None else saved.heads.sizes.get(route)
-        if sizes is not None and saved.encoder_dimension is not None and sizes[0] != saved.encoder_dimension:
-            folder.findings.add(
+        takes, outputs[route] = saved.sizes.get(route, (saved.encoder_dimension, saved.encoder_dimension))
+        if None not in (takes, saved.encoder_dimension) and takes != saved.encoder_dimension:
+            folder.add(
                 path,
-                f"the {route} head takes vectors of {sizes[0]} dimensions, and the encoder gives "
+                f"the {route} head takes vectors of {takes} dimensions, and the encoder gives "
                 f"{saved.encoder_dimension}: it is another encoder's.",
             )
-        outputs[route] = sizes[1] if sizes is not None else saved.encoder_dimension
     known = {size for size in outputs.values() if size is not None}
     if len(known) > 1:
-        folder.findings.add(path, f"gives queries and documents vectors of different dimensions, {shown(outputs)}.")
+        folder.add(path, f"gives queries and documents vectors of different dimensions, {shown(outputs)}.")
     saved.dimension = known.pop() if len(known) == 1 else None

@@ -1,12 +1,14 @@
-"""What a saved model was made of, in a file beside it that loading ignores."""
+"""What a saved model was made of, in a file beside it that loading ignores; and what becomes of an earlier result."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -18,17 +20,14 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
 from sentence_transformers.util import load_file_path
 
-from st_asym.cache.fingerprint import (
-    data_digests,
-    encoder_fingerprint,
-    vocabulary_digest,
-    weights_digest,
-)
+from st_asym.cache.fingerprint import data_digests, encoder_fingerprint, vocabulary_digest, weights_digest
 from st_asym.data import RetrievalData
 from st_asym.data.trained_queries import TrainedQueries
-from st_asym.disk.writing import PROVENANCE_FILE, write_text
+from st_asym.disk.card_file import FILE as CARD_FILE
+from st_asym.disk.card_file import Card
+from st_asym.disk.writing import PLOT_FILE, PROVENANCE_FILE, REPORT_FILE, are_same, free_name, take_over, write_json
 from st_asym.heads.anatomy import encoder_modules, encoder_origin, public_name
-from st_asym.trust.folder import Findings, Folder, VerificationError, Weights, read_weights
+from st_asym.trust.folder import FindingError, Folder, VerificationError
 from st_asym.trust.modules import check_files, is_document, read_saved
 
 if TYPE_CHECKING:
@@ -45,6 +44,8 @@ _SETTINGS_FILE = "config_sentence_transformers.json"
 _REQUIREMENTS = {
     "sentence-transformers": {"specifier": ">=6.0", "reason": "Earlier versions have its modules under other names."}
 }
+# Among the documents of a result: its card with what somebody wrote into an earlier one.
+_COMPLETED = f"{CARD_FILE}, completed"
 
 
 @dataclass(frozen=True)
@@ -95,10 +96,10 @@ class Provenance:
         Raises:
             VerificationError: It is damaged.
         """
-        findings = Findings()
-        folder = Folder(path, findings)
-        found = read_provenance(folder)
-        findings.check(path)
+        folder, found = Folder(path), None
+        with folder.noting():
+            found = read_provenance(folder)
+        folder.check(path)
         return found
 
     @property
@@ -152,32 +153,28 @@ def save_provenance(
     options["requirements"] = {**(options.get("requirements") or {}), **_REQUIREMENTS}
     write_json(path / _SETTINGS_FILE, options)
     parts = {} if data is None else data if isinstance(data, Mapping) else {"train": data}
+    trained = TrainedQueries.of(parts.values())
+    if trained is not None and trained.query_digests is None:
+        logger.warning(
+            "%s does not say which queries were trained on, as they are %s: st_asym.evaluate cannot tell them.",
+            PROVENANCE_FILE,
+            f"{trained.queries:,}",
+        )
     return write_provenance(
         path,
         kind="model",
         encoder=describe_encoder(model),
         data={public_name(name): data_digests(part) for name, part in parts.items()},
-        trained=_trained(parts),
+        trained={} if trained is None else trained.as_dict(),
         settings=dict(settings or {}),
         seed=seed,
     )
 
 
 def made_with_heads(model: SentenceTransformer | str | os.PathLike[str] | Any) -> Provenance | None:
-    """That of a saved model with heads, or of one that was loaded from its folder; None where it is not known.
-
-    Whether a model is whole is for :func:`st_asym.verify` to say: a damaged file is as good as none.
-
-    Args:
-        model: The model, or its folder or Hub id.
-    """
+    """That of a saved model with heads, by the model, its folder or Hub id; None where it is not known, or damaged."""
     folder = _folder_of(model)
-    if folder is None or not (folder / PROVENANCE_FILE).is_file():
-        return None
-    try:
-        made = Provenance.of(folder)
-    except VerificationError:
-        return None
+    made = _made(folder) if folder is not None and (folder / PROVENANCE_FILE).is_file() else None
     return made if made is not None and any(made.heads.values()) else None
 
 
@@ -201,27 +198,24 @@ def _folder_of(model: Any) -> Path | None:
 
 def write_provenance(path: Path, *, kind: str, **facts: Any) -> Provenance:
     """Digest the files of a folder and write everything that is known of them."""
-    findings = Findings()
-    folder = Folder(path, findings)
+    folder = Folder(path)
     check_files(folder)
-    weights: dict[str, Weights] = {}
     files: dict[str, str] = {}
     documents: dict[str, str] = {}
     for name in sorted(folder.sizes):
-        if is_document(name):
-            documents[name] = folder.digest(name)
-        elif name.endswith(".safetensors"):
-            if (read := read_weights(folder, name)) is not None:
-                weights[name], files[name] = read, read.digest
-        elif name != PROVENANCE_FILE:
-            files[name] = folder.digest(name)
-    saved = read_saved(folder, weights, heads_alone=kind == "heads")
-    for sentence in findings.sentences:
+        with folder.noting():
+            if is_document(name):
+                documents[name] = folder.digest(name)
+            elif name != PROVENANCE_FILE:
+                weights = name.endswith(".safetensors")
+                files[name] = folder.weights(name).digest if weights else folder.digest(name)
+    saved = read_saved(folder, heads_alone=kind == "heads")
+    for sentence in folder.findings:
         logger.warning("%s would not pass st_asym.verify: %s", path, sentence)
     provenance = Provenance(
         kind=kind,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        heads=dict(saved.heads.digests) if saved is not None and saved.heads is not None else {},
+        heads=saved.digests or {},
         files=files,
         documents=documents,
         versions=installed(),
@@ -232,26 +226,22 @@ def write_provenance(path: Path, *, kind: str, **facts: Any) -> Provenance:
 
 
 def read_provenance(folder: Folder) -> Provenance | None:
-    """That of a folder; None where it has none, and with a finding where it cannot be read."""
-    if not folder.has(PROVENANCE_FILE) or (found := folder.json(PROVENANCE_FILE)) is None:
+    """That of a folder; None where it has none, and a ``FindingError`` where it cannot be read."""
+    if PROVENANCE_FILE not in folder.sizes:
         return None
+    found = folder.json(PROVENANCE_FILE)
     if found.pop("format", None) != _FORMAT:
-        folder.findings.add(PROVENANCE_FILE, f"is not in format {_FORMAT}: read it with the st_asym that wrote it.")
-        return None
-    kinds = {"kind": str, "created": str, "encoder": dict, "heads": dict, "files": dict, "data": dict}
-    kinds |= {"settings": dict, "versions": dict, "model": dict, "documents": dict, "trained": dict}
-    for name in ("documents", "trained"):
-        found.setdefault(name, {})  # 0.1 did not note them
+        raise FindingError(PROVENANCE_FILE, f"is not in format {_FORMAT}: read it with the st_asym that wrote it.")
+    found = {"documents": {}, "trained": {}, "seed": None, **found}  # 0.1 did not note the first two
+    kinds: dict[str, Any] = dict.fromkeys(Provenance.__dataclass_fields__, dict)
+    kinds |= {"kind": str, "created": str, "seed": int | None}
     wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]
-    wrong += sorted(set(found) - set(kinds) - {"seed"})
-    wrong += [name for name in ("files", "heads", "documents") if name not in wrong and not _are_digests(found[name])]
-    wrong += ["model"] if "model" not in wrong and not _are_prompts(found["model"]) else []
-    wrong += ["trained"] if "trained" not in wrong and not _are_trained(found["trained"]) else []
-    if wrong or not isinstance(found.get("seed"), int | None):
-        folder.findings.add(
-            PROVENANCE_FILE, f"is damaged ({', '.join(wrong[:5]) or 'seed'}). Download the model again."
-        )
-        return None
+    wrong += sorted(set(found) - set(kinds))
+    checks = {"files": _are_digests, "heads": _are_digests, "documents": _are_digests}
+    checks |= {"model": _are_prompts, "trained": _are_trained}
+    wrong += [name for name, are_sound in checks.items() if name not in wrong and not are_sound(found[name])]
+    if wrong:
+        raise FindingError(PROVENANCE_FILE, f"is damaged ({', '.join(wrong[:5])}). Download the model again.")
     return Provenance(**found)
 
 
@@ -259,15 +249,14 @@ def describe_encoder(model: SentenceTransformer) -> dict[str, Any]:
     """What tells an encoder from others, as :class:`Provenance` holds it."""
     name, revision = encoder_origin(model)
     modules = list(encoder_modules(model).values())
-    first = modules[0]
-    longest = getattr(first, "max_seq_length", None)
+    longest = getattr(modules[0], "max_seq_length", None)
     sizes = [module.get_embedding_dimension() for module in modules if hasattr(module, "get_embedding_dimension")]  # type: ignore[operator]
     return {
         "name": name,
         "revision": revision,
         "fingerprint": encoder_fingerprint(model),
         "weights": weights_digest(model),
-        "vocabulary": vocabulary_digest(getattr(first, "tokenizer", None)),
+        "vocabulary": vocabulary_digest(getattr(modules[0], "tokenizer", None)),
         # Infinite where nothing is cut, and JSON has no name for that.
         "max_seq_length": longest if isinstance(longest, int) else None,
         "dimension": sizes[-1] if sizes else None,
@@ -283,23 +272,80 @@ def installed() -> dict[str, str]:
     return found
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file of JSON in one step."""
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+def keep_what_is_not_ours(earlier: Path, new: Path) -> list[str]:
+    """Take over into a new result what an earlier one did not write: notes, evaluations, a repository.
+
+    What it wrote is what its ``st_asym.json`` lists, and the card, the report and the plot as they were written. A card
+    that somebody completed gives its own sections, licence and metadata to the new one, and is kept whole as
+    ``README.earlier.md``; any other document that was changed is kept with ``.earlier`` in its name.
+    """
+    replaced, changed = _written(earlier, new)
+    completed = CARD_FILE not in replaced and all((folder / CARD_FILE).is_file() for folder in (earlier, new))
+    if completed:
+        _complete_card(earlier, new)
+        replaced.add(CARD_FILE)
+    kept = sorted({*take_over(earlier, new, replaced), *([CARD_FILE] if completed else [])})
+    if kept:
+        logger.warning("Kept beside the new result, as st_asym did not write it: %s.", ", ".join(kept))
+    if changed:
+        logger.warning("Changed since it was saved, and replaced by the new result: %s.", ", ".join(changed))
+    return kept
 
 
-def _trained(parts: Mapping[str, Data]) -> dict[str, Any]:
-    """The digests of the training queries, as they are written."""
-    found = TrainedQueries.of(parts.values())
-    if found is None:
-        return {}
-    if found.query_digests is None:
-        logger.warning(
-            "%s does not say which queries were trained on, as they are %s: st_asym.evaluate cannot tell them.",
-            PROVENANCE_FILE,
-            f"{found.queries:,}",
-        )
-    return found.as_dict()
+def _written(earlier: Path, new: Path) -> tuple[set[str], list[str]]:
+    """What of an earlier result is its own, to be replaced, and which of that was changed since it was saved.
+
+    The names in the new result stand for those of an earlier one that does not say what it wrote.
+    """
+    own = {PROVENANCE_FILE, REPORT_FILE}
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # the folders of modules, which may be empty
+        modules = json.loads((earlier / "modules.json").read_text(encoding="utf-8"))
+        own |= {str(module["path"]) for module in modules}
+    made = _made(earlier)
+    if made is None:
+        names = {path.relative_to(new).as_posix() for path in new.rglob("*")}
+        return own | names - {CARD_FILE}, []
+    folder = Folder(earlier)
+    digests = {name: folder.digest(name) for name in [*made.files, *made.documents] if name in folder.sizes}
+    own |= {name for name, digest in made.documents.items() if digests.get(name) == digest}
+    changed = [name for name, digest in made.files.items() if digests.get(name, digest) != digest]
+    if not made.documents:  # 0.1 did not note them
+        own.add(PLOT_FILE)
+    return own | set(made.files), changed
+
+
+def _complete_card(earlier: Path, new: Path) -> None:
+    """Give the new card what somebody wrote into the earlier one, and keep that too, unless it came about like this."""
+    aside = new / f"{Path(CARD_FILE).stem}.earlier.md"
+    made = _made(earlier)
+    ours = made is not None and made.documents.get(_COMPLETED) == _sha256(earlier / CARD_FILE)
+    if not ours and not are_same(earlier / CARD_FILE, aside):
+        shutil.copy2(earlier / CARD_FILE, free_name(aside, "2"))
+    try:
+        before, card = Card.load(earlier), Card.load(new)
+    except ValueError as error:
+        logger.warning("The earlier card cannot be read, and is only kept: %s", error)
+        return
+    if before is None or card is None:
+        return
+    card.keep(before)
+    card.save(new)
+    path = new / PROVENANCE_FILE
+    if path.is_file():  # lets the next result know that this card is complete as it is, so that it does not keep each
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["documents"] = {**content.get("documents", {}), _COMPLETED: _sha256(new / CARD_FILE)}
+        write_json(path, content)
+
+
+def _made(folder: Path) -> Provenance | None:
+    try:
+        return Provenance.of(folder)
+    except (OSError, VerificationError):
+        return None
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _are_prompts(value: Mapping[str, Any]) -> bool:

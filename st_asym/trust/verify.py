@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from st_asym.disk.writing import PROVENANCE_FILE
-from st_asym.trust.folder import Findings, Folder, Weights, read_weights, shown
+from st_asym.trust.folder import Folder, shown
 from st_asym.trust.modules import (
     ROUTES,
     Saved,
-    SavedRoutes,
     check_configuration,
     check_files,
     configurations,
@@ -92,33 +90,37 @@ def verify(path: str | os.PathLike[str]) -> Verification:
     Example:
         >>> print(verify("fitted-model"))  # doctest: +SKIP
     """
-    findings = Findings()
-    folder = Folder(path, findings)
+    folder = Folder(path)
     check_files(folder)
     for name in configurations(folder):
-        if (configuration := folder.json(name, object)) is not None and name != PROVENANCE_FILE:
-            check_configuration(folder, name, configuration)
-    weights = {}
+        with folder.noting():
+            configuration = folder.json(name, object)
+            if name != PROVENANCE_FILE:
+                check_configuration(folder, name, configuration)
     for name in sorted(folder.sizes):
-        if name.endswith(".safetensors") and (read := read_weights(folder, name)) is not None:
-            weights[name] = read
-    provenance = read_provenance(folder)
+        if name.endswith(".safetensors"):
+            with folder.noting():
+                folder.weights(name)
+    provenance = None
+    with folder.noting():
+        provenance = read_provenance(folder)
     if provenance is None:
-        heads_alone = folder.has("router_config.json") and not folder.has("modules.json")
+        heads_alone = "router_config.json" in folder.sizes and "modules.json" not in folder.sizes
     else:
         heads_alone = provenance.kind == "heads"
-    saved = read_saved(folder, weights, heads_alone=heads_alone) or Saved()
+    saved = read_saved(folder, heads_alone=heads_alone)
     if not heads_alone:
-        _check_settings(folder, with_heads=saved.heads is not None)
+        with folder.noting():
+            _check_settings(folder, with_heads=saved.digests is not None)
     if provenance is not None:
-        _check_made(folder, weights, provenance, saved)
-    findings.check(path)
+        _check_made(folder, provenance, saved)
+    folder.check(path)
     return Verification(
         path=folder.path,
-        kind="heads" if heads_alone else "encoder" if saved.heads is None else "model",
+        kind="heads" if heads_alone else "encoder" if saved.digests is None else "model",
         modules=tuple(saved.names),
         dimension=saved.dimension,
-        heads={} if saved.heads is None else saved.heads.sizes,
+        heads=saved.sizes,
         provenance=provenance,
         notes=() if provenance is not None else _notes(saved),
     )
@@ -127,7 +129,7 @@ def verify(path: str | os.PathLike[str]) -> Verification:
 def _notes(saved: Saved) -> tuple[str, ...]:
     """What cannot be told where a folder does not say what it was made of."""
     first = f"There is no {PROVENANCE_FILE}: a change of the files since they were saved cannot be told."
-    if saved.heads is None:
+    if saved.digests is None:
         return (first,)
     fit = "is not known" if saved.encoder_dimension is None else "is known by its dimension alone"
     return first, f"Whether the heads fit this encoder {fit}; exchanged weights of the two heads cannot be told."
@@ -135,57 +137,54 @@ def _notes(saved: Saved) -> tuple[str, ...]:
 
 def _check_settings(folder: Folder, *, with_heads: bool) -> None:
     settings = folder.json(_SETTINGS_FILE)
-    if settings is None:
-        return
     kind = settings.get("model_type", "SentenceTransformer")
     if kind != "SentenceTransformer":
-        folder.findings.add(_SETTINGS_FILE, f"is of a {shown(kind)}, not of a SentenceTransformer. Use its own class.")
+        folder.add(_SETTINGS_FILE, f"is of a {shown(kind)}, not of a SentenceTransformer. Use its own class.")
     similarity = settings.get("similarity_fn_name")
     if with_heads and similarity != "cosine":
-        folder.findings.add(
+        folder.add(
             _SETTINGS_FILE, f"compares vectors by {shown(similarity)}, and heads are trained for cosine. Set it so."
         )
     prompts = settings.get("prompts", {})
     if not isinstance(prompts, dict) or not all(isinstance(prompt, str | None) for prompt in prompts.values()):
-        folder.findings.add(_SETTINGS_FILE, "has prompts that are no texts. Save or download the model again.")
+        folder.add(_SETTINGS_FILE, "has prompts that are no texts. Save or download the model again.")
     elif settings.get("default_prompt_name") not in (None, *prompts):
-        folder.findings.add(_SETTINGS_FILE, "has a default prompt that is not among its prompts. Save it again.")
+        folder.add(_SETTINGS_FILE, "has a default prompt that is not among its prompts. Save it again.")
     truncated = settings.get("truncate_dim")
     if truncated is not None and (type(truncated) is not int or truncated < 1):
-        folder.findings.add(_SETTINGS_FILE, f"truncates vectors to {shown(truncated)}, which is no dimension.")
+        folder.add(_SETTINGS_FILE, f"truncates vectors to {shown(truncated)}, which is no dimension.")
 
 
-def _check_made(folder: Folder, weights: Mapping[str, Weights], provenance: Provenance, saved: Saved) -> None:
+def _check_made(folder: Folder, provenance: Provenance, saved: Saved) -> None:
     """Compare all that is loaded with what was saved."""
-    if saved.heads is not None:
-        _check_routes(folder, provenance, saved.heads)
-    behind_encoder = bool(saved.names) and saved.heads is not None
+    if saved.digests is not None:
+        _check_routes(folder, provenance, saved)
     for name, digest in provenance.files.items():
-        if not folder.has(name):
-            folder.findings.add(name, f"is missing, and {PROVENANCE_FILE} says that it was saved. Download it again.")
-        elif is_too_large(name, folder.sizes[name]) or (name.endswith(".safetensors") and name not in weights):
-            continue  # a finding already, and perhaps without end
-        elif digest != (weights[name].digest if name in weights else folder.digest(name)):
-            of_encoder = behind_encoder and "_Router/" not in name and name.endswith(".safetensors")
-            whose = ": the heads were trained on another encoder" if of_encoder else ""
-            folder.findings.add(
-                name,
-                f"is not what was saved, by the digest in {PROVENANCE_FILE}{whose}. Download it again, "
-                "or, if the change is your own, write the file anew with st_asym.save_provenance.",
-            )
+        if name not in folder.sizes:
+            folder.add(name, f"is missing, and {PROVENANCE_FILE} says that it was saved. Download it again.")
+        elif not is_too_large(name, folder.sizes[name]):  # a finding already, and perhaps without end
+            with folder.noting():
+                weights = name.endswith(".safetensors")
+                if digest == (folder.weights(name).digest if weights else folder.digest(name)):
+                    continue
+                of_encoder = weights and "Router" in saved.names and "_Router/" not in name
+                whose = ": the heads were trained on another encoder" if of_encoder else ""
+                folder.add(
+                    name,
+                    f"is not what was saved, by the digest in {PROVENANCE_FILE}{whose}. Download it again, "
+                    "or, if the change is your own, write the file anew with st_asym.save_provenance.",
+                )
     for name in folder.sizes:
         if name not in provenance.files and name != PROVENANCE_FILE and not is_document(name):
-            folder.findings.add(
-                name, f"was not there when {PROVENANCE_FILE} was written, and might be loaded. Remove it."
-            )
+            folder.add(name, f"was not there when {PROVENANCE_FILE} was written, and might be loaded. Remove it.")
 
 
-def _check_routes(folder: Folder, provenance: Provenance, heads: SavedRoutes) -> None:
+def _check_routes(folder: Folder, provenance: Provenance, saved: Saved) -> None:
     """Compare the heads by side, so that exchanged ones are told from changed ones."""
-    found = [heads.digests.get(route) for route in ROUTES]
+    found = [(saved.digests or {}).get(route) for route in ROUTES]
     made = [provenance.heads.get(route) for route in ROUTES]
     if found == made[::-1] and found != made:
-        folder.findings.add(
+        folder.add(
             PROVENANCE_FILE,
             "was written with the heads the other way round: queries and documents are swapped. Download it again.",
         )
@@ -193,12 +192,12 @@ def _check_routes(folder: Folder, provenance: Provenance, heads: SavedRoutes) ->
     dimension = provenance.encoder.get("dimension")
     for position, route in enumerate(ROUTES):
         if found[position] != made[position]:
-            folder.findings.add(
+            folder.add(
                 PROVENANCE_FILE, f"was written with another {route} head than there is. Download the model again."
             )
-        size = heads.sizes.get(route)
+        size = saved.sizes.get(route)
         if size is not None and type(dimension) is int and size[0] != dimension:
-            folder.findings.add(
+            folder.add(
                 PROVENANCE_FILE,
                 f"says that the encoder gives {dimension} dimensions, and the {route} head takes {size[0]}: it is "
                 "another encoder's.",

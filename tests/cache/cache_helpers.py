@@ -60,7 +60,7 @@ def python(code: str, *, nobody: bool = False) -> subprocess.CompletedProcess[st
     prefix = drop if nobody and os.getuid() == 0 else ""
     environment = {
         **os.environ,
-        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
         "PYTHONDONTWRITEBYTECODE": "1",
         "HOME": "/nonexistent",
     }

@@ -417,11 +417,12 @@ def test_an_option_that_there_is_not_is_named_with_those_that_there_are(tmp_path
 
 
 @pytest.mark.slow
-def test_the_same_module_has_the_same_fingerprint_in_another_process(tmp_path: Path) -> None:
+def test_the_same_encoder_has_the_same_fingerprint_in_another_process(bert: Path, tmp_path: Path) -> None:
     script = tmp_path / "own_module.py"
     script.write_text(
         """
-import torch
+import pathlib, torch
+from cache_helpers import tiny_bert
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import BoW
 from st_asym import encoder_fingerprint
@@ -435,15 +436,17 @@ class Own(torch.nn.Module):
     def forward(self, features):
         return features
 
-DIGEST = encoder_fingerprint(SentenceTransformer(modules=[BoW(["a", "b"]), Own()], device="cpu"))
-print(DIGEST)
-"""
+ENCODERS = [SentenceTransformer(modules=[BoW(["a", "b"]), Own()], device="cpu"), tiny_bert(pathlib.Path("BERT"))]
+DIGESTS = [encoder_fingerprint(encoder) for encoder in ENCODERS]
+print(*DIGESTS)
+""".replace("BERT", str(bert))
     )
+    path = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent)])
     ran = subprocess.run(
         [sys.executable, str(script)],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": path},
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
@@ -452,7 +455,7 @@ print(DIGEST)
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
-    assert ran.stdout.split()[-1] == module.DIGEST
+    assert ran.stdout.split()[-2:] == module.DIGESTS
 
 
 def test_the_max_length_of_the_trainer_is_an_option_like_others(bert: Path, tmp_path: Path) -> None:

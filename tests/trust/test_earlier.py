@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 from st_asym import asymmetric_model, save_heads, save_provenance, verify, write_card
 from st_asym.disk.card_file import Card
 from st_asym.disk.writing import REPORT_FILE, new_folder
-from st_asym.trust.earlier import keep_what_is_not_ours
+from st_asym.trust.provenance import keep_what_is_not_ours
 
 
 def save(encoder: SentenceTransformer, output: Path, first_line: str = "It works.") -> None:
