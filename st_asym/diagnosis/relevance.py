@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from st_asym.data import Qrels, RetrievalData
-from st_asym.data.collection import own_documents
-from st_asym.data.document import copies
+from st_asym.data.collection import copies, own_documents
 from st_asym.diagnosis.geometry import skewness
 from st_asym.fitting.gate import Gain
 from st_asym.retrieval import Judgments
