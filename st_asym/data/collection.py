@@ -52,6 +52,11 @@ class ReadDocuments:
         return {key: document.joined for key, document in self.by_id.items()}
 
 
+def relevant_of(grades: Mapping[str, int]) -> set[str]:
+    """The ids of the documents whose grade is above zero."""
+    return {document_id for document_id, grade in grades.items() if grade > 0}
+
+
 def is_missing(value: Any) -> bool:
     """None, or what stands for it in data frames: NaN, NaT, ``pandas.NA``."""
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
@@ -74,7 +79,7 @@ def text_key(text: str) -> str:
 
 @dataclass(frozen=True)
 class RetrievalData:
-    """A retrieval collection.
+    """A retrieval collection. What takes a split, a key of ``qrels``, is a ``KeyError`` for one that is not there.
 
     Attributes:
         queries: Query id to text.
@@ -94,17 +99,7 @@ class RetrievalData:
     numbered: bool = field(default=False, compare=False)
 
     def pairs(self, split: str) -> Dataset:
-        """The relevant (query, document) pairs of a split, as the contrastive losses take them.
-
-        Args:
-            split: A key of ``qrels``.
-
-        Returns:
-            A data set with the text columns ``query`` and ``document``.
-
-        Raises:
-            KeyError: No such split.
-        """
+        """The relevant pairs of a split, as the contrastive losses take them: texts in columns query and document."""
         from datasets import Dataset  # only training needs it
 
         rows = [
@@ -118,15 +113,9 @@ class RetrievalData:
     def labelled_queries(self, split: str) -> Dataset:
         """The queries of a split that have a relevant document, as :class:`st_asym.CorpusContrastiveLoss` takes them.
 
-        Args:
-            split: A key of ``qrels``.
-
         Returns:
             A data set with the text column ``query`` and the integer column ``label``, the position of the query in
             ``qrels[split]``, which the loss gets as ``relevant``.
-
-        Raises:
-            KeyError: No such split.
         """
         from datasets import Dataset  # only training needs it
 
@@ -137,40 +126,25 @@ class RetrievalData:
     def relevant(self, split: str) -> dict[str, set[str]]:
         """Query id to the ids of its relevant documents, as ``InformationRetrievalEvaluator`` takes them.
 
-        Args:
-            split: A key of ``qrels``.
-
-        Returns:
-            A dict without queries that have no relevant document.
-
-        Raises:
-            KeyError: No such split.
+        Queries that have no relevant document are left out.
         """
-        sets = {
-            query_id: {document_id for document_id, relevance in documents.items() if relevance > 0}
-            for query_id, documents in self._split(split).items()
-        }
+        sets = {query_id: relevant_of(documents) for query_id, documents in self._split(split).items()}
         return {query_id: documents for query_id, documents in sets.items() if documents}
 
     def with_dev_split(self, share: float = 0.2) -> RetrievalData:
         """The same data with a ``dev`` split, cut from the training queries by a stable hash where there is none.
 
         Args:
-            share: Share of the training queries to hold out.
-
-        Returns:
-            A collection with ``dev`` and ``train`` splits that have no query in common.
-
-        Raises:
-            KeyError: There is neither a ``dev`` nor a ``train`` split.
+            share: Share of the training queries to hold out. They are no training queries then.
         """
         if "dev" in self.qrels:
             return self
-        fractions = fractions_of(self.queries[query_id] for query_id in self._split("train"))
-        held_out = {query_id for query_id in self._split("train") if fractions[self.queries[query_id]] < share}
-        train = {q: documents for q, documents in self.qrels["train"].items() if q not in held_out}
-        dev = {q: documents for q, documents in self.qrels["train"].items() if q in held_out}
-        return replace(self, qrels={**self.qrels, "train": train, "dev": dev})
+        judged = self._split("train")
+        fractions = fractions_of(self.queries[query_id] for query_id in judged)
+        parts: dict[str, Qrels] = {"train": {}, "dev": {}}
+        for query_id, documents in judged.items():
+            parts["dev" if fractions[self.queries[query_id]] < share else "train"][query_id] = documents
+        return replace(self, qrels={**self.qrels, **parts})
 
     def with_all_split(self) -> RetrievalData:
         """The same data with a split ``all`` of every query, where there is none of that name."""
@@ -209,10 +183,6 @@ def copies(qrels: Qrels, corpus: Mapping[str, str]) -> Qrels:
     They are neither positives nor negatives of the query: a loss passes over them, as
     :class:`st_asym.CorpusContrastiveLoss` does over those that it gets as ``ignored``.
 
-    Args:
-        qrels: Query id to document id to grade: above zero is relevant.
-        corpus: Document id to text.
-
     Returns:
         Query id to document id to 1, without queries that have none.
 
@@ -220,7 +190,7 @@ def copies(qrels: Qrels, corpus: Mapping[str, str]) -> Qrels:
         >>> copies({"q": {"a": 1}, "r": {"c": 1}}, {"a": "Red head", "b": "red  HEAD", "c": "blue"})
         {'q': {'b': 1}}
     """
-    relevant = {document_id for judged in qrels.values() for document_id, grade in judged.items() if grade > 0}
+    relevant = {document_id for judged in qrels.values() for document_id in relevant_of(judged)}
     return copies_by_query(qrels, same_texts(relevant, corpus))
 
 

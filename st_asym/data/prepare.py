@@ -15,6 +15,7 @@ from st_asym.data.collection import (
     copies_by_query,
     counted,
     first_few,
+    relevant_of,
     same_texts,
     stable_fraction,
     text_key,
@@ -36,12 +37,7 @@ def checked(data: RetrievalData) -> RetrievalData:
     Left out, each with a note that counts and names the first ones: empty texts; grades below zero, which become zero;
     queries with no relevant document, or with no other; and queries whose text is in several splits. Those stay in
     ``test`` rather than ``dev``, and in ``dev`` rather than ``train``, so that nothing is judged on what it was trained
-    on.
-
-    Raises:
-        ValueError: A text that is not a string, a grade that is not a whole number, qrels that name a missing query or
-            document, a corpus of fewer than two documents, or nothing left to train on or, where there was a dev split,
-            to judge on.
+    on. What has no remedy is a ``ValueError``.
     """
     notes = list(data.notes)
     check_texts(data.queries, data.corpus)
@@ -58,7 +54,7 @@ def checked(data: RetrievalData) -> RetrievalData:
 
     queries = _without_empty(data.queries, "query", "queries", notes)
     corpus = _without_empty(data.corpus, "document", "documents", notes)
-    relevant = {d for judged in qrels.values() for own in judged.values() for d, grade in own.items() if grade > 0}
+    relevant = {document_id for judged in qrels.values() for own in judged.values() for document_id in relevant_of(own)}
     same = same_texts(relevant, corpus)
     copied = {split: copies_by_query(judged, same) for split, judged in qrels.items()}
     if ids := list(dict.fromkeys(copy for part in copied.values() for own in part.values() for copy in own)):
@@ -75,11 +71,9 @@ def checked(data: RetrievalData) -> RetrievalData:
             if query_id in queries
         }
         judged = _useful(judged, split, len(corpus), copied[split], notes)
-        judged = _apart(judged, split, queries, later, notes)
-        if not judged and split in ("train", "dev"):
-            reasons = " ".join(notes) or "It is empty."
-            raise ValueError(f"No {split} query can be used. {reasons}")
-        qrels[split] = judged
+        qrels[split] = _apart(judged, split, queries, later, notes)
+        if not qrels[split] and split in ("train", "dev"):
+            raise ValueError(f"No {split} query can be used. {' '.join(notes) or 'It is empty.'}")
     return replace(data, queries=queries, corpus=corpus, qrels=qrels, notes=tuple(notes))
 
 
@@ -141,7 +135,7 @@ def _without_empty(texts: Mapping[str, str], singular: str, plural: str, notes: 
 
 def _useful(judged: Qrels, split: str, documents: int, copied: Qrels, notes: list[str]) -> Qrels:
     """Without queries that have nothing to find, or nothing to tell it from."""
-    relevant = {query_id: sum(grade > 0 for grade in grades.values()) for query_id, grades in judged.items()}
+    relevant = {query_id: len(relevant_of(grades)) for query_id, grades in judged.items()}
     others = {query_id: documents - count - len(copied.get(query_id, ())) for query_id, count in relevant.items()}
     for reason, left_out in (
         ("without a relevant document", [q for q, count in relevant.items() if count == 0]),

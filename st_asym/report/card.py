@@ -37,19 +37,14 @@ _METRIC_TYPES = {metric: metric.replace("@", "_at_") for metric in METRICS}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # What the template calls.
 _FUNCTIONS: dict[str, Any] = {
-    "candidate_table": of_fit.candidate_table,
     "cell": cell,
     "code": code,
     "counted": counted,
-    "half": of_fit.half,
-    "how_far": of_fit.how_far,
-    "how_to_read": of_fit.how_to_read,
+    "fit": of_fit,
     "number": "{:,}".format,
     "plain_encode": plain_encode,
-    "settings_rows": of_fit.settings_rows,
     "table": table,
     "usage": usage,
-    "why": of_fit.why,
 }
 
 
@@ -175,12 +170,9 @@ def _new_card(
         encoder=encoder,
         report=report,
         data=data,
-        best=None if report is None else of_fit.best(report),
         picture=None if forest is None else PLOT_FILE,
         own=None,
         license=None,
-        halves=of_fit.HALVES,
-        most=of_fit.MOST,
         report_file=REPORT_FILE,
     )
     if forest is not None:
