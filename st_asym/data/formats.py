@@ -53,16 +53,12 @@ def folded(name: object) -> str:
 
 def kind_of(name: str) -> str:
     """What a file is by its name: the last suffix in lower case, ``.gz`` aside."""
-    return Path(_unpacked(name)).suffix.lower()
+    return Path(name.lower().removesuffix(".gz")).suffix
 
 
 def stem_of(name: str) -> str:
     """The name without the suffix that :func:`kind_of` gives."""
-    return Path(_unpacked(name)).stem
-
-
-def _unpacked(name: str) -> str:
-    return name[:-3] if name.lower().endswith(".gz") else name
+    return Path(name[:-3] if name.lower().endswith(".gz") else name).stem
 
 
 def is_hidden(name: str) -> bool:

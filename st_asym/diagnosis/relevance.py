@@ -127,9 +127,7 @@ class Similarities:
     top: Tensor  # positions of the ten nearest documents, nearest first, shape (n, 10), or all where there are fewer
     top_values: Tensor  # their cosines
     positives: NDArray[np.float64]  # of the positive pairs, in the order they were given
-    best_negative: NDArray[
-        np.float64
-    ]  # the highest of each query with another document, shape (n,); -inf where none is
+    best_negative: NDArray[np.float64]  # of each query with another document, shape (n,); -inf where there is none
     mean_negative: float
     positive_counts: tuple[int, ...]  # how many are in each of 100 equal bins over [-1, 1]
     negative_counts: tuple[int, ...]
@@ -140,7 +138,7 @@ def compare(queries: Tensor, documents: Tensor, positives: Pairs, left_out: Pair
     n, m = len(queries), len(documents)
 
     def histogram(values: Tensor) -> Tensor:
-        return torch.histc(values, bins=BINS, min=-1.0, max=1.0).long()  # which leaves out what is infinite
+        return torch.histc(values, bins=BINS, min=-1.0, max=1.0).long()  # without what is infinite
 
     top_values, top = nearest(queries, documents, TOP, excluded=left_out)
     size = max(1, _AT_ONCE // m)
@@ -176,8 +174,7 @@ def _of_block(block: Tensor, pairs: Pairs, start: int) -> Pairs:
 def entered(before: Similarities, after: Similarities, queries: Tensor, documents: Tensor) -> NDArray[np.int64]:
     """How many of each query's ten nearest documents were further away before than its tenth, shape ``(n,)``.
 
-    Documents that were as near as the tenth do not count, so that ties in another order are no change. Queries and
-    documents are the unit vectors before.
+    Queries and documents are the unit vectors before. Ties in another order are no change.
     """
     then = torch.einsum("nd,nkd->nk", queries, documents[after.top])
     return (then < before.top_values[:, -1:] - _TIE).sum(dim=1).numpy()

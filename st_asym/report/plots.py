@@ -75,25 +75,21 @@ class Plot:
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(REQUIRES) from error
         style: Any = {
-            "axes.edgecolor": theme.grid,
+            **dict.fromkeys(("axes.edgecolor", "grid.color"), theme.grid),
+            **dict.fromkeys(("axes.labelcolor", "axes.titlecolor"), theme.text),
+            **dict.fromkeys(("text.color", "xtick.color", "ytick.color"), theme.text),
             "axes.grid": True,
-            "axes.labelcolor": theme.text,
             "axes.spines.right": False,
             "axes.spines.top": False,
-            "axes.titlecolor": theme.text,
             "axes.titlelocation": "left",
             "axes.titlesize": 12,
             "font.size": 11,
-            "grid.color": theme.grid,
             "grid.linewidth": 0.6,
             "legend.frameon": False,
             "svg.fonttype": "path",
             "svg.hashsalt": "st_asym",
-            "text.color": theme.text,
             # Names of models and data sets may hold a dollar sign.
             "text.parse_math": False,
-            "xtick.color": theme.text,
-            "ytick.color": theme.text,
         }
         with matplotlib.rc_context(style), warnings.catch_warnings():
             # A name in another script: the picture shows boxes, the tables beside it the name.
