@@ -5,14 +5,22 @@ from __future__ import annotations
 import numbers
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from st_asym.data.collection import Qrels, RetrievalData, counted, first_few, whole_number
-from st_asym.data.document import Document, ReadDocuments, is_missing
+from st_asym.data.collection import (
+    Document,
+    Qrels,
+    ReadDocuments,
+    RetrievalData,
+    counted,
+    first_few,
+    is_missing,
+    whole_number,
+)
 from st_asym.data.formats import (
     DOCUMENT_ID_NAMES,
     DOCUMENT_NAMES,
@@ -56,38 +64,32 @@ def read_beir(path: Path, *, documents: bool = False) -> RetrievalData | ReadDoc
     """The collection in a folder or zip, at the top or in the only folder inside it; or its documents alone.
 
     It is read as documents where there is no more than a corpus; with ``documents``, also where the rest is not whole.
-
-    Raises:
-        FileNotFoundError: A file of the layout is missing.
-        ValueError: Several collections, a broken line, an id with two different texts, or qrels that name a missing
-            query or document.
     """
-    with _opened(path) as top:
-        root = _root(top)
+    with ExitStack() as opened:
+        root, corpus = _root(path if path.is_dir() else zipfile.Path(opened.enter_context(zipfile.ZipFile(path))))
         if documents:
             judged = (root / "qrels").is_dir() and _file(root, "queries") is not None
         else:  # in whatever form, so that what is wrong is named
             judged = any(entry.name.lower().partition(".")[0] in ("queries", "qrels") for entry in root.iterdir())
-        return _read_collection(root) if judged else _read_corpus(root)
+        asked = _file(root, "queries") if judged else None
+        if judged and asked is None:
+            raise FileNotFoundError(f"queries.jsonl is missing from {root}.")
+        if judged and not (root / "qrels").is_dir():
+            raise FileNotFoundError(f"{root} is not in BEIR's layout: the folder qrels is missing.")
+        with open_lines(corpus) as lines:
+            found = read_documents(_with_strings(json_rows(lines, corpus.name, "_id", "text"), "_id"), corpus.name)
+        return found if asked is None else _read_judged_by(root, asked, found)
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Folder]:
-    if path.is_dir():
-        yield path
-        return
-    with zipfile.ZipFile(path) as archive:
-        yield zipfile.Path(archive)
-
-
-def _root(top: Folder) -> Folder:
-    """The folder that holds ``corpus.jsonl``."""
-    if _file(top, "corpus") is not None:
-        return top
-    inside = sorted((entry for entry in top.iterdir() if entry.is_dir() and not is_hidden(entry.name)), key=str)
-    found = [folder for folder in inside if _file(folder, "corpus") is not None]
+def _root(top: Folder) -> tuple[Folder, Folder]:
+    """The folder that holds ``corpus.jsonl``, and that file."""
+    folders = [top]
+    if _file(top, "corpus") is None:
+        inside = (entry for entry in top.iterdir() if entry.is_dir() and not is_hidden(entry.name))
+        folders = sorted(inside, key=str)
+    found = [(folder, corpus) for folder in folders if (corpus := _file(folder, "corpus")) is not None]
     if len(found) > 1:
-        names = first_few([folder.name for folder in found])
+        names = first_few([folder.name for folder, _ in found])
         raise ValueError(f"{top} holds {len(found)} collections: {names}. Give the folder of one.")
     if not found:
         raise FileNotFoundError(
@@ -106,13 +108,8 @@ def _file(folder: Folder, stem: str) -> Folder | None:
     return found[0] if found else None
 
 
-def _read_collection(root: Folder) -> RetrievalData:
-    asked = _file(root, "queries")
-    if asked is None:
-        raise FileNotFoundError(f"queries.jsonl is missing from {root}.")
-    if not (root / "qrels").is_dir():
-        raise FileNotFoundError(f"{root} is not in BEIR's layout: the folder qrels is missing.")
-    documents = _read_corpus(root)
+def _read_judged_by(root: Folder, asked: Folder, documents: ReadDocuments) -> RetrievalData:
+    """The documents with queries, which are in the file ``asked``, and the qrels of all splits."""
     notes = list(documents.notes)
     with open_lines(asked) as lines:
         rows = _with_strings(json_rows(lines, asked.name, "_id", "text"), "_id", "text")
@@ -128,14 +125,6 @@ def _read_collection(root: Folder) -> RetrievalData:
     return RetrievalData(queries, corpus, qrels, notes=tuple(notes))
 
 
-def _read_corpus(root: Folder) -> ReadDocuments:
-    file = _file(root, "corpus")
-    if file is None:
-        raise FileNotFoundError(f"corpus.jsonl is missing from {root}.")
-    with open_lines(file) as lines:
-        return read_documents(_with_strings(json_rows(lines, file.name, "_id", "text"), "_id"), file.name)
-
-
 def _with_strings(rows: Iterable[Row], *names: str) -> Iterator[Row]:
     """The rows, whose fields of these names must be strings: an id is one in the qrels too."""
     for where, row in rows:
@@ -148,18 +137,13 @@ def _with_strings(rows: Iterable[Row], *names: str) -> Iterator[Row]:
 # Queries and documents
 
 
-class _DocumentColumns(NamedTuple):
-    name: str | None
-    title: str | None
-    text: str | None
-
-
 @lru_cache(maxsize=256)
-def _document_columns(names: tuple[str, ...]) -> _DocumentColumns:
+def _document_columns(names: tuple[str, ...]) -> tuple[str | None, str | None, str | None]:
+    """Which columns are id, title and text."""
     known = {folded(name): name for name in reversed(names)}
     name = next((known[one] for one in ("_id", "id", *DOCUMENT_ID_NAMES) if one in known), None)
     texts = [known[one] for one in _TEXT_NAMES if one in known]
-    return _DocumentColumns(name, known.get("title"), known.get("text", texts[0] if len(texts) == 1 else None))
+    return name, known.get("title"), known.get("text", texts[0] if len(texts) == 1 else None)
 
 
 def holds_documents(names: Iterable[str], *, wanted: bool = False) -> bool:
@@ -167,26 +151,15 @@ def holds_documents(names: Iterable[str], *, wanted: bool = False) -> bool:
 
     Where documents are ``wanted``, other fields do not matter, and the text may have another name, unless there is a
     query.
-
-    Example:
-        >>> holds_documents(["_id", "Text"]), holds_documents(["text", "lang"])
-        (True, False)
-        >>> holds_documents(["text", "lang"], wanted=True), holds_documents(["query", "text"], wanted=True)
-        (True, False)
     """
     found = {folded(name) for name in names}
     if wanted:
-        return not found.intersection(QUERY_NAMES) and _document_columns(tuple(names)).text is not None
+        return not found.intersection(QUERY_NAMES) and _document_columns(tuple(names))[2] is not None
     return "text" in found and found <= _CORPUS_FIELDS
 
 
 def read_texts(source: Any, letter: str, name: str) -> Mapping[str, Any]:
-    """Queries (``"q"``) or documents (``"d"``) by their ids: a mapping as it is, a table, or texts, which are numbered.
-
-    Raises:
-        TypeError: One text alone.
-        ValueError: A table without a text.
-    """
+    """Queries (``"q"``) or documents (``"d"``) by id: a mapping as it is, a table, or texts, which are numbered."""
     if isinstance(source, str):
         raise TypeError(f"{name} is one text: give [text].")
     if isinstance(source, Mapping) and not is_table(source):
@@ -208,20 +181,10 @@ def _query_columns(columns: list[str]) -> dict[str, str]:
 
 
 def read_documents(rows: Iterable[Row], source: str) -> ReadDocuments:
-    """Document id to title and text of each row.
-
-    A missing title or text is an empty one. Rows without an id get ``d0``, ``d1`` and so on.
-
-    Raises:
-        ValueError: A title or text that is not a string, a row without a text, or an id with two different texts.
-    """
+    """Document id to title and text of each row; those without an id get ``d0``, ``d1`` and so on."""
+    found: list[tuple[str, str, Document]] = []
     notes: list[str] = []
-    numbered: list[bool] = []
-    found = _by_id(_documents(rows, numbered), source, notes)
-    return ReadDocuments(found, tuple(notes), numbered=all(numbered))
-
-
-def _documents(rows: Iterable[Row], numbered: list[bool]) -> Iterator[tuple[str, str, Document]]:
+    numbered = True
     for number, (where, row) in enumerate(rows):
         name, title, text = _document_columns(tuple(row))
         if text is None:
@@ -231,8 +194,9 @@ def _documents(rows: Iterable[Row], numbered: list[bool]) -> Iterator[tuple[str,
         if document is None:
             raise ValueError(f"{where}: title and text must be strings, got {values!s:.100}.")
         given = None if name is None or is_missing(row[name]) else row[name]
-        numbered.append(given is None)
-        yield where, f"d{number}" if given is None else _text_id(given), document
+        numbered = numbered and given is None
+        found.append((where, f"d{number}" if given is None else _text_id(given), document))
+    return ReadDocuments(_by_id(found, source, notes), tuple(notes), numbered=numbered)
 
 
 def _by_id(rows: Iterable[tuple[str, str, Any]], source: str, notes: list[str]) -> dict[str, Any]:
@@ -269,11 +233,7 @@ def are_judgments(columns: Iterable[Any]) -> bool:
 
 
 def qrels_of_rows(rows: Iterable[Row], source: str, notes: list[str]) -> Qrels:
-    """The judgments in the rows of a table with the columns query-id, corpus-id and score.
-
-    Raises:
-        ValueError: A row without these, or a grade that is not a whole number.
-    """
+    """The judgments in the rows of a table with the columns query-id, corpus-id and score."""
     return _gathered(_of_rows(rows), source, notes)
 
 
@@ -334,7 +294,12 @@ def _judgments(lines: Iterable[str], file: str) -> Iterator[Judgment]:
     columns = _qrels_columns(first[1])
     is_header = columns or folded(first[1][-1]) in _QRELS_NAMES[2]
     for number, row in records if is_header else chain([first], records):
-        yield f"{place}, line {number}", _in_order(row, columns)
+        fields: Sequence[str] = row
+        if columns and len(row) > max(columns):
+            fields = [row[place] for place in columns]
+        elif len(row) == 4 and row[1] in ("0", "Q0", "q0"):  # TREC's, which judges nothing in its second column
+            fields = [row[0], row[2], row[3]]
+        yield f"{place}, line {number}", fields
 
 
 def _of_rows(rows: Iterable[Row]) -> Iterator[Judgment]:
@@ -351,11 +316,3 @@ def _qrels_columns(row: Iterable[Any]) -> list[int]:
     columns = [folded(name) for name in row]
     found = [[place for place, name in enumerate(columns) if name in names] for names in _QRELS_NAMES]
     return [places[0] for places in found] if all(len(places) == 1 for places in found) else []
-
-
-def _in_order(row: Sequence[str], columns: Sequence[int]) -> Sequence[str]:
-    if columns and len(row) > max(columns):
-        return [row[place] for place in columns]
-    if len(row) == 4 and row[1] in ("0", "Q0", "q0"):  # TREC's, which judges nothing in its second column
-        return [row[0], row[2], row[3]]
-    return row

@@ -1,14 +1,13 @@
-"""Queries, documents and which answers which."""
+"""Queries, documents and which answers which: what one document is, and the one rule for which texts are the same."""
 
 from __future__ import annotations
 
 import hashlib
 import numbers
+import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
-
-from st_asym.data.document import ReadDocuments, text_key
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -16,9 +15,71 @@ if TYPE_CHECKING:
 Qrels = dict[str, dict[str, int]]
 
 
+class Document(NamedTuple):
+    """A document before its title and text are put together."""
+
+    title: str
+    text: str
+
+    @property
+    def joined(self) -> str:
+        """What is encoded: title, one space, text."""
+        return f"{self.title} {self.text}".strip()
+
+    @classmethod
+    def of(cls, value: Any) -> Document | None:
+        """A text, or what has a ``text`` and perhaps a ``title``; None where they are no strings."""
+        if isinstance(value, str):
+            return cls("", value)
+        if isinstance(value, Mapping) and "text" in value:
+            title, text = ("" if is_missing(value.get(name)) else value[name] for name in ("title", "text"))
+            if isinstance(title, str) and isinstance(text, str):
+                return cls(title, text)
+        return None
+
+
+@dataclass(frozen=True)
+class ReadDocuments:
+    """Documents alone, as they were read: by id, with a note for each thing that was left out or changed."""
+
+    by_id: dict[str, Document]
+    notes: tuple[str, ...] = ()
+    numbered: bool = False  # whether the ids are numbers given on reading, so that they may change
+
+    @property
+    def joined(self) -> dict[str, str]:
+        """Document id to what is encoded."""
+        return {key: document.joined for key, document in self.by_id.items()}
+
+
+def relevant_of(grades: Mapping[str, int]) -> set[str]:
+    """The ids of the documents whose grade is above zero."""
+    return {document_id for document_id, grade in grades.items() if grade > 0}
+
+
+def is_missing(value: Any) -> bool:
+    """None, or what stands for it in data frames: NaN, NaT, ``pandas.NA``."""
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    return isinstance(value, float) and value != value
+
+
+def text_key(text: str) -> str:
+    r"""What is the same for texts that are one: they may differ in white space, case and Unicode form (NFKC).
+
+    Example:
+        >>> text_key(" Care of\u00a0the\nPUMP ") == text_key("care of the pump")
+        True
+    """
+    if text.isascii():  # the same, four times as fast
+        return " ".join(text.lower().split())
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(unicodedata.normalize("NFKC", folded).split())
+
+
 @dataclass(frozen=True)
 class RetrievalData:
-    """A retrieval collection.
+    """A retrieval collection. What takes a split, a key of ``qrels``, is a ``KeyError`` for one that is not there.
 
     Attributes:
         queries: Query id to text.
@@ -38,17 +99,7 @@ class RetrievalData:
     numbered: bool = field(default=False, compare=False)
 
     def pairs(self, split: str) -> Dataset:
-        """The relevant (query, document) pairs of a split, as the contrastive losses take them.
-
-        Args:
-            split: A key of ``qrels``.
-
-        Returns:
-            A data set with the text columns ``query`` and ``document``.
-
-        Raises:
-            KeyError: No such split.
-        """
+        """The relevant pairs of a split, as the contrastive losses take them: texts in columns query and document."""
         from datasets import Dataset  # only training needs it
 
         rows = [
@@ -62,15 +113,9 @@ class RetrievalData:
     def labelled_queries(self, split: str) -> Dataset:
         """The queries of a split that have a relevant document, as :class:`st_asym.CorpusContrastiveLoss` takes them.
 
-        Args:
-            split: A key of ``qrels``.
-
         Returns:
             A data set with the text column ``query`` and the integer column ``label``, the position of the query in
             ``qrels[split]``, which the loss gets as ``relevant``.
-
-        Raises:
-            KeyError: No such split.
         """
         from datasets import Dataset  # only training needs it
 
@@ -81,40 +126,25 @@ class RetrievalData:
     def relevant(self, split: str) -> dict[str, set[str]]:
         """Query id to the ids of its relevant documents, as ``InformationRetrievalEvaluator`` takes them.
 
-        Args:
-            split: A key of ``qrels``.
-
-        Returns:
-            A dict without queries that have no relevant document.
-
-        Raises:
-            KeyError: No such split.
+        Queries that have no relevant document are left out.
         """
-        sets = {
-            query_id: {document_id for document_id, relevance in documents.items() if relevance > 0}
-            for query_id, documents in self._split(split).items()
-        }
+        sets = {query_id: relevant_of(documents) for query_id, documents in self._split(split).items()}
         return {query_id: documents for query_id, documents in sets.items() if documents}
 
     def with_dev_split(self, share: float = 0.2) -> RetrievalData:
         """The same data with a ``dev`` split, cut from the training queries by a stable hash where there is none.
 
         Args:
-            share: Share of the training queries to hold out.
-
-        Returns:
-            A collection with ``dev`` and ``train`` splits that have no query in common.
-
-        Raises:
-            KeyError: There is neither a ``dev`` nor a ``train`` split.
+            share: Share of the training queries to hold out. They are no training queries then.
         """
         if "dev" in self.qrels:
             return self
-        fractions = fractions_of(self.queries[query_id] for query_id in self._split("train"))
-        held_out = {query_id for query_id in self._split("train") if fractions[self.queries[query_id]] < share}
-        train = {q: documents for q, documents in self.qrels["train"].items() if q not in held_out}
-        dev = {q: documents for q, documents in self.qrels["train"].items() if q in held_out}
-        return replace(self, qrels={**self.qrels, "train": train, "dev": dev})
+        judged = self._split("train")
+        fractions = fractions_of(self.queries[query_id] for query_id in judged)
+        parts: dict[str, Qrels] = {"train": {}, "dev": {}}
+        for query_id, documents in judged.items():
+            parts["dev" if fractions[self.queries[query_id]] < share else "train"][query_id] = documents
+        return replace(self, qrels={**self.qrels, **parts})
 
     def with_all_split(self) -> RetrievalData:
         """The same data with a split ``all`` of every query, where there is none of that name."""
@@ -132,16 +162,52 @@ class RetrievalData:
         return self.qrels[split]
 
 
+def same_texts(wanted: Iterable[str], corpus: Mapping[str, str]) -> dict[str, list[str]]:
+    """Document id to the other ids with its text, for those of the wanted ids that are in the corpus and have such."""
+    keys = {document_id: text_key(corpus[document_id]) for document_id in wanted if document_id in corpus}
+    ids: dict[str, list[str]] = {key: [] for key in keys.values()}
+    for document_id, text in corpus.items() if ids else ():
+        key = keys[document_id] if document_id in keys else text_key(text)
+        if key in ids:
+            ids[key].append(document_id)
+    return {
+        document_id: [other for other in ids[key] if other != document_id]
+        for document_id, key in keys.items()
+        if len(ids[key]) > 1
+    }
+
+
+def copies(qrels: Qrels, corpus: Mapping[str, str]) -> Qrels:
+    """The documents that have the text of a relevant one under another id, and are not relevant themselves.
+
+    They are neither positives nor negatives of the query: a loss passes over them, as
+    :class:`st_asym.CorpusContrastiveLoss` does over those that it gets as ``ignored``.
+
+    Returns:
+        Query id to document id to 1, without queries that have none.
+
+    Example:
+        >>> copies({"q": {"a": 1}, "r": {"c": 1}}, {"a": "Red head", "b": "red  HEAD", "c": "blue"})
+        {'q': {'b': 1}}
+    """
+    relevant = {document_id for judged in qrels.values() for document_id in relevant_of(judged)}
+    return copies_by_query(qrels, same_texts(relevant, corpus))
+
+
+def copies_by_query(qrels: Qrels, same: Mapping[str, Iterable[str]]) -> Qrels:
+    """:func:`copies`, given what :func:`same_texts` found."""
+    found: Qrels = {}
+    for query_id, judged in qrels.items():
+        others = (other for document_id, grade in judged.items() if grade > 0 for other in same.get(document_id, ()))
+        if own := {other: 1 for other in others if judged.get(other, 0) <= 0}:
+            found[query_id] = own
+    return found
+
+
 def own_documents(corpus: Collection[str], judged: Qrels) -> list[str]:
     """The ids of queries that are documents themselves, as in ArguAna: BEIR does not count those as results.
 
     None where one of them is relevant to itself: then queries and documents are numbered independently.
-
-    Example:
-        >>> own_documents(["a", "b"], {"a": {"b": 1}})
-        ['a']
-        >>> own_documents(["a", "b"], {"a": {"a": 1}})
-        []
     """
     same = [query_id for query_id in judged if query_id in corpus]
     return [] if any(judged[query_id].get(query_id, 0) > 0 for query_id in same) else same
@@ -153,13 +219,7 @@ def stable_fraction(text: str) -> float:
 
 
 def fractions_of(queries: Iterable[str]) -> dict[str, float]:
-    """Text to :func:`stable_fraction`; all spellings of one text have that of the first in alphabetical order.
-
-    Example:
-        >>> found = fractions_of(["Error E17", "error  e17"])
-        >>> found["Error E17"] == found["error  e17"] == stable_fraction("Error E17")
-        True
-    """
+    """Text to :func:`stable_fraction`; all spellings of one text have that of the first in alphabetical order."""
     keys = {query: text_key(query) for query in queries}
     first: dict[str, str] = {}
     for query, key in keys.items():

@@ -52,27 +52,13 @@ def folded(name: object) -> str:
 
 
 def kind_of(name: str) -> str:
-    """What a file is by its name: the last suffix in lower case, ``.gz`` aside.
-
-    Example:
-        >>> kind_of("my.tsv.export.CSV.GZ")
-        '.csv'
-    """
-    return Path(_unpacked(name)).suffix.lower()
+    """What a file is by its name: the last suffix in lower case, ``.gz`` aside."""
+    return Path(name.lower().removesuffix(".gz")).suffix
 
 
 def stem_of(name: str) -> str:
-    """The name without the suffix that :func:`kind_of` gives.
-
-    Example:
-        >>> stem_of("train.v2.tsv.gz")
-        'train.v2'
-    """
-    return Path(_unpacked(name)).stem
-
-
-def _unpacked(name: str) -> str:
-    return name[:-3] if name.lower().endswith(".gz") else name
+    """The name without the suffix that :func:`kind_of` gives."""
+    return Path(name[:-3] if name.lower().endswith(".gz") else name).stem
 
 
 def is_hidden(name: str) -> bool:
@@ -82,11 +68,7 @@ def is_hidden(name: str) -> bool:
 
 @contextmanager
 def open_lines(file: Path | zipfile.Path) -> Iterator[Iterator[str]]:
-    """The lines of a UTF-8 file, of one inside a zip, or of a ``.gz``; line ends stay as they are.
-
-    Raises:
-        ValueError: A line that is not UTF-8, or a damaged ``.gz``.
-    """
+    """The lines of a UTF-8 file, of one inside a zip, or of a ``.gz``; line ends stay as they are."""
     binary: IO[bytes]
     with file.open("rb") as binary:
         if file.name.lower().endswith(".gz"):
@@ -112,11 +94,7 @@ def _decoded(lines: Iterable[bytes], file: str) -> Iterator[str]:
 
 
 def json_rows(lines: Iterable[str], file: str, *names: str) -> Iterator[Row]:
-    """The JSON object of each line that is not blank, or each of one array, which must have these fields.
-
-    Raises:
-        ValueError: A line is not a JSON object, or lacks a field.
-    """
+    """The JSON object of each line that is not blank, or each of one array, which must have these fields."""
     wanted = f" with {', '.join(names)}" if names else ""
     for number, row in _json_values(lines, file, wanted):
         place = f"{file}, line {number}"
@@ -175,13 +153,10 @@ def table_rows(lines: Iterable[str], file: str, notes: list[str]) -> Iterator[Ro
     by whichever of comma, semicolon and tab its header has most of, or what a line ``sep=`` before it says; fields with
     separators, quotes or line ends are in double quotes, and a quote inside them is doubled. After the last row,
     ``notes`` receives what looks like a quotation mark too many or too few.
-
-    Raises:
-        ValueError: Quotes that do not match, a row with more or fewer fields than the header, or a name twice in it.
     """
     tabs = kind_of(file) == ".tsv"
     records = tab_separated(lines) if tabs else comma_separated(lines, file)
-    is_odd: Callable[[str], bool] = _in_quotes if tabs else _over_lines
+    is_odd = _in_quotes if tabs else _over_lines
     _, header = next(records, (1, []))
     if len(set(header)) < len(header):
         raise ValueError(f"{file}: a column name occurs twice in the header {header}.")
@@ -222,11 +197,7 @@ def tab_separated(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
 
 
 def comma_separated(lines: Iterable[str], file: str) -> Iterator[tuple[int, list[str]]]:
-    """The number of the first line and the fields of each record of a ``.csv`` that is not empty.
-
-    Raises:
-        ValueError: Quotes that do not match.
-    """
+    """The number of the first line and the fields of each record of a ``.csv`` that is not empty."""
     lines = iter(lines)
     header, before = next(lines, ""), 0
     said = _SEPARATOR_LINE.fullmatch(header)
@@ -257,19 +228,7 @@ def comma_separated(lines: Iterable[str], file: str) -> Iterator[tuple[int, list
 
 def is_table(source: Any) -> bool:
     """Whether something has columns: a data set, a data frame, an Arrow table, or a dict of lists of one length."""
-    if isinstance(source, Mapping):
-        # Columns of texts or numbers: where all lists hold rows or lists, these are splits or qrels.
-        lists = all(map(is_column, source.values()))
-        return lists and any(not any(map(_is_nested, column[:1])) for column in source.values())
-    return (
-        any(hasattr(source, name) for name in ("column_names", "itertuples", "iter_rows", "read_all"))
-        or (hasattr(source, "to_pylist") and hasattr(source, "schema"))
-        or _field_names(source) is not None
-    )
-
-
-def _is_nested(value: Any) -> bool:
-    return isinstance(value, Mapping | Sequence) and not isinstance(value, str)
+    return _table(source) is not None
 
 
 def is_column(source: Any) -> bool:
@@ -292,24 +251,19 @@ def as_list(values: Any) -> list[Any]:
 
 def columns_known(source: Any) -> list[Any]:
     """The names of a table's columns, without going through its rows; nothing where they are not known."""
-    if isinstance(source, Mapping):
-        return list(source)
-    columns: Any = getattr(source, "column_names", None) or getattr(source, "columns", None)
-    if columns is None:
-        columns = _field_names(source) or getattr(getattr(source, "schema", None), "names", ())
-    return list(columns)
+    found = _table(source)
+    return [] if found is None else found[0] or []
 
 
 def table_of(source: Any, name: str) -> tuple[list[str], Iterator[Row]]:
-    """The columns and rows of what :func:`is_table`, or of a list of dicts; errors call it by this name.
-
-    Raises:
-        TypeError: A row is not a mapping.
-        ValueError: A column name occurs twice, columns have different lengths, or there is no row to tell the columns.
-    """
-    columns, rows = _columns_and_rows(source, name)
+    """The columns and rows of what :func:`is_table`, or of a list of dicts; errors call it by this name."""
+    if isinstance(source, Mapping):
+        lengths = {key: len(as_list(values)) for key, values in source.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"{name}: columns of different lengths, {lengths!s:.200}.")
+    found = _table(source)
+    columns, rows = (None, iter(source)) if found is None else (found[0], iter(found[1]()))
     if columns is None:
-        rows = iter(rows)
         first = next(rows, None)
         if first is None:
             raise ValueError(f"{name} is empty.")
@@ -326,44 +280,50 @@ def _placed(rows: Iterable[Any], name: str) -> Iterator[Row]:
         yield f"{name}, row {number}", row
 
 
-def _columns_and_rows(source: Any, name: str) -> tuple[list[Any] | None, Iterable[Any]]:
-    """The columns, None where only the rows know them, and the rows, as dicts of Python's own types."""
+def _table(source: Any) -> tuple[list[Any] | None, Callable[[], Iterable[Any]]] | None:
+    """The columns, None where only the rows know them, and what gives the rows, as dicts of Python's own types."""
     if isinstance(source, Mapping):
-        columns = {key: as_list(values) for key, values in source.items()}
-        lengths = {key: len(values) for key, values in columns.items()}
-        if len(set(lengths.values())) > 1:
-            raise ValueError(f"{name}: columns of different lengths, {lengths!s:.200}.")
-        return list(columns), _dicts(list(columns), zip(*columns.values(), strict=True))
-    if isinstance(source, Sequence):
-        return None, source
+        return (
+            _rows_of(source, lambda: zip(*map(as_list, source.values()), strict=True)) if _has_columns(source) else None
+        )
+    if hasattr(source, "itertuples"):  # pandas
+        if getattr(source.index, "name", None) in (None, *source.columns):
+            return _rows_of(source.columns, lambda: source.itertuples(index=False, name=None))
+        # An index that has a name is a column.
+        return _rows_of([source.index.name, *source.columns], lambda: source.itertuples(index=True, name=None))
+    if hasattr(source, "iter_rows"):  # Polars
+        return list(source.columns), lambda: source.iter_rows(named=True)
     if hasattr(source, "column_names") and not hasattr(source, "to_pylist"):  # a data set, perhaps one that streams
         form = getattr(source, "format", None)
         plain = not isinstance(form, Mapping) or form.get("type") in (None, "custom")
-        return source.column_names, source if plain else source.with_format(None)
-    return _of_frame(source)
+        return source.column_names, lambda: source if plain else source.with_format(None)
+    if isinstance(
+        names := getattr(getattr(source, "dtype", None), "names", None), tuple
+    ):  # a structured array of NumPy
+        return _rows_of(names, source.tolist)
+    if hasattr(source, "read_all") or (hasattr(source, "to_pylist") and hasattr(source, "schema")):  # of Arrow
+        return source.schema.names, lambda: _arrow_rows(source)
+    return None
 
 
-def _of_frame(source: Any) -> tuple[list[str], Iterable[Any]]:
-    if hasattr(source, "itertuples"):  # pandas
-        if getattr(source.index, "name", None) not in (None, *source.columns):
-            source = source.reset_index()  # an index that has a name is a column
-        columns = list(source.columns)
-        return columns, _dicts(columns, source.itertuples(index=False, name=None))
-    if hasattr(source, "iter_rows"):  # Polars
-        return list(source.columns), source.iter_rows(named=True)
-    names = _field_names(source)
-    if names is not None:  # a structured array of NumPy
-        return names, _dicts(names, source.tolist())
-    if hasattr(source, "read_all"):
-        source = source.read_all()
-    batches = source.to_batches() if hasattr(source, "to_batches") else [source]
-    return list(source.schema.names), chain.from_iterable(batch.to_pylist() for batch in batches)
+def _has_columns(source: Mapping[Any, Any]) -> bool:
+    """Whether a dict holds lists of texts or numbers: where all lists hold rows or lists, these are splits or qrels."""
+
+    def is_nested(value: Any) -> bool:
+        return isinstance(value, Mapping | Sequence) and not isinstance(value, str)
+
+    lists = all(map(is_column, source.values()))
+    return lists and any(not any(map(is_nested, column[:1])) for column in source.values())
 
 
-def _dicts(columns: list[Any], rows: Iterable[Sequence[Any]]) -> Iterator[dict[Any, Any]]:
-    return (dict(zip(columns, row, strict=True)) for row in rows)
+def _rows_of(
+    columns: Iterable[Any], rows: Callable[[], Iterable[Sequence[Any]]]
+) -> tuple[list[Any], Callable[[], Iterable[Any]]]:
+    names = list(columns)
+    return names, lambda: (dict(zip(names, row, strict=True)) for row in rows())
 
 
-def _field_names(source: Any) -> list[str] | None:
-    names = getattr(getattr(source, "dtype", None), "names", None)
-    return list(names) if isinstance(names, tuple) else None
+def _arrow_rows(source: Any) -> Iterator[Any]:
+    table = source.read_all() if hasattr(source, "read_all") else source
+    batches = table.to_batches() if hasattr(table, "to_batches") else [table]
+    return chain.from_iterable(batch.to_pylist() for batch in batches)

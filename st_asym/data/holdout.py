@@ -10,32 +10,23 @@ import numpy as np
 from scipy.sparse import block_array, csc_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
-from st_asym.data.collection import Qrels, counted, first_few
-from st_asym.data.document import text_key
+from st_asym.data.collection import Qrels, counted, first_few, relevant_of, text_key
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Training and held-out queries that have no query in common.
+    """Training and held-out queries that have no query in common."""
 
-    Attributes:
-        train: The qrels to train on.
-        dev: The qrels to judge on.
-        seen: Queries of ``dev`` with a relevant document that is a training positive too.
-        unseen: Queries of ``dev`` without.
-        withheld: Judgments taken from training to make queries unseen, all relevant. A loss must not use these
-            documents as negatives of these queries.
-        lost_queries: Queries that have no relevant document left to train on, and are in neither side.
-    """
-
-    train: Qrels
-    dev: Qrels
-    seen: tuple[str, ...]
-    unseen: tuple[str, ...]
+    train: Qrels  # to train on
+    dev: Qrels  # to judge on
+    seen: tuple[str, ...]  # queries of dev with a relevant document that is a training positive too
+    unseen: tuple[str, ...]  # and those without
+    # Judgments taken from training to make queries unseen, all relevant. A loss must not use these documents as
+    # negatives of these queries.
     withheld: Qrels
-    lost_queries: tuple[str, ...]
+    lost_queries: tuple[str, ...]  # they have no relevant document left to train on, and are in neither side
 
     @property
     def lost_positives(self) -> int:
@@ -50,7 +41,7 @@ class HeldOut:
         )
         if not self.lost_positives:
             return text + "No training positive was lost for that."
-        kept = sum(grade > 0 for documents in self.train.values() for grade in documents.values())
+        kept = sum(len(relevant_of(grades)) for grades in self.train.values())
         return text + (
             f"That cost {self.lost_positives:,} of {self.lost_positives + kept:,} training positives and "
             f"{counted(len(self.lost_queries), 'training query', 'training queries')}."
@@ -75,17 +66,9 @@ def hold_out(
     queries that training loses so are held out too, and others go back for them. Such unseen queries are those with
     few relevant documents that few other queries share.
 
-    Args:
-        qrels: Query id to document id to grade: above zero is relevant. Their order makes no difference.
-        share: Share of the queries to hold out, between 0 and 1.
-        unseen: Share of the held-out queries that should be unseen. It may be more where queries share no documents.
-        max_lost: The largest share of the training positives that may be lost to make queries unseen.
-        seed: Another seed holds out other queries.
-        queries: Query id to text, so that queries with the same text, up to case and white space, stay together.
-        corpus: Document id to text, so that documents with the same text count as one.
-
-    Raises:
-        ValueError: Fewer than two different queries, a query without a relevant document, or a share out of range.
+    ``share`` is of the queries, ``unseen`` of the held-out ones, of which it may be more where queries share no
+    documents, and ``max_lost`` of the training positives. ``queries`` and ``corpus`` are id to text: queries with the
+    same text stay together, and documents with the same text count as one. The order of the qrels makes no difference.
 
     Example:
         >>> qrels = {"q1": {"a": 1}, "q2": {"a": 1}, "q3": {"b": 1}, "q4": {"c": 1}}
@@ -123,14 +106,6 @@ def folds(
     others are dealt over the folds. If too few are unseen, a fold withholds documents from training as
     :func:`hold_out` does; it has the queries that it has, so that costs more. The arguments are those of
     :func:`hold_out`, and ``max_lost`` is of each fold.
-
-    Raises:
-        ValueError: Fewer different queries than folds, fewer than two folds, or a query without a relevant document.
-
-    Example:
-        >>> cuts = folds({f"q{i}": {f"d{i % 4}": 1} for i in range(8)}, k=4)
-        >>> sorted(query for cut in cuts for query in cut.dev)
-        ['q0', 'q1', 'q2', 'q3', 'q4', 'q5', 'q6', 'q7']
     """
     _check_shares(unseen, max_lost)
     graph = _QueryGraph(qrels, queries, corpus)
@@ -167,13 +142,6 @@ def expected_unseen(
 
     It is what traffic like the training queries would have: each query is held out once, in random cuts. The arguments
     are those of :func:`hold_out`.
-
-    Raises:
-        ValueError: Fewer than two different queries, or a query without a relevant document.
-
-    Example:
-        >>> expected_unseen({"q1": {"a": 1}, "q2": {"a": 1}, "q3": {"b": 1}, "q4": {"c": 1}}, share=0.25)
-        0.5
     """
     graph = _QueryGraph(qrels, queries, corpus)
     count = min(len(graph.units), max(2, round(1 / share)))
@@ -191,25 +159,18 @@ def seen_unseen(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Tell dev queries whose relevant documents are training positives from those whose are not.
 
-    With the texts of a corpus, documents with the same text count as one.
-
-    Returns:
-        The ids of queries with at least one relevant document that is relevant to a training query, and of those with
-        none, each in the order of ``dev``. Queries without a relevant document are in neither part.
-
-    Example:
-        >>> seen_unseen({"q1": {"a": 1, "b": 0}}, {"q2": {"a": 2, "c": 1}, "q3": {"b": 1}})
-        (('q2',), ('q3',))
+    Queries without a relevant document are in neither part. With the texts of a corpus, documents with the same text
+    count as one.
     """
     return _seen_unseen(train, dev, _document_numbers((train, dev), corpus))
 
 
 def _seen_unseen(train: Qrels, dev: Qrels, documents: Mapping[str, int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    known = {documents[d] for grades in train.values() for d, grade in grades.items() if grade > 0}
+    known = {documents[d] for grades in train.values() for d in relevant_of(grades)}
     seen: list[str] = []
     unseen: list[str] = []
     for query_id, grades in dev.items():
-        relevant = {documents[d] for d, grade in grades.items() if grade > 0}
+        relevant = {documents[d] for d in relevant_of(grades)}
         if relevant:
             (seen if relevant & known else unseen).append(query_id)
     return tuple(seen), tuple(unseen)
@@ -217,14 +178,12 @@ def _seen_unseen(train: Qrels, dev: Qrels, documents: Mapping[str, int]) -> tupl
 
 def _document_numbers(parts: Iterable[Qrels], corpus: Mapping[str, str] | None) -> dict[str, int]:
     """Document id to a number, in the order of ids; documents with the same text have the same number."""
-    numbers: dict[str, int] = {}
     ids = sorted({document_id for qrels in parts for grades in qrels.values() for document_id in grades})
-    return {document_id: numbers.setdefault(_key(document_id, corpus), len(numbers)) for document_id in ids}
-
-
-def _key(name: str, texts: Mapping[str, str] | None) -> str:
-    """What is the same for ids with the same text: the id itself where texts are not given."""
-    return name if texts is None else text_key(texts[name])
+    numbers: dict[str, int] = {}
+    return {
+        document_id: numbers.setdefault(document_id if corpus is None else text_key(corpus[document_id]), len(numbers))
+        for document_id in ids
+    }
 
 
 def _check_shares(unseen: float, max_lost: float) -> None:
@@ -240,13 +199,13 @@ class _QueryGraph:
     """
 
     def __init__(self, qrels: Qrels, queries: Mapping[str, str] | None, corpus: Mapping[str, str] | None) -> None:
-        bare = [q for q, documents in sorted(qrels.items()) if not any(grade > 0 for grade in documents.values())]
+        bare = [query_id for query_id, grades in sorted(qrels.items()) if not relevant_of(grades)]
         if bare:
             number = counted(len(bare), "query has", "queries have")
             raise ValueError(f"{number} no relevant document: {first_few(bare)}. Leave them out.")
         units: dict[str, list[str]] = {}
         for query_id in sorted(qrels):
-            units.setdefault(_key(query_id, queries), []).append(query_id)
+            units.setdefault(query_id if queries is None else text_key(queries[query_id]), []).append(query_id)
         if len(units) < 2:
             raise ValueError(f"Holding out takes at least two different queries, got {len(units)}.")
         self.qrels = qrels
@@ -282,17 +241,18 @@ def _whole_components(graph: _QueryGraph, target: int, most: int, random: np.ran
     chosen = np.zeros(len(graph.units), dtype=bool)
     if target == 0:
         return chosen
-    too_large = []
     room = target
+    smallest: Array | None = None  # of those that are larger than the target
+    size_of_smallest = most + 1
     for members in graph.components(random):
         size = int(graph.sizes[members].sum())
         if size <= room:
             chosen[members] = True
             room -= size
-        elif size <= most:
-            too_large.append((size, members))
-    if not chosen.any() and too_large:
-        chosen[min(too_large, key=lambda found: found[0])[1]] = True
+        elif size < size_of_smallest:
+            smallest, size_of_smallest = members, size
+    if smallest is not None and not chosen.any():
+        chosen[smallest] = True
     return chosen
 
 
@@ -384,7 +344,7 @@ def _cut(graph: _QueryGraph, chosen: Array, withheld: Array) -> HeldOut:
             if gone := {d: grade for d, grade in grades.items() if grade > 0 and d in taken}:
                 lost[query_id] = gone
             left = {d: grade for d, grade in grades.items() if d not in gone}
-            if any(grade > 0 for grade in left.values()):
+            if relevant_of(left):
                 train[query_id] = left
     seen, unseen = _seen_unseen(train, dev, graph.documents)
     return HeldOut(train, dev, seen, unseen, lost, tuple(query_id for query_id in lost if query_id not in train))

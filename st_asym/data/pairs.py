@@ -10,8 +10,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from st_asym.data.collection import Qrels, RetrievalData, counted, first_few, fractions_of, spelling_note, whole_number
-from st_asym.data.document import Document, is_missing, text_key
+from st_asym.data.collection import (
+    Document,
+    Qrels,
+    RetrievalData,
+    counted,
+    first_few,
+    fractions_of,
+    is_missing,
+    spelling_note,
+    text_key,
+    whole_number,
+)
 from st_asym.data.formats import DOCUMENT_NAMES, GRADE_NAMES, QUERY_NAMES, Row, as_list, folded, is_column
 
 # Documents that may have their title in a column beside; what is beside an answer is the title of its question.
@@ -22,8 +32,8 @@ _NEGATIVE = re.compile(r"neg(ative)?s?(_?\d+)?", re.IGNORECASE)  # negative, neg
 _CLICK_NAMES = ("clicked", "clicks")
 _YES_NO, _NO = {"true": 1, "false": 0}, ("0", "0.0", "false")
 
-# Share of the queries in each split, where the data come without splits.
-_SPLITS = {"train": 0.7, "dev": 0.1, "test": 0.2}
+# Where the data come without splits, up to which fraction a query is in which.
+_SPLITS = {"train": 0.7, "dev": 0.8, "test": 1.0}
 
 # What is left out or read in a way that may surprise.
 _EMPTY = ("pair", "with an empty text left out")
@@ -31,6 +41,8 @@ _CONFLICT = ("pair", "given again with another grade; the highest counts")
 _LIST = ("row", "with a list written as text, read as a list")
 _UNCLEAR_LIST = ("row", "with what looks like a list that cannot be read, taken as one text")
 _NOT_SHOWN = ("pair", "that was neither shown nor clicked left out")
+_NOT_TEXT = ("row", "with something else than text")
+_NOT_WHOLE = ("grade", "not a whole number")
 _COUNTED = (_EMPTY, _NOT_SHOWN, _CONFLICT, _LIST, _UNCLEAR_LIST)
 
 
@@ -60,25 +72,21 @@ def from_pairs(pairs: Iterable[Iterable[str]]) -> RetrievalData:
 
 def into_splits(data: RetrievalData) -> RetrievalData:
     """The collection of pairs, its queries in train, dev and test by a hash of their text."""
-    splits = _by_hash(data)
-    return replace(data, qrels={**splits, **{split: {} for split in _SPLITS if split not in splits}})
+    train = data.qrels.get("train", {})
+    fractions = fractions_of(data.queries[query_id] for query_id in train)
+    qrels: dict[str, Qrels] = {}
+    for query_id, judged in train.items():
+        fraction = fractions[data.queries[query_id]]
+        split = next(split for split, end in _SPLITS.items() if fraction < end)
+        qrels.setdefault(split, {})[query_id] = judged
+    return replace(data, qrels={**qrels, **{split: {} for split in _SPLITS if split not in qrels}})
 
 
 def with_test_queries_apart(data: RetrievalData) -> RetrievalData:
-    """The same data, the queries that :func:`from_pairs` puts into ``test`` taken from ``train``; as it is with a test.
-
-    Raises:
-        ValueError: None of the training queries is one of those, or all are.
-
-    Example:
-        >>> queries = ("how to stop", "how to start", "who is there", "what is new")
-        >>> data = pairs_of_tuples([(query, f"{query}?") for query in queries], "pairs")
-        >>> {split: len(judged) for split, judged in with_test_queries_apart(data).qrels.items()}
-        {'train': 3, 'test': 1}
-    """
+    """The same data, less those training queries that :func:`from_pairs` puts into ``test``; as it is with a test."""
     if "test" in data.qrels or "train" not in data.qrels:
         return data
-    test = _by_hash(data).get("test", {})
+    test = into_splits(data).qrels["test"]
     train = {query_id: judged for query_id, judged in data.qrels["train"].items() if query_id not in test}
     if not train or not test:
         raise ValueError(
@@ -97,10 +105,6 @@ def pairs_of_rows(
     that is written out. ``notes`` are of the reading of the rows, and come first in those of the collection. Of a log,
     ``clicked`` (0 or 1) is a grade, and ``clicks``, which are added up where a pair is repeated, are a grade of 1 for
     one, 2 from 2 on, 3 from 4 on, 4 from 8 on; what was not clicked is judged not relevant, unless ``shown`` is 0.
-
-    Raises:
-        ValueError: Wrong columns, a row that lacks one, texts that are not strings, or grades that are not whole
-            numbers.
     """
     columns = _pair_columns(names, source)
     pairs = _PairCollector(source, notes)
@@ -119,12 +123,7 @@ def pairs_of_rows(
 
 
 def pairs_of_tuples(rows: Iterable[Any], source: str) -> RetrievalData:
-    """(query, document), (query, document, grade) and (query, positive, list of negatives) tuples, all for training.
-
-    Raises:
-        TypeError: An item is neither.
-        ValueError: Texts that are not strings, or grades that are not whole numbers.
-    """
+    """(query, document), (query, document, grade) and (query, positive, list of negatives) tuples, all for training."""
     pairs = _PairCollector(source)
     for number, row in enumerate(rows):
         if not isinstance(row, tuple | list) or len(row) not in (2, 3):
@@ -150,11 +149,7 @@ class _PairColumns(NamedTuple):
 
 
 def _pair_columns(names: Iterable[str], source: str) -> _PairColumns:
-    """Tell columns by their names: ``QUERY_NAMES``, ``DOCUMENT_NAMES`` and ``GRADE_NAMES``.
-
-    Raises:
-        ValueError: No column, or more than one, is the query or the document. The message names the columns found.
-    """
+    """Tell columns by their names: ``QUERY_NAMES``, ``DOCUMENT_NAMES`` and ``GRADE_NAMES``."""
     columns = {folded(name): name for name in names}
     found = f"{source} has the columns {list(columns.values())}"
 
@@ -198,9 +193,7 @@ class _PairCollector:
     corpus: dict[str, str] = field(default_factory=dict)
     qrels: Qrels = field(default_factory=dict)
     spelt_otherwise: dict[str, str] = field(default_factory=dict)  # text to its first place
-    places: dict[tuple[str, str], list[str]] = field(default_factory=dict)  # of what is counted in the notes
-    not_text: list[str] = field(default_factory=list)
-    not_whole: list[str] = field(default_factory=list)
+    places: dict[tuple[str, str], list[str]] = field(default_factory=dict)  # of what is counted, such as _EMPTY
 
     def add(self, where: str, query: Any, document: Any, grade: Any = 1, *, add_up: bool = False) -> None:
         """Take a pair; what is wrong with it is kept for :meth:`collection`, which counts it.
@@ -214,12 +207,12 @@ class _PairCollector:
                 self.count(_EMPTY, where)
                 return
             if not isinstance(text, str):
-                self.not_text.append(f"{where} ({text!r:.40})")
+                self.count(_NOT_TEXT, f"{where} ({text!r:.40})")
                 return
         try:
             grade = whole_number(grade)
         except ValueError:
-            self.not_whole.append(f"{where} ({grade!r:.40})")
+            self.count(_NOT_WHOLE, f"{where} ({grade!r:.40})")
             return
         query_id = self.queries.setdefault(query, f"q{len(self.queries)}")
         document_id = self.documents.setdefault(text_key(document), f"d{len(self.documents)}")
@@ -243,17 +236,15 @@ class _PairCollector:
         title = row.get(columns.title) if columns.title else None
         documents = _listed(fields.pop(columns.document))
         for document in documents:
-            self.add(where, query, _titled(title, document), grade, add_up=add_up)
+            if isinstance(title, str) and isinstance(document, str) and document.strip():
+                document = Document(title, document).joined
+            self.add(where, query, document, grade, add_up=add_up)
         if not documents:
             self.count(_EMPTY, where)
         for negatives in fields.values():
             for document in _listed(negatives):
                 if not is_missing(document):  # rows may have fewer negatives than columns
                     self.add(where, query, document, 0)
-
-    def count(self, what: tuple[str, str], where: str) -> None:
-        """Remember a place that has one of ``_COUNTED``."""
-        self.places.setdefault(what, []).append(where)
 
     def _with_lists(self, where: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Fields of text, with a list where one is written out."""
@@ -264,20 +255,23 @@ class _PairCollector:
             self.count(_LIST, where)
         return found
 
+    def count(self, what: tuple[str, str], where: str) -> None:
+        """Remember a place."""
+        self.places.setdefault(what, []).append(where)
+
     def collection(self) -> RetrievalData:
         """The collection of what was taken, or an error that counts and names what is no pair."""
-        if self.not_text:
-            rows = counted(len(self.not_text), "row")
-            raise ValueError(f"{self.source}: {rows} with something else than text: {first_few(self.not_text)}.")
-        if self.not_whole:
-            raise ValueError(
-                f"{self.source}: {counted(len(self.not_whole), 'grade')} not a whole number: "
-                f"{first_few(self.not_whole)}. Grades are 0 for not relevant, 1 or more for relevant."
-            )
-        notes = list(self.notes)
-        for what in _COUNTED:
-            if places := self.places.get(what):
-                notes.append(f"{self.source}: {counted(len(places), what[0])} {what[1]} ({first_few(places)}).")
+
+        def told(what: tuple[str, str]) -> str:
+            return f"{self.source}: {counted(len(self.places[what]), what[0])} {what[1]}"
+
+        if wrong := self.places.get(_NOT_TEXT):
+            raise ValueError(f"{told(_NOT_TEXT)}: {first_few(wrong)}.")
+        if wrong := self.places.get(_NOT_WHOLE):
+            grades = "Grades are 0 for not relevant, 1 or more for relevant."
+            raise ValueError(f"{told(_NOT_WHOLE)}: {first_few(wrong)}. {grades}")
+        notes = [*self.notes]
+        notes += [f"{told(what)} ({first_few(self.places[what])})." for what in _COUNTED if what in self.places]
         if self.spelt_otherwise:
             notes.append(spelling_note(self.source, list(self.spelt_otherwise.values())))
         queries = {query_id: text for text, query_id in self.queries.items()}
@@ -311,27 +305,3 @@ def _list_in_text(value: Any) -> Any:
 def _looks_like_a_list(value: Any) -> bool:
     """As NumPy writes it, without commas, so that it cannot be read."""
     return isinstance(value, str) and value.startswith(("['", '["')) and value.endswith(("']", '"]'))
-
-
-def _titled(title: Any, document: Any) -> Any:
-    if isinstance(title, str) and isinstance(document, str) and document.strip():
-        return Document(title, document).joined
-    return document
-
-
-def _by_hash(data: RetrievalData) -> dict[str, Qrels]:
-    """The training queries by the split in which the hash of their text puts them."""
-    train = data.qrels.get("train", {})
-    fractions = fractions_of(data.queries[query_id] for query_id in train)
-    found: dict[str, Qrels] = {}
-    for query_id, judged in train.items():
-        found.setdefault(_split_of(fractions[data.queries[query_id]]), {})[query_id] = judged
-    return found
-
-
-def _split_of(fraction: float) -> str:
-    for split, share in _SPLITS.items():
-        if fraction < share:
-            return split
-        fraction -= share
-    return "test"

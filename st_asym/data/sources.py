@@ -19,8 +19,7 @@ from st_asym.data.beir_layout import (
     read_documents,
     read_texts,
 )
-from st_asym.data.collection import Qrels, RetrievalData, merged, with_documents
-from st_asym.data.document import Document, ReadDocuments
+from st_asym.data.collection import Document, Qrels, ReadDocuments, RetrievalData, merged, with_documents
 from st_asym.data.formats import (
     DOCUMENT_NAMES,
     QUERY_NAMES,
@@ -36,8 +35,7 @@ from st_asym.data.formats import (
     table_rows,
 )
 from st_asym.data.pairs import into_splits, pairs_of_rows, pairs_of_tuples, with_test_queries_apart
-from st_asym.data.prepare import DEV_NAMES, check_texts, checked
-from st_asym.data.pseudo_queries import pseudo_queries
+from st_asym.data.prepare import DEV_NAMES, check_texts, checked, pseudo_queries
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -126,7 +124,7 @@ def as_retrieval_data(
     - a :class:`RetrievalData`;
     - documents alone: a mapping of id to text, or to a dict of ``title`` and ``text``; a list of texts; a
       ``corpus.jsonl``, alone or in its folder; a table with ``text`` and perhaps ``title``. Then the queries are made
-      by :func:`st_asym.data.pseudo_queries.pseudo_queries`, and ``labels`` of the result says so.
+      by :func:`st_asym.data.pseudo_queries`, and ``labels`` of the result says so.
 
     Documents whose texts are the same by :func:`st_asym.data.text_key` are one, whether they come with pairs or in
     ``corpus``, whose ids and spellings then stay. Documents that come with ids keep them, copies included: those are
@@ -199,8 +197,7 @@ def _with_dev(data: RetrievalData, dev: Any) -> RetrievalData:
     other = read(dev, "dev")
     if not isinstance(other, RetrievalData):
         raise ValueError("dev holds documents alone: it needs queries to judge on.")
-    candidates = [split for split in DEV_NAMES if split in other.qrels]
-    candidates = candidates or list(other.qrels)
+    candidates = [split for split in DEV_NAMES if split in other.qrels] or list(other.qrels)
     if len(candidates) != 1:
         raise ValueError(f"dev must have one split to judge on, not {sorted(candidates)}.")
     part = replace(other, qrels={"dev": other.qrels[candidates[0]]})
@@ -212,11 +209,6 @@ def read(source: Any, name: str, *, documents: bool = False) -> RetrievalData | 
     """Read one source, in any form that :func:`as_retrieval_data` takes: pairs are all for training.
 
     Errors call it by this name. Where ``documents`` are asked for, columns beside their text do not matter.
-
-    Raises:
-        FileNotFoundError: No such file or folder.
-        TypeError: None of these forms.
-        ValueError: It is empty, broken, or has wrong columns.
     """
     if isinstance(source, RetrievalData):
         check_texts(source.queries, source.corpus)
@@ -227,7 +219,7 @@ def read(source: Any, name: str, *, documents: bool = False) -> RetrievalData | 
     if triple is not None:
         return read_judged(*triple)
     if is_table(source):
-        return _read_rows(*table_of(source, name), name, documents=documents)
+        return _read_rows(*table_of(source, name), name, [], documents=documents)
     if isinstance(source, Mapping):
         return _read_mapping(source, name)
     if not isinstance(source, Iterable) or hasattr(source, "read") or isinstance(source, bytes | bytearray):
@@ -253,16 +245,12 @@ def read_judged(queries: Any, corpus: Any, qrels: Any) -> RetrievalData:
     Queries and corpus are id to text (or, in a corpus, to a dict of ``title`` and ``text``), a table, or texts, which
     get the ids ``q0``, ``d0`` and so on. Qrels are query id to document id to grade, or to the ids of its relevant
     documents; split to that; or a table with the columns query-id, corpus-id and score.
-
-    Raises:
-        TypeError: Something else.
-        ValueError: Texts that are not strings, or broken qrels.
     """
     notes: list[str] = []
     texts = dict(read_texts(queries, "q", "queries"))
-    documents = {key: _document(key, value) for key, value in read_texts(corpus, "d", "corpus").items()}
-    check_texts(texts, documents)
-    return RetrievalData(texts, ReadDocuments(documents).joined, _read_splits(qrels, notes), notes=tuple(notes))
+    documents = _documents(read_texts(corpus, "d", "corpus"))
+    check_texts(texts, documents.by_id)
+    return RetrievalData(texts, documents.joined, _read_splits(qrels, notes), notes=tuple(notes))
 
 
 # Files and rows
@@ -292,16 +280,9 @@ def _read_path(path: Path, *, documents: bool = False) -> RetrievalData | ReadDo
 
 
 def _read_rows(
-    columns: list[str],
-    rows: Iterable[Row],
-    name: str,
-    notes: list[str] | None = None,
-    *,
-    documents: bool,
-    of_text: bool = False,
+    columns: list[str], rows: Iterable[Row], name: str, notes: list[str], *, documents: bool, of_text: bool = False
 ) -> RetrievalData | ReadDocuments:
     """Rows as documents, or else as pairs; the reading of the rows may add to the notes."""
-    notes = [] if notes is None else notes
     if holds_documents(columns, wanted=documents):
         found = read_documents(rows, name)
         return replace(found, notes=(*found.notes, *notes))
@@ -313,15 +294,14 @@ def _read_mapping(source: Mapping[Any, Any], name: str) -> RetrievalData | ReadD
     if not source:
         raise ValueError(f"{name} is empty.")
     if not all(is_table(part) or _is_list_of_rows(part) for part in source.values()):
-        return ReadDocuments({key: _document(key, value) for key, value in source.items()})
+        return _documents(source)
     splits = {}
     for split, part in source.items():
         found = read(part, f"{name}[{split!r}]")
         if not isinstance(found, RetrievalData):
             raise ValueError(f"{name}[{split!r}] holds documents alone: give them as corpus.")
         splits[split] = replace(found, qrels={split: found.qrels.get("train", {})})
-    first, *others = splits.items()
-    joined = first[1]
+    (_, joined), *others = splits.items()
     for split, data in others:
         joined = merged(joined, data, split)
     return joined
@@ -336,12 +316,11 @@ def _read_list(items: list[Any], name: str, *, documents: bool) -> RetrievalData
         raise ValueError(f"{name} is empty.")
     if _is_row(items[0]):
         rows = items if isinstance(items[0], Mapping) else [item._asdict() for item in items]
-        return _read_rows(*table_of(rows, name), name, documents=documents)
+        return _read_rows(*table_of(rows, name), name, [], documents=documents)
     if isinstance(items[0], str):
         if all(isinstance(text, str) and kind_of(text[-20:]) in _KINDS and Path(text).is_file() for text in items):
             raise TypeError(f"{name} is a list of paths, {items!s:.80}: give the path of one file.")
-        found = {f"d{number}": _document(f"d{number}", text) for number, text in enumerate(items)}
-        return ReadDocuments(found, numbered=True)
+        return _documents({f"d{number}": text for number, text in enumerate(items)}, numbered=True)
     return pairs_of_tuples(items, name)
 
 
@@ -352,11 +331,14 @@ def _is_row(item: Any) -> bool:
     return isinstance(item, Mapping) or named
 
 
-def _document(key: Any, value: Any) -> Document:
-    document = Document.of(value)
-    if document is None:
-        raise ValueError(f"Document {key!r} is neither a text nor a dict of title and text: {value!r:.80}.")
-    return document
+def _documents(source: Mapping[Any, Any], *, numbered: bool = False) -> ReadDocuments:
+    documents: dict[str, Document] = {}
+    for key, value in source.items():
+        document = Document.of(value)
+        if document is None:
+            raise ValueError(f"Document {key!r} is neither a text nor a dict of title and text: {value!r:.80}.")
+        documents[key] = document
+    return ReadDocuments(documents, numbered=numbered)
 
 
 # Queries, corpus and qrels
@@ -386,7 +368,7 @@ def _are_wrong_qrels(parts: list[Any]) -> bool:
 
 def _are_qrels(part: Any) -> bool:
     """Whether this may be qrels, rather than a row of texts or one more data set."""
-    if not isinstance(part, Mapping) or hasattr(part, "column_names"):
+    if not isinstance(part, Mapping):
         return are_judgments(columns_known(part))
     return all(isinstance(value, Mapping | set | frozenset) or is_column(value) for value in part.values())
 
@@ -405,6 +387,8 @@ def _read_splits(qrels: Any, notes: list[str]) -> dict[str, Qrels]:
 def _graded(query_id: Any, documents: Any) -> dict[str, int]:
     if isinstance(documents, Mapping):
         return dict(documents)
-    if isinstance(documents, set | frozenset) or is_column(documents):
-        return dict.fromkeys(sorted(documents) if isinstance(documents, set | frozenset) else as_list(documents), 1)
+    if isinstance(documents, set | frozenset):
+        return dict.fromkeys(sorted(documents), 1)
+    if is_column(documents):
+        return dict.fromkeys(as_list(documents), 1)
     raise TypeError(f"The qrels of query {query_id!r} are {documents!r:.80}: {_QRELS}.")

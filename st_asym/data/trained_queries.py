@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from st_asym.data import RetrievalData
-from st_asym.data.document import text_key
+from st_asym.data.collection import text_key
 from st_asym.data.sources import read
 
 # Digests beyond this are left out, so that the file stays as small as a configuration.
 _MOST_QUERIES = 100_000
 _MOST_PAIRS = 50_000
 _BYTES = 8
-_KEY_BYTES = 16
-_NAMES = {"key", "queries", "query_digests", "pairs", "pair_digests"}
+_NAMES = ("key", "queries", "query_digests", "pairs", "pair_digests")
 
 
 @dataclass(frozen=True)
@@ -28,13 +27,6 @@ class TrainedQueries:
     They are of :func:`st_asym.data.text_key`, so that another spelling is the same query, and keyed at random, so that
     those of two models cannot be compared. The key stands beside them: whoever guesses a query can check the guess.
 
-    Attributes:
-        key: Of the digests.
-        queries: How many there are.
-        query_digests: Theirs; None for more than 100,000.
-        pairs: How many queries with a relevant document.
-        pair_digests: Theirs; None for more than 50,000.
-
     Example:
         >>> data = RetrievalData({"q": "Error E17"}, {"d": "Replace the filter."}, {"train": {"q": {"d": 1}}})
         >>> found = TrainedQueries.of([data])
@@ -43,10 +35,10 @@ class TrainedQueries:
     """
 
     key: bytes
-    queries: int
-    query_digests: frozenset[bytes] | None
-    pairs: int
-    pair_digests: frozenset[bytes] | None
+    queries: int  # how many there are
+    query_digests: frozenset[bytes] | None  # None for more than 100,000
+    pairs: int  # how many queries with a relevant document
+    pair_digests: frozenset[bytes] | None  # None for more than 50,000
 
     @classmethod
     def of(cls, parts: Iterable[Any]) -> TrainedQueries | None:
@@ -54,28 +46,25 @@ class TrainedQueries:
         known = [data for part in parts if (data := _training_data(part)) is not None]
         if not known:
             return None
-        # Query and the texts of its relevant documents, as far as they are there.
-        relevant = [
-            (data.queries[query], [data.corpus[document] for document in documents if document in data.corpus])
-            for data in known
-            for query, documents in data.relevant("train").items()
-            if query in data.queries
-        ]
-        key = secrets.token_bytes(_KEY_BYTES)
-        queries = {text_key(query) for query, _ in relevant}
+        queries, pairs = set(), []
+        for data in known:
+            for query_id, documents in data.relevant("train").items():
+                if (query := data.queries.get(query_id)) is not None:
+                    queries.add(text_key(query))
+                    pairs += [(query, data.corpus[document]) for document in documents if document in data.corpus]
+        key = secrets.token_bytes(16)
         query_digests = pair_digests = None
         if len(queries) <= _MOST_QUERIES:
             query_digests = frozenset(_digest(key, query) for query in queries)
-        pairs = sum(len(documents) for _, documents in relevant)
-        if pairs <= _MOST_PAIRS:
-            pair_digests = frozenset(_digest(key, query, text) for query, documents in relevant for text in documents)
-            pairs = len(pair_digests)
-        return cls(key, len(queries), query_digests, pairs, pair_digests)
+        if len(pairs) <= _MOST_PAIRS:
+            pair_digests = frozenset(_digest(key, *pair) for pair in pairs)
+        number = len(pairs) if pair_digests is None else len(pair_digests)
+        return cls(key, len(queries), query_digests, number, pair_digests)
 
     @classmethod
     def of_dict(cls, found: Mapping[str, Any]) -> TrainedQueries:
         """Out of JSON; a ``TypeError`` or ``ValueError`` where it is not what :meth:`as_dict` gives."""
-        if set(found) != _NAMES:
+        if set(found) != set(_NAMES):
             raise ValueError(f"The digests of training queries have the parts {sorted(found)}, not {sorted(_NAMES)}.")
         key = bytes.fromhex(found["key"])
         if not 1 <= len(key) <= hashlib.blake2b.MAX_KEY_SIZE:
@@ -86,13 +75,9 @@ class TrainedQueries:
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON knows it."""
-        return {
-            "key": self.key.hex(),
-            "queries": self.queries,
-            "query_digests": _packed(self.query_digests),
-            "pairs": self.pairs,
-            "pair_digests": _packed(self.pair_digests),
-        }
+        queries, pairs = map(_packed, (self.query_digests, self.pair_digests))
+        found = (self.key.hex(), self.queries, queries, self.pairs, pairs)
+        return dict(zip(_NAMES, found, strict=True))
 
     def among(self, queries: Mapping[str, str]) -> set[str]:
         """The ids of queries, given with their texts, that were trained on; none where the digests are left out."""

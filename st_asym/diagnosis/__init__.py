@@ -1,7 +1,6 @@
 """Did the heads learn anything, and what.
 
-From the bottom up: ``geometry`` (of one set of vectors), ``movement`` (what heads do to vectors), ``relevance`` (what
-queries find), ``findings`` (what it means), ``diagnose``.
+From the bottom up: ``geometry`` (vectors, and what heads do to them), ``relevance`` (what queries find), ``diagnose``.
 """
 
 from st_asym.diagnosis.diagnose import Diagnosis, diagnose

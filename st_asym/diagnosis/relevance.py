@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from st_asym.data import Qrels, RetrievalData
-from st_asym.data.collection import own_documents
-from st_asym.data.document import copies
+from st_asym.data.collection import copies, own_documents
 from st_asym.diagnosis.geometry import skewness
 from st_asym.fitting.gate import Gain
 from st_asym.retrieval import Judgments
@@ -32,107 +31,62 @@ _LONGEST = 300
 
 @dataclass(frozen=True)
 class Ranking:
-    """What queries find, without regard to what is relevant.
+    """What queries find, without regard to what is relevant."""
 
-    Attributes:
-        changed: Share of queries with another document among their ten nearest.
-        replaced: Share of the ten nearest that are others, over all queries.
-        first_changed: Share of queries with another nearest document.
-        hubness_before: Skewness of the number of queries that have a document among their ten nearest.
-        hubness_after: The same with the heads.
-    """
-
-    changed: float
-    replaced: float
-    first_changed: float
-    hubness_before: float
+    changed: float  # share of queries with another document among their ten nearest
+    replaced: float  # share of the ten nearest that are others, over all queries
+    first_changed: float  # share of queries with another nearest document
+    hubness_before: float  # skewness of the number of queries that have a document among their ten nearest
     hubness_after: float
 
 
 @dataclass(frozen=True)
 class RelevanceFigures:
-    """How near queries are to their relevant documents.
+    """How near queries are to their relevant documents."""
 
-    Attributes:
-        alignment: Mean squared distance of a query and a relevant document on the unit sphere, 0 where they coincide
-            (Wang and Isola 2020, https://arxiv.org/abs/2005.10242).
-        positive: Mean cosine of a query and a relevant document.
-        negative: Mean cosine of a query and any other document.
-        margin: ``positive`` less ``negative``.
-        hard_margin: For each query the mean cosine with its relevant documents less that with the nearest other
-            document, averaged over queries.
-    """
-
+    # Mean squared distance of a query and a relevant document on the unit sphere, 0 where they coincide (Wang and Isola
+    # 2020, https://arxiv.org/abs/2005.10242).
     alignment: float
-    positive: float
-    negative: float
-    margin: float
+    positive: float  # mean cosine of a query and a relevant document
+    negative: float  # mean cosine of a query and any other document
+    margin: float  # positive less negative
+    # For each query the mean cosine with its relevant documents less that with the nearest other document, averaged.
     hard_margin: float
 
 
 @dataclass(frozen=True)
 class Example:
-    """A query whose nDCG@10 changed, with texts cut to 300 characters.
-
-    Attributes:
-        query_id: Its id.
-        query: Its text.
-        before: Its nDCG@10 with the encoder as it is.
-        after: The same with the heads.
-        relevant: Its most relevant document.
-        first_before: The document it found first.
-        first_after: The document it finds first now.
-    """
+    """A query whose nDCG@10 changed, with texts cut to 300 characters."""
 
     query_id: str
     query: str
     before: float
     after: float
-    relevant: str
-    first_before: str
+    relevant: str  # its most relevant document
+    first_before: str  # the document that it found first
     first_after: str
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What the relevant documents say.
-
-    Attributes:
-        before: Relevance with the encoder as it is.
-        after: The same with the heads.
-        query_ids: The judged queries.
-        ndcg_before: nDCG@10 of each with the encoder as it is.
-        ndcg_after: The same with the heads.
-        difference: Mean of the differences.
-        error: Its standard error; None for a single query.
-        gains: The ten queries that gained most, the largest first.
-        losses: The ten that lost most, the largest first.
-    """
+    """What the relevant documents say: nDCG@10 of each judged query, and the ten that gained and lost most."""
 
     before: RelevanceFigures
     after: RelevanceFigures
     query_ids: tuple[str, ...]
     ndcg_before: tuple[float, ...]
     ndcg_after: tuple[float, ...]
-    difference: float
-    error: float | None
-    gains: tuple[Example, ...]
+    difference: float  # mean of the differences
+    error: float | None  # its standard error; None for a single query
+    gains: tuple[Example, ...]  # the largest first
     losses: tuple[Example, ...]
 
 
 @dataclass(frozen=True)
 class Histograms:
-    """How many pairs of a query and a document have which cosine.
+    """How many pairs of a query and a document have which cosine: relevant ones, zeros without qrels, and others."""
 
-    Attributes:
-        edges: Of the bins, one more than there are bins.
-        positive_before: Relevant pairs, with the encoder as it is; zeros without qrels.
-        positive_after: The same with the heads.
-        negative_before: All other pairs.
-        negative_after: The same with the heads.
-    """
-
-    edges: tuple[float, ...]
+    edges: tuple[float, ...]  # of the bins, one more than there are bins
     positive_before: tuple[int, ...]
     positive_after: tuple[int, ...]
     negative_before: tuple[int, ...]
@@ -141,17 +95,11 @@ class Histograms:
 
 @dataclass(frozen=True)
 class Positions:
-    """Which pairs of a query and a document are special, by their rows.
+    """Which pairs of a query and a document are special, by their rows."""
 
-    Attributes:
-        qrels: Grades, zero or more, of the queries that have a relevant document.
-        positives: Pairs whose document is relevant, by query.
-        left_out: Pairs that are no results: a query that is that document itself, and documents that have the text of
-            a relevant one under another id. None of them is positive.
-    """
-
-    qrels: Qrels
-    positives: Pairs
+    qrels: Qrels  # grades, zero or more, of the queries that have a relevant document
+    positives: Pairs  # by query
+    # No results: a query that is that document itself, and documents that have the text of a relevant one.
     left_out: Pairs
 
     @classmethod
@@ -174,31 +122,24 @@ class Positions:
 
 @dataclass(frozen=True)
 class Similarities:
-    """Cosines of n queries with m documents.
+    """Cosines of n queries with m documents."""
 
-    Attributes:
-        top: Positions of the ten nearest documents, nearest first, shape ``(n, 10)``, or all where there are fewer.
-        top_values: Their cosines.
-        positives: The cosines of the positive pairs, in the order they were given.
-        best_negative: The highest cosine of each query with a document that is not positive, shape ``(n,)``;
-            -inf where all are.
-        mean_negative: The mean over all pairs that are not positive.
-        positive_counts: How many positive pairs are in each of 100 equal bins over [-1, 1].
-        negative_counts: The same for all others.
-    """
-
-    top: Tensor
-    top_values: Tensor
-    positives: NDArray[np.float64]
-    best_negative: NDArray[np.float64]
+    top: Tensor  # positions of the ten nearest documents, nearest first, shape (n, 10), or all where there are fewer
+    top_values: Tensor  # their cosines
+    positives: NDArray[np.float64]  # of the positive pairs, in the order they were given
+    best_negative: NDArray[np.float64]  # of each query with another document, shape (n,); -inf where there is none
     mean_negative: float
-    positive_counts: tuple[int, ...]
+    positive_counts: tuple[int, ...]  # how many are in each of 100 equal bins over [-1, 1]
     negative_counts: tuple[int, ...]
 
 
 def compare(queries: Tensor, documents: Tensor, positives: Pairs, left_out: Pairs) -> Similarities:
     """Compare all queries with all documents, both unit vectors; pairs as of :class:`Positions`."""
     n, m = len(queries), len(documents)
+
+    def histogram(values: Tensor) -> Tensor:
+        return torch.histc(values, bins=BINS, min=-1.0, max=1.0).long()  # without what is infinite
+
     top_values, top = nearest(queries, documents, TOP, excluded=left_out)
     size = max(1, _AT_ONCE // m)
     found, best = [], []
@@ -209,7 +150,7 @@ def compare(queries: Tensor, documents: Tensor, positives: Pairs, left_out: Pair
         mine, none = (_of_block(block, pairs, start) for pairs in (positives, left_out))
         found.append(block[mine])
         block[mine] = block[none] = -torch.inf
-        counts += _histogram(block)  # which leaves out what is infinite
+        counts += histogram(block)
         total += float(block.nan_to_num(neginf=0.0).sum(dtype=torch.float64))
         best.append(block.amax(dim=1))
     of_positives = torch.cat(found)
@@ -219,7 +160,7 @@ def compare(queries: Tensor, documents: Tensor, positives: Pairs, left_out: Pair
         positives=of_positives.double().numpy(),
         best_negative=torch.cat(best).double().numpy(),
         mean_negative=total / max(1, n * m - len(positives[0]) - len(left_out[0])),
-        positive_counts=tuple(_histogram(of_positives).tolist()),
+        positive_counts=tuple(histogram(of_positives).tolist()),
         negative_counts=tuple(counts.tolist()),
     )
 
@@ -230,15 +171,10 @@ def _of_block(block: Tensor, pairs: Pairs, start: int) -> Pairs:
     return pairs[0][here] - start, pairs[1][here]
 
 
-def _histogram(values: Tensor) -> Tensor:
-    return torch.histc(values, bins=BINS, min=-1.0, max=1.0).long()
-
-
 def entered(before: Similarities, after: Similarities, queries: Tensor, documents: Tensor) -> NDArray[np.int64]:
     """How many of each query's ten nearest documents were further away before than its tenth, shape ``(n,)``.
 
-    Documents that were as near as the tenth do not count, so that ties in another order are no change. Queries and
-    documents are the unit vectors before.
+    Queries and documents are the unit vectors before. Ties in another order are no change.
     """
     then = torch.einsum("nd,nkd->nk", queries, documents[after.top])
     return (then < before.top_values[:, -1:] - _TIE).sum(dim=1).numpy()

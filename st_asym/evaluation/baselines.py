@@ -16,8 +16,7 @@ import torch
 from mteb.models import ModelMeta, SearchEncoderWrapper
 from torch import Tensor
 
-from st_asym.data.collection import Qrels, own_documents
-from st_asym.data.document import Document
+from st_asym.data.collection import Document, Qrels, own_documents
 from st_asym.evaluation.compressed import KEPT
 from st_asym.evaluation.models import (
     BASELINES,

@@ -18,8 +18,7 @@ from mteb.types import PromptType
 from sentence_transformers import SentenceTransformer
 
 from st_asym.cache import CachedSentenceTransformer
-from st_asym.data.collection import counted, first_few
-from st_asym.data.document import Document
+from st_asym.data.collection import Document, counted, first_few
 from st_asym.evaluation.compressed import CompressedIndex, Form
 from st_asym.evaluation.models import check_finite
 from st_asym.evaluation.scores import FULL, METRICS, Scores, text_digest

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from st_asym.data.document import text_key
+from st_asym.data.collection import text_key
 from st_asym.disk.writing import write_text
 
 logger = logging.getLogger(__name__)

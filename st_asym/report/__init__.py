@@ -1,8 +1,7 @@
 """The one place that says a result in words or pictures: tables, pages in HTML, and the model card.
 
 From the bottom up: ``tables`` (text and Markdown), ``facts`` (what a saved model and its fit say of themselves),
-``parts`` (of a page), ``plots``, ``pages`` (what each kind of result shows), ``html`` (any result as one file),
-``card``.
+``plots``, ``html`` (any result as one file), ``card``.
 """
 
 from st_asym.report.card import write_card

@@ -23,9 +23,8 @@ from st_asym.evaluation.comparison import Comparison, Row, mean
 from st_asym.evaluation.scores import MAIN, METRICS
 from st_asym.heads.anatomy import Encoder, without_heads
 from st_asym.report import facts as of_fit
-from st_asym.report.facts import Facts, Report, read_report
-from st_asym.report.parts import template
-from st_asym.report.plots import LIGHT, candidate_forest, draw_into
+from st_asym.report.facts import Facts, Report, read_report, template
+from st_asym.report.plots import candidate_forest
 from st_asym.report.tables import cell, code, notes, table, wide_tables
 from st_asym.trainer.columns import plain_encode
 
@@ -38,19 +37,14 @@ _METRIC_TYPES = {metric: metric.replace("@", "_at_") for metric in METRICS}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # What the template calls.
 _FUNCTIONS: dict[str, Any] = {
-    "candidate_table": of_fit.candidate_table,
     "cell": cell,
     "code": code,
     "counted": counted,
-    "half": of_fit.half,
-    "how_far": of_fit.how_far,
-    "how_to_read": of_fit.how_to_read,
+    "fit": of_fit,
     "number": "{:,}".format,
     "plain_encode": plain_encode,
-    "settings_rows": of_fit.settings_rows,
     "table": table,
     "usage": usage,
-    "why": of_fit.why,
 }
 
 
@@ -131,7 +125,7 @@ def _complete(
     """Say where the encoder is from, and what the model scores, as far as either is given."""
     if encoder is not None:
         card.data.base_model = encoder.name
-        card.text = card.text.replace(f"# {_title(Encoder())}\n", f"# {_title(encoder)}\n", 1)
+        card.text = card.text.replace(f"# {_title(None)}\n", f"# {_title(encoder.name)}\n", 1)
         card.put("Model", _section("model", facts=Facts.of(model), encoder=encoder))
     if comparison is not None:
         own = Own.of(comparison if isinstance(comparison, Comparison) else Comparison.load(comparison), model)
@@ -153,15 +147,7 @@ def _fresh(model: SentenceTransformer, folder: Path) -> Card:
 
 
 def fitted_card(model: SentenceTransformer, report: Report, encoder: Encoder, data: str | None, folder: Path) -> Card:
-    """Write the card of what ``fit`` saved in ``folder``.
-
-    Args:
-        model: The model.
-        report: ``as_dict()`` of the report.
-        encoder: Where its encoder is from.
-        data: The name of the training data; None where they had none.
-        folder: Where card and plot go.
-    """
+    """Write the card of what ``fit`` saves in a folder; ``data`` is the name of the training data, if they have one."""
     card = _new_card(model, encoder, report, data, folder)
     card.save(folder)
     return card
@@ -178,24 +164,20 @@ def _new_card(
     if report is not None and report["evidence"] and find_spec("matplotlib") is not None:
         forest = candidate_forest(report)
     text = template("card.md.j2", _FUNCTIONS).render(
-        title=_title(encoder) if learned else f"{encoder.name or 'An encoder'}, as it is",
+        title=_title(encoder.name) if learned else f"{encoder.name or 'An encoder'}, as it is",
         what=what if learned else "an encoder without heads",
         facts=facts,
         encoder=encoder,
         report=report,
         data=data,
-        best=None if report is None else of_fit.best(report),
         picture=None if forest is None else PLOT_FILE,
         own=None,
         license=None,
-        halves=of_fit.HALVES,
-        most=of_fit.MOST,
         report_file=REPORT_FILE,
     )
     if forest is not None:
         (folder / PLOT_FILE).unlink(missing_ok=True)  # a link would be followed
-        options: Any = {"dpi": 120, "facecolor": "white", "metadata": {"Software": None}}
-        draw_into(folder / PLOT_FILE, forest.draw, LIGHT, forest.height, **options)
+        forest.save(folder / PLOT_FILE, dpi=120, facecolor="white", metadata={"Software": None})
     metadata = ModelCardData(
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
@@ -207,9 +189,9 @@ def _new_card(
     return Card(metadata, text)
 
 
-def _title(encoder: Encoder) -> str:
+def _title(encoder: str | None) -> str:
     """The heading of the card, and the name of the model in its metadata."""
-    return f"Query and document heads on {encoder.name}" if encoder.name else "Query and document heads on an encoder"
+    return f"Query and document heads on {encoder or 'an encoder'}"
 
 
 def _section(block: str, **context: Any) -> str:
@@ -220,27 +202,16 @@ def _section(block: str, **context: Any) -> str:
 
 @dataclass(frozen=True)
 class Own:
-    """A model's place in a comparison.
-
-    Attributes:
-        comparison: The comparison.
-        row: The model's row.
-        number: Which of the models of that row it is.
-        on_its_encoder: Whether the first row is the model's own encoder, without heads.
-    """
+    """A model's place in a comparison."""
 
     comparison: Comparison
     row: Row
-    number: int
-    on_its_encoder: bool
+    number: int  # which of the models of that row it is
+    on_its_encoder: bool  # whether the first row is the model's own encoder, without heads
 
     @classmethod
     def of(cls, comparison: Comparison, model: SentenceTransformer) -> Own:
-        """Find the model by the digest of its weights and settings.
-
-        Raises:
-            ValueError: The comparison is of other models.
-        """
+        """Find the model by the digest of its weights and settings."""
         digest = model_fingerprint(model)
         first, *others = comparison.rows
         row = next((row for row in [*others, first] if digest in row.digests), None)
@@ -280,8 +251,7 @@ class Own:
 
     def paragraphs(self) -> list[str]:
         """Tables and what they rest on; what to try next is for who trains, not for who reads the card."""
-        rows = tuple(replace(row, next_steps=()) for row in self.comparison.rows)
-        plain = replace(self.comparison, rows=rows)
+        plain = replace(self.comparison, rows=tuple(replace(row, next_steps=()) for row in self.comparison.rows))
         made = [f"Evaluated on {plain.created[:10]}."] if plain.created else []
         return [*plain.cautions, *wide_tables(plain), *notes(plain), *made]
 

@@ -1,13 +1,12 @@
-"""What a saved model and its fit say of themselves, in figures and in sentences, for cards and pages."""
+"""What a saved model and its fit say of themselves, in figures and in sentences, and the templates that say it."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Router
@@ -16,9 +15,13 @@ from st_asym.cache import encoder_fingerprint
 from st_asym.data.collection import counted
 from st_asym.disk.writing import REPORT_FILE
 
+if TYPE_CHECKING:
+    from jinja2 import Template
+
 # ``as_dict()`` of a :class:`st_asym.FitReport`.
 Report: TypeAlias = Mapping[str, Any]
 
+REQUIRES = 'HTML reports need jinja2 and matplotlib: pip install "st_asym[report]".'
 HALVES = {"seen": "seen documents", "unseen": "unseen documents"}
 # So many candidates are drawn, and listed in a card; the page lists all.
 MOST = 10
@@ -27,31 +30,36 @@ _OF_CLOSED_FORM = ("sides", "init", "whitening", "hidden_features", "bias")
 _LABELS = {"init": "heads start as"}
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What a model says of itself.
+def template(name: str, functions: dict[str, Any] | None = None) -> Template:
+    """A template of this package, and what it may call, also as filters; what is put into one in HTML is escaped."""
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(REQUIRES) from error
 
-    Attributes:
-        dimension: Of its vectors.
-        max_tokens: Of a text; what is beyond is cut off. None where it does not say.
-        similarity: By which its vectors are compared.
-        dtype: Of its weights.
-        prompts: Side to what is put before its texts.
-        heads: Side to the widths of its head, ``384 → 768 → 384, ReLU``; empty for a side without one.
-        plain: The side that plain ``encode`` takes; None where the model has no sides.
-        trained: How many weights the heads have.
-        fingerprint: Of the encoder.
-    """
+    environment = Environment(
+        loader=PackageLoader("st_asym.report", "templates"),
+        autoescape=select_autoescape(["html.j2"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(functions or {})
+    return environment.get_template(name, globals=functions)
+
+
+class Facts(NamedTuple):
+    """What a model says of itself."""
 
     dimension: int | None
-    max_tokens: int | None
+    max_tokens: int | None  # of a text; what is beyond is cut off. None where it does not say
     similarity: str
     dtype: str
-    prompts: dict[str, str]
-    heads: dict[str, str]
-    plain: str | None
-    trained: int
-    fingerprint: str
+    prompts: dict[str, str]  # side to what is put before its texts
+    heads: dict[str, str]  # side to the widths of its head, "384 → 768 → 384, ReLU"; empty for a side without one
+    plain: str | None  # the side that plain encode takes; None where the model has no sides
+    trained: int  # how many weights the heads have
+    fingerprint: str  # of the encoder
 
     @classmethod
     def of(cls, model: SentenceTransformer) -> Facts:
@@ -84,11 +92,7 @@ def _widths(route: Any) -> str:
 
 
 def read_report(folder: Path) -> dict[str, Any] | None:
-    """The report in the folder of a model, as this version writes it; None where there is none.
-
-    Raises:
-        KeyError, TypeError, ValueError: It is no report.
-    """
+    """The report in the folder of a model, as this version writes it; None where there is none."""
     path = folder / REPORT_FILE
     if not path.is_file():
         return None

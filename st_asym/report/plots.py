@@ -1,4 +1,4 @@
-"""Plots as data URIs, once for light and once for dark pages, in colours that the colour-blind tell apart."""
+"""Plots for light and for dark pages, in colours that the colour-blind tell apart."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple
 
-from st_asym.report.facts import HALVES, MOST, Report, how_far, is_kept
-from st_asym.report.parts import REQUIRES, Picture
+from st_asym.report.facts import HALVES, MOST, REQUIRES, Report, how_far, is_kept
 
 if TYPE_CHECKING:
+    from st_asym.diagnosis.diagnose import Diagnosis, SideOf
+    from st_asym.diagnosis.relevance import Histograms
     from st_asym.retrieval.significance import Difference
 
 SPREAD = "Of unit vectors, scaled by the root of the dimension: 1 is even, 0 is collapsed."
 
+# Of a diagnosis: when, what it is called, and how its line looks.
+_WHEN = (("before", "encoder", "--"), ("after", "with heads", "-"))
 # At 400 pixels, the width of a phone, a point is about a pixel.
 _SIZE = (5.4, 3.3)
 # About how many letters fit into a line of the legend, and how many the line before a name takes.
@@ -33,88 +36,74 @@ _MARKED = 20
 _AREA = 14
 
 
-@dataclass(frozen=True)
-class Theme:
-    """Colours of a page. Those of lines are of Okabe and Ito 2008, "Color Universal Design".
+class Theme(NamedTuple):
+    """Colours of a page. Those of lines are of Okabe and Ito 2008, "Color Universal Design"."""
 
-    Attributes:
-        before: What is as the encoder gives it; drawn dashed.
-        after: What the heads make of it; drawn solid.
-        lines: For more than two.
-        text: Of axes and labels.
-        grid: Of the grid.
-    """
-
-    before: str
-    after: str
-    lines: tuple[str, ...]
-    text: str
+    before: str  # what is as the encoder gives it; drawn dashed
+    after: str  # what the heads make of it; drawn solid
+    lines: tuple[str, ...]  # for more than two
+    text: str  # of axes and labels
     grid: str
 
-
-# Draws on matplotlib axes in a theme.
-Draw = Callable[[Any, Theme], None]
 
 _OTHERS = ("#D55E00", "#009E73", "#CC79A7", "#E69F00")
 LIGHT = Theme("#D55E00", "#0072B2", ("#0072B2", *_OTHERS), "#1b1b1b", "#d5d5d5")
 DARK = Theme("#E69F00", "#56B4E9", ("#56B4E9", *_OTHERS), "#ececec", "#3d3d3d")
 
 
-def picture(draw: Draw, alt: str, caption: str = "", *, height: float = _SIZE[1]) -> Picture:
-    """Draw a plot in both themes; its height is in inches."""
+@dataclass(frozen=True)
+class Plot:
+    """What draws on matplotlib's axes in a theme, the same in words, how to read it, and its height in inches."""
 
-    def drawn(theme: Theme) -> str:
+    draw: Callable[[Any, Theme], None]
+    alt: str
+    caption: str = ""
+    height: float = _SIZE[1]
+
+    def uri(self, name: Literal["light", "dark"]) -> str:
+        """The picture for such a page, as a data URI."""
         stream = io.BytesIO()
-        draw_into(stream, draw, theme, height, format="svg", transparent=True, metadata={"Date": None})
+        theme = LIGHT if name == "light" else DARK
+        self.save(stream, theme, format="svg", transparent=True, metadata={"Date": None})
         return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode()
 
-    return Picture(drawn(LIGHT), drawn(DARK), alt, caption)
-
-
-def draw_into(target: Path | BinaryIO, draw: Draw, theme: Theme, height: float, **options: Any) -> None:
-    """Draw a plot in one theme; options are those of matplotlib's ``savefig``.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(REQUIRES) from error
-    style: Any = {
-        "axes.edgecolor": theme.grid,
-        "axes.grid": True,
-        "axes.labelcolor": theme.text,
-        "axes.spines.right": False,
-        "axes.spines.top": False,
-        "axes.titlecolor": theme.text,
-        "axes.titlelocation": "left",
-        "axes.titlesize": 12,
-        "font.size": 11,
-        "grid.color": theme.grid,
-        "grid.linewidth": 0.6,
-        "legend.frameon": False,
-        "svg.fonttype": "path",
-        "svg.hashsalt": "st_asym",
-        "text.color": theme.text,
-        # Names of models and data sets may hold a dollar sign.
-        "text.parse_math": False,
-        "xtick.color": theme.text,
-        "ytick.color": theme.text,
-    }
-    with matplotlib.rc_context(style), warnings.catch_warnings():
-        # A name in another script: the picture shows boxes, the tables beside it the name.
-        warnings.filterwarnings("ignore", message=r"Glyph .* missing from (current )?font")
-        figure = Figure(figsize=(_SIZE[0], height), layout="constrained")
-        axes = figure.add_subplot()
-        axes.set_axisbelow(True)
-        draw(axes, theme)
-        handles, names = axes.get_legend_handles_labels()
-        if names:
-            columns = max(1, _LEGEND // (_HANDLE + max(map(len, names))))
-            figure.legend(handles, names, loc="outside lower left", ncols=columns, labelcolor=theme.text, fontsize=10)
-        figure.savefig(target, **options)
+    def save(self, target: Path | BinaryIO, theme: Theme = LIGHT, **options: Any) -> None:
+        """Draw it; options are those of matplotlib's ``savefig``."""
+        try:
+            import matplotlib
+            from matplotlib.figure import Figure
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(REQUIRES) from error
+        style: Any = {
+            **dict.fromkeys(("axes.edgecolor", "grid.color"), theme.grid),
+            **dict.fromkeys(("axes.labelcolor", "axes.titlecolor"), theme.text),
+            **dict.fromkeys(("text.color", "xtick.color", "ytick.color"), theme.text),
+            "axes.grid": True,
+            "axes.spines.right": False,
+            "axes.spines.top": False,
+            "axes.titlelocation": "left",
+            "axes.titlesize": 12,
+            "font.size": 11,
+            "grid.linewidth": 0.6,
+            "legend.frameon": False,
+            "svg.fonttype": "path",
+            "svg.hashsalt": "st_asym",
+            # Names of models and data sets may hold a dollar sign.
+            "text.parse_math": False,
+        }
+        with matplotlib.rc_context(style), warnings.catch_warnings():
+            # A name in another script: the picture shows boxes, the tables beside it the name.
+            warnings.filterwarnings("ignore", message=r"Glyph .* missing from (current )?font")
+            figure = Figure(figsize=(_SIZE[0], self.height), layout="constrained")
+            axes = figure.add_subplot()
+            axes.set_axisbelow(True)
+            self.draw(axes, theme)
+            handles, names = axes.get_legend_handles_labels()
+            if names:
+                columns = max(1, _LEGEND // (_HANDLE + max(map(len, names))))
+                place: Any = {"loc": "outside lower left", "ncols": columns}
+                figure.legend(handles, names, **place, labelcolor=theme.text, fontsize=10)
+            figure.savefig(target, **options)
 
 
 def _wrapped(name: str, width: int, lines: int = 3) -> str:
@@ -124,8 +113,7 @@ def _wrapped(name: str, width: int, lines: int = 3) -> str:
     return f" {text}" if text.startswith("_") else text
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """A difference in points of nDCG@10, and the ends of its bar; None where it has none."""
 
     points: float
@@ -151,41 +139,19 @@ class Interval:
         return max(0.0, self.points - low), max(0.0, high - self.points)
 
 
-@dataclass(frozen=True)
-class Forest:
-    """A forest plot that can be drawn.
+def _forest(title: str, caption: str, groups: Mapping[str, Mapping[str, Interval]], letters: int = 20) -> Plot:
+    """Groups of rows, such as a data set, with an interval of each kind, such as a system, which has one colour.
 
-    Attributes:
-        title: What is drawn.
-        caption: How to read it.
-        groups: Name of a group of rows, such as a data set, to kind of row, such as a system, to its difference. Rows
-            of one kind have one colour.
-        letters: Of the groups' names in a line.
+    ``letters`` are those of the groups' names in a line.
     """
+    rows = [(number, group, kind) for number, (group, own) in enumerate(groups.items()) for kind in own]
+    # With a little room between the groups.
+    places = {(group, kind): place + 0.6 * number for place, (number, group, kind) in enumerate(rows)}
+    kinds = list(dict.fromkeys(kind for _, _, kind in rows))
 
-    title: str
-    caption: str
-    groups: Mapping[str, Mapping[str, Interval]]
-    letters: int = 20
-
-    @property
-    def height(self) -> float:
-        """In inches."""
-        kinds = len(self._kinds)
-        return _INCHES_BESIDE + _INCHES_OF_A_ROW * (max(self._places.values()) + 1 + (kinds if kinds > 1 else 0))
-
-    @property
-    def picture(self) -> Picture:
-        """Drawn in both themes, with all that is drawn in words."""
-        told = ", ".join(f"{group}, {kind}: {one}" for group, own in self.groups.items() for kind, one in own.items())
-        alt = f"Forest plot of differences in points of nDCG@10. {told}."
-        return picture(self.draw, alt, self.caption, height=self.height)
-
-    def draw(self, axes: Any, theme: Theme) -> None:
-        """Draw it."""
-        places, kinds = self._places, self._kinds
+    def draw(axes: Any, theme: Theme) -> None:
         for number, kind in enumerate(kinds):
-            own = {places[group, kind]: one[kind] for group, one in self.groups.items() if kind in one}
+            own = {places[group, kind]: one[kind] for group, one in groups.items() if kind in one}
             axes.errorbar(
                 [one.points for one in own.values()],
                 list(own),
@@ -199,32 +165,26 @@ class Forest:
             )
         axes.axvline(0, color=theme.text, linewidth=1)
         axes.set_yticks(
-            [sum(places[group, kind] for kind in own) / len(own) for group, own in self.groups.items() if own],
-            [_wrapped(group, self.letters) for group, own in self.groups.items() if own],
+            [sum(places[group, kind] for kind in own) / len(own) for group, own in groups.items() if own],
+            [_wrapped(group, letters) for group, own in groups.items() if own],
         )
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
-        axes.set(title=self.title, xlabel="points of nDCG@10")
+        axes.set(title=title, xlabel="points of nDCG@10")
         axes.set_ylim(max(places.values()) + 0.7, -0.7)
 
-    @property
-    def _kinds(self) -> list[str]:
-        return list(dict.fromkeys(kind for own in self.groups.values() for kind in own))
-
-    @property
-    def _places(self) -> dict[tuple[str, str], float]:
-        """The height of each row, with a little room between the groups."""
-        rows = [(number, group, kind) for number, (group, own) in enumerate(self.groups.items()) for kind in own]
-        return {(group, kind): place + 0.6 * number for place, (number, group, kind) in enumerate(rows)}
+    told = ", ".join(f"{group}, {kind}: {groups[group][kind]}" for _, group, kind in rows)
+    height = _INCHES_BESIDE + _INCHES_OF_A_ROW * (max(places.values()) + 1 + (len(kinds) if len(kinds) > 1 else 0))
+    return Plot(draw, f"Forest plot of differences in points of nDCG@10. {told}.", caption, height)
 
 
-def difference_forest(title: str, differences: Mapping[str, Mapping[str, Difference]], first: str) -> Forest:
+def difference_forest(title: str, differences: Mapping[str, Mapping[str, Difference]], first: str) -> Plot:
     """Of what the differences are on, such as a data set, to system to its difference to ``first``."""
     groups = {group: {system: Interval.of(one) for system, one in own.items()} for group, own in differences.items()}
-    return Forest(title, f"To {first}. Bars are 95 % intervals: one that crosses the line at 0 may be chance.", groups)
+    return _forest(title, f"To {first}. Bars are 95 % intervals: one that crosses the line at 0 may be chance.", groups)
 
 
-def candidate_forest(report: Report) -> Forest | None:
+def candidate_forest(report: Report) -> Plot | None:
     """The first candidates, each at its best, with bars of a standard error; None where none was judged."""
     groups: dict[str, dict[str, Interval]] = {}
     for one in report["candidates"][:MOST]:
@@ -239,7 +199,7 @@ def candidate_forest(report: Report) -> Forest | None:
     total = len(report["candidates"])
     which = f"the first {MOST} of {total} candidates" if total > MOST else "all candidates"
     caption = f"To the untouched encoder, {which}, each at its best. Bars are one standard error to either side."
-    return Forest("Gain on held-out queries", caption, groups, letters=26) if groups else None
+    return _forest("Gain on held-out queries", caption, groups, letters=26) if groups else None
 
 
 def curves(
@@ -248,15 +208,11 @@ def curves(
     names: Mapping[str, str],
     caption: str = "",
     kept: float | None = None,
-) -> list[Picture]:
+) -> list[Plot]:
     """One picture of figures over epochs; none where the log has none of them.
 
-    Args:
-        title: What is drawn.
-        log: Entries with ``epoch`` and figures. Those of an evaluation, ``eval_loss`` beside ``loss``, are dashed.
-        names: Figure to what the legend says.
-        caption: How to read it.
-        kept: The epoch that is marked.
+    ``names`` maps a figure to what the legend says; those of an evaluation, ``eval_loss`` beside ``loss``, are dashed.
+    The epoch that was ``kept`` is marked.
     """
     lines: list[tuple[str, str, list[float], list[float]]] = []
     for name, shown in names.items():
@@ -291,15 +247,13 @@ def curves(
             axes.xaxis.get_major_locator().set_params(integer=True)
 
     told = [f"{shown} from {values[0]:.3g} to {values[-1]:.3g}" for _, shown, _, values in lines]
-    return [picture(draw, f"Line plot by epoch: {title}; {', '.join(told)}.", caption)]
+    return [Plot(draw, f"Line plot by epoch: {title}; {', '.join(told)}.", caption)]
 
 
-def gain_curves(entries: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any] | None) -> list[Picture]:
-    """By epoch with all of the training, and by dial after the last epoch that was turned back.
+def gain_curves(entries: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any] | None) -> list[Plot]:
+    """Of one candidate's evidence: by epoch with all of the training, and by dial after the last one turned back.
 
-    Args:
-        entries: Of a report's ``evidence``, those of one candidate; heads in closed form have no curves.
-        chosen: What was kept of them, to be marked.
+    What was chosen is marked. Heads in closed form have no curves.
     """
     straight = [entry for entry in entries if entry["choice"]["epoch"] and entry["choice"]["dial"] == 1.0]
     dialled = [entry["choice"]["epoch"] for entry in entries if entry["choice"]["dial"] != 1.0]
@@ -313,7 +267,7 @@ def gain_curves(entries: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any] 
 
 def _gain_curve(
     entries: Sequence[Mapping[str, Any]], figure: str, label: str, chosen: Mapping[str, Any] | None
-) -> Picture:
+) -> Plot:
     """nDCG@10 by a figure of the choice."""
     entries = sorted(entries, key=lambda entry: entry["choice"][figure])
     places = [entry["choice"][figure] for entry in entries]
@@ -338,7 +292,7 @@ def _gain_curve(
             axes.xaxis.get_major_locator().set_params(integer=True)
 
     caption = "Dotted: the untouched encoder. Shaded: a standard error of the difference to it."
-    return picture(draw, f"Line plot of nDCG@10 of held-out queries by {label}.", caption)
+    return Plot(draw, f"Line plot of nDCG@10 of held-out queries by {label}.", caption)
 
 
 def by_query(
@@ -347,7 +301,7 @@ def by_query(
     after: Sequence[float],
     labels: tuple[str, str],
     seen: Sequence[bool] | None = None,
-) -> Picture:
+) -> Plot:
     """A scatter plot of two scores of each query; those that score the same are one point, the larger the more.
 
     ``seen`` says of each query whether a relevant document of it was in training, where that is known.
@@ -381,4 +335,57 @@ def by_query(
     up, down = sum(new > old for old, new in pairs), sum(new < old for old, new in pairs)
     counts = f"{up:,} queries gained, {down:,} lost, {len(pairs) - up - down:,} stayed as they were."
     caption = f"{counts} Above the line a query gained; the larger a point, the more queries."
-    return picture(draw, f"Scatter plot of nDCG@10 by query, {labels[0]} against {labels[1]}: {counts}", caption)
+    return Plot(draw, f"Scatter plot of nDCG@10 by query, {labels[0]} against {labels[1]}: {counts}", caption)
+
+
+def cosines(histograms: Histograms, kind: Literal["positive", "negative"], shown: str) -> Plot:
+    """Which share of the pairs has which cosine, before and after; the fewer pairs, the wider the bins."""
+    counts = {when: getattr(histograms, f"{kind}_{when}") for when, *_ in _WHEN}
+    width = next(width for width, enough in ((1, 2_000), (2, 500), (4, 0)) if sum(counts["after"]) >= enough)
+    counts = {when: [sum(own[p : p + width]) for p in range(0, len(own), width)] for when, own in counts.items()}
+    used = [place for own in counts.values() for place, count in enumerate(own) if count]
+    edges = histograms.edges[::width]
+
+    def draw(axes: Any, theme: Theme) -> None:
+        for when, name, style in _WHEN:
+            total = max(1, sum(counts[when]))
+            shares = [count / total for count in counts[when]]
+            axes.stairs(shares, edges, color=getattr(theme, when), linestyle=style, linewidth=1.8, label=name)
+        if used:
+            axes.set_xlim(edges[min(used)] - 0.02, edges[max(used) + 1] + 0.02)
+        axes.set(title=f"Cosine of a query with a document: {shown}", xlabel="cosine", ylabel="share of pairs")
+        axes.title.set_fontsize(11)
+
+    return Plot(draw, f"Histogram of the cosines of {shown}, before and after the heads.")
+
+
+def spectra(side: SideOf, shown: str) -> Plot:
+    """How the variance of a side's vectors falls from axis to axis, before and after."""
+
+    def draw(axes: Any, theme: Theme) -> None:
+        for when, name, style in _WHEN:
+            shares = [share for share in getattr(side, when).spectrum if share > 1e-9]
+            places = range(1, len(shares) + 1)
+            axes.plot(places, shares, color=getattr(theme, when), linestyle=style, linewidth=1.8, label=name)
+        axes.set(title=f"Spectrum of the {shown}", xlabel="principal axis", ylabel="share of variance", yscale="log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+
+    return Plot(draw, f"Share of the variance of the {shown} along each axis.", "The flatter, the more even.")
+
+
+def singular_values(diagnosis: Diagnosis) -> list[Plot]:
+    """Those of both heads' linear maps in one picture; none where there are none."""
+    heads = {side: own.head for side, own in diagnosis.sides.items() if own.head.kind != "none"}
+    if not any(head.singular_values for head in heads.values()):
+        return []
+
+    def draw(axes: Any, theme: Theme) -> None:
+        for (side, head), color, style in zip(heads.items(), theme.lines, ("-", "--"), strict=False):
+            places = range(1, len(head.singular_values) + 1)
+            axes.plot(places, head.singular_values, color=color, linestyle=style, linewidth=1.8, label=side)
+        axes.axhline(1.0, color=theme.text, linewidth=0.8)
+        axes.set(title="Singular values of the heads' linear maps", xlabel="rank", ylabel="singular value")
+        axes.set_ylim(bottom=0)
+
+    return [Plot(draw, "Singular values of the linear map of each head.", "The identity has 1 everywhere.")]

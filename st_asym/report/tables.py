@@ -16,8 +16,8 @@ from st_asym.evaluation.scores import MAIN, METRICS
 
 if TYPE_CHECKING:
     from st_asym.diagnosis.diagnose import Diagnosis
-    from st_asym.diagnosis.relevance import Example, Judged
-    from st_asym.evaluation.comparison import Comparison, Row
+    from st_asym.diagnosis.relevance import Example
+    from st_asym.evaluation.comparison import Comparison
     from st_asym.retrieval.significance import Difference
 
 Rows = list[list[str]]
@@ -113,8 +113,13 @@ def long_tables(comparison: Comparison) -> list[tuple[list[str], Rows]]:
         header += [f"{form} dims" if form.isdigit() else form for form in forms]
         rows = []
         for row in comparison.rows:
-            cells = [row.name, *(_of_data(row, name) for name in names)]
-            cells += [_of_group(row, data, group) for data, group in grouped]
+            cells = [row.name]
+            for name in names:
+                beside = f" {_short(row.differences[name])}" if name in row.differences else ""
+                cells.append(_spread(row.scores[name][MAIN], row.spread.get(name)) + beside)
+            for group in (row.groups[data][kind] for data, kind in grouped):
+                number = f"({counted(group.queries, 'query', 'queries')})"
+                cells.append(f"{group.score:.4f} {_short(group.difference) if group.difference else number}")
             cells += [f"{row.compressed[form]['average']:.4f}" if form in row.compressed else "" for form in forms]
             rows.append(cells)
         tables.append((header, rows))
@@ -168,17 +173,6 @@ def how_compared(comparison: Comparison, first: str) -> str:
         f"{comparison.settings['at_least']:+.1%} and p below {comparison.settings['significance']:g}; fails: "
         "significantly below."
     )
-
-
-def _of_data(row: Row, name: str) -> str:
-    text = _spread(row.scores[name][MAIN], row.spread.get(name))
-    return f"{text} {_short(row.differences[name])}" if name in row.differences else text
-
-
-def _of_group(row: Row, data: str, group: str) -> str:
-    found = row.groups[data][group]
-    beside = f"({counted(found.queries, 'query', 'queries')})" if found.difference is None else _short(found.difference)
-    return f"{found.score:.4f} {beside}"
 
 
 def _short(difference: Difference) -> str:
@@ -249,21 +243,15 @@ def search_table(diagnosis: Diagnosis) -> Rows:
         ["queries whose nearest changed", "", f"{ranking.first_changed:.1%}"],
         ["hubness of documents found", f"{ranking.hubness_before:.2f}", f"{ranking.hubness_after:.2f}"],
     ]
-    return rows if diagnosis.judged is None else rows + _relevance(diagnosis.judged)
-
-
-def _relevance(judged: Judged) -> Rows:
-    pairs = list(zip(judged.ndcg_before, judged.ndcg_after, strict=True))
-    means = [sum(scores) / len(pairs) for scores in zip(*pairs, strict=True)]
-    won, lost = sum(after > before for before, after in pairs), sum(after < before for before, after in pairs)
-    return [
-        *(
-            [shown, *(_number(getattr(part, name)) for part in (judged.before, judged.after))]
-            for name, shown in _RELEVANCE
-        ),
-        [f"nDCG@10 ({len(pairs):,} queries)", *(f"{mean:.4f}" for mean in means)],
-        ["queries that gained / lost", "", f"{won:,} / {lost:,}"],
-    ]
+    if (judged := diagnosis.judged) is not None:
+        pairs = list(zip(judged.ndcg_before, judged.ndcg_after, strict=True))
+        means = [sum(scores) / len(pairs) for scores in zip(*pairs, strict=True)]
+        won, lost = sum(after > before for before, after in pairs), sum(after < before for before, after in pairs)
+        for name, shown in _RELEVANCE:
+            rows.append([shown, *(_number(getattr(part, name)) for part in (judged.before, judged.after))])
+        rows.append([f"nDCG@10 ({len(pairs):,} queries)", *(f"{mean:.4f}" for mean in means)])
+        rows.append(["queries that gained / lost", "", f"{won:,} / {lost:,}"])
+    return rows
 
 
 def _number(value: float | None) -> str:

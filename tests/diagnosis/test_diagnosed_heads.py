@@ -7,7 +7,7 @@ from sentence_transformers.base.modules import Dense, Router
 from torch import Tensor
 
 from st_asym import asymmetric_model
-from st_asym.diagnosis.movement import HeadModules, explained, mean_derivative
+from st_asym.diagnosis.geometry import HeadModules, explained, mean_derivative
 
 
 def vectors(n: int = 200, d: int = 16) -> Tensor:
