@@ -12,8 +12,7 @@ from scipy.stats import skew
 from torch import Tensor
 
 from st_asym.losses.isotropy import uniformity
-from st_asym.retrieval.metrics import TOP
-from st_asym.retrieval.search import nearest
+from st_asym.retrieval.search import TOP, nearest
 from st_asym.trainer.monitor import scaled_std
 
 # Vectors that uniformity and hubness look at, which compare all with all.

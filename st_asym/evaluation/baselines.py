@@ -35,8 +35,7 @@ from st_asym.evaluation.scores import FULL, Measurement, ResultStore, Scores
 from st_asym.evaluation.seen import trained_queries
 from st_asym.evaluation.tasks import Benchmark
 from st_asym.retrieval import Judgments
-from st_asym.retrieval.bm25 import MOST_DOCUMENTS, Bm25Index, Similarities, bm25_is_installed, standardised
-from st_asym.retrieval.metrics import TOP
+from st_asym.retrieval.search import MOST_DOCUMENTS, TOP, Bm25Index, Similarities, bm25_is_installed, standardised
 
 # How much one standard deviation of BM25 counts beside the cosine: what dev queries choose from, and without any.
 WEIGHTS = (0.0, 0.02, 0.04, 0.06)
