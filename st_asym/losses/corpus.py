@@ -14,10 +14,19 @@ from sentence_transformers.util import get_world_size
 from torch import Tensor, nn
 
 from st_asym.cache.encoding import Precision
-from st_asym.losses.distributed import gather_rows, total, uniform
+from st_asym.data.collection import first_few
 from st_asym.losses.documents import Documents, Relevance, Relevant, Texts, Vectors
 from st_asym.losses.isotropy import unit
-from st_asym.losses.logits import Logits, Negatives, add_to_sums, compare, sum_over_positives
+from st_asym.losses.logits import (
+    Logits,
+    Negatives,
+    add_to_sums,
+    compare,
+    gather_rows,
+    sum_over_positives,
+    total,
+    uniform,
+)
 from st_asym.losses.sampled import HARD_NEGATIVES, HardNegatives, Sample, stretches
 
 _CITATION = """
@@ -289,7 +298,7 @@ class CorpusContrastiveLoss(nn.Module):
         if wrong:
             raise ValueError(
                 f"{len(wrong)} of {rows} labels are no position in `relevant`, which has {len(self._relevance)} "
-                f"queries, nor -1: {', '.join(map(str, wrong[:3]))}{', ...' if len(wrong) > 3 else ''}."
+                f"queries, nor -1: {first_few(wrong, 3)}."
             )
         return labels
 
@@ -363,31 +372,28 @@ class CorpusContrastiveLoss(nn.Module):
         return found, logits
 
     def _against(self, queries: Tensor, documents: Negatives, rows: Tensor, columns: Tensor, best: int = 0) -> Logits:
-        source, project = self._source(documents)
+        corpus, positions = self._corpus, documents.positions
+        source: Callable[[slice], Tensor] = corpus.take
+        project: Callable[[Tensor], Tensor] | None = corpus.project
+        if documents is self._everything and not corpus.trains:
+            source, project = corpus.outputs(positions).__getitem__, None
+        elif positions is not None and len(corpus) > self.max_documents:
+            source = corpus.take(positions).__getitem__  # read once, also where chunks are computed twice
+        elif positions is not None:
+            source = lambda stretch: corpus.take(positions[stretch])  # noqa: E731
         return compare(
             queries,
             source,
-            len(self._corpus) if documents.positions is None else len(documents.positions),
+            len(corpus) if positions is None else len(positions),
             project,
             rows,
             columns,
-            activations=self._corpus.activations,
+            activations=corpus.activations,
             chunk_size=self.chunk_size,
             weights=documents.weights,
             best=best,
-            reduced=self._corpus.reduced(queries),
+            reduced=corpus.reduced(queries),
         )
-
-    def _source(self, documents: Negatives) -> tuple[Callable[[slice], Tensor], Callable[[Tensor], Tensor] | None]:
-        """What gives vectors of a stretch of these documents, and what they go through."""
-        corpus, positions = self._corpus, documents.positions
-        if documents is self._everything and not corpus.trains:
-            return corpus.outputs(positions).__getitem__, None
-        if positions is None:
-            return corpus.take, corpus.project
-        if len(corpus) > self.max_documents:  # read once, also where chunks are computed twice
-            return corpus.take(positions).__getitem__, corpus.project
-        return lambda stretch: corpus.take(positions[stretch]), corpus.project
 
     def _pair_loss(self, embeddings: list[Tensor], pairs: Tensor) -> Tensor:
         """Mean over rows without a corpus, against the documents of all such rows of the batch."""

@@ -1,4 +1,4 @@
-"""Queries against many documents, a chunk at a time: sums over the negatives, and logits of single pairs."""
+"""Queries against many documents, a chunk at a time; and what several processes share: rows, sums, random draws."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed
+from sentence_transformers.util import get_world_size
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -17,15 +19,12 @@ _GRAPH_BYTES = 1 << 30
 
 
 class Negatives(NamedTuple):
-    """Documents that are negatives of all queries of a batch, but for pairs that are counted apart.
+    """Documents that are negatives of all queries of a batch, but for pairs that are counted apart."""
 
-    Attributes:
-        positions: In the corpus, ascending, shape ``(n,)``, on the CPU; None for all of it.
-        weights: Logarithms of how many documents each counts for, shape ``(n,)``; None where each counts for one.
-    """
-
-    positions: Tensor | None
-    weights: Tensor | None
+    positions: Tensor | None  # in the corpus, ascending, shape (n,), on the CPU; None for all of it
+    weights: (
+        Tensor | None
+    )  # logarithms of how many documents each counts for, shape (n,); None where each counts for one
 
     def places(self, columns: Tensor) -> Tensor:
         """Where some documents of the corpus are among these, -1 for those that are not."""
@@ -33,19 +32,12 @@ class Negatives(NamedTuple):
 
 
 class Logits(NamedTuple):
-    """What a chunk of documents, or all of them, give for each query.
+    """What a chunk of documents, or all of them, give for each query; the least finite number stands for none."""
 
-    Attributes:
-        sums: Log-sum-exp over the negatives, shape ``(n,)``; the least finite number where there are none.
-        pairs: Logits of the pairs that are counted apart, shape ``(pairs,)``.
-        places: The most similar negatives of each chunk, shape ``(n, best)``.
-        logits: Their logits; the least finite number for what is no negative.
-    """
-
-    sums: Tensor
-    pairs: Tensor
-    places: Tensor
-    logits: Tensor
+    sums: Tensor  # log-sum-exp over the negatives, shape (n,)
+    pairs: Tensor  # logits of the pairs that are counted apart, shape (pairs,)
+    places: Tensor  # the most similar negatives of each chunk, shape (n, best)
+    logits: Tensor  # their logits
 
 
 def find(wanted: Tensor, ascending: Tensor) -> Tensor:
@@ -68,20 +60,12 @@ def compare(
     best: int = 0,
     reduced: bool = False,
 ) -> Logits:
-    """Compare queries with documents.
+    """Compare queries, unit vectors over the temperature of shape ``(n, d)``, with so many documents.
 
-    Args:
-        queries: Unit vectors over the temperature, shape ``(n, d)``, float32 or float64.
-        documents: Gives the vectors of a stretch of documents.
-        count: How many documents there are.
-        project: What the vectors go through to become unit vectors; None if they are.
-        rows: Rows of pairs of query and document that are counted apart, shape ``(pairs,)``, on the CPU.
-        columns: The documents of these pairs.
-        activations: How many numbers the graph keeps of each document on its way through the head.
-        chunk_size: Documents at once, computed again in the backward pass; None keeps the graph while it is small.
-        weights: Logarithms of how many documents each counts for, shape ``(documents,)``.
-        best: How many of the most similar documents of each chunk to return.
-        reduced: Whether similarities are computed in bfloat16; their sums are not.
+    ``documents`` gives the vectors of a stretch of them, which ``project`` makes unit vectors. Pairs of ``rows`` and
+    ``columns``, on the CPU, are counted apart. ``activations`` is how many numbers the graph keeps of each document on
+    its way through the head: a graph that is too large, or chunks that are asked for, are computed again in the
+    backward pass. ``reduced`` computes similarities in bfloat16, and not their sums.
     """
     size = chunk_size or (_CPU_CHUNK if queries.device.type == "cpu" else _GPU_CHUNK)
     graph = count * (activations + 3 * len(queries)) * queries.element_size()
@@ -154,3 +138,46 @@ def _compare_chunk(
         if weights is not None:
             logits = logits + weights
         return Logits(logits.logsumexp(dim=1), pairs, top.indices, top.values)
+
+
+def gather_rows(tensor: Tensor) -> Tensor:
+    """Rows of all processes in the order of their ranks, shape ``(sum of n, ...)``, the own ones with their gradient.
+
+    A loss that each process computes over all rows then has its whole gradient with respect to the own rows, and
+    nothing is sent on the way back. Every process must call it, with rows of the same shape.
+    """
+    world = get_world_size()
+    if world == 1:
+        return tensor
+    counts = [torch.zeros(1, dtype=torch.int64, device=tensor.device) for _ in range(world)]
+    torch.distributed.all_gather(counts, torch.tensor([len(tensor)], device=tensor.device))
+    longest = max(int(count) for count in counts)
+    padded = tensor.new_zeros(longest, *tensor.shape[1:])
+    padded[: len(tensor)] = tensor.detach()
+    parts = [torch.empty_like(padded) for _ in range(world)]
+    torch.distributed.all_gather(parts, padded)
+    rows = [part[: int(count)] for part, count in zip(parts, counts, strict=True)]
+    rows[torch.distributed.get_rank()] = tensor
+    return torch.cat(rows)
+
+
+def total(number: int, device: torch.device) -> int:
+    """The sum of a number over all processes."""
+    if get_world_size() == 1:
+        return number
+    summed = torch.tensor(number, device=device)
+    torch.distributed.all_reduce(summed)
+    return int(summed)
+
+
+def uniform(count: int, device: torch.device) -> Tensor:
+    """Numbers from 0 to 1, float64, the same on every process.
+
+    They come from torch's CPU generator, whose state the trainer saves with each checkpoint.
+    """
+    draws = torch.rand(count, dtype=torch.float64)
+    if get_world_size() == 1:
+        return draws
+    shared = draws.to(device)
+    torch.distributed.broadcast(shared, src=0)
+    return shared.cpu()

@@ -10,9 +10,8 @@ import torch.distributed
 from sentence_transformers.util import get_world_size
 from torch import Tensor
 
-from st_asym.losses.distributed import gather_rows, uniform
 from st_asym.losses.documents import Documents, Relevance
-from st_asym.losses.logits import Negatives, find
+from st_asym.losses.logits import Negatives, find, gather_rows, uniform
 from st_asym.retrieval import nearest
 
 # Documents that a scan takes through the head at once: without a gradient, they may be many.
@@ -34,11 +33,8 @@ HARD_NEGATIVES = """
 class Sample:
     """Documents drawn anew in each step, those that are relevant to some query and the others apart.
 
-    Args:
-        labelled: Of each document, whether it is relevant to some query.
-        unlabelled_weight: What each of the others counts.
-        count: How many to draw, in proportion to what either kind counts as a whole; at least one of each kind that
-            counts, as nothing else could stand for it, and all that count where there are fewer.
+    So many are drawn in proportion to what either kind counts as a whole; at least one of each kind that counts, as
+    nothing else could stand for it, and all that count where there are fewer.
     """
 
     def __init__(self, labelled: Tensor, unlabelled_weight: float, count: int) -> None:
@@ -71,15 +67,8 @@ def stretches(size: int, count: int) -> tuple[Tensor, Tensor]:
 class HardNegatives:
     """The hardest negatives found so far, and the last vector of each query; on the CPU, equal on every process.
 
-    Memory is ``queries * (12 * size + 4 * dimension)`` bytes.
-
-    Args:
-        relevance: What is known of the queries: none of it is a hard negative.
-        documents: The corpus.
-        among: Positions of the documents that count, ascending; None for the whole corpus.
-        size: How many negatives to keep of each query.
-        refresh_steps: Steps from one scan to the next.
-        scanned: How many documents a scan covers.
+    Memory is ``queries * (12 * size + 4 * dimension)`` bytes. ``among`` are the positions of the documents that count,
+    ascending; None for the whole corpus. Every ``refresh_steps`` steps a scan covers so many of them.
     """
 
     def __init__(
@@ -115,11 +104,8 @@ class HardNegatives:
     def update(self, labels: Tensor, vectors: Tensor, documents: Tensor, similarities: Tensor) -> None:
         """Replace what is kept of some queries, of all processes, by the hardest of these candidates.
 
-        Args:
-            labels: Positions of the own queries, shape ``(n,)``.
-            vectors: Their unit vectors, shape ``(n, d)``.
-            documents: Positions of the candidates, shape ``(n, c)``, none twice for a query.
-            similarities: Of queries and candidates; minus infinity leaves a candidate out.
+        ``labels`` and unit ``vectors`` are those of the own queries, the rest of shape ``(n, candidates)``. No document
+        is there twice for a query; a similarity of minus infinity leaves it out.
         """
         hardest = _hardest(documents, similarities.float(), self.size)
         own = (labels.to(vectors.device), vectors.detach().float(), *hardest)

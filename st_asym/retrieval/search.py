@@ -33,22 +33,13 @@ def nearest(
 ) -> tuple[Tensor, Tensor]:
     """Find the ``k`` most similar documents of each query, by inner product: the cosine, of unit vectors.
 
-    Args:
-        queries: Vectors of shape ``(n, d)``.
-        documents: Vectors of shape ``(m, d)``; or stretches of them, each with the position of its first one, such as
-            a corpus that is too large for memory.
-        k: How many to find; all, if there are fewer.
-        excluded: Rows of queries and positions of documents that are no results, such as a query's own document, each
-            an integer tensor of shape ``(pairs,)``.
-
-    Returns:
-        Similarities and positions, each of shape ``(n, min(k, m))``, the most similar first. What was excluded, where
-        nothing else is left, has a similarity of minus infinity.
+    Documents of shape ``(m, d)``, or stretches of them, each with the position of its first one, such as a corpus that
+    is too large for memory. Rows of queries and positions of documents in ``excluded`` are no results; where nothing
+    else is left, their similarity is minus infinity. Both results have the shape ``(n, min(k, m))``, the most similar
+    first.
 
     Example:
-        >>> documents = torch.eye(3)
-        >>> similarities, positions = nearest(torch.tensor([[0.6, 0.0, 0.8]]), documents, 2)
-        >>> similarities, positions
+        >>> nearest(torch.tensor([[0.6, 0.0, 0.8]]), torch.eye(3), 2)
         (tensor([[0.8000, 0.6000]]), tensor([[2, 0]]))
     """
     best = queries.new_empty(len(queries), 0)
@@ -58,36 +49,30 @@ def nearest(
         here = (columns >= first) & (columns < first + len(part))
         own_rows, own_columns = rows[here], columns[here] - first
         size = max(1, _BLOCK // max(1, len(part)))
-        tops = []
-        for start in range(0, max(1, len(queries)), size):
+        values, places = [best.new_empty(0, min(k, len(part)))], [positions.new_empty(0, min(k, len(part)))]
+        for start in range(0, len(queries), size):
             block = queries[start : start + size] @ part.to(queries.dtype).T
             inside = (own_rows >= start) & (own_rows < start + len(block))
             block[own_rows[inside] - start, own_columns[inside]] = -torch.inf
-            tops.append(block.topk(min(k, len(part)), dim=1))
-        best = torch.cat([best, torch.cat([top.values for top in tops])], dim=1)
-        positions = torch.cat([positions, torch.cat([top.indices for top in tops]) + first], dim=1)
+            top = block.topk(min(k, len(part)), dim=1)
+            values.append(top.values)
+            places.append(top.indices + first)
+        best, positions = torch.cat([best, torch.cat(values)], dim=1), torch.cat([positions, torch.cat(places)], dim=1)
         best, order = best.topk(min(k, best.shape[1]), dim=1)
         positions = positions.gather(1, order)
     return best, positions
 
 
 class Judgments:
-    """The graded documents of some queries, by position.
+    """The graded documents of some queries, by position: above zero is relevant, anything else is not.
 
-    Args:
-        qrels: Query id to document id to grade: above zero is relevant, anything else is not.
-        positions: Document id to its position; judged documents that are missing there cannot be found, but count in
-            the ideal ranking, as in ``trec_eval``.
-
-    Attributes:
-        queries: The ids of the queries, in the order of all scores.
+    Judged documents without a position cannot be found, but count in the ideal ranking, as in ``trec_eval``. All scores
+    are in the order of ``queries``.
 
     Example:
         >>> judged = Judgments({"q": {"a": 1}}, {"a": 0, "b": 1})
         >>> judged.ndcg([[1, 0]]).round(3)
         array([0.631])
-        >>> judged.relevant([[1, 0]])
-        array([[False,  True]])
     """
 
     def __init__(self, qrels: Mapping[str, Mapping[str, int]], positions: Mapping[str, int]) -> None:
@@ -112,11 +97,7 @@ class Judgments:
         return len(self.queries)
 
     def grades(self, positions: Any) -> NDArray[np.int64]:
-        """The grades of what was found, 0 for what is not relevant.
-
-        Args:
-            positions: Of documents, shape ``(n, k)``, in the order of :attr:`queries`.
-        """
+        """The grades of what was found, 0 for what is not relevant, for positions of shape ``(n, k)``."""
         wanted = np.arange(len(self.queries))[:, None] * self._documents + np.asarray(positions)
         if not len(self._keys):
             return np.zeros(wanted.shape, dtype=np.int64)
@@ -131,13 +112,7 @@ class Judgments:
     def ndcg(self, positions: Any) -> Scores:
         """nDCG@10 of each query, as ``trec_eval`` computes it: gain is the grade, 0 without a relevant document.
 
-        Järvelin and Kekäläinen 2002, "Cumulated gain-based evaluation of IR techniques".
-
-        Args:
-            positions: Of the documents found, the most similar first, shape ``(n, k)``; the first ten count.
-
-        Returns:
-            Shape ``(n,)``.
+        Järvelin and Kekäläinen 2002, "Cumulated gain-based evaluation of IR techniques". The first ten positions count.
         """
         grades = self.grades(np.asarray(positions)[:, :TOP])
         gained = grades @ _DISCOUNTS[: grades.shape[1]]
@@ -155,15 +130,8 @@ class Bm25Index:
     Those are k1 1.5 and b 0.75, words of two characters or more in lower case, English stop words, no stemming. A text
     that is written without spaces is one word, so that BM25 says nothing of it.
 
-    Args:
-        documents: Texts of the corpus.
-
-    Raises:
-        ImportError: ``bm25s`` is not installed.
-
     Example:
-        >>> index = Bm25Index(["a red fox", "a red dog", "blue"])
-        >>> index.similarities(["the dog", "the"]).round(2)
+        >>> Bm25Index(["a red fox", "a red dog", "blue"]).similarities(["the dog", "the"]).round(2)
         array([[0.  , 0.36, 0.  ],
                [0.  , 0.  , 0.  ]], dtype=float32)
     """
@@ -193,12 +161,6 @@ class Bm25Index:
 
 
 def standardised(similarities: Similarities) -> Similarities:
-    """Each row of shape ``(m,)`` with mean 0 and standard deviation 1 over the corpus; 0 where all are the same.
-
-    Example:
-        >>> standardised(np.array([[0, 0, 3], [2, 2, 2]], dtype=np.float32)).round(3)
-        array([[-0.707, -0.707,  1.414],
-               [ 0.   ,  0.   ,  0.   ]], dtype=float32)
-    """
+    """Each row of shape ``(m,)`` with mean 0 and standard deviation 1 over the corpus; 0 where all are the same."""
     deviation = np.maximum(similarities.std(axis=1, keepdims=True), 1e-9)
     return np.asarray((similarities - similarities.mean(axis=1, keepdims=True)) / deviation, dtype=np.float32)
