@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +18,7 @@ from torch import Tensor
 
 from st_asym.data.collection import Qrels, own_documents
 from st_asym.data.document import Document
-from st_asym.evaluation.comparison import FULL, Measurement, Scores, stored_or
+from st_asym.evaluation.comparison import FULL, Measurement, Scores, digest_of, kept_or_measured
 from st_asym.evaluation.models import (
     BASELINES,
     BM25,
@@ -214,7 +212,7 @@ class Baselines:
         found = []
         if "bm25" in self._wanted:
             measure = partial(_scored, benchmark, partial(Bm25Search, self._indexed))
-            scores = stored_or(store, {**key, "model": BM25}, BM25, measure)
+            scores = kept_or_measured(store, {**key, "model": BM25}, BM25, measure)
             found += [Measurement(BM25, 0, FULL, one) for one in scores]
         if "hybrid" in self._wanted:
             for system in systems:
@@ -229,12 +227,12 @@ class Baselines:
             self.notes.append(f"{system.name} compares by {min(map(str, other))}: BM25 is added to a cosine alone.")
             return []
         name, dev, found = fused_name(system.name), self._dev_queries(benchmark, system.name), []
-        digest_of_dev = _digest(dev) if dev else ""
+        digest_of_dev = digest_of(dev) if dev else ""
         for number, (model, digest) in enumerate(zip(system.models, system.digests, strict=True)):
             own = {**key, "model": digest, "vectors": vectors_of(model), "dev": digest_of_dev}
             encoder = FrozenEncoder(system.name, model, digest)
             measure = partial(_scored, benchmark, partial(FusedSearch, self._indexed, encoder, dev))
-            found += [Measurement(name, number, FULL, one) for one in stored_or(store, own, name, measure)]
+            found += [Measurement(name, number, FULL, one) for one in kept_or_measured(store, own, name, measure)]
         weights = ", ".join(dict.fromkeys(f"{one.scores.bm25_weight:g}" for one in found))
         chosen = f"chosen on {len(dev[1]):,} dev queries" if dev else "without dev queries"
         self.notes.append(f"{name}: BM25 weighs {weights} on {benchmark.name}, {chosen}.")
@@ -275,8 +273,3 @@ class Baselines:
 def _scored(benchmark: Benchmark, make: Callable[[], Bm25Search]) -> list[Scores]:
     search = make()
     return [replace(one, bm25_weight=search.weight) for one in measured_by(search, benchmark)]
-
-
-def _digest(dev: DevQueries) -> str:
-    content = json.dumps(dev, sort_keys=True)
-    return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 
 from st_asym.data.collection import first_few
 from st_asym.disk.writing import EVALUATION_FOLDER, REPORT_FILE, write_text
-from st_asym.evaluation.comparison import MAIN, Comparison
+from st_asym.evaluation.comparison import MAIN, Comparison, digest_of
 
 STATE_FILE = "trainer_state.json"
 # What marks the folder of a Sentence Transformers model: without it the library makes up a model of its own.
@@ -37,7 +36,7 @@ class Checkpoint:
     @property
     def key(self) -> str:
         """What tells it from one of the same name."""
-        return _digest(self.state)
+        return digest_of(self.state)
 
 
 def checkpoints(output_dir: str | PathLike[str]) -> list[Checkpoint]:
@@ -177,7 +176,7 @@ class Step:
         """From a comparison, whose last row the checkpoint is, or from what is wrong with it."""
         log, epoch = checkpoint.state.get("log_history", []), checkpoint.state.get("epoch")
         epoch = None if epoch is None else round(float(epoch), 4)
-        step = cls(checkpoint.name, checkpoint.step, epoch, checkpoint.key, len(log), _digest(log))
+        step = cls(checkpoint.name, checkpoint.step, epoch, checkpoint.key, len(log), digest_of(log))
         if isinstance(found, str):
             return replace(step, problem=found)
         first, row = found.rows[0], found.rows[-1]
@@ -214,7 +213,7 @@ def add_step(folder: Path, step: Step, newest: Mapping[str, Any]) -> None:
         one
         for one in _steps(folder)
         if one.step != step.step
-        and one.history == _digest(log[: one.logged])
+        and one.history == digest_of(log[: one.logged])
         and (not one.data or not step.data or one.data == step.data)
     ]
     steps = sorted([*kept, step], key=lambda one: one.step)
@@ -263,10 +262,6 @@ _NOTE = (
     "Difference in nDCG@10, paired by query: 95 % bootstrap interval, and p-value of a randomisation test, not "
     "corrected for the number of checkpoints. Choose a checkpoint by dev queries, not by this table."
 )
-
-
-def _digest(content: Any) -> str:
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def _metric(state: Mapping[str, Any]) -> str:

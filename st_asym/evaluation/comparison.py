@@ -32,6 +32,11 @@ def text_digest(text: str) -> str:
     return hashlib.blake2b(text_key(text).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
+def digest_of(content: Any) -> str:
+    """A short digest of what JSON can hold."""
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
 @dataclass(frozen=True)
 class Scores:
     """What one model scored on one data set."""
@@ -63,7 +68,7 @@ class Measurement(NamedTuple):
     scores: Scores
 
 
-def stored_or(
+def kept_or_measured(
     folder: Path | None, key: Mapping[str, str], what: str, measure: Callable[[], Sequence[Scores]]
 ) -> Sequence[Scores]:
     """The scores that a folder has under exactly this key; measured, logged and kept where there are none.
@@ -73,8 +78,8 @@ def stored_or(
     """
     path = None
     if folder is not None:
-        digest = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=8).hexdigest()
-        path = folder / re.sub(r"[^\w.-]+", "_", key["name"]) / f"{key['model'][:12]}-{key['form']}-{digest}.json"
+        file = f"{key['model'][:12]}-{key['form']}-{digest_of(key)}.json"
+        path = folder / re.sub(r"[^\w.-]+", "_", key["name"]) / file
     if path is not None and path.is_file():
         try:
             content = json.loads(path.read_text(encoding="utf-8"))

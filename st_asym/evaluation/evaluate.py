@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from st_asym.cache import EmbeddingCache
-from st_asym.evaluation.comparison import FULL, Comparison, Measurement, stored_or
+from st_asym.evaluation.comparison import FULL, Comparison, Measurement, kept_or_measured
 from st_asym.evaluation.models import (
     Baseline,
     Models,
@@ -182,7 +182,7 @@ def _measure(
                         "mteb": version("mteb"),
                     }
                     measure = partial(run, benchmark, system.name, model, digest, form)
-                    found = stored_or(store, key, f"{system.name}, {form} vectors", measure)
+                    found = kept_or_measured(store, key, f"{system.name}, {form} vectors", measure)
                     measured += [Measurement(system.name, number, str(form), scores) for scores in found]
         documents = max(one.scores.documents for one in measured)
         measured += beside.measure(benchmark, systems, documents, store)
