@@ -13,9 +13,11 @@ from st_asym.cli import options
 
 if TYPE_CHECKING:
     from st_asym.evaluation import Comparison
-    from st_asym.evaluation.decision import Replacement
     from st_asym.evaluation.models import Baseline, Model
+    from st_asym.evaluation.verdict import Replacement
     from st_asym.heads.model import DType
+
+_BASELINES: dict[str, tuple[Baseline, ...]] = {"all": ("bm25", "hybrid"), "bm25": ("bm25",), "none": ()}
 
 
 def evaluate(
@@ -92,9 +94,9 @@ def evaluate(
         options.check_html(html)
         if decide and (len(models or []) != 2 or watch):
             raise ValueError("--decide is between two models on data: name both with --model.")
-        paths, chosen = _named(models or [])
-        named = _loaded(paths, revision, dtype, trust_remote_code=trust_remote_code)
-        asked: dict[str, Any] = {"cache": cache, "train": train, "baselines": _baselines(baselines)}
+        named, chosen = _models(models or [], revision, dtype, trust_remote_code=trust_remote_code)
+        rows = None if baselines is None else _BASELINES[baselines]
+        asked: dict[str, Any] = {"cache": cache, "train": train, "baselines": rows}
         run, data = _run_and_data(run_or_data or [], on or [], models=bool(named), watch=watch)
         if run is None:
             found = evaluation.evaluate(named, data, results=results, split=split or "test", **asked)
@@ -115,15 +117,9 @@ def evaluate(
         raise typer.Exit(3)
 
 
-def _baselines(asked: str | None) -> tuple[Baseline, ...] | None:
-    """What ``--baselines`` names."""
-    chosen: dict[str, tuple[Baseline, ...]] = {"all": ("bm25", "hybrid"), "bm25": ("bm25",), "none": ()}
-    return None if asked is None else chosen[asked]
-
-
 def _answer(found: Comparison, named: dict[str, Model], *, asked: bool) -> Replacement | None:
     """Whether the second of two models replaces the first, where that is asked, or ``fit`` made both."""
-    from st_asym.evaluation.decision import replacement
+    from st_asym.evaluation.verdict import replacement
     from st_asym.trust.provenance import made_with_heads
 
     made = {name: made_with_heads(model) for name, model in named.items()}
@@ -155,10 +151,25 @@ def _run_and_data(
     return given[0], on
 
 
-def _loaded(
-    paths: dict[str, str], revision: str | None, dtype: DType | None, *, trust_remote_code: bool
-) -> dict[str, Model]:
-    """The models as they are asked for; their paths and Hub ids, where nothing is asked for."""
+def _models(
+    entries: Sequence[str], revision: str | None, dtype: DType | None, *, trust_remote_code: bool
+) -> tuple[dict[str, Model], list[str]]:
+    """Name to model of each ``PATH`` or ``NAME=PATH``, and what was chosen where a path is that of a run.
+
+    Where nothing is asked for, the model is its path or Hub id.
+    """
+    from st_asym.evaluation.checkpoints import choose_model, is_run
+
+    # A path may hold an equals sign itself, after the name's or without one.
+    split_up = [(entry, "", "") if Path(entry).exists() else entry.partition("=") for entry in entries]
+    paths, notes = {name: path or name for name, _, path in split_up}, []
+    if len(paths) < len(split_up):
+        raise ValueError("Two models have one name: give others with --model NAME=PATH.")
+    for name, path in paths.items():
+        if is_run(path):
+            chosen = choose_model(path)
+            paths[name] = str(chosen.path)
+            notes.append(f"{name}: {chosen.why}")
     if not paths and (revision is not None or trust_remote_code or dtype is not None):
         raise ValueError("--revision, --trust-remote-code and --dtype are for models that --model names.")
     on_the_hub = [path for path in paths.values() if not Path(path).exists()]
@@ -168,21 +179,4 @@ def _loaded(
     for name, path in paths.items():
         wanted = revision if path in on_the_hub else None
         found[name] = options.loaded(path, wanted, dtype, trust_remote_code=trust_remote_code)
-    return found
-
-
-def _named(entries: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Name to path or Hub id of each ``PATH`` or ``NAME=PATH``, and what was chosen where a path is that of a run."""
-    from st_asym.evaluation.checkpoints import choose_model, is_run
-
-    # A path may hold an equals sign itself, after the name's or without one.
-    split_up = [(entry, "", "") if Path(entry).exists() else entry.partition("=") for entry in entries]
-    named, notes = {name: path or name for name, _, path in split_up}, []
-    if len(named) < len(split_up):
-        raise ValueError("Two models have one name: give others with --model NAME=PATH.")
-    for name, path in named.items():
-        if is_run(path):
-            chosen = choose_model(path)
-            named[name] = str(chosen.path)
-            notes.append(f"{name}: {chosen.why}")
-    return named, notes
+    return found, notes

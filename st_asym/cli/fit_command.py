@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from st_asym.cli import options
-
-if TYPE_CHECKING:
-    from st_asym.fitting import Settings
-    from st_asym.fitting.settings import Init, Sides
 
 
 def fit(
@@ -75,7 +71,7 @@ def fit(
 ) -> None:
     """Fit heads to labelled pairs and save a stock model, or the encoder itself where it is better."""
     with options.one_line_errors(debug=debug, quiet=quiet):
-        from st_asym.fitting import fit
+        from st_asym.fitting import Settings, fit
 
         options.check_html(html)
         if evaluate:
@@ -84,6 +80,9 @@ def fit(
             check_tasks(evaluate)
 
         given = options.loaded(encoder, revision, dtype, trust_remote_code=trust_remote_code)
+        asked: dict[str, Any] = {"hidden_features": None, "bias": False} if linear else {}  # the rest is left to fit
+        if hard_negatives:
+            asked |= {"contrastive": "in-batch", "hard_negatives": hard_negatives}
         judged_on = [Path(one).resolve() for one in evaluate or ()]
         result = fit(
             given,
@@ -93,7 +92,7 @@ def fit(
             corpus=corpus,
             collection=None if open_collection is None else "open" if open_collection else "closed",
             expected_unseen=expected_unseen,
-            settings=_settings(init, sides, linear=linear, hard_negatives=hard_negatives),
+            settings=Settings(init=init, sides=sides, **asked),
             trials=trials,
             max_seconds=max_seconds,
             cache=cache,
@@ -116,13 +115,3 @@ def fit(
             found = evaluate_run(output_dir, evaluate, models={UNTOUCHED: given}, cache=cache, train=trained_on)
         typer.echo(f"\n{found}\nResults, log and table are in {output_dir / 'evaluation'}.")
     options.write_html(html, result.report, debug=debug)
-
-
-def _settings(init: Init | None, sides: Sides | None, *, linear: bool, hard_negatives: int) -> Settings:
-    """What was asked for; all else is left to ``fit``."""
-    from st_asym.fitting import Settings
-
-    asked: dict[str, Any] = {"hidden_features": None, "bias": False} if linear else {}
-    if hard_negatives:
-        asked |= {"contrastive": "in-batch", "hard_negatives": hard_negatives}
-    return Settings(init=init, sides=sides, **asked)

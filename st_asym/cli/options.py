@@ -85,14 +85,14 @@ def _quietly() -> Iterator[None]:
 
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    loggers = [logging.getLogger(package) for package in ("st_asym", "sentence_transformers", "transformers")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
+    packages = ("st_asym", "sentence_transformers", "transformers")
+    levels = {logger: logger.level for logger in map(logging.getLogger, packages)}
+    for logger in levels:
         logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, level in levels.items():
             logger.setLevel(level)
         if shown:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

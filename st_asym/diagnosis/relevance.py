@@ -16,8 +16,7 @@ from st_asym.data.collection import copies, own_documents
 from st_asym.diagnosis.geometry import skewness
 from st_asym.fitting.gate import Gain
 from st_asym.retrieval import Judgments
-from st_asym.retrieval.metrics import TOP
-from st_asym.retrieval.search import Pairs, nearest
+from st_asym.retrieval.search import TOP, Pairs, nearest
 
 BINS = 100
 # Similarities that are in memory at a time.

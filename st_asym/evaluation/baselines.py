@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
+from functools import lru_cache, partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -17,7 +17,7 @@ from mteb.models import ModelMeta, SearchEncoderWrapper
 from torch import Tensor
 
 from st_asym.data.collection import Document, Qrels, own_documents
-from st_asym.evaluation.compressed import KEPT
+from st_asym.evaluation.comparison import FULL, Measurement, Scores, digest_of, kept_or_measured
 from st_asym.evaluation.models import (
     BASELINES,
     BM25,
@@ -27,15 +27,12 @@ from st_asym.evaluation.models import (
     System,
     fused_name,
     vectors_of,
-    with_baselines,
 )
-from st_asym.evaluation.mteb import FrozenEncoder, measured_by
-from st_asym.evaluation.scores import FULL, Measurement, ResultStore, Scores
+from st_asym.evaluation.mteb import KEPT, FrozenEncoder, measured_by
 from st_asym.evaluation.seen import trained_queries
 from st_asym.evaluation.tasks import Benchmark
 from st_asym.retrieval import Judgments
-from st_asym.retrieval.bm25 import MOST_DOCUMENTS, Bm25Index, Similarities, bm25_is_installed, standardised
-from st_asym.retrieval.metrics import TOP
+from st_asym.retrieval.search import MOST_DOCUMENTS, TOP, Bm25Index, Similarities, bm25_is_installed, standardised
 
 # How much one standard deviation of BM25 counts beside the cosine: what dev queries choose from, and without any.
 WEIGHTS = (0.0, 0.02, 0.04, 0.06)
@@ -45,39 +42,22 @@ _FEWEST, _MOST = 20, 1_000
 # How many numbers a block of similarities may have: 64 MiB in float32.
 _BLOCK = 1 << 24
 
-
-@dataclass(frozen=True)
-class DevQueries:
-    """Judged queries that are not those of the evaluation, to choose a weight by: their texts, and their qrels."""
-
-    texts: dict[str, str]
-    qrels: Qrels
-
-    @property
-    def digest(self) -> str:
-        """Of all of it."""
-        content = json.dumps([self.texts, self.qrels], sort_keys=True)
-        return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+Indexed = Callable[[tuple[str, ...]], Bm25Index]
 
 
-class LastIndex:
-    """The index of the corpus that was last asked for: all rows of a data set search the same one."""
-
-    def __init__(self) -> None:
-        self._texts: list[str] | None = None
-        self._index: Bm25Index
-
-    def of(self, texts: list[str]) -> Bm25Index:
-        """The index of these documents."""
-        if texts != self._texts:
-            self._texts, self._index = texts, Bm25Index(texts)
-        return self._index
+# Judged queries that are not those of the evaluation, to choose a weight by: their texts, and their qrels.
+DevQueries = tuple[dict[str, str], Qrels]
 
 
 class Bm25Search:
-    """The documents that share a word with the query, by BM25: MTEB's protocol of a model that searches by itself."""
+    """The documents that share a word with the query, by BM25: MTEB's protocol of a model that searches by itself.
 
-    def __init__(self, indexed: LastIndex) -> None:
+    ``indexed`` makes the index of a corpus, or has it from the row before.
+    """
+
+    above = 0.0  # what a document must score to be found
+
+    def __init__(self, indexed: Indexed) -> None:
         self._indexed = indexed
         self.mteb_model_meta = ModelMeta.create_empty(
             overwrites={"name": f"st_asym/{BM25}", "revision": version("bm25s")}
@@ -89,14 +69,26 @@ class Bm25Search:
     def index(self, corpus: Any, **_: Any) -> None:
         """Take the corpus, a data set with ``id``, ``text`` and perhaps ``title``."""
         self._ids = list(corpus["id"])
-        self._index = self._indexed.of([Document(row.get("title") or "", row["text"]).joined for row in corpus])
+        self._index = self._indexed(tuple(Document(row.get("title") or "", row["text"]).joined for row in corpus))
 
-    def search(self, queries: Any, *, top_ranked: Any = None, **_: Any) -> dict[str, dict[str, float]]:
+    def search(self, queries: Any, *, top_ranked: Any = None, **options: Any) -> dict[str, dict[str, float]]:
         """The best documents of each query, with their scores; of ``top_ranked`` alone, where a task gives those."""
-        found: list[dict[str, float]] = []
-        for start, bm25 in self._blocks(list(map(str, queries["text"]))):
-            found += self._best(torch.from_numpy(bm25), list(queries["id"])[start:], top_ranked, above=0.0)
-        return dict(zip(queries["id"], found, strict=True))
+        names, found = list(queries["id"]), list[dict[str, float]]()
+        for similarities in self._similarities(queries, options):
+            if top_ranked is not None:
+                for row, query in enumerate(names[len(found) : len(found) + len(similarities)]):
+                    allowed = set(top_ranked.get(query, ()))
+                    similarities[row, [key not in allowed for key in self._ids]] = -torch.inf
+            values, places = similarities.topk(min(KEPT, len(self._ids)), dim=1)
+            found += [
+                {self._ids[place]: value for value, place in zip(*both, strict=True) if value > self.above}
+                for both in zip(values.tolist(), places.tolist(), strict=True)
+            ]
+        return dict(zip(names, found, strict=True))
+
+    def _similarities(self, queries: Any, _options: Mapping[str, Any]) -> Iterator[Tensor]:
+        """Of some queries at a time, shape ``(n, m)``."""
+        return (torch.from_numpy(bm25) for _, bm25 in self._blocks(list(map(str, queries["text"]))))
 
     def _blocks(self, texts: Sequence[str]) -> Iterator[tuple[int, Similarities]]:
         """BM25 of some queries at a time, shape ``(n, m)``, with the position of the first one."""
@@ -104,34 +96,19 @@ class Bm25Search:
         for start in range(0, len(texts), size):
             yield start, self._index.similarities(texts[start : start + size])
 
-    def _best(self, similarities: Tensor, queries: list[str], top_ranked: Any, above: float) -> list[dict[str, float]]:
-        if top_ranked is not None:
-            for row, query in enumerate(queries[: len(similarities)]):
-                allowed = set(top_ranked.get(query, ()))
-                similarities[row, [key not in allowed for key in self._ids]] = -torch.inf
-        values, places = similarities.topk(min(KEPT, len(self._ids)), dim=1)
-        return [
-            {self._ids[place]: value for value, place in zip(*both, strict=True) if value > above}
-            for both in zip(values.tolist(), places.tolist(), strict=True)
-        ]
-
 
 class FusedSearch(Bm25Search):
     """The cosine of a model's vectors, plus a weight times BM25 standardised over the corpus.
 
     Standardised scores make one weight fit queries of any length. It is one of :data:`WEIGHTS`, by nDCG@10 of the dev
     queries, or the usual one.
-
-    Args:
-        indexed: Of BM25.
-        encoder: The model as MTEB encodes with it.
-        dev: The dev queries.
     """
 
-    def __init__(self, indexed: LastIndex, encoder: FrozenEncoder, dev: DevQueries | None) -> None:
+    above = -np.inf
+
+    def __init__(self, indexed: Indexed, encoder: FrozenEncoder, dev: DevQueries | None) -> None:
         super().__init__(indexed)
         self.mteb_model_meta = encoder.mteb_model_meta
-        self.weight = None if dev is not None else USUAL_WEIGHT
         self._dev = dev
         backend: Any = _Vectors()
         self._wrapper: Any = SearchEncoderWrapper(encoder, index_backend=backend)
@@ -141,40 +118,36 @@ class FusedSearch(Bm25Search):
         super().index(corpus)
         self._wrapper.index(corpus, **options)
 
-    def search(self, queries: Any, *, top_ranked: Any = None, **options: Any) -> dict[str, dict[str, float]]:
-        """As :meth:`Bm25Search.search`, by both."""
-        if self.weight is None and self._dev is not None:
-            self.weight = self._chosen(self._dev, options)
-        found: list[dict[str, float]] = []
-        cosines = self._cosines(queries, options)
-        for start, bm25 in self._blocks(list(map(str, queries["text"]))):
-            both = cosines(start, len(bm25)) + (self.weight or 0.0) * torch.from_numpy(standardised(bm25))
-            found += self._best(both, list(queries["id"])[start:], top_ranked, above=-np.inf)
-        return dict(zip(queries["id"], found, strict=True))
+    def _similarities(self, queries: Any, options: Mapping[str, Any]) -> Iterator[Tensor]:
+        if self.weight is None:
+            self.weight = USUAL_WEIGHT if self._dev is None else self._chosen(*self._dev, options)
+        weight = self.weight
+        return (cosine + weight * bm25 for _, cosine, bm25 in self._both(queries, options))
 
-    def _cosines(self, queries: Any, options: Mapping[str, Any]) -> Any:
-        """Of so many queries from a position on, shape ``(n, m)``, as MTEB encodes them."""
+    def _both(self, queries: Any, options: Mapping[str, Any]) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Cosines, of vectors as MTEB encodes them, and standardised BM25, each of shape ``(n, m)``."""
         backend, corpus = self._wrapper.index_backend, self._wrapper.task_corpus
         self._wrapper.search(queries, **options)
         self._wrapper.task_corpus = corpus  # which a search lets go of
-        vectors, documents = backend.queries, backend.documents
-        return lambda start, number: vectors[start : start + number] @ documents.T
+        vectors = backend.queries
+        for start, bm25 in self._blocks(list(map(str, queries["text"]))):
+            cosines = vectors[start : start + len(bm25)] @ backend.documents.T
+            yield start, cosines, torch.from_numpy(standardised(bm25))
 
-    def _chosen(self, dev: DevQueries, options: Mapping[str, Any]) -> float:
+    def _chosen(self, texts: Mapping[str, str], qrels: Qrels, options: Mapping[str, Any]) -> float:
         """The weight with the best nDCG@10 of the dev queries, the smallest of equal ones."""
         places = {key: place for place, key in enumerate(self._ids)}
-        own = set(own_documents(places, dev.qrels))
-        names, texts = list(dev.qrels), [dev.texts[query] for query in dev.qrels]
-        cosines = self._cosines(datasets.Dataset.from_dict({"id": names, "text": texts}), options)
+        own = set(own_documents(places, qrels))
+        names = list(qrels)
+        queries = datasets.Dataset.from_dict({"id": names, "text": [texts[query] for query in names]})
         found: dict[float, list[Tensor]] = {weight: [] for weight in WEIGHTS}
-        for start, bm25 in self._blocks(texts):
-            dense, lexical = cosines(start, len(bm25)), torch.from_numpy(standardised(bm25))
+        for start, cosines, bm25 in self._both(queries, options):
             for row, query in enumerate(names[start : start + len(bm25)]):
                 if query in own:
-                    dense[row, places[query]] = -torch.inf
+                    cosines[row, places[query]] = -torch.inf
             for weight, tops in found.items():
-                tops.append((dense + weight * lexical).topk(min(TOP, len(self._ids)), dim=1).indices)
-        judged = Judgments(dev.qrels, places)
+                tops.append((cosines + weight * bm25).topk(min(TOP, len(self._ids)), dim=1).indices)
+        judged = Judgments(qrels, places)
         return max(WEIGHTS, key=lambda weight: float(judged.ndcg(torch.cat(found[weight])).mean()))
 
 
@@ -202,20 +175,15 @@ def _unit(embeddings: Any) -> Tensor:
 class Baselines:
     """The baselines of one comparison: measured beside its models, and put among them in the table.
 
-    Args:
-        asked: Which; None for all, where ``bm25s`` is installed.
-        models: What is compared, as given: its training queries choose no weight.
-        split: Whose queries are judged.
-
-    Raises:
-        ImportError: They are asked for, and ``bm25s`` is not installed.
-        ValueError: There is no such baseline, or a model has the name of one.
+    ``asked`` says which; None for all, where ``bm25s`` is installed. The training queries of the ``models`` choose no
+    weight, nor do those of the ``split`` that is judged.
     """
 
     def __init__(self, asked: Sequence[Baseline] | None, models: Models, split: str) -> None:
         self._wanted = BASELINES if asked is None else tuple(asked)
         self._models, self._split = models, split
-        self._indexed = LastIndex()
+        # All rows of a data set search the same index.
+        self._indexed: Indexed = lru_cache(maxsize=1)(lambda texts: Bm25Index(texts))
         self.notes: list[str] = []
         if unknown := [one for one in self._wanted if one not in BASELINES]:
             raise ValueError(f"baselines must hold 'bm25' or 'hybrid', got {unknown[0]!r}.")
@@ -229,7 +197,7 @@ class Baselines:
             raise ValueError(f"{min(taken)!r} is a row by itself: give the model another name, or baselines=().")
 
     def measure(
-        self, benchmark: Benchmark, systems: Sequence[System], documents: int, store: ResultStore
+        self, benchmark: Benchmark, systems: Sequence[System], documents: int, store: Path | None
     ) -> list[Measurement]:
         """BM25 on a data set of so many documents, and each system with it, as far as results are not stored yet."""
         if not self._wanted:
@@ -242,9 +210,8 @@ class Baselines:
         key |= {package: version(package) for package in ("mteb", "bm25s")}
         found = []
         if "bm25" in self._wanted:
-            scores = store.get_or(
-                {**key, "model": BM25}, BM25, partial(_scored, benchmark, partial(Bm25Search, self._indexed))
-            )
+            measure = partial(_scored, benchmark, partial(Bm25Search, self._indexed))
+            scores = kept_or_measured(store, {**key, "model": BM25}, BM25, measure)
             found += [Measurement(BM25, 0, FULL, one) for one in scores]
         if "hybrid" in self._wanted:
             for system in systems:
@@ -252,24 +219,22 @@ class Baselines:
         return found
 
     def _fused(
-        self, benchmark: Benchmark, system: System, key: Mapping[str, str], store: ResultStore
+        self, benchmark: Benchmark, system: System, key: Mapping[str, str], store: Path | None
     ) -> list[Measurement]:
         other = {model.similarity_fn_name for model in system.models} - {"cosine"}
         if other:
             self.notes.append(f"{system.name} compares by {min(map(str, other))}: BM25 is added to a cosine alone.")
             return []
-        dev, found = self._dev_queries(benchmark, system.name), []
+        name, dev, found = fused_name(system.name), self._dev_queries(benchmark, system.name), []
+        digest_of_dev = digest_of(dev) if dev else ""
         for number, (model, digest) in enumerate(zip(system.models, system.digests, strict=True)):
+            own = {**key, "model": digest, "vectors": vectors_of(model), "dev": digest_of_dev}
             encoder = FrozenEncoder(system.name, model, digest)
-            scores = store.get_or(
-                {**key, "model": digest, "vectors": vectors_of(model), "dev": dev.digest if dev else ""},
-                fused_name(system.name),
-                partial(_scored, benchmark, partial(FusedSearch, self._indexed, encoder, dev)),
-            )
-            found += [Measurement(fused_name(system.name), number, FULL, one) for one in scores]
+            measure = partial(_scored, benchmark, partial(FusedSearch, self._indexed, encoder, dev))
+            found += [Measurement(name, number, FULL, one) for one in kept_or_measured(store, own, name, measure)]
         weights = ", ".join(dict.fromkeys(f"{one.scores.bm25_weight:g}" for one in found))
-        chosen = f"chosen on {len(dev.qrels):,} dev queries" if dev else "without dev queries"
-        self.notes.append(f"{fused_name(system.name)}: BM25 weighs {weights} on {benchmark.name}, {chosen}.")
+        chosen = f"chosen on {len(dev[1]):,} dev queries" if dev else "without dev queries"
+        self.notes.append(f"{name}: BM25 weighs {weights} on {benchmark.name}, {chosen}.")
         return found
 
     def _dev_queries(self, benchmark: Benchmark, system: str) -> DevQueries | None:
@@ -282,18 +247,25 @@ class Baselines:
         left = [query for query in data.relevant("dev") if query not in trained][:_MOST]
         if len(left) < _FEWEST:
             return None
-        return DevQueries({query: data.queries[query] for query in left}, {q: data.qrels["dev"][q] for q in left})
+        return {query: data.queries[query] for query in left}, {query: data.qrels["dev"][query] for query in left}
 
     def among(
         self, systems: Sequence[System], measured: Sequence[Measurement]
     ) -> tuple[list[System], list[Measurement]]:
-        """The rows of the table, and their measurements, of those that were measured on all data sets."""
-        number = len({one.scores.data for one in measured})
-        data: dict[str, set[str]] = {}
-        for one in measured:
-            data.setdefault(one.system, set()).add(one.scores.data)
-        whole = {name for name, own in data.items() if len(own) == number}
-        rows = with_baselines(systems, whole)
+        """The rows of the table, and their measurements, of those that were measured on all data sets.
+
+        First the first system, then BM25, and each system is followed by what BM25 makes of it.
+        """
+        on = {(one.system, one.scores.data) for one in measured}
+        number = len({data for _, data in on})
+        whole = {name for name, count in Counter(name for name, _ in on).items() if count == number}
+        rows: list[System] = []
+        for system in systems:
+            rows.append(system)
+            if BM25 in whole and len(rows) == 1:
+                rows.append(System(BM25, (), None, (BM25,)))
+            if (name := fused_name(system.name)) in whole:
+                rows.append(System(name, (), system.seeds, tuple(f"{digest} + {BM25}" for digest in system.digests)))
         return rows, [one for one in measured if one.system in whole]
 
 

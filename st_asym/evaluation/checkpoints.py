@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from st_asym.data.collection import first_few
 from st_asym.disk.writing import EVALUATION_FOLDER, REPORT_FILE, write_text
-from st_asym.evaluation.comparison import Comparison
-from st_asym.evaluation.scores import MAIN
+from st_asym.evaluation.comparison import MAIN, Comparison, digest_of
 
 STATE_FILE = "trainer_state.json"
 # What marks the folder of a Sentence Transformers model: without it the library makes up a model of its own.
@@ -38,18 +36,11 @@ class Checkpoint:
     @property
     def key(self) -> str:
         """What tells it from one of the same name."""
-        return _digest(self.state)
+        return digest_of(self.state)
 
 
 def checkpoints(output_dir: str | PathLike[str]) -> list[Checkpoint]:
-    """The checkpoints that are whole, by step.
-
-    The trainer's state is the last file that it writes, so a checkpoint that has it has everything.
-
-    Example:
-        >>> checkpoints("a folder that does not exist")
-        []
-    """
+    """The checkpoints that are whole, by step: the trainer's state is the last file that it writes into one."""
     found = []
     for folder in Path(output_dir).glob("checkpoint-*"):
         step, state = folder.name.rpartition("-")[2], read_state(folder)
@@ -174,9 +165,9 @@ class Step:
     data: dict[str, str] = field(default_factory=dict)  # to its version
     scores: dict[str, float] = field(default_factory=dict)  # data set to nDCG@10
     average: float | None = None
-    baseline: tuple[str, float] | None = None  # the name of what it is compared with, and its average
+    baseline: Sequence[Any] | None = None  # the name of what it is compared with, and its average
     points: float | None = None  # difference to it
-    interval: tuple[float, float] | None = None  # of 95 %
+    interval: Sequence[float] | None = None  # of 95 %
     p: float | None = None  # corrected for nothing
     problem: str | None = None  # why it has no scores
 
@@ -184,23 +175,17 @@ class Step:
     def of(cls, checkpoint: Checkpoint, found: Comparison | str) -> Step:
         """From a comparison, whose last row the checkpoint is, or from what is wrong with it."""
         log, epoch = checkpoint.state.get("log_history", []), checkpoint.state.get("epoch")
-        facts: dict[str, Any] = {
-            "name": checkpoint.name,
-            "step": checkpoint.step,
-            "epoch": None if epoch is None else round(float(epoch), 4),
-            "key": checkpoint.key,
-            "logged": len(log),
-            "history": _digest(log),
-        }
+        epoch = None if epoch is None else round(float(epoch), 4)
+        step = cls(checkpoint.name, checkpoint.step, epoch, checkpoint.key, len(log), digest_of(log))
         if isinstance(found, str):
-            return cls(**facts, problem=found)
+            return replace(step, problem=found)
         first, row = found.rows[0], found.rows[-1]
         if (gain := row.difference) is not None:
-            facts |= {"baseline": (first.name, first.average[MAIN]), "points": gain.points, "p": gain.p}
+            step = replace(step, baseline=(first.name, first.average[MAIN]), points=gain.points, p=gain.p)
             if gain.low is not None and gain.high is not None:
-                facts["interval"] = (gain.low, gain.high)
-        return cls(
-            **facts,
+                step = replace(step, interval=(gain.low, gain.high))
+        return replace(
+            step,
             data={name: str(known["version"]) for name, known in found.data.items()},
             scores={name: scores[MAIN] for name, scores in row.scores.items()},
             average=row.average[MAIN],
@@ -228,7 +213,7 @@ def add_step(folder: Path, step: Step, newest: Mapping[str, Any]) -> None:
         one
         for one in _steps(folder)
         if one.step != step.step
-        and one.history == _digest(log[: one.logged])
+        and one.history == digest_of(log[: one.logged])
         and (not one.data or not step.data or one.data == step.data)
     ]
     steps = sorted([*kept, step], key=lambda one: one.step)
@@ -242,12 +227,7 @@ def _steps(folder: Path) -> list[Step]:
     """The checkpoints in the file; without it, what is still there is evaluated again, out of the results."""
     try:
         content = json.loads((folder / "checkpoints.json").read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            return []
-        return [
-            Step(**{**values, **{name: values[name] and tuple(values[name]) for name in ("baseline", "interval")}})
-            for values in content["checkpoints"]
-        ]
+        return [Step(**values) for values in content["checkpoints"]] if content["format"] == FORMAT else []
     except (OSError, KeyError, TypeError, ValueError):
         return []
 
@@ -260,31 +240,28 @@ def _table_of(steps: list[Step]) -> str:
     several = names if len(names) > 1 else []
     header = ["Model", "epoch", "Avg nDCG@10" if several else "nDCG@10", "points", "95 %", "p", *several]
     rows = [
-        [name, "", f"{average:.4f}", "", "", "", *("" for _ in several)]
-        for name, average in dict.fromkeys(one.baseline for one in steps if one.baseline is not None)
+        [name, "", f"{average:.4f}", *[""] * (3 + len(several))]
+        for name, average in dict.fromkeys(tuple(one.baseline) for one in steps if one.baseline is not None)
     ]
     for one in steps:
-        ends = "" if one.interval is None else "[{:+.2f}, {:+.2f}]".format(*(100 * end for end in one.interval))
         rows.append(
             [
                 one.name,
                 "" if one.epoch is None else f"{one.epoch:g}",
                 (one.problem or "") if one.average is None else f"{one.average:.4f}",
                 "" if one.points is None else f"{100 * one.points:+.2f}",
-                ends,
+                "" if one.interval is None else "[{:+.2f}, {:+.2f}]".format(*(100 * end for end in one.interval)),
                 "" if one.p is None else f"{one.p:.3f}",
                 *(f"{one.scores[name]:.4f}" if name in one.scores else "" for name in several),
             ]
         )
-    note = (
-        "Difference in nDCG@10, paired by query: 95 % bootstrap interval, and p-value of a randomisation test, not "
-        "corrected for the number of checkpoints. Choose a checkpoint by dev queries, not by this table."
-    )
-    return f"{table(header, rows)}\n\n{note}\n"
+    return f"{table(header, rows)}\n\n{_NOTE}\n"
 
 
-def _digest(content: Any) -> str:
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
+_NOTE = (
+    "Difference in nDCG@10, paired by query: 95 % bootstrap interval, and p-value of a randomisation test, not "
+    "corrected for the number of checkpoints. Choose a checkpoint by dev queries, not by this table."
+)
 
 
 def _metric(state: Mapping[str, Any]) -> str:

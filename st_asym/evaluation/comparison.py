@@ -1,19 +1,100 @@
-"""What a comparison of models is: rows of scores and differences, as a table, and in a file."""
+"""What models scored, by query, and where that is kept; and a comparison of them, as rows, a table and a file."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from st_asym.data.collection import text_key
 from st_asym.disk.writing import write_text
-from st_asym.evaluation.scores import FORMAT
 from st_asym.retrieval.significance import Difference
+
+logger = logging.getLogger(__name__)
+
+METRICS = ("ndcg@10", "map@100", "mrr@10", "recall@100")
+MAIN = METRICS[0]
+# The form of vectors that are not compressed.
+FULL = "full"
+FORMAT = 1
+
+
+def text_digest(text: str) -> str:
+    """A short digest of a text, whatever its case and white space."""
+    return hashlib.blake2b(text_key(text).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def digest_of(content: Any) -> str:
+    """A short digest of what JSON can hold."""
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one model scored on one data set."""
+
+    benchmark: str  # the name of the task
+    data: str  # that of the data set, which is the task's where it has only one
+    split: str
+    documents: int  # how many were searched
+    queries: tuple[str, ...]  # their ids
+    means: dict[str, float]  # each of METRICS over all queries, as MTEB gives it
+    by_query: dict[str, tuple[float, ...]]  # the same for each query, in the order of queries
+    relevant: dict[str, dict[str, str]]  # query id to the ids of its relevant documents, each with a digest of its text
+    mteb: dict[str, Any] = field(default_factory=dict)  # all else that MTEB measured
+    bm25_weight: float | None = None  # how much BM25 counted beside the cosine, where it was added
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Scores:
+        """What ``asdict`` made of it, out of JSON."""
+        by_query = {metric: tuple(scores) for metric, scores in values["by_query"].items()}
+        return cls(**{**values, "queries": tuple(values["queries"]), "by_query": by_query})
+
+
+class Measurement(NamedTuple):
+    """One record: what one model of a system scored on one data set, with vectors of one form."""
+
+    system: str
+    number: int  # which of its models: there is one per seed
+    form: str  # "full", "int8", "binary" or a number of dimensions
+    scores: Scores
+
+
+def kept_or_measured(
+    folder: Path | None, key: Mapping[str, str], what: str, measure: Callable[[], Sequence[Scores]]
+) -> Sequence[Scores]:
+    """The scores that a folder has under exactly this key; measured, logged and kept where there are none.
+
+    A file is written when a model has been through a data set, in one step, so that an interrupted evaluation goes on
+    with the next one. A file that is damaged, or of another format or version, counts as missing.
+    """
+    path = None
+    if folder is not None:
+        file = f"{key['model'][:12]}-{key['form']}-{digest_of(key)}.json"
+        path = folder / re.sub(r"[^\w.-]+", "_", key["name"]) / file
+    if path is not None and path.is_file():
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["format"] != FORMAT or content["key"] != key:
+                raise ValueError("it is of another version")
+            return [Scores.from_dict(values) for values in content["scores"]]
+        except (KeyError, TypeError, ValueError) as error:
+            logger.warning("%s cannot be used (%s): this is evaluated again.", path, error)
+    logger.info("%s: %s", key["name"], what)
+    found = list(measure())
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {"format": FORMAT, "key": key, "scores": [asdict(one) for one in found]}
+        write_text(path, json.dumps(content))
+    return found
 
 
 @dataclass(frozen=True)

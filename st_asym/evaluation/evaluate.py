@@ -11,10 +11,11 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from st_asym.cache import EmbeddingCache
-from st_asym.evaluation.comparison import Comparison
+from st_asym.evaluation.comparison import FULL, Comparison, Measurement, kept_or_measured
 from st_asym.evaluation.models import (
     Baseline,
     Models,
@@ -26,26 +27,17 @@ from st_asym.evaluation.models import (
     systems_of,
     vectors_of,
 )
-from st_asym.evaluation.scores import FULL, Measurement, ResultStore
 from st_asym.evaluation.verdict import Bar, rows_of, scores_by_query
 from st_asym.retrieval.significance import CONFIDENCE, RESAMPLES
 
 if TYPE_CHECKING:
     from st_asym.evaluation.baselines import Baselines
-    from st_asym.evaluation.compressed import Form
+    from st_asym.evaluation.mteb import Form
     from st_asym.evaluation.seen import Train
     from st_asym.evaluation.tasks import Benchmark, Source
 
-_PACKAGES = (
-    "st_asym",
-    "mteb",
-    "sentence-transformers",
-    "transformers",
-    "torch",
-    "numpy",
-    "scipy",
-    "pytrec-eval-terrier",
-)
+_PACKAGES = ["st_asym", "mteb", "sentence-transformers", "transformers", "torch", "numpy", "scipy"]
+_PACKAGES += ["pytrec-eval-terrier"]
 
 
 def evaluate(
@@ -84,7 +76,7 @@ def evaluate(
             text, or qrels with the document ids of the data set; or a mapping of data sets to such. Of a file of pairs
             all count, as :func:`st_asym.fit` trains on all; of one that is itself evaluated, those that are not judged.
         compressed: Also evaluate with ``"int8"`` or ``"binary"`` vectors, or with so many dimensions, as
-            :class:`st_asym.evaluation.compressed.CompressedIndex` describes.
+            :class:`st_asym.evaluation.mteb.CompressedIndex` describes.
         baselines: ``"bm25"`` for a row of BM25, ``"hybrid"`` for a row of each system with BM25 added: the cosine plus
             a weight times BM25 standardised over the corpus, the weight from 0, .02, .04 and .06 by those queries of
             the split ``dev`` that the system was not trained on, or .02 without 20 of them. None for both where
@@ -111,8 +103,7 @@ def evaluate(
     """
     require_mteb()
     from st_asym.evaluation.baselines import Baselines
-    from st_asym.evaluation.compressed import check_forms
-    from st_asym.evaluation.mteb import undisturbed
+    from st_asym.evaluation.mteb import check_forms, undisturbed
     from st_asym.evaluation.seen import seen_queries, trained_queries, training_documents
     from st_asym.evaluation.tasks import benchmarks
 
@@ -136,7 +127,7 @@ def evaluate(
         if not isinstance(cache, EmbeddingCache):
             cache = EmbeddingCache(cache)
         cached = [replace(one, models=tuple(answered_from(cache, model) for model in one.models)) for one in systems]
-        store, forms = ResultStore(results), tuple(dict.fromkeys((FULL, *compressed)))
+        store, forms = None if results is None else Path(results), tuple(dict.fromkeys((FULL, *compressed)))
         measured = [record for one in found for record in _measure(one, cached, forms, store, beside)]
     rows, measured = beside.among(systems, measured)
     for own in trained.values():
@@ -172,7 +163,7 @@ def evaluate(
 
 
 def _measure(
-    benchmark: Benchmark, systems: Sequence[System], forms: Sequence[Form], store: ResultStore, beside: Baselines
+    benchmark: Benchmark, systems: Sequence[System], forms: Sequence[Form], store: Path | None, beside: Baselines
 ) -> list[Measurement]:
     """All models on one data set, and what stands beside them, as far as its results are not stored yet."""
     from st_asym.evaluation.mteb import run
@@ -190,9 +181,8 @@ def _measure(
                         "form": str(form),
                         "mteb": version("mteb"),
                     }
-                    found = store.get_or(
-                        key, f"{system.name}, {form} vectors", partial(run, benchmark, system.name, model, digest, form)
-                    )
+                    measure = partial(run, benchmark, system.name, model, digest, form)
+                    found = kept_or_measured(store, key, f"{system.name}, {form} vectors", measure)
                     measured += [Measurement(system.name, number, str(form), scores) for scores in found]
         documents = max(one.scores.documents for one in measured)
         measured += beside.measure(benchmark, systems, documents, store)

@@ -94,7 +94,8 @@ def evaluate_run(
     folder = Path(run_dir) / EVALUATION_FOLDER
     with _logged(folder):
         logger.info("%s", chosen.why)
-        found = asked.evaluate(chosen.name, chosen.path, open_cache(cache), folder, baselines)
+        options: dict[str, Any] = {"cache": open_cache(cache), "results": folder / "results", "baselines": baselines}
+        found = asked.evaluate(chosen.name, chosen.path, **options)
         found = replace(found, notes=(f"Evaluated: {chosen.why}", *found.notes))
         write_text(folder / "table.md", found.to_markdown(wide=True))
         found.to_json(folder / "table.json")
@@ -169,11 +170,7 @@ def follow_run(
 def check_tasks(
     tasks: Source | Mapping[str, Source] | Iterable[Source] | None, split: str = "test", train: Train | None = None
 ) -> Source | Mapping[str, Source] | list[Source]:
-    """Read what a model shall be evaluated on, hours before there is one; the tasks, those of a generator as a list.
-
-    Raises:
-        ImportError, TypeError, ValueError, FileNotFoundError: As for :func:`st_asym.evaluate`.
-    """
+    """Read what a model shall be evaluated on, hours before there is one; the tasks, those of a generator as a list."""
     require_mteb()
     from st_asym.evaluation.seen import training_documents
     from st_asym.evaluation.tasks import benchmarks
@@ -206,9 +203,7 @@ class Asked:
     ) -> Asked:
         """What is asked for now, or was before: looked at before anything else is done, and remembered where it can be.
 
-        Raises:
-            ValueError: Neither now nor before, where the message says what is ``found`` in the folder; or data that
-                cannot be judged.
+        The error, where it is neither, says what is ``found`` in the folder.
         """
         run = Path(run_dir)
         file = run / EVALUATION_FOLDER / "asked.json"
@@ -233,24 +228,9 @@ class Asked:
             write_text(file, json.dumps(content, indent=1) + "\n")
         return asked
 
-    def evaluate(
-        self,
-        name: str,
-        model: Model,
-        cache: EmbeddingCache,
-        folder: Path,
-        baselines: Sequence[Baseline] | None,
-    ) -> Comparison:
+    def evaluate(self, name: str, model: Model, **options: Any) -> Comparison:
         """One model of the run, as the last row but that with BM25 added."""
-        return evaluate(
-            {**self.models, name: model},
-            self.tasks,
-            cache=cache,
-            results=folder / "results",
-            split=self.split,
-            train=self.train,
-            baselines=baselines,
-        )
+        return evaluate({**self.models, name: model}, self.tasks, split=self.split, train=self.train, **options)
 
     def as_json(self, run: Path) -> dict[str, Any] | None:
         """The same for another time, None where a part of it is in memory alone.
@@ -326,26 +306,23 @@ def _watch(run: Path, asked: Asked, cache: EmbeddingCache, interval: float, pati
 
 def _evaluated(checkpoint: Checkpoint, asked: Asked, cache: EmbeddingCache, folder: Path) -> Step | None:
     """What a checkpoint scored, or why it cannot be evaluated; None where it was removed."""
-    model = _load(checkpoint)
-    if not isinstance(model, SentenceTransformer):
-        return None if model is None else Step.of(checkpoint, model)
-    try:
-        return Step.of(checkpoint, asked.evaluate(checkpoint.name, model, cache, folder, ()))
-    except ValueError as error:  # the data were read before: it is about this model
-        return Step.of(checkpoint, str(error))
-
-
-def _load(checkpoint: Checkpoint) -> SentenceTransformer | str | None:
-    """The model; why there is none; or None where the trainer removes it, of which half a model may be left."""
     files = _files(checkpoint.path)
     if checkpoint.path / MODEL_FILE not in files:
-        whole = read_state(checkpoint.path) is not None
-        return f"It holds no model of Sentence Transformers: there is no {MODEL_FILE}." if whole else None
+        why = f"It holds no model of Sentence Transformers: there is no {MODEL_FILE}."
+        return None if read_state(checkpoint.path) is None else Step.of(checkpoint, why)
     try:
         model: SentenceTransformer | str = load_encoder(checkpoint.path)
     except Exception as error:  # whatever a file that is missing leads to
         model = f"It cannot be loaded: {error}"
-    return model if files <= _files(checkpoint.path) else None
+    if not files <= _files(checkpoint.path):  # the trainer removes it, and half a model may have been read
+        return None
+    if isinstance(model, str):
+        return Step.of(checkpoint, model)
+    try:
+        found = asked.evaluate(checkpoint.name, model, cache=cache, results=folder / "results", baselines=())
+    except ValueError as error:  # the data were read before: it is about this model
+        return Step.of(checkpoint, str(error))
+    return Step.of(checkpoint, found)
 
 
 def _files(folder: Path) -> set[Path]:

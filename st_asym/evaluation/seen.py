@@ -15,8 +15,8 @@ from st_asym.data import Qrels, RetrievalData
 from st_asym.data.collection import counted, first_few
 from st_asym.data.formats import is_table
 from st_asym.data.sources import is_one_source, read
+from st_asym.evaluation.comparison import Scores, text_digest
 from st_asym.evaluation.models import Models, models_of
-from st_asym.evaluation.scores import Scores, text_digest
 from st_asym.trust.provenance import Provenance, made_with_heads
 
 if TYPE_CHECKING:

@@ -77,15 +77,12 @@ class LocalRetrieval(ScoredByQuery):
 
     def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:  # noqa: ARG002 - MTEB's signature
         """Put the collection into MTEB's shape."""
-        if self.data_loaded:
-            return
-        judged = self._data.qrels[self._split]
+        judged = {query_id: dict(documents) for query_id, documents in self._data.qrels[self._split].items()}
         corpus, queries = (
             Dataset.from_dict({"id": list(texts), "text": list(texts.values())})
             for texts in (self._data.corpus, {query_id: self._data.queries[query_id] for query_id in judged})
         )
-        relevant = {query_id: dict(documents) for query_id, documents in judged.items()}
-        part: Any = {"corpus": corpus, "queries": queries, "relevant_docs": relevant, "top_ranked": None}
+        part: Any = {"corpus": corpus, "queries": queries, "relevant_docs": judged, "top_ranked": None}
         self.dataset = {"default": {self._split: part}}
         self.data_loaded = True
 
@@ -97,23 +94,14 @@ class LocalRetrieval(ScoredByQuery):
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A retrieval task of MTEB, with what tells it from others.
-
-    Attributes:
-        name: As in the tables.
-        task: The task, its data perhaps not loaded yet.
-        version: The revision of the data on the Hub, or a digest of the data.
-        notes: What was left out of the data, a sentence each.
-        data: All that was read, where the data are local.
-        path: Where it was read, if that is a file or folder.
-    """
+    """A retrieval task of MTEB, with what tells it from others."""
 
     name: str
     task: ScoredByQuery
-    version: str
-    notes: tuple[str, ...] = ()
-    data: RetrievalData | None = None
-    path: Path | None = None
+    version: str  # the revision of the data on the Hub, or a digest of the data
+    notes: tuple[str, ...] = ()  # what was left out of the data, a sentence each
+    data: RetrievalData | None = None  # all that was read, where the data are local
+    path: Path | None = None  # where it was read, if that is a file or folder
 
 
 def benchmarks(tasks: Source | Mapping[str, Source] | Iterable[Source], split: str) -> list[Benchmark]:

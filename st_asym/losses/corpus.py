@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -14,11 +14,23 @@ from sentence_transformers.util import get_world_size
 from torch import Tensor, nn
 
 from st_asym.cache.encoding import Precision
-from st_asym.losses.distributed import gather_rows, total, uniform
+from st_asym.data.collection import first_few
 from st_asym.losses.documents import Documents, Relevance, Relevant, Texts, Vectors
 from st_asym.losses.isotropy import unit
-from st_asym.losses.logits import Logits, Negatives, add_to_sums, compare, sum_over_positives
-from st_asym.losses.sampled import HARD_NEGATIVES, HardNegatives, Sample, stretches
+from st_asym.losses.sampled import (
+    HARD_NEGATIVES,
+    HardNegatives,
+    Logits,
+    Negatives,
+    Sample,
+    add_to_sums,
+    compare,
+    gather_rows,
+    stretches,
+    sum_over_positives,
+    total,
+    uniform,
+)
 
 _CITATION = """
 @misc{oord2019representationlearningcontrastivepredictive,
@@ -156,14 +168,6 @@ class CorpusContrastiveLoss(nn.Module):
         chunk_size: int | None = None,
     ) -> None:
         super().__init__()
-        sizes = {
-            "max_documents": max_documents,
-            "sampled_documents": sampled_documents,
-            "hard_negatives": hard_negatives,
-            "refresh_steps": refresh_steps,
-            "chunk_size": chunk_size,
-        }
-        _check(temperature, precision, negatives, unlabelled_weight, sizes)
         self.model = model
         self.unlabelled_weight = unlabelled_weight
         self.negatives = negatives
@@ -174,6 +178,7 @@ class CorpusContrastiveLoss(nn.Module):
         self.hard_negatives = hard_negatives
         self.refresh_steps = refresh_steps
         self.chunk_size = chunk_size
+        self._check_settings()
         self._corpus = Documents(model, corpus, keep=max_documents, precision=precision)
         self._relevance = Relevance(relevant, self._corpus.ids, ignored)
         self._in_batch: Any = MultipleNegativesRankingLoss(model, scale=1.0 / temperature)
@@ -277,6 +282,20 @@ class CorpusContrastiveLoss(nn.Module):
         """BibTeX of the papers that the loss is from."""
         return _CITATION if self._hard is None else _CITATION + HARD_NEGATIVES
 
+    def _check_settings(self) -> None:
+        if not 0.0 < self.temperature < float("inf"):
+            raise ValueError(f"temperature must be a finite number above 0, got {self.temperature}.")
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision must be 'fp32' or 'bf16', got {self.precision!r}.")
+        if self.negatives not in ("corpus", "batch"):
+            raise ValueError(f"negatives must be 'corpus' or 'batch', got {self.negatives!r}.")
+        if not 0.0 <= self.unlabelled_weight <= 1.0:
+            raise ValueError(f"unlabelled_weight must be from 0 to 1, got {self.unlabelled_weight}.")
+        for name in ("max_documents", "sampled_documents", "hard_negatives", "refresh_steps", "chunk_size"):
+            size, least = getattr(self, name), 0 if name == "hard_negatives" else 1
+            if size is not None and size < least:
+                raise ValueError(f"{name} must be at least {least}, got {size}.")
+
     def _checked_labels(self, labels: Tensor | None, rows: int) -> Tensor:
         if labels is None or labels.is_floating_point() or labels.shape != (rows,):
             found = "none" if labels is None else f"{labels.dtype} of shape {tuple(labels.shape)}"
@@ -289,7 +308,7 @@ class CorpusContrastiveLoss(nn.Module):
         if wrong:
             raise ValueError(
                 f"{len(wrong)} of {rows} labels are no position in `relevant`, which has {len(self._relevance)} "
-                f"queries, nor -1: {', '.join(map(str, wrong[:3]))}{', ...' if len(wrong) > 3 else ''}."
+                f"queries, nor -1: {first_few(wrong, 3)}."
             )
         return labels
 
@@ -363,31 +382,28 @@ class CorpusContrastiveLoss(nn.Module):
         return found, logits
 
     def _against(self, queries: Tensor, documents: Negatives, rows: Tensor, columns: Tensor, best: int = 0) -> Logits:
-        source, project = self._source(documents)
+        corpus, positions = self._corpus, documents.positions
+        # Documents out of a large corpus are read once, also where chunks are computed twice.
+        read = None if positions is None or len(corpus) <= self.max_documents else corpus.take(positions)
+
+        def vectors(stretch: slice) -> Tensor:
+            if read is not None:
+                return corpus.project(read[stretch])
+            return corpus.project(corpus.take(stretch if positions is None else positions[stretch]))
+
+        done = documents is self._everything and not corpus.trains
         return compare(
             queries,
-            source,
-            len(self._corpus) if documents.positions is None else len(documents.positions),
-            project,
+            corpus.outputs(positions).__getitem__ if done else vectors,
+            len(corpus) if positions is None else len(positions),
             rows,
             columns,
-            activations=self._corpus.activations,
+            activations=corpus.activations,
             chunk_size=self.chunk_size,
             weights=documents.weights,
             best=best,
-            reduced=self._corpus.reduced(queries),
+            reduced=corpus.reduced(queries),
         )
-
-    def _source(self, documents: Negatives) -> tuple[Callable[[slice], Tensor], Callable[[Tensor], Tensor] | None]:
-        """What gives vectors of a stretch of these documents, and what they go through."""
-        corpus, positions = self._corpus, documents.positions
-        if documents is self._everything and not corpus.trains:
-            return corpus.outputs(positions).__getitem__, None
-        if positions is None:
-            return corpus.take, corpus.project
-        if len(corpus) > self.max_documents:  # read once, also where chunks are computed twice
-            return corpus.take(positions).__getitem__, corpus.project
-        return lambda stretch: corpus.take(positions[stretch]), corpus.project
 
     def _pair_loss(self, embeddings: list[Tensor], pairs: Tensor) -> Tensor:
         """Mean over rows without a corpus, against the documents of all such rows of the batch."""
@@ -411,20 +427,3 @@ class CorpusContrastiveLoss(nn.Module):
                     "of the batch: a text without a sound vector, or heads that have diverged."
                 )
         return "The document head gives vectors that are not finite: it has diverged. Lower the learning rate."
-
-
-def _check(
-    temperature: float, precision: str, negatives: str, unlabelled_weight: float, sizes: Mapping[str, int | None]
-) -> None:
-    if not 0.0 < temperature < float("inf"):
-        raise ValueError(f"temperature must be a finite number above 0, got {temperature}.")
-    if precision not in ("fp32", "bf16"):
-        raise ValueError(f"precision must be 'fp32' or 'bf16', got {precision!r}.")
-    if negatives not in ("corpus", "batch"):
-        raise ValueError(f"negatives must be 'corpus' or 'batch', got {negatives!r}.")
-    if not 0.0 <= unlabelled_weight <= 1.0:
-        raise ValueError(f"unlabelled_weight must be from 0 to 1, got {unlabelled_weight}.")
-    for name, size in sizes.items():
-        least = 0 if name == "hard_negatives" else 1
-        if size is not None and size < least:
-            raise ValueError(f"{name} must be at least {least}, got {size}.")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from st_asym.cache.cached_model import CachedSentenceTransformer
 from st_asym.cache.encoding import Precision, encoding, has_bfloat16
+from st_asym.data.collection import first_few
 from st_asym.heads.anatomy import encoder_modules, taken_apart
 from st_asym.losses.isotropy import unit
 
@@ -27,39 +28,19 @@ _READ_AT_ONCE = 16_384
 
 
 class Known(NamedTuple):
-    """What is known of some queries and documents: relevant, judged not relevant, or to be ignored.
+    """What is known of some queries and documents: relevant, judged not, or to be ignored; shape ``(pairs,)``."""
 
-    Attributes:
-        rows: Row of the query, shape ``(pairs,)``, ascending.
-        columns: Position of the document in the corpus.
-        weights: Weight of the document as a positive, float64; 0 where it is not relevant.
-        judged: Whether the document was judged not relevant.
-    """
-
-    rows: Tensor
-    columns: Tensor
-    weights: Tensor
-    judged: Tensor
+    rows: Tensor  # of the query, ascending
+    columns: Tensor  # position of the document in the corpus
+    weights: Tensor  # of the document as a positive, float64; 0 where it is not relevant
+    judged: Tensor  # whether the document was judged not relevant
 
 
 class Relevance:
     """The judged documents of each query: relevant ones, weighted by grade over sum of grades, and others.
 
-    Args:
-        relevant: Query id to document id to grade, or to the ids of its relevant documents. Documents with a grade of
-            zero or less that are not in the corpus do not matter.
-        ids: The ids of the corpus, by position.
-        ignored: Query id to the ids of documents that are neither relevant nor not, whatever a grade of zero says;
-            those that are not in the corpus, or relevant, do not matter.
-
-    Attributes:
-        queries: The ids of the queries.
-        labelled: Of each document, whether it is relevant to a query; shape ``(documents,)``.
-
-    Raises:
-        TypeError: The documents of a query are a single string, or a grade is not a number.
-        ValueError: A grade is not finite, a relevant document is not in the corpus, an id is there twice, or no query
-            has a relevant document. The message counts and names the first.
+    ``queries`` are all ids, ``labelled`` says of each document whether it is relevant to a query. What is judged not
+    relevant or ignored, and not in the corpus ``ids``, does not matter; ignored is so whatever a grade of zero says.
     """
 
     def __init__(
@@ -78,7 +59,7 @@ class Relevance:
         if missing:
             raise ValueError(
                 f"{len(missing)} relevant documents are not in the corpus of {len(ids)}; the first are "
-                f"{_first([f'{document!r} of query {query!r}' for query, document in missing])}."
+                f"{first_few([f'{document!r} of query {query!r}' for query, document in missing], 3)}."
             )
         counts, columns, weights, judged = [0], list[int](), list[float](), list[bool]()
         for own, others in zip(positive, apart, strict=True):
@@ -99,21 +80,14 @@ class Relevance:
         return len(self.queries)
 
     def of(self, labels: Tensor) -> Known:
-        """The relevant, judged and ignored documents of some queries.
-
-        Args:
-            labels: Positions of queries, shape ``(n,)``, on the CPU.
-
-        Raises:
-            ValueError: A query has no relevant document.
-        """
+        """The relevant, judged and ignored documents of queries at some positions; each must have a relevant one."""
         starts = self._starts[labels]
         counts = self._starts[labels + 1] - starts
         if not counts.all():
-            bare = [self.queries[label] for label in labels[counts == 0].tolist()]
+            bare = [repr(self.queries[label]) for label in labels[counts == 0].tolist()]
             raise ValueError(
-                f"{len(bare)} of {len(labels)} rows are queries without a relevant document: {_first(map(repr, bare))}"
-                ". Leave them out of the data set, as RetrievalData.labelled_queries does."
+                f"{len(bare)} of {len(labels)} rows are queries without a relevant document: {first_few(bare, 3)}. "
+                "Leave them out of the data set, as RetrievalData.labelled_queries does."
             )
         rows = torch.arange(len(labels)).repeat_interleave(counts)
         entries = torch.arange(len(rows)) + (starts - counts.cumsum(0) + counts)[rows]
@@ -123,18 +97,9 @@ class Relevance:
 class Documents:
     """Documents by position: vectors before the heads, and unit vectors through the document head as it is now.
 
-    Args:
-        model: A ``SentenceTransformer`` with a frozen encoder.
-        documents: Document id to text; or ids and their vectors before the heads, an array of shape ``(n, d)``.
-        keep: How many vectors may be kept in memory. Of a larger corpus, an array stays where it is, which may be a
-            ``numpy.memmap`` on disk, and texts are looked up in the cache each time. A tensor that is what the
-            heads take is never copied as a whole.
-        precision: ``"bf16"`` runs heads of float32 in bfloat16 where the processor has it.
-
-    Raises:
-        TypeError: ``documents`` is neither.
-        ValueError: No documents, an encoder that is not frozen, ids and vectors that do not fit each other or the
-            heads, a vector that is not finite, or more texts than ``keep`` and no cache.
+    As many vectors as ``keep`` may be kept in memory. Of a larger corpus, an array stays where it is, which may be a
+    ``numpy.memmap`` on disk, and texts are looked up in the cache each time. A tensor that is what the heads take is
+    never copied as a whole. ``"bf16"`` runs heads of float32 in bfloat16 where the processor has it.
     """
 
     def __init__(
@@ -197,8 +162,7 @@ class Documents:
             )
 
     def _look_at_all(self, in_memory: bool, keep: int) -> None:
-        starts = range(0, len(self), _READ_AT_ONCE)
-        parts = (self.take(slice(start, min(start + _READ_AT_ONCE, len(self)))) for start in starts)
+        parts = map(self.take, _stretches(len(self)))
         if not in_memory:
             self._kept = torch.cat(list(parts))
             return
@@ -209,11 +173,7 @@ class Documents:
             self._kept = self._read(slice(None))
 
     def take(self, rows: Rows) -> Tensor:
-        """Vectors before the heads, shape ``(n, d)``, where the heads are and in their dtype.
-
-        Raises:
-            ValueError: A vector is not finite. The message names the document.
-        """
+        """Vectors before the heads, finite, shape ``(n, d)``, where the heads are and in their dtype."""
         dtype = next((tensor.dtype for tensor in self._side if tensor.is_floating_point()), torch.float32)
         if self._kept is not None:
             self._kept = self._kept.to(self.device, dtype)
@@ -241,19 +201,18 @@ class Documents:
             return unit(output)
 
     def outputs(self, rows: Tensor | None = None) -> Tensor:
-        """Kept documents through the head, without gradient; again only when the head has changed.
-
-        Args:
-            rows: Positions, the same tensor each time; None for the whole corpus.
-        """
+        """Documents through the head, without gradient; again only when the head, or the tensor of rows, is another."""
         version = [(id(tensor), tensor._version, tensor.dtype, tensor.device) for tensor in self._side]
         if self._outputs is None or self._outputs[0] != version or self._outputs[1] is not rows:
-            count = len(self) if rows is None else len(rows)
-            stretches = [slice(start, min(start + _READ_AT_ONCE, count)) for start in range(0, count, _READ_AT_ONCE)]
+            stretches = _stretches(len(self) if rows is None else len(rows))
             with torch.no_grad():
                 parts = [self.project(self.take(part if rows is None else rows[part])) for part in stretches]
             self._outputs = version, rows, torch.cat(parts)
         return self._outputs[2]
+
+
+def _stretches(count: int) -> list[slice]:
+    return [slice(start, min(start + _READ_AT_ONCE, count)) for start in range(0, count, _READ_AT_ONCE)]
 
 
 def _grades(query: str, documents: Mapping[str, float] | Iterable[str]) -> dict[str, float]:
@@ -278,14 +237,9 @@ def _positions(wanted: set[Any], ids: Sequence[Any]) -> dict[Any, int]:
         return {key: ids.index(key) for key in wanted if key in ids}
     if len(set(ids)) < len(ids):
         seen: set[Any] = set()
-        twice = [key for key in ids if key in seen or seen.add(key)]  # type: ignore[func-returns-value]
-        raise ValueError(f"{len(twice)} ids occur more than once in the corpus: {_first(map(repr, twice))}.")
+        twice = [repr(key) for key in ids if key in seen or seen.add(key)]  # type: ignore[func-returns-value]
+        raise ValueError(f"{len(twice)} ids occur more than once in the corpus: {first_few(twice, 3)}.")
     return {key: position for position, key in enumerate(ids) if key in wanted}
-
-
-def _first(offenders: Iterable[str], count: int = 3) -> str:
-    named = list(offenders)
-    return ", ".join(named[:count]) + (", ..." if len(named) > count else "")
 
 
 def _ids_and_reader(

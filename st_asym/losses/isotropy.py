@@ -294,20 +294,13 @@ class IsotropyLoss(nn.Module):
         with torch.autocast(device_type=embeddings[0].device.type, enabled=False):
             columns = [all_gather_with_grad(column) if distributed else column for column in embeddings]
             if self.kind == "sigreg":
-                directions = self._directions(columns[0])
+                # By torch's CPU generator, whose state the trainer saves with each checkpoint: a resumed run draws the
+                # same as the uninterrupted one.
+                directions = torch.randn(columns[0].shape[1], self.slices).to(columns[0].device)
+                if distributed:
+                    torch.distributed.broadcast(directions, src=0)
                 terms = [sigreg(column, directions, knots=self.knots) for column in columns]
             else:
                 measure = covariance if self.kind == "covariance" else uniformity
                 terms = [measure(column) for column in columns]
         return torch.stack(terms).mean()
-
-    def _directions(self, vectors: Tensor) -> Tensor:
-        """Fresh directions of shape ``(dimension, slices)``, the same on every process.
-
-        They come from torch's CPU generator, whose state the trainer saves with each checkpoint, so that a resumed run
-        draws what the uninterrupted one would have drawn.
-        """
-        directions = torch.randn(vectors.shape[1], self.slices).to(vectors.device)
-        if get_world_size() > 1:
-            torch.distributed.broadcast(directions, src=0)
-        return directions

@@ -1,20 +1,29 @@
-"""Large corpora: documents that are drawn anew in each step, and the hardest negatives found so far."""
+"""Large corpora: a chunk of documents at a time, a sample drawn anew in each step, the hardest negatives found so far.
+
+And what several processes share: rows, sums, random draws.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed
 from sentence_transformers.util import get_world_size
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from st_asym.losses.distributed import gather_rows, uniform
 from st_asym.losses.documents import Documents, Relevance
-from st_asym.losses.logits import Negatives, find
 from st_asym.retrieval import nearest
 
+# Documents that go through the head at once: a processor is fastest where they stay in its cache.
+_CPU_CHUNK, _GPU_CHUNK = 1024, 16_384
+# What the graph of one step may take before its chunks are computed again in the backward pass.
+_GRAPH_BYTES = 1 << 30
 # Documents that a scan takes through the head at once: without a gradient, they may be many.
 _SCAN_CHUNK = 4096
 # BibTeX of how hard negatives are renewed.
@@ -31,14 +40,160 @@ HARD_NEGATIVES = """
 """
 
 
+class Negatives(NamedTuple):
+    """Documents that are negatives of all queries of a batch, but for pairs that are counted apart."""
+
+    positions: Tensor | None  # in the corpus, ascending, shape (n,), on the CPU; None for all of it
+    weights: (
+        Tensor | None
+    )  # logarithms of how many documents each counts for, shape (n,); None where each counts for one
+
+    def places(self, columns: Tensor) -> Tensor:
+        """Where some documents of the corpus are among these, -1 for those that are not."""
+        return columns if self.positions is None else find(columns, self.positions)
+
+
+class Logits(NamedTuple):
+    """What a chunk of documents, or all of them, give for each query; the least finite number stands for none."""
+
+    sums: Tensor  # log-sum-exp over the negatives, shape (n,)
+    pairs: Tensor  # logits of the pairs that are counted apart, shape (pairs,)
+    places: Tensor  # the most similar negatives of each chunk, shape (n, best)
+    logits: Tensor  # their logits
+
+
+def find(wanted: Tensor, ascending: Tensor) -> Tensor:
+    """Places of some numbers among others, which are not none, -1 for those that are not there."""
+    places = torch.searchsorted(ascending, wanted).clamp(max=len(ascending) - 1)
+    return torch.where(ascending[places] == wanted, places, -1)
+
+
+def compare(
+    queries: Tensor,
+    documents: Callable[[slice], Tensor],
+    count: int,
+    rows: Tensor,
+    columns: Tensor,
+    *,
+    activations: int,
+    chunk_size: int | None,
+    weights: Tensor | None = None,
+    best: int = 0,
+    reduced: bool = False,
+) -> Logits:
+    """Compare queries, unit vectors over the temperature of shape ``(n, d)``, with so many documents.
+
+    ``documents`` gives the unit vectors of a stretch of them. Pairs of ``rows`` and ``columns``, on the CPU, are
+    counted apart. ``activations`` is how many numbers the graph keeps of each document on its way through the head: a
+    graph that is too large, or chunks that are asked for, are computed again in the backward pass. ``reduced`` computes
+    similarities in bfloat16, and not their sums.
+    """
+    device = queries.device
+    size = chunk_size or (_CPU_CHUNK if device.type == "cpu" else _GPU_CHUNK)
+    columns, order = columns.sort()
+    starts = range(0, count, size)
+    edges = [*torch.searchsorted(columns, torch.tensor(starts)).tolist(), len(columns)]
+    rows, columns, back = (part.to(device) for part in (rows[order], columns, order.argsort()))
+    weights = None if weights is None else weights.to(queries)
+
+    def compare_chunk(stretch: slice, own: slice) -> Logits:
+        vectors = documents(stretch)
+        with torch.autocast(device.type, torch.bfloat16, enabled=reduced):
+            similarities = queries @ vectors.to(queries.dtype).T
+        with torch.autocast(device.type, enabled=False):
+            logits = similarities.to(queries.dtype)
+            apart = rows[own], columns[own] - stretch.start
+            pairs = logits[apart]
+            # Finite, so that a query without negatives has a gradient, of zero.
+            logits[apart] = torch.finfo(logits.dtype).min
+            top = logits.detach().topk(min(best, logits.shape[1]), dim=1)
+            if weights is not None:
+                logits = logits + weights[stretch]
+            return Logits(logits.logsumexp(dim=1), pairs, top.indices + stretch.start, top.values)
+
+    run: Callable[..., Any] = compare_chunk
+    graph = count * (activations + 3 * len(queries)) * queries.element_size()
+    if chunk_size is not None or graph > _GRAPH_BYTES:
+        run = partial(checkpoint, compare_chunk, use_reentrant=False)
+    stretches = (slice(start, min(start + size, count)) for start in starts)
+    parts = [run(stretch, slice(*own)) for stretch, own in zip(stretches, pairwise(edges), strict=True)]
+    sums, pairs, places, logits = zip(*parts, strict=True)
+    return Logits(
+        torch.stack(sums, dim=1).logsumexp(dim=1),
+        torch.cat(pairs)[back],
+        torch.cat(places, dim=1),
+        torch.cat(logits, dim=1),
+    )
+
+
+def add_to_sums(sums: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
+    """Log-sum-exp over the negatives of each query, shape ``(n,)`` and finite, and over some more of them.
+
+    ``logits`` are those of the others, ``rows`` their queries.
+    """
+    rows = rows.to(sums.device)
+    largest = sums.detach().scatter_reduce(0, rows, logits.detach(), "amax")
+    return largest + (sums - largest).exp().index_add(0, rows, (logits - largest[rows]).exp()).log()
+
+
+def sum_over_positives(negatives: Tensor, positives: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    """Sum over positives of weight * -log(e^s / (e^s + sum of negatives)).
+
+    ``negatives`` are log-sum-exp over the negatives of each query, shape ``(n,)``; ``positives`` are the logits s, of
+    the queries ``rows``.
+    """
+    difference = negatives[rows.to(negatives.device)] - positives
+    return torch.dot(weights.to(difference), torch.logaddexp(difference, torch.zeros_like(difference)))
+
+
+def gather_rows(tensor: Tensor) -> Tensor:
+    """Rows of all processes in the order of their ranks, shape ``(sum of n, ...)``, the own ones with their gradient.
+
+    A loss that each process computes over all rows then has its whole gradient with respect to the own rows, and
+    nothing is sent on the way back. Every process must call it, with rows of the same shape.
+    """
+    world = get_world_size()
+    if world == 1:
+        return tensor
+    counts = [torch.zeros(1, dtype=torch.int64, device=tensor.device) for _ in range(world)]
+    torch.distributed.all_gather(counts, torch.tensor([len(tensor)], device=tensor.device))
+    longest = max(int(count) for count in counts)
+    padded = tensor.new_zeros(longest, *tensor.shape[1:])
+    padded[: len(tensor)] = tensor.detach()
+    parts = [torch.empty_like(padded) for _ in range(world)]
+    torch.distributed.all_gather(parts, padded)
+    rows = [part[: int(count)] for part, count in zip(parts, counts, strict=True)]
+    rows[torch.distributed.get_rank()] = tensor
+    return torch.cat(rows)
+
+
+def total(number: int, device: torch.device) -> int:
+    """The sum of a number over all processes."""
+    if get_world_size() == 1:
+        return number
+    summed = torch.tensor(number, device=device)
+    torch.distributed.all_reduce(summed)
+    return int(summed)
+
+
+def uniform(count: int, device: torch.device) -> Tensor:
+    """Numbers from 0 to 1, float64, the same on every process.
+
+    They come from torch's CPU generator, whose state the trainer saves with each checkpoint.
+    """
+    draws = torch.rand(count, dtype=torch.float64)
+    if get_world_size() == 1:
+        return draws
+    shared = draws.to(device)
+    torch.distributed.broadcast(shared, src=0)
+    return shared.cpu()
+
+
 class Sample:
     """Documents drawn anew in each step, those that are relevant to some query and the others apart.
 
-    Args:
-        labelled: Of each document, whether it is relevant to some query.
-        unlabelled_weight: What each of the others counts.
-        count: How many to draw, in proportion to what either kind counts as a whole; at least one of each kind that
-            counts, as nothing else could stand for it, and all that count where there are fewer.
+    So many are drawn in proportion to what either kind counts as a whole; at least one of each kind that counts, as
+    nothing else could stand for it, and all that count where there are fewer.
     """
 
     def __init__(self, labelled: Tensor, unlabelled_weight: float, count: int) -> None:
@@ -71,15 +226,8 @@ def stretches(size: int, count: int) -> tuple[Tensor, Tensor]:
 class HardNegatives:
     """The hardest negatives found so far, and the last vector of each query; on the CPU, equal on every process.
 
-    Memory is ``queries * (12 * size + 4 * dimension)`` bytes.
-
-    Args:
-        relevance: What is known of the queries: none of it is a hard negative.
-        documents: The corpus.
-        among: Positions of the documents that count, ascending; None for the whole corpus.
-        size: How many negatives to keep of each query.
-        refresh_steps: Steps from one scan to the next.
-        scanned: How many documents a scan covers.
+    Memory is ``queries * (12 * size + 4 * dimension)`` bytes. ``among`` are the positions of the documents that count,
+    ascending; None for the whole corpus. Every ``refresh_steps`` steps a scan covers so many of them.
     """
 
     def __init__(
@@ -115,11 +263,8 @@ class HardNegatives:
     def update(self, labels: Tensor, vectors: Tensor, documents: Tensor, similarities: Tensor) -> None:
         """Replace what is kept of some queries, of all processes, by the hardest of these candidates.
 
-        Args:
-            labels: Positions of the own queries, shape ``(n,)``.
-            vectors: Their unit vectors, shape ``(n, d)``.
-            documents: Positions of the candidates, shape ``(n, c)``, none twice for a query.
-            similarities: Of queries and candidates; minus infinity leaves a candidate out.
+        ``labels`` and unit ``vectors`` are those of the own queries, the rest of shape ``(n, candidates)``. No document
+        is there twice for a query; a similarity of minus infinity leaves it out.
         """
         hardest = _hardest(documents, similarities.float(), self.size)
         own = (labels.to(vectors.device), vectors.detach().float(), *hardest)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from st_asym.data.collection import counted
-from st_asym.evaluation.scores import MAIN, METRICS
+from st_asym.evaluation.comparison import MAIN, METRICS
 
 if TYPE_CHECKING:
     from st_asym.diagnosis.diagnose import Diagnosis

@@ -1,16 +1,26 @@
-"""The nearest documents of each query, a chunk at a time."""
+"""Searching, by vectors and by words, and judging what was found: arrays in, arrays out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import importlib.util
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+Pairs = tuple[Tensor, Tensor]
+Similarities = NDArray[np.float32]
+Scores = NDArray[np.float64]
 
 # How many numbers a block of similarities may have: 64 MiB in float32.
 _BLOCK = 1 << 24
-
-Pairs = tuple[Tensor, Tensor]
+TOP = 10
+_DISCOUNTS: Scores = 1.0 / np.log2(np.arange(TOP) + 2.0)
+# Of BM25, a row of similarities has as many numbers as there are documents; so have the postings of a frequent word.
+MOST_DOCUMENTS = 1_000_000
 
 
 @torch.no_grad()
@@ -23,57 +33,134 @@ def nearest(
 ) -> tuple[Tensor, Tensor]:
     """Find the ``k`` most similar documents of each query, by inner product: the cosine, of unit vectors.
 
-    Args:
-        queries: Vectors of shape ``(n, d)``.
-        documents: Vectors of shape ``(m, d)``; or stretches of them, each with the position of its first one, such as
-            a corpus that is too large for memory.
-        k: How many to find; all, if there are fewer.
-        excluded: Rows of queries and positions of documents that are no results, such as a query's own document, each
-            an integer tensor of shape ``(pairs,)``.
-
-    Returns:
-        Similarities and positions, each of shape ``(n, min(k, m))``, the most similar first. What was excluded, where
-        nothing else is left, has a similarity of minus infinity.
+    Documents of shape ``(m, d)``, or stretches of them, each with the position of its first one, such as a corpus that
+    is too large for memory. Rows of queries and positions of documents in ``excluded`` are no results; where nothing
+    else is left, their similarity is minus infinity. Both results have the shape ``(n, min(k, m))``, the most similar
+    first.
 
     Example:
-        >>> documents = torch.eye(3)
-        >>> similarities, positions = nearest(torch.tensor([[0.6, 0.0, 0.8]]), documents, 2)
-        >>> similarities, positions
+        >>> nearest(torch.tensor([[0.6, 0.0, 0.8]]), torch.eye(3), 2)
         (tensor([[0.8000, 0.6000]]), tensor([[2, 0]]))
     """
-    parts = [(0, documents)] if isinstance(documents, Tensor) else documents
     best = queries.new_empty(len(queries), 0)
     positions = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
-    for first, part in parts:
-        found = _nearest_in(queries, part, k, _within(excluded, first, len(part)))
-        best, positions = torch.cat([best, found[0]], dim=1), torch.cat([positions, found[1] + first], dim=1)
+    rows, columns = excluded or (positions.new_empty(0).cpu(), positions.new_empty(0).cpu())
+    for first, part in [(0, documents)] if isinstance(documents, Tensor) else documents:
+        here = (columns >= first) & (columns < first + len(part))
+        own_rows, own_columns = rows[here], columns[here] - first
+        size = max(1, _BLOCK // max(1, len(part)))
+        values, places = [best.new_empty(0, min(k, len(part)))], [positions.new_empty(0, min(k, len(part)))]
+        for start in range(0, len(queries), size):
+            block = queries[start : start + size] @ part.to(queries.dtype).T
+            inside = (own_rows >= start) & (own_rows < start + len(block))
+            block[own_rows[inside] - start, own_columns[inside]] = -torch.inf
+            top = block.topk(min(k, len(part)), dim=1)
+            values.append(top.values)
+            places.append(top.indices + first)
+        best, positions = torch.cat([best, torch.cat(values)], dim=1), torch.cat([positions, torch.cat(places)], dim=1)
         best, order = best.topk(min(k, best.shape[1]), dim=1)
         positions = positions.gather(1, order)
     return best, positions
 
 
-def _nearest_in(queries: Tensor, documents: Tensor, k: int, excluded: Pairs) -> tuple[Tensor, Tensor]:
-    """The nearest in one stretch of documents, some queries at a time."""
-    rows, columns = excluded
-    size = max(1, _BLOCK // max(1, len(documents)))
-    values, places = [], []
-    for start in range(0, len(queries), size):
-        block = queries[start : start + size] @ documents.to(queries.dtype).T
-        here = (rows >= start) & (rows < start + len(block))
-        block[rows[here] - start, columns[here]] = -torch.inf
-        top = block.topk(min(k, len(documents)), dim=1)
-        values.append(top.values)
-        places.append(top.indices)
-    if not values:
-        none = queries.new_empty(0, min(k, len(documents)))
-        return none, none.long()
-    return torch.cat(values), torch.cat(places)
+class Judgments:
+    """The graded documents of some queries, by position: above zero is relevant, anything else is not.
+
+    Judged documents without a position cannot be found, but count in the ideal ranking, as in ``trec_eval``. All scores
+    are in the order of ``queries``.
+
+    Example:
+        >>> judged = Judgments({"q": {"a": 1}}, {"a": 0, "b": 1})
+        >>> judged.ndcg([[1, 0]]).round(3)
+        array([0.631])
+    """
+
+    def __init__(self, qrels: Mapping[str, Mapping[str, int]], positions: Mapping[str, int]) -> None:
+        self.queries: tuple[str, ...] = tuple(qrels)
+        self._documents = max(positions.values(), default=-1) + 1
+        cells = [
+            (row * self._documents + positions[document], grade)
+            for row, judged in enumerate(qrels.values())
+            for document, grade in judged.items()
+            if grade > 0 and document in positions
+        ]
+        keys, grades = (np.array(part, dtype=np.int64) for part in (zip(*cells, strict=True) if cells else ((), ())))
+        order = keys.argsort()
+        self._keys, self._grades = keys[order], grades[order]
+        self._ideal = np.zeros(len(self.queries))
+        for row, judged in enumerate(qrels.values()):
+            best = sorted((grade for grade in judged.values() if grade > 0), reverse=True)[:TOP]
+            self._ideal[row] = np.dot(best, _DISCOUNTS[: len(best)])
+
+    def __len__(self) -> int:
+        """The number of queries."""
+        return len(self.queries)
+
+    def grades(self, positions: Any) -> NDArray[np.int64]:
+        """The grades of what was found, 0 for what is not relevant, for positions of shape ``(n, k)``."""
+        wanted = np.arange(len(self.queries))[:, None] * self._documents + np.asarray(positions)
+        if not len(self._keys):
+            return np.zeros(wanted.shape, dtype=np.int64)
+        places = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
+        found: NDArray[np.int64] = np.where(self._keys[places] == wanted, self._grades[places], 0)
+        return found
+
+    def relevant(self, positions: Any) -> NDArray[np.bool_]:
+        """Whether what was found is relevant; arguments as for :meth:`grades`."""
+        return self.grades(positions) > 0
+
+    def ndcg(self, positions: Any) -> Scores:
+        """nDCG@10 of each query, as ``trec_eval`` computes it: gain is the grade, 0 without a relevant document.
+
+        Järvelin and Kekäläinen 2002, "Cumulated gain-based evaluation of IR techniques". The first ten positions count.
+        """
+        grades = self.grades(np.asarray(positions)[:, :TOP])
+        gained = grades @ _DISCOUNTS[: grades.shape[1]]
+        return np.divide(gained, self._ideal, out=np.zeros(len(self)), where=self._ideal > 0)
 
 
-def _within(pairs: Pairs | None, first: int, length: int) -> Pairs:
-    """The pairs whose document is in a stretch, counted from its start."""
-    if pairs is None:
-        return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
-    rows, columns = pairs
-    here = (columns >= first) & (columns < first + length)
-    return rows[here], columns[here] - first
+def bm25_is_installed() -> bool:
+    """Whether ``bm25s`` (extra ``eval``) is there."""
+    return importlib.util.find_spec("bm25s") is not None
+
+
+class Bm25Index:
+    """Documents by the words that they share with a query (Robertson et al. 1995), by ``bm25s`` with its defaults.
+
+    Those are k1 1.5 and b 0.75, words of two characters or more in lower case, English stop words, no stemming. A text
+    that is written without spaces is one word, so that BM25 says nothing of it.
+
+    Example:
+        >>> Bm25Index(["a red fox", "a red dog", "blue"]).similarities(["the dog", "the"]).round(2)
+        array([[0.  , 0.36, 0.  ],
+               [0.  , 0.  , 0.  ]], dtype=float32)
+    """
+
+    def __init__(self, documents: Sequence[str]) -> None:
+        if not bm25_is_installed():
+            raise ImportError("BM25 needs bm25s, which is not installed: pip install 'st_asym[eval]'.")
+        import bm25s
+
+        self._bm25s: Any = bm25s
+        self._documents = len(documents)
+        tokens = bm25s.tokenize(list(documents), show_progress=False)
+        self._index = bm25s.BM25()
+        self._words = any(map(len, tokens.ids))
+        if self._words:  # without any, bm25s cannot index them
+            self._index.index(tokens, show_progress=False)
+
+    def similarities(self, queries: Sequence[str]) -> Similarities:
+        """Scores from 0, where no word is shared, shape ``(n, m)``, float32, for ``n`` queries and ``m`` documents."""
+        found = np.zeros((len(queries), self._documents), dtype=np.float32)
+        tokens = self._bm25s.tokenize(list(queries), show_progress=False, return_ids=False)
+        for row, own in enumerate(tokens):
+            ids = self._index.get_tokens_ids(own) if self._words else []
+            if ids:
+                found[row] = self._index.get_scores_from_ids(ids)
+        return found
+
+
+def standardised(similarities: Similarities) -> Similarities:
+    """Each row of shape ``(m,)`` with mean 0 and standard deviation 1 over the corpus; 0 where all are the same."""
+    deviation = np.maximum(similarities.std(axis=1, keepdims=True), 1e-9)
+    return np.asarray((similarities - similarities.mean(axis=1, keepdims=True)) / deviation, dtype=np.float32)

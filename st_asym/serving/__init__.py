@@ -1,7 +1,6 @@
 """A model behind ``/v1/embeddings``, and whether a running server gives the vectors of a model.
 
-``endpoint`` (the ASGI app, extra ``serve``) answers requests in the form that ``openai_form`` checks, with vectors that
-``batches`` encodes; ``against`` compares a server with a model, asking it through ``embedding_client``.
+``endpoint`` is the ASGI app (extra ``serve``); ``against`` asks a server and compares.
 """
 
 from importlib import import_module

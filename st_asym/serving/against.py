@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any, Literal
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
@@ -15,16 +18,18 @@ from sentence_transformers.base.modules import Dense, Router
 from st_asym.export.export_side import TEXTS, side_vectors
 from st_asym.heads.anatomy import Side, public_name, side_prompt
 from st_asym.heads.model import load_encoder
-from st_asym.serving.embedding_client import EmbeddingServer, TextRefusedError, Vectors, name_of_side
+
+Vectors = np.ndarray[Any, np.dtype[np.float64]]
+Head = Literal["own", "other", "none"]
 
 # 1 - cosine of two vectors of one text. Up to the first, nothing but the order of sums differs; up to the second, the
 # server computes in half precision.
 _SAME, _NEARLY = 1e-5, 1e-3
 _LENGTH = 0.01
 _RECOGNISED = 0.5
+_SECONDS = 60  # to wait for an answer
 _OTHER: dict[Side, Side] = {"query": "document", "document": "query"}
-
-Head = Literal["own", "other", "none"]
+_SERVE = "Serve this model, or name the one that is served."
 
 
 @dataclass(frozen=True)
@@ -111,21 +116,21 @@ def compare_with_server(
     """
     if not sides or not set(sides) <= set(_OTHER):
         raise ValueError(f"sides must name 'query', 'document' or both, got {sides!r}.")
-    server = EmbeddingServer(url)
+    server = _Server(url)
     name = "model" if isinstance(model, SentenceTransformer) else public_name(model)
     wanted = {"query": query_model, "document": document_model}
     listed = server.model_names() if any(wanted[side] is None for side in sides) else []
-    names = {side: wanted[side] or name_of_side(listed, side, f"{name}-{side}") for side in sides}
+    names = {side: wanted[side] or _name_of_side(listed, side, f"{name}-{side}") for side in sides}
     served = {side: _served(server, texts, names[side]) for side in sides}
     loaded = model if isinstance(model, SentenceTransformer) else load_encoder(model)
     return ServerComparison(url, {side: _compared(loaded, side, names[side], *served[side]) for side in sides})
 
 
-def _served(server: EmbeddingServer, texts: Sequence[str], name: str) -> tuple[Vectors, list[str], str]:
+def _served(server: _Server, texts: Sequence[str], name: str) -> tuple[Vectors, list[str], str]:
     """Vectors of the texts that the server takes, these texts, and what it says where the longest is too long."""
     try:
         return server.vectors(texts, name), list(texts), ""
-    except TextRefusedError as error:
+    except _TextRefusedError as error:
         longest = max(texts, key=len)
         shorter = [text for text in texts if text != longest]
         if not shorter:
@@ -184,9 +189,6 @@ def _mistake(
     }
 
 
-_SERVE = "Serve this model, or name the one that is served."
-
-
 def _named(model: SentenceTransformer, side: Side, head: Head, prompt: str) -> dict[str, str]:
     """In words, a mistake of the head, of the prompt, or of both."""
     other, own = _OTHER[side], side_prompt(model, side)
@@ -218,26 +220,23 @@ def _named(model: SentenceTransformer, side: Side, head: Head, prompt: str) -> d
 
 def _wrong_vectors(model: SentenceTransformer, side: Side, texts: Sequence[str]) -> Iterator[tuple[Head, str, Vectors]]:
     """Vectors of the usual mistakes, the simplest first: which head, which prompt, and what comes of them."""
+    modules: list[Any] = list(model.children())
+    heads: list[tuple[Head, SentenceTransformer, Side]] = [("own", model, side)]
+    # What stays of it where a server knows no Router or no Dense.
+    cuts = [next((i for i, m in enumerate(modules) if isinstance(m, kind)), None) for kind in (Router, Dense)]
+    for cut in dict.fromkeys(cuts):
+        if cut:  # a Router in front of everything leaves no encoder
+            heads.append(("none", SentenceTransformer(modules=modules[:cut], device=str(model.device)), side))
+    heads.append(("other", model, _OTHER[side]))
     own, other = side_prompt(model, side), side_prompt(model, _OTHER[side])
     for prompt in dict.fromkeys((own, other, "", own + own)):
-        for head, module, task in _heads(model, side):
+        for head, module, task in heads:
             found = module.encode(
                 list(texts), prompt=prompt, task=task, convert_to_tensor=True, show_progress_bar=False
             )
             vectors = found.to(device="cpu", dtype=torch.float64).numpy()
             if np.isfinite(vectors).all():
                 yield head, prompt, vectors
-
-
-def _heads(model: SentenceTransformer, side: Side) -> Iterator[tuple[Head, SentenceTransformer, Side]]:
-    """The model itself, what stays of it where a server knows no Router or no Dense, and the other side."""
-    yield "own", model, side
-    modules: list[Any] = list(model.children())
-    cuts = [next((i for i, m in enumerate(modules) if isinstance(m, kind)), None) for kind in (Router, Dense)]
-    for cut in dict.fromkeys(cuts):
-        if cut:  # a Router in front of everything leaves no encoder
-            yield "none", SentenceTransformer(modules=modules[:cut], device=str(model.device)), side
-    yield "other", model, _OTHER[side]
 
 
 def _unit(vectors: Vectors) -> Vectors:
@@ -252,3 +251,96 @@ def _distances(a: Vectors, b: Vectors) -> Vectors:
         return np.full(len(a), np.inf)
     distances: Vectors = 1 - (_unit(a) * _unit(b)).sum(axis=1)
     return distances
+
+
+class _TextRefusedError(ValueError):
+    """The server says that the request is at fault: a text may be too long for it."""
+
+
+class _NotServedError(ValueError):
+    """There is nothing at this path."""
+
+
+class _Server:
+    """A server at an address, which is given with or without ``/v1``, ``/v1/embeddings`` or ``/embed``."""
+
+    def __init__(self, url: str) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"{url!r} is no address of a server: write http://127.0.0.1:8000, for example.")
+        given = url.rstrip("/")
+        self.url = given.removesuffix("/embeddings").removesuffix("/embed").removesuffix("/v1")
+        path = given.removeprefix(self.url)
+        self._v1 = "" if path == "/embeddings" else "/v1"
+        self._embed = path == "/embed"
+
+    def model_names(self) -> list[str]:
+        """The ids that ``/v1/models`` lists; none where it is not served."""
+        if self._embed:
+            return []
+        try:
+            return [model["id"] for model in self._ask(f"{self._v1}/models")["data"]]
+        except (ValueError, KeyError, TypeError):
+            return []
+
+    def vectors(self, texts: Sequence[str], model: str) -> Vectors:
+        """Vectors of texts, shape ``(n, d)``, as any client asks for them; ``/embed`` knows no model's name."""
+        if not self._embed:
+            try:
+                found = self._ask(f"{self._v1}/embeddings", {"model": model, "input": list(texts)})
+            except _NotServedError:
+                self._embed = True
+            else:
+                return self._checked(_in_order(found), len(texts))
+        return self._checked(self._ask("/embed", {"inputs": list(texts), "truncate": True}), len(texts))
+
+    def _ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        url = self.url + path
+        data = None if body is None else json.dumps(body).encode()
+        # The address is the user's own, and http or https, as the constructor saw to.
+        request = Request(url, data, {"Content-Type": "application/json"})  # noqa: S310
+        try:
+            with urlopen(request, timeout=_SECONDS) as answer:  # noqa: S310
+                return json.loads(answer.read())
+        except HTTPError as error:
+            said = error.read(500).decode(errors="replace").strip()
+            # Ollama and others answer 404 for an unknown model, too, and say so.
+            unknown_path = error.code in (404, 405) and "model" not in said.lower()
+            at_fault = _TextRefusedError if error.code in (400, 413, 422) else ValueError
+            kind = _NotServedError if unknown_path else at_fault
+            raise kind(f"{url} answers {error.code}: {said or error.reason}") from None
+        except (URLError, TimeoutError, ConnectionError) as error:
+            raise OSError(f"No answer from {url}: {getattr(error, 'reason', error)}. Is the server running?") from None
+        except ValueError:
+            raise ValueError(f"{url} does not answer with JSON: is it a server of embeddings?") from None
+
+    def _checked(self, rows: Any, count: int) -> Vectors:
+        try:
+            vectors = np.array(rows, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise ValueError(f"{self.url} does not answer with vectors of one length.") from None
+        if vectors.ndim != 2 or len(vectors) != count or not np.isfinite(vectors).all():
+            raise ValueError(
+                f"{self.url} should answer with {count} finite vectors, and answers with an array of shape "
+                f"{vectors.shape}{'' if np.isfinite(vectors).all() else ' that is not finite'}."
+            )
+        return vectors
+
+
+def _in_order(found: Any) -> list[Any]:
+    try:
+        return [row["embedding"] for row in sorted(found["data"], key=lambda row: int(row["index"]))]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError("The server's answer has no data with an index and an embedding for each text.") from None
+
+
+def _name_of_side(names: Sequence[str], side: Side, default: str) -> str:
+    """Which of a server's models is that of a side; the default where it lists none."""
+    for fitting in ([name for name in names if name == default], [name for name in names if name.endswith(side)]):
+        if len(fitting) == 1:
+            return fitting[0]
+    if len(names) > 1:
+        raise ValueError(
+            f"The server has the models {', '.join(names)}: say with --{side}-model ({side}_model=) which of them is "
+            f"for {side} texts, or that only the other side is served (--side, sides=)."
+        )
+    return names[0] if names else default

@@ -1,21 +1,39 @@
-"""``/v1/embeddings`` for both sides of a model."""
+"""One endpoint for both sides of a model: requests in OpenAI's form, those that arrive together encoded together."""
 
 from __future__ import annotations
 
+import asyncio
+import base64
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
+from typing import Any, NamedTuple
 
+import numpy as np
+import orjson
 from sentence_transformers import SentenceTransformer
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from torch import Tensor
 
 from st_asym.export.export_side import side_vectors
-from st_asym.heads.anatomy import public_name
+from st_asym.heads.anatomy import Side, public_name, side_prompt
 from st_asym.heads.model import load_encoder
-from st_asym.serving.batches import Batches
-from st_asym.serving.openai_form import EmbeddingsRequest, RefusedRequestError, answer_body, error_body
+
+Vectors = np.ndarray[Any, np.dtype[np.float32]]
+
+_FIELDS = ("dimensions", "encoding_format", "input", "input_type", "model", "user")
+_INPUT_TYPES: dict[str, Side] = {
+    "query": "query",
+    "search_query": "query",
+    "document": "document",
+    "search_document": "document",
+    "passage": "document",
+}
 
 
 def app(
@@ -75,14 +93,12 @@ def app(
     sizes = [side_vectors(loaded, side, ["size"]).shape[1] for side in ("query", "document")]
     if sizes[0] != sizes[1]:
         raise ValueError(f"The model's query vectors have {sizes[0]} numbers and its document vectors {sizes[1]}.")
-    batches = Batches(loaded, max_batch)
+    batches = _Batches(loaded, max_batch)
     models = [{"id": f"{name}-{side}", "object": "model", "owned_by": "st_asym"} for side in ("query", "document")]
 
     async def embeddings(request: Request) -> Response:
-        body = await _body(request, max_bytes)
-        asked = EmbeddingsRequest.read(body, name=name, size=sizes[0], max_texts=max_texts)
-        vectors, tokens = await batches.encode(asked.side, asked.texts)
-        return Response(answer_body(asked, vectors, tokens), media_type="application/json")
+        asked = _asked_for(await _body(request, max_bytes), name, sizes[0], max_texts)
+        return _answer(asked, *await batches.encode(asked.side, asked.texts))
 
     async def health(_: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -105,6 +121,30 @@ def app(
     )
 
 
+class RefusedRequestError(ValueError):
+    """What is wrong with a request, as its client is told."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None, status: int = 400) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+        self.status = status
+
+
+def _error(
+    message: str,
+    status: int,
+    *,
+    param: str | None = None,
+    code: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """An error as OpenAI's clients read it."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    body = orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": code}})
+    return Response(body, status, headers, media_type="application/json")
+
+
 async def _body(request: Request, max_bytes: int) -> bytes:
     """The whole body, read no further than it may be long."""
     body = bytearray()
@@ -117,11 +157,14 @@ async def _body(request: Request, max_bytes: int) -> bytes:
     return bytes(body)
 
 
-async def _refused(_: Request, error: Exception) -> Response:
-    if not isinstance(error, RefusedRequestError):
-        raise error
-    body = error_body(str(error), error.status, param=error.param, code=error.code)
-    return Response(body, error.status, media_type="application/json")
+async def _refused(_: Request, error: Any) -> Response:
+    return _error(str(error), error.status, param=error.param, code=error.code)
+
+
+async def _not_there(request: Request, error: Any) -> Response:
+    """A wrong path or method."""
+    message = f"{request.method} {request.url.path} is not served: send POST /v1/embeddings."
+    return _error(message[:300], error.status_code, headers=error.headers)
 
 
 async def _gone(_: Request, _error: Exception) -> Response:
@@ -129,13 +172,212 @@ async def _gone(_: Request, _error: Exception) -> Response:
     return Response(status_code=400)
 
 
-async def _not_there(request: Request, error: Exception) -> Response:
-    """A wrong path or method."""
-    status, headers = (error.status_code, error.headers) if isinstance(error, HTTPException) else (404, None)
-    message = f"{request.method} {request.url.path} is not served: send POST /v1/embeddings."
-    return Response(error_body(message[:300], status), status, headers, media_type="application/json")
-
-
-async def _failed(_: Request, _error: Exception) -> Response:
+async def _failed(_: Request, _exception: Exception) -> Response:
     """What is no fault of the client's; the server logs the traceback."""
-    return Response(error_body("The model could not encode this.", 500), 500, media_type="application/json")
+    return _error("The model could not encode this.", 500)
+
+
+class _EmbeddingsRequest(NamedTuple):
+    """What a request asks for, all of it checked; ``dimensions`` is None for whole vectors."""
+
+    model: str
+    side: Side
+    texts: list[str]
+    in_base64: bool
+    dimensions: int | None
+
+
+def _asked_for(body: bytes, name: str, size: int, max_texts: int) -> _EmbeddingsRequest:
+    """Check a request of the model ``name``, whose vectors have ``size`` numbers."""
+    try:
+        asked = orjson.loads(body)
+    except ValueError as error:
+        raise RefusedRequestError(f"The body is not JSON in UTF-8: {error}.") from None
+    if not isinstance(asked, dict):
+        raise RefusedRequestError('The body must be an object such as {"model": ..., "input": ...}.')
+    asked = {key: value for key, value in asked.items() if value is not None}
+    # What would change a vector and is not understood must not be ignored.
+    if unknown := sorted(set(asked) - set(_FIELDS)):
+        raise RefusedRequestError(
+            f"Unrecognized request argument: {_shown(unknown[0])}. Known are {', '.join(_FIELDS)}.",
+            param=unknown[0][:60],
+            code="unknown_parameter",
+        )
+    side, texts = _side(asked, name), _texts(asked.get("input"), max_texts)
+    form, dimensions = asked.get("encoding_format", "float"), asked.get("dimensions", size)
+    if form not in ("float", "base64"):
+        raise RefusedRequestError(
+            f"encoding_format must be 'float' or 'base64', not {_shown(form)}.", param="encoding_format"
+        )
+    if type(dimensions) is not int or not 1 <= dimensions <= size:
+        raise RefusedRequestError(
+            f"dimensions must be a whole number from 1 to {size}, not {_shown(dimensions)}.", param="dimensions"
+        )
+    return _EmbeddingsRequest(asked["model"], side, texts, form == "base64", dimensions if dimensions != size else None)
+
+
+def _side(asked: Mapping[str, Any], name: str) -> Side:
+    """Of the model that is named, or of ``input_type``."""
+    names: dict[str, Side] = {f"{name}-query": "query", f"{name}-document": "document"}
+    both = " and ".join(names)
+    model, input_type = asked.get("model"), asked.get("input_type")
+    if model is None:
+        raise RefusedRequestError(f"model is missing: {both} are served.", param="model")
+    if not isinstance(model, str) or model not in (name, *names):
+        raise RefusedRequestError(
+            f"There is no model {_shown(model)} here: {both} are served.",
+            param="model",
+            code="model_not_found",
+            status=404 if isinstance(model, str) else 400,
+        )
+    if input_type is not None and (not isinstance(input_type, str) or input_type not in _INPUT_TYPES):
+        raise RefusedRequestError(
+            f"input_type must be one of {', '.join(_INPUT_TYPES)}, not {_shown(input_type)}.", param="input_type"
+        )
+    side, said = names.get(model), None if input_type is None else _INPUT_TYPES[input_type]
+    if side is not None and said is not None and side != said:
+        raise RefusedRequestError(
+            f"{model} is for {side} texts, and input_type says {said}: leave one of them out.", param="input_type"
+        )
+    side = side or said
+    if side is None:
+        raise RefusedRequestError(
+            f"{name} does not say whether these are queries or documents, which have vectors of their own. Name one "
+            f"of {both}, or send input_type, 'query' or 'document'.",
+            param="model",
+            code="side_missing",
+        )
+    return side
+
+
+def _texts(given: Any, max_texts: int) -> list[str]:
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, list) or not texts:
+        raise RefusedRequestError("input must be a text or a list of at least one text.", param="input")
+    if len(texts) > max_texts:
+        raise RefusedRequestError(
+            f"input has {len(texts)} texts, and a request may have {max_texts}: send several requests.", param="input"
+        )
+    if any(type(text) is int or isinstance(text, list) for text in texts):
+        raise RefusedRequestError(
+            "input must be texts, not tokens: their numbers are those of another tokenizer. In LangChain's "
+            "OpenAIEmbeddings, set check_embedding_ctx_length=False.",
+            param="input",
+        )
+    for position, text in enumerate(texts):
+        if not isinstance(text, str) or not text:
+            what = "is empty" if text == "" else f"is {_shown(text)}, which is no text"
+            raise RefusedRequestError(f"input[{position}] {what}.", param="input")
+    return texts
+
+
+def _shown(value: object) -> str:
+    """What a client sent, short enough for a message."""
+    text = value if isinstance(value, str) else repr(value)
+    return repr(text[:60] + "...") if len(text) > 60 else repr(text) if isinstance(value, str) else text
+
+
+def _answer(asked: _EmbeddingsRequest, vectors: Vectors, tokens: int) -> Response:
+    """Vectors, float32 of shape ``(n, d)``, as OpenAI's clients read them."""
+    if asked.dimensions is not None:
+        cut = vectors[:, : asked.dimensions].astype(np.float64)
+        lengths = np.linalg.norm(cut, axis=1, keepdims=True)
+        vectors = (cut / np.maximum(lengths, np.finfo(np.float64).tiny)).astype(np.float32)
+    rows: Iterable[Any] = np.ascontiguousarray(vectors)
+    if asked.in_base64:
+        rows = [base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii") for vector in vectors]
+    body = {
+        "object": "list",
+        "data": [{"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(rows)],
+        "model": asked.model,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+    return Response(orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
+
+
+class _Piece(NamedTuple):
+    """A few texts of one request, and what they become: vectors, and how many tokens they have."""
+
+    texts: list[str]
+    answer: asyncio.Future[tuple[Vectors, int]]
+
+
+class _Batches:
+    """Encodes texts of many requests, at most ``max_batch`` in one call, both sides in turn, in one thread.
+
+    Neither a tokenizer nor PyTorch's threads like to be shared. What arrives while a batch is encoded makes up the next
+    one; nothing waits for a batch to become full. A request of more texts than fit sends one piece after the other, so
+    that a small one never waits for all of a large one.
+    """
+
+    def __init__(self, model: SentenceTransformer, max_batch: int) -> None:
+        self._model = model
+        self._max_batch = max_batch
+        self._waiting: dict[Side, deque[_Piece]] = {"query": deque(), "document": deque()}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._work: asyncio.Task[None] | None = None
+
+    async def encode(self, side: Side, texts: Sequence[str]) -> tuple[Vectors, int]:
+        """Vectors, float32 of shape ``(n, d)``, and the number of tokens that the encoder read.
+
+        They count with prompt and special tokens, without what was cut off.
+        """
+        order = np.argsort([-len(text) for text in texts], kind="stable")
+        found = []
+        for start in range(0, len(texts), self._max_batch):
+            own = [texts[place] for place in order[start : start + self._max_batch]]
+            piece = _Piece(own, asyncio.get_running_loop().create_future())
+            self._waiting[side].append(piece)
+            if self._work is None or self._work.done():
+                self._work = asyncio.create_task(self._encode_all())
+            found.append(await piece.answer)
+        return np.concatenate([own for own, _ in found])[np.argsort(order)], sum(tokens for _, tokens in found)
+
+    async def _encode_all(self) -> None:
+        """Encode until nobody waits, one batch of each side in turn."""
+        loop = asyncio.get_running_loop()
+        while any(self._waiting.values()):
+            for side, waiting in self._waiting.items():
+                batch: list[_Piece] = []
+                room = self._max_batch
+                while waiting and len(waiting[0].texts) <= room:
+                    piece = waiting.popleft()
+                    if not piece.answer.done():  # its client may have gone
+                        batch.append(piece)
+                        room -= len(piece.texts)
+                texts = [piece.texts for piece in batch]
+                found = await loop.run_in_executor(self._thread, self._vectors_or_errors, side, texts) if batch else []
+                for piece, answer in zip(batch, found, strict=True):
+                    if piece.answer.done():
+                        continue
+                    if isinstance(answer, Exception):
+                        piece.answer.set_exception(answer)
+                    else:
+                        piece.answer.set_result(answer)
+
+    def _vectors_or_errors(self, side: Side, requests: list[list[str]]) -> list[tuple[Vectors, int] | Exception]:
+        """An answer for each request: what one of them breaks, the others get all the same."""
+        try:
+            return list(self._vectors(side, requests))
+        except BaseException as error:  # a panic of the tokenizers is no Exception
+            if len(requests) > 1:
+                return [answer for request in requests for answer in self._vectors_or_errors(side, [request])]
+            return [error if isinstance(error, Exception) else RuntimeError(str(error))]
+
+    def _vectors(self, side: Side, requests: list[list[str]]) -> list[tuple[Vectors, int]]:
+        encode = self._model.encode_query if side == "query" else self._model.encode_document
+        texts = [text for request in requests for text in request]
+        tensor = encode(texts, batch_size=self._max_batch, convert_to_tensor=True, show_progress_bar=False)
+        vectors: Vectors = tensor.float().cpu().numpy()
+        if not np.isfinite(vectors).all():
+            raise ValueError(f"A {side} vector of the model is not finite.")
+        ends = np.cumsum([len(request) for request in requests])
+        parts = np.split(vectors, ends[:-1])
+        return [(part, self._tokens(side, request)) for part, request in zip(parts, requests, strict=True)]
+
+    def _tokens(self, side: Side, texts: list[str]) -> int:
+        features = self._model.preprocess(texts, prompt=side_prompt(self._model, side) or None, task=side)
+        counted = features.get("attention_mask", features.get("input_ids"))
+        if not isinstance(counted, Tensor):
+            return 0
+        return int(counted.sum()) if "attention_mask" in features else counted.numel()

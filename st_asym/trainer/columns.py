@@ -131,15 +131,7 @@ def column_prompts(model: SentenceTransformer, mapping: Mapping[str, str]) -> di
 
 
 def plain_encode(side: str = "document") -> str:
-    """What to know before calling ``encode``, and the remedy, in one line of Markdown.
-
-    Args:
-        side: Where ``encode`` sends texts, the default route of the model's ``Router``.
-
-    Example:
-        >>> plain_encode().partition(",")[0]
-        'Plain `encode` sends every text through the document side'
-    """
+    """What to know before calling ``encode``, which sends texts to this side, and the remedy, in a line of Markdown."""
     other, plural = ("query", "queries") if side == "document" else ("document", "documents")
     return (
         f"Plain `encode` sends every text through the {side} side, and Haystack, LangChain, Chroma and DSPy call it "

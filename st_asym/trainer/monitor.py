@@ -100,10 +100,7 @@ class TrainingMonitor(TrainerCallback):
         self._handle = self._model = None
 
     def _collect(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: dict[str, Any]) -> None:
-        """Keep the vectors of one column.
-
-        ``encode`` runs in inference mode and is left out; so is the first, gradient-free pass of the Cached... losses.
-        """
+        """Keep the vectors of one column; none of ``encode``, and of the gradient-free pass of Cached... losses."""
         if torch.is_inference_mode_enabled() or (model.training and not torch.is_grad_enabled()):
             return
         task = kwargs.get("task") or args[0].get("task") or ("document" if self._queries else "query")
@@ -134,13 +131,11 @@ class TrainingMonitor(TrainerCallback):
         """Forget what ran between the steps."""
         self._queries, self._documents = [], []
 
-    def on_substep_end(self, *_args: Any, **_kwargs: Any) -> None:
-        """A batch that is accumulated is over."""
+    def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
+        """A training batch is over, or one that is accumulated."""
         self._finish_batch(training=True)
 
-    def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
-        """A training batch is over."""
-        self._finish_batch(training=True)
+    on_substep_end = on_step_end
 
     def on_prediction_step(self, *_args: Any, **_kwargs: Any) -> None:
         """An evaluation batch is over."""
@@ -186,22 +181,14 @@ class TrainingMonitor(TrainerCallback):
                 advice = "Compare by cosine: end the model in Normalize, and use cos_sim in the loss."
             else:
                 continue
-            if (trouble, side) in self._warned:
-                continue
-            self._warned.add((trouble, side))
-            logger.warning(
-                "%s of the %s vectors: their standard deviation went from %.2f to %.2f (about 1 is even, [%s, %s] "
-                "is safe) while in-batch accuracy went from %.3f to %.3f. %s",
-                trouble,
-                side,
-                before,
-                now,
-                LOWEST_STD,
-                HIGHEST_STD,
-                first["in_batch_accuracy"],
-                figures["in_batch_accuracy"],
-                advice,
-            )
+            if (trouble, side) not in self._warned:
+                self._warned.add((trouble, side))
+                logger.warning(
+                    "%s of the %s vectors: their standard deviation went from %.2f to %.2f (about 1 is even, [%s, %s] "
+                    "is safe) while in-batch accuracy went from %.3f to %.3f. %s",
+                    *(trouble, side, before, now, LOWEST_STD, HIGHEST_STD),
+                    *(first["in_batch_accuracy"], figures["in_batch_accuracy"], advice),
+                )
 
 
 def scaled_std(vectors: Tensor) -> Tensor:

@@ -113,10 +113,7 @@ def mine_negatives(
         logger.warning(
             "%d of %d pairs of %s are dropped: they have fewer than %d negatives. Lower range_min or relative_margin "
             "to keep more.",
-            len(asked) - len(mined),
-            len(asked),
-            split,
-            num_negatives,
+            *(len(asked) - len(mined), len(asked), split, num_negatives),
         )
     return _with_own_documents(mined, as_spelt)
 
@@ -146,13 +143,10 @@ class _Quiet:
         self._model = model
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def encode_query(self, *arguments: Any, **options: Any) -> Any:
-        return self._model.encode_query(*arguments, **{**options, "show_progress_bar": False})
-
-    def encode_document(self, *arguments: Any, **options: Any) -> Any:
-        return self._model.encode_document(*arguments, **{**options, "show_progress_bar": False})
+        found = getattr(self._model, name)
+        if name not in ("encode_query", "encode_document"):
+            return found
+        return lambda *arguments, **options: found(*arguments, **{**options, "show_progress_bar": False})
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from st_asym import Comparison, evaluate
 from st_asym.data import RetrievalData
 from st_asym.retrieval import Judgments
-from st_asym.retrieval.bm25 import Bm25Index, standardised
+from st_asym.retrieval.search import Bm25Index, standardised
 
 Make = Callable[..., SentenceTransformer]
 

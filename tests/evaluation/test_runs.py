@@ -243,13 +243,13 @@ def test_a_model_of_fit_stays_a_stock_model(
     make_encoder: Make, tmp_path: Path, beir: str, vectors: Path, run_without_st_asym: Callable[..., str]
 ) -> None:
     run = tmp_path / "fitted"
-    fit(make_encoder(), beir, output_dir=run, cache=vectors, max_seconds=2, show_progress_bar=False)
+    fit(make_encoder(), beir, output_dir=run, cache=vectors, max_seconds=0.5, show_progress_bar=False)
     found = evaluate_run(run, [beir], cache=vectors)
     assert found.notes[0].startswith("Evaluated: fitted, which fit saved. The model is the untouched encoder")
     assert (run / "evaluation" / "table.json").is_file()
     code = "from sentence_transformers import SentenceTransformer as S; print(S(sys.argv[1]).encode_query('red').shape)"
     assert run_without_st_asym(code, str(run)).strip() == "(16,)"
-    fit(make_encoder(), beir, output_dir=run, cache=vectors, max_seconds=2, show_progress_bar=False)
+    fit(make_encoder(), beir, output_dir=run, cache=vectors, max_seconds=0.5, show_progress_bar=False)
     assert (run / "evaluation" / "table.json").is_file(), "a refit keeps what is beside the model"
 
 

@@ -11,8 +11,8 @@ from torch import nn
 from transformers import TrainerState
 
 from st_asym import Comparison, Diagnosis, EmbeddingCache, FitReport, Settings, asymmetric_model, diagnose
+from st_asym.evaluation.comparison import METRICS, Measurement, Scores
 from st_asym.evaluation.models import System
-from st_asym.evaluation.scores import METRICS, Measurement, Scores
 from st_asym.evaluation.verdict import Bar, rows_of, scores_by_query
 from st_asym.fitting.gate import Choice, Evidence, Gain
 from st_asym.fitting.report import Tried
