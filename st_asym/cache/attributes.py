@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,7 +20,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.configuration_utils import PretrainedConfig
 
-from st_asym.cache.described import Undescribed, code_of, described, is_origin, is_plain, is_stock, quick_tokenizer
+from st_asym.cache.described import (
+    Undescribed,
+    code_of,
+    described,
+    functions_of,
+    globals_of,
+    is_origin,
+    is_plain,
+    is_stock,
+    quick_tokenizer,
+)
 
 _INTERNAL = frozenset(vars(nn.Module()))
 # What libraries keep in modules for themselves, and the configuration of adapters, whose layers have what it led to.
@@ -48,10 +58,14 @@ def without_configuration(modules: Sequence[nn.Module]) -> list[Any]:
         for path, module, owner in _with_owners(top):
             if not is_stock(type(owner)):
                 code = code_of(type(module)) if module is owner else []
-                entry = [position, path, fullname(module), code, _attributes(module, f"{position} ({fullname(top)})")]
+                entry = [position, path, fullname(module), code, _attributes(module, position, top)]
                 found.append(entry)
-            elif replaced := _replaced_forward(module):
-                found.append([position, path, fullname(module), described(replaced)])
+            beside = {"hooks": _hooks(module), **(_replaced_methods(module) if is_stock(type(owner)) else {})}
+            for name, value in beside.items():
+                if value:
+                    found.append(
+                        [position, path, fullname(module), name, _described(value, position, top, module, name)]
+                    )
         found += [[position, *deviation] for deviation in _deviations(top)]
     return found
 
@@ -82,19 +96,24 @@ class Attributes:
         self._plain: list[tuple[Mapping[str, Any], int | None, dict[str, Any]]]
         self._plain = [(vars(one), len(vars(one)), copy.deepcopy(_plain(one))) for one in found]
         for kind in kinds:
-            scalars = {name: value for name, value in vars(kind).items() if isinstance(value, _SCALARS)}
-            self._plain.append((vars(kind), len(vars(kind)), scalars))
+            plain = {name: value for name, value in vars(kind).items() if is_plain(value)}
+            self._plain.append((vars(kind), len(vars(kind)), copy.deepcopy(plain)))
+            for function in _with_helpers(functions_of(kind).values()):
+                plain = {name: value for name, value in globals_of(function).items() if is_plain(value)}
+                self._plain.append((function.__globals__, None, copy.deepcopy(plain)))
         for config in configs:
             plain = {
                 name: value for name, value in vars(config).items() if not name.startswith("_") and is_plain(value)
             }
             self._plain.append((vars(config), None, copy.deepcopy(plain)))
         self._foreign = [(one, copy.deepcopy(_plain(one)), _others(one), _held(one)) for one in foreign]
+        self._hooks = [_hooks(one) for one in self._parts]
 
     def have_changed(self, modules: Sequence[nn.Module]) -> bool:
         """Whether a module has come, gone or changed: looked at in every step, so in a tenth of a millisecond."""
         return (
-            _parts(modules) != self._parts
+            (parts := _parts(modules)) != self._parts
+            or [_hooks(one) for one in parts] != self._hooks
             or _settings(modules) != self._settings
             or any(_held(one) != held or _changed_others(one, others) for one, _, others, held in self._foreign)
             or any(
@@ -114,6 +133,16 @@ class Attributes:
                 _CHANGES_BY_ITSELF.setdefault(module, set()).update(changed)
                 noted = True
         return noted
+
+
+def _with_helpers(functions: Iterable[types.FunctionType]) -> list[types.FunctionType]:
+    """Functions, and those of their files that they call."""
+    found, left = list[types.FunctionType](), list(functions)
+    while left:
+        if (function := left.pop()) not in found:
+            found.append(function)
+            left += [one for one in globals_of(function).values() if isinstance(one, types.FunctionType)]
+    return found
 
 
 def _settings(modules: Sequence[nn.Module]) -> list[Any]:
@@ -172,7 +201,7 @@ def _seen(module: nn.Module) -> dict[str, Any]:
         if name not in left_out
         and "cache" not in name.lower()
         and not is_origin(name)
-        and (name != "forward" or _replaced_forward(module) is not None)
+        and (name != "forward" or "forward" in _replaced_methods(module))
     }
 
 
@@ -197,11 +226,20 @@ def _changed_others(module: nn.Module, others: dict[str, tuple[Any, Any]]) -> se
     }
 
 
-def _replaced_forward(module: nn.Module) -> Any:
-    """A ``forward`` of the module's own, unless mixed precision or offloading put it there."""
-    if "_old_forward" in vars(module) or "_original_forward" in vars(module):
-        return None
-    return vars(module).get("forward")
+def _hooks(module: nn.Module) -> list[Any]:
+    """What runs before and after the module, but for what the packages put there themselves."""
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    return [hook for hook in hooks if not is_stock(hook)]
+
+
+def _replaced_methods(module: nn.Module) -> dict[str, Any]:
+    """Methods of the module's own, but for a ``forward`` that mixed precision or offloading put there."""
+    by_library = {"forward"} if vars(module).keys() & {"_old_forward", "_original_forward"} else set()
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if callable(value) and name not in by_library and name[0] != "_" and callable(getattr(type(module), name, None))
+    }
 
 
 def _hidden_buffers(module: nn.Module) -> dict[str, Tensor]:
@@ -209,18 +247,21 @@ def _hidden_buffers(module: nn.Module) -> dict[str, Tensor]:
     return {name: buffer for name in names if (buffer := module._buffers.get(name)) is not None}
 
 
-def _attributes(module: nn.Module, where: str) -> dict[str, Any]:
-    found = {}
-    for name, value in {**_seen(module), **_hidden_buffers(module)}.items():
-        try:
-            found[name] = described(value)
-        except Undescribed as error:
-            raise ValueError(
-                f"The encoder's module {where} keeps {error} in {fullname(module)}.{name}, and whether that changes "
-                "cannot be seen: its vectors would be kept under a name that fits others too. Keep plain values or "
-                "tensors there, or, where no vector depends on it, call the attribute something with 'cache'."
-            ) from error
-    return found
+def _attributes(module: nn.Module, position: int, top: nn.Module) -> dict[str, Any]:
+    found = {**_seen(module), **_hidden_buffers(module)}
+    return {name: _described(value, position, top, module, name) for name, value in found.items()}
+
+
+def _described(value: Any, position: int, top: nn.Module, module: nn.Module, name: str) -> Any:
+    try:
+        return described(value)
+    except Undescribed as error:
+        raise ValueError(
+            f"The encoder's module {position} ({fullname(top)}) keeps {error} in {fullname(module)}.{name}, and "
+            "whether that changes cannot be seen: its vectors would be kept under a name that fits others too. Keep "
+            "plain values or tensors there, or, where no vector depends on it, call the attribute something with "
+            "'cache'."
+        ) from error
 
 
 def _quick_description(value: Any) -> Any:
@@ -254,7 +295,10 @@ def _deviations(top: nn.Module) -> Iterator[list[Any]]:
 
 
 def _differences(path: str, module: nn.Module, reference: nn.Module | None) -> Iterator[list[Any]]:
+    if reference is None:
+        return
     if type(reference) is not type(module):
+        yield [path, "class", fullname(module)]
         return
     usual = _plain(reference)
     for name, value in sorted(_plain(module).items()):

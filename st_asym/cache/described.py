@@ -49,8 +49,8 @@ class Undescribed(ValueError):  # noqa: N818 - not raised to users as such
     """A value that cannot be told from another of its kind."""
 
 
-def is_stock(kind: type) -> bool:
-    """Whether a class is one of the packages whose modules say in their configurations what they do."""
+def is_stock(kind: Any) -> bool:
+    """Whether a class, or a function, is one of the packages whose modules say in their configurations what they do."""
     return kind.__module__.partition(".")[0] in _PACKAGES
 
 
@@ -123,11 +123,38 @@ def code_of(kind: type) -> Any:
     for one in kind.__mro__:
         if is_stock(one) or one.__module__ in ("builtins", "abc", "typing", "collections.abc"):
             continue
-        for name, value in sorted(vars(one).items()):
-            value = getattr(value, "__func__", getattr(value, "fget", value))
-            if isinstance(value, types.FunctionType) or (not name.startswith("_") and is_plain(value)):
-                parts.append([one.__qualname__, name, described(value)])
+        plain = {name: value for name, value in vars(one).items() if not name.startswith("_") and is_plain(value)}
+        parts += [
+            [one.__qualname__, name, described(value)] for name, value in sorted({**plain, **functions_of(one)}.items())
+        ]
     return parts
+
+
+def functions_of(kind: type) -> dict[str, types.FunctionType]:
+    """The methods and properties that a class itself defines, as functions."""
+    found = {name: getattr(value, "__func__", getattr(value, "fget", value)) for name, value in vars(kind).items()}
+    return {name: value for name, value in found.items() if isinstance(value, types.FunctionType)}
+
+
+def globals_of(function: types.FunctionType) -> dict[str, Any]:
+    """The values beside a function that its code names, and functions of the same file; no libraries and no caches."""
+    names, left = set[str](), [function.__code__]
+    while left:
+        code = left.pop()
+        names.update(code.co_names)
+        left += [one for one in code.co_consts if isinstance(one, types.CodeType)]
+    found = {name: value for name, value in function.__globals__.items() if name in names and name[:2] != "__"}
+    return {
+        name: value
+        for name, value in sorted(found.items())
+        if "cache" not in name.lower()
+        and (
+            value.__module__ == function.__module__
+            if isinstance(value, types.FunctionType)
+            else isinstance(value, Tensor | np.ndarray)
+            or (is_plain(value) and not isinstance(value, type | types.BuiltinFunctionType))
+        )
+    }
 
 
 def is_origin(name: Any) -> bool:
@@ -167,6 +194,8 @@ def _function(value: types.FunctionType, above: tuple[int, ...]) -> Any:
         # Of a module that a function belongs to, the module itself is looked at.
         cells.append(fullname(content) if isinstance(content, nn.Module) else content)
     inner = [described(one, above) for one in (value.__defaults__, value.__kwdefaults__, cells)]
+    if beside := globals_of(value):
+        inner.append(described(beside, above))
     return ["function", value.__qualname__.rpartition(".")[2], _code(value.__code__), inner]
 
 

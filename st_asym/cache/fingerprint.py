@@ -16,7 +16,7 @@ from sentence_transformers.util import fullname
 from torch import Tensor, nn
 
 from st_asym.cache.attributes import Attributes, hidden_tensors, without_configuration
-from st_asym.cache.described import Undescribed, described, network_settings, tensor_bytes, tokenizer_settings
+from st_asym.cache.described import Undescribed, described, is_stock, network_settings, tensor_bytes, tokenizer_settings
 from st_asym.cache.store import GROUP_BYTES, KEY_BYTES
 from st_asym.data import RetrievalData
 from st_asym.heads.anatomy import encoder_modules
@@ -25,6 +25,8 @@ from st_asym.heads.anatomy import encoder_modules
 # They are rarely in the processor's cache, so looking at more would show in the time of a training step.
 _PROBES = 4
 _SHARE = 0.01
+# What turns texts into vectors, beside the modules.
+_RUNS = ("encode", "forward", "preprocess", "tokenize")
 # What numpy, which does not know bfloat16, reads values of so many bytes as.
 _SAME_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
 
@@ -35,9 +37,10 @@ def encoder_fingerprint(model: SentenceTransformer) -> str:
     It covers the weights with their dtype, the tokenizer, and class and configuration of every module up to the heads
     (see :func:`encoder_modules`), ``max_seq_length`` among them. Of modules that are not the library's, nor torch's or
     those of transformers, it covers code and attributes too: which adapter is active and how it is scaled, a factor
-    that ``forward`` multiplies by. Attributes that change when the encoder runs, and those with ``cache`` in their
-    names, are left out. It does not cover prompts, the heads, hooks, the device, and how attention is computed. It is
-    the same in every process, and after saving and loading.
+    that ``forward`` multiplies by, and globals of its file. Hooks, and what was replaced in the library's modules by
+    hand, are covered. Attributes that change when the encoder runs, and those with ``cache`` in their names, are left
+    out. It does not cover prompts, the heads, the device, and how attention is computed. It is the same in every
+    process, and after saving and loading.
 
     Reading the weights takes about a second per gigabyte, so the result is remembered for each model. Every call looks
     for a change, by torch's own count of in-place changes and by four values of each tensor; now and then, using at
@@ -48,8 +51,8 @@ def encoder_fingerprint(model: SentenceTransformer) -> str:
         model: A ``SentenceTransformer``, with or without heads.
 
     Raises:
-        ValueError: The model begins with a ``Router``, does not run in torch, has weights that are not in memory, or a
-            module that keeps what cannot be told from another of its kind.
+        ValueError: The model begins with a ``Router``, does not run in torch, has weights that are not in memory, a
+            module that keeps what cannot be told from another of its kind, or a way of its own to run the modules.
 
     Example:
         >>> from sentence_transformers import SentenceTransformer
@@ -57,6 +60,12 @@ def encoder_fingerprint(model: SentenceTransformer) -> str:
         >>> len(encoder_fingerprint(SentenceTransformer(modules=[BoW(["a", "b"])])))
         64
     """
+    for name in _RUNS:
+        if name in vars(model) or not is_stock(next(kind for kind in type(model).__mro__ if name in vars(kind))):
+            raise ValueError(
+                f"The encoder, a {fullname(model)}, has a method {name} of its own, and the cache runs the modules as "
+                "SentenceTransformer does: its vectors would be others. Put what the method does into a module."
+            )
     remembered = _REMEMBERED.get(model)
     if remembered is None or remembered.is_stale(model):
         remembered = _REMEMBERED[model] = _Remembered(model)

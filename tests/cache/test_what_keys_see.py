@@ -154,6 +154,50 @@ def test_what_shows_nothing_of_itself_is_refused(tmp_path: Path) -> None:
     assert cache.fill(encoder, TEXTS) == 3
 
 
+SCALE, SCALES = 1.0, {"all": 1.0}
+
+
+def scaled(vectors: torch.Tensor) -> torch.Tensor:
+    return vectors * SCALE * SCALES["all"] + torch.arange(4) * Scaled.options["shift"]
+
+
+class Scaled(nn.Module):
+    options: dict[str, float] = {"shift": 0.0}  # noqa: RUF012 - it is what is tested
+
+    def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+        features["sentence_embedding"] = scaled(features["sentence_embedding"])
+        return features
+
+
+@pytest.mark.parametrize("name", ["number", "in a mapping", "in a mapping of the class"])
+def test_what_the_code_of_other_modules_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    encoder = SentenceTransformer(modules=[BoW(WORDS), Scaled()], device="cpu").requires_grad_(False)
+    changes: dict[str, Change] = {
+        "number": lambda _: monkeypatch.setattr(sys.modules[__name__], "SCALE", 2.0),
+        "in a mapping": lambda _: monkeypatch.setitem(SCALES, "all", 3.0),
+        "in a mapping of the class": lambda _: monkeypatch.setitem(Scaled.options, "shift", 1.0),
+    }
+    check(encoder, tmp_path, changes[name])
+
+
+class Louder(SentenceTransformer):
+    def forward(self, features: Any, **options: Any) -> Any:
+        found = super().forward(features, **options)
+        found["sentence_embedding"] = found["sentence_embedding"] * 2
+        return found
+
+
+def test_a_model_with_a_way_of_its_own_to_run_is_refused(tmp_path: Path) -> None:
+    cache, louder, replaced = EmbeddingCache(tmp_path), Louder(modules=[BoW(WORDS)], device="cpu"), foreign()
+    replaced.encode = lambda *_, **__: np.zeros((1, 4))  # type: ignore[method-assign]
+    for model, name in ((louder, "forward"), (replaced, "encode")):
+        with pytest.raises(
+            ValueError, match=f"has a method {name} of its own.* Put what the method does into a module"
+        ):
+            cache.fill(model, TEXTS)
+    assert len(cache) == 0
+
+
 class Counting(Plain):
     def __init__(self) -> None:
         super().__init__()
@@ -264,6 +308,14 @@ def test_an_adapter_that_comes_later(bert: Path, tmp_path: Path) -> None:
 # The library's own modules, changed by hand.
 
 
+def rolled(_module: Any, _given: Any, made: Any) -> Any:
+    """What was made, its values one place further."""
+    if isinstance(made, torch.Tensor):
+        return made.roll(1, -1)
+    name = "sentence_embedding" if "sentence_embedding" in made else "token_embeddings"
+    return {**made, name: made[name].roll(1, -1) * torch.arange(32)}
+
+
 OF_STOCK: dict[str, Change] = {
     "layer norm": lambda m: setattr(m[0].model.encoder.layer[0].output.LayerNorm, "eps", 1.0),
     "attention": lambda m: setattr(m[0].model.encoder.layer[0].attention.self, "scaling", 9.0),
@@ -275,6 +327,15 @@ OF_STOCK: dict[str, Change] = {
     ),
     "truncation": lambda m: setattr(m.tokenizer, "model_max_length", 3),
     "a module more": lambda m: m.append(Dense(32, 32)),
+    "hook": lambda m: m[2].register_forward_hook(rolled),
+    "hook of a layer": lambda m: m[0].model.encoder.layer[0].output.register_forward_hook(rolled),
+    "hook before": lambda m: m[1].register_forward_pre_hook(lambda _, given: (rolled(None, None, given[0]),)),
+    "preprocess": lambda m: setattr(
+        m[0],
+        "preprocess",
+        lambda texts, *given, **options: type(m[0]).preprocess(m[0], [f"{one} a" for one in texts], *given, **options),
+    ),
+    "activation": lambda m: setattr(m[0].model.encoder.layer[0].intermediate, "intermediate_act_fn", nn.Tanh()),
 }
 
 
