@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from packaged_encoder import packaged_encoder
 from python_docs import python_docs
 from qdrant_client import QdrantClient, models
-from scipy.sparse import csc_array, csr_array
+from scipy.sparse import csc_array
 from scoring import mean_ndcg
 from sentence_transformers import SentenceTransformer
 
@@ -34,8 +34,7 @@ def main() -> None:
     encoder, cache = SentenceTransformer(packaged_encoder()), EmbeddingCache(options.cache)
     bm25 = bm25s.BM25()
     bm25.index(bm25s.tokenize(texts, show_progress=False), show_progress=False)
-    weights = csc_array(tuple(bm25.scores[part] for part in ("data", "indices", "indptr"))).tocsr()
-    index = build_index(cache.embed(encoder, texts, prompt=encoder.prompts.get("document")), weights)
+    index = build_index(cache.embed(encoder, texts, prompt=encoder.prompts.get("document")), bm25)
 
     fitted = fit(encoder, data, output_dir=options.output, settings=Settings(sides="query"), cache=cache)
     print(f"{fitted.report.first_line}\n\n| nDCG@10 on test queries | vectors | BM25 | both |\n|---|---|---|---|")
@@ -49,8 +48,10 @@ def main() -> None:
         print(f"| {name} |", " | ".join(f"{mean_ndcg(judged, run):.3f}" for run in runs), "|")
 
 
-def build_index(vectors: Vectors, weights: csr_array) -> QdrantClient:
+def build_index(vectors: Vectors, bm25: bm25s.BM25) -> QdrantClient:
     """Index documents by the encoder's vectors, and by the weights that BM25 gives their words."""
+    of_words = tuple(bm25.scores[part] for part in ("data", "indices", "indptr"))
+    weights = csc_array(of_words, shape=(len(vectors), len(of_words[2]) - 1)).tocsr()
     index = QdrantClient(":memory:")  # or the URL of a server
     size = models.VectorParams(size=vectors.shape[1], distance=models.Distance.COSINE)
     index.create_collection("documents", {"dense": size}, sparse_vectors_config={"bm25": models.SparseVectorParams()})
