@@ -43,7 +43,8 @@ def main() -> None:
     for name, model in {"untouched encoder": encoder, "fitted": fitted.model}.items():
         found = [search(index, *asked) for asked in zip(model.encode_query(queries), words, strict=True)]
         runs = [
-            {q: {ids[p.id]: p.score for p in ways[n]} for q, ways in zip(judged, found, strict=True)} for n in range(3)
+            {q: {ids[int(p.id)]: p.score for p in ways[n]} for q, ways in zip(judged, found, strict=True)}
+            for n in range(3)
         ]
         print(f"| {name} |", " | ".join(f"{mean_ndcg(judged, run):.3f}" for run in runs), "|")
 

