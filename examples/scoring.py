@@ -6,11 +6,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytrec_eval
 from scipy.stats import bootstrap
 from sentence_transformers import SentenceTransformer
 from sklearn.metrics import ndcg_score
 
 from st_asym.data import RetrievalData
+
+
+def mean_ndcg(qrels: dict[str, dict[str, int]], run: dict[str, dict[str, float]]) -> float:
+    """Mean nDCG@10 of the queries with judgements, by the scores of what was found for each."""
+    graded = {query: {document: max(int(grade), 0) for document, grade in own.items()} for query, own in qrels.items()}
+    scores = pytrec_eval.RelevanceEvaluator(graded, {"ndcg_cut.10"}).evaluate(run)
+    return float(np.mean([score["ndcg_cut_10"] for score in scores.values()]))
 
 
 @dataclass

@@ -1,181 +1,85 @@
-"""Better queries for a vector index that stays as it is, behind a small HTTP service.
+"""Better queries for an index in Qdrant that stays as it is, alone and fused with BM25 by Qdrant itself.
 
-    pip install -c constraints.txt ".[demo,onnx,serve]" && python examples/serve.py --port 8000
-    curl -d '{"query": "Sort an array along an axis.", "top": 3}' http://127.0.0.1:8000/search
+    pip install -c constraints.txt ".[demo,eval,serve]" && python examples/serve.py
 
-An index of documents (Qdrant, in a folder of its own) is built with the untouched encoder, once. A head for queries
-alone is fitted to training queries and exported as a plain model; the index is opened again and not written to. nDCG@10
-of the test queries, as the index answers them, is printed before and after. The default collection is docstrings of
-installed packages (python_docs.py). Nothing is downloaded; without ``--port`` nothing is served.
+The index has the untouched encoder's vectors, and sparse ones whose inner product with a query's words is BM25. Heads
+for queries alone are fitted, and the same index is searched by vectors, by BM25, and by both.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
-import threading
-from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
+import bm25s
 import numpy as np
-import pytrec_eval
-import torch
-import uvicorn
+from numpy.typing import NDArray
 from packaged_encoder import packaged_encoder
 from python_docs import python_docs
-from qdrant_client import QdrantClient
-from qdrant_client.models import Distance, PointStruct, VectorParams
+from qdrant_client import QdrantClient, models
+from scipy.sparse import csc_array
+from scoring import mean_ndcg
 from sentence_transformers import SentenceTransformer
-from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
-from starlette.responses import JSONResponse
-from starlette.routing import Route
 
-from st_asym import EmbeddingCache, Settings, export_side, fit
-from st_asym.data import RetrievalData, load_data
+from st_asym import EmbeddingCache, Settings, fit
+from st_asym.data import load_data
 
-Vectors = np.ndarray[Any, np.dtype[np.float32]]
-Encode = Callable[[Sequence[str]], Vectors]
-COLLECTION = "documents"
-LONGEST_QUERY, MOST_HITS = 10_000, 100
+Vectors = NDArray[np.float32]
 
 
 def main() -> None:
     options = parse_options()
     data = load_data(options.data) if options.data else python_docs(options.pairs)
-    encoder = SentenceTransformer(packaged_encoder())
-    build_index(options.output / "index", encoder, data, EmbeddingCache(options.cache))
-    linear = Settings(sides="query", hidden_features=None, bias=False)
-    settings = linear if options.linear else Settings(sides="query")
-    result = fit(
-        encoder, data, output_dir=options.output / "model", settings=settings, cache=options.cache, seed=options.seed
-    )
-    print(result.report.first_line)
-    shutil.rmtree(options.output / "query", ignore_errors=True)
-    print(export_side(result.model, "query", options.output / "query", format=options.format))
+    ids, texts, judged = list(data.corpus), list(data.corpus.values()), data.qrels["test"]
+    encoder, cache = SentenceTransformer(packaged_encoder()), EmbeddingCache(options.cache)
+    bm25 = bm25s.BM25()
+    bm25.index(bm25s.tokenize(texts, show_progress=False), show_progress=False)
+    index = build_index(cache.embed(encoder, texts, prompt=encoder.prompts.get("document")), bm25)
 
-    index = QdrantClient(path=str(options.output / "index"))
-    encode = query_encoder(options.output / "query")
-    print("\n| queries | nDCG@10 |\n|---|---|")
-    print(f"| untouched encoder | {ndcg(index, encoder.encode_query, data):.3f} |")
-    print(f"| with the head, same index | {ndcg(index, encode, data):.3f} |")
-    if options.port is not None:
-        uvicorn.run(search_app(index, encode), host="127.0.0.1", port=options.port, log_level="warning")
+    fitted = fit(encoder, data, output_dir=options.output, settings=Settings(sides="query"), cache=cache)
+    print(f"{fitted.report.first_line}\n\n| nDCG@10 on test queries | vectors | BM25 | both |\n|---|---|---|---|")
+    queries = [data.queries[query] for query in judged]
+    words = [bm25.get_tokens_ids(own) for own in bm25s.tokenize(queries, return_ids=False, show_progress=False)]
+    for name, model in {"untouched encoder": encoder, "fitted": fitted.model}.items():
+        found = [search(index, *asked) for asked in zip(model.encode_query(queries), words, strict=True)]
+        runs = [
+            {q: {ids[int(p.id)]: p.score for p in ways[n]} for q, ways in zip(judged, found, strict=True)}
+            for n in range(3)
+        ]
+        print(f"| {name} |", " | ".join(f"{mean_ndcg(judged, run):.3f}" for run in runs), "|")
+
+
+def build_index(vectors: Vectors, bm25: bm25s.BM25) -> QdrantClient:
+    """Index documents by the encoder's vectors, and by the weights that BM25 gives their words."""
+    of_words = tuple(bm25.scores[part] for part in ("data", "indices", "indptr"))
+    weights = csc_array(of_words, shape=(len(vectors), len(of_words[2]) - 1)).tocsr()
+    index = QdrantClient(":memory:")  # or the URL of a server
+    size = models.VectorParams(size=vectors.shape[1], distance=models.Distance.COSINE)
+    index.create_collection("documents", {"dense": size}, sparse_vectors_config={"bm25": models.SparseVectorParams()})
+    for place, vector in enumerate(vectors):
+        own = slice(*weights.indptr[place : place + 2])
+        sparse = models.SparseVector(indices=weights.indices[own].tolist(), values=weights.data[own].tolist())
+        index.upsert("documents", [models.PointStruct(id=place, vector={"dense": vector.tolist(), "bm25": sparse})])
+    return index
+
+
+def search(index: QdrantClient, vector: Vectors, words: list[int]) -> list[list[models.ScoredPoint]]:
+    """The ten best by vectors, by BM25, and by both: Qdrant adds the reciprocals of their ranks."""
+    known, counts = np.unique(words, return_counts=True)
+    sparse = models.SparseVector(indices=known.astype(int).tolist(), values=counts.tolist())
+    ways = [models.Prefetch(query=vector.tolist(), using="dense", limit=100)]
+    ways.append(models.Prefetch(query=sparse, using="bm25", limit=100))
+    fusion = models.FusionQuery(fusion=models.Fusion.RRF)
+    return [index.query_points("documents", prefetch=p, query=fusion).points for p in (ways[:1], ways[1:], ways)]
 
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--data", type=Path, help="a BEIR folder or zip, or a .jsonl, .csv or .tsv of query and document"
-    )
+    parser.add_argument("--data", type=Path, help="whatever st_asym.data.load_data reads")
     parser.add_argument("--pairs", type=int, default=2_000, help="how many docstrings to use (default: %(default)s)")
-    parser.add_argument("--linear", action="store_true", help="one matrix, which other servers run, see export_side")
-    parser.add_argument(
-        "--format", choices=["sentence-transformers", "onnx"], default="onnx", help="of the queries' model"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--cache", type=Path, default=Path("runs/vectors"), help="(default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("runs/serve"), help="(default: %(default)s)")
-    parser.add_argument("--port", type=int, help="serve on 127.0.0.1 until stopped")
     return parser.parse_args()
-
-
-def build_index(folder: Path, encoder: SentenceTransformer, data: RetrievalData, cache: EmbeddingCache) -> None:
-    """Put the documents of a collection into a new index, by the encoder as it is."""
-    texts, prompt = list(data.corpus.values()), encoder.prompts.get("document")
-    cache.fill(encoder, texts, prompt=prompt, show_progress_bar=True)
-    vectors = cache.get(encoder, texts, prompt=prompt)
-    shutil.rmtree(folder, ignore_errors=True)
-    index = QdrantClient(path=str(folder))
-    index.create_collection(COLLECTION, VectorParams(size=vectors.shape[1], distance=Distance.COSINE))
-    entries = zip(data.corpus.items(), vectors, strict=True)
-    index.upsert(
-        COLLECTION,
-        [
-            PointStruct(id=number, vector=vector.tolist(), payload={"id": document_id, "text": text})
-            for number, ((document_id, text), vector) in enumerate(entries)
-        ],
-    )
-    index.close()
-
-
-def query_encoder(folder: Path) -> Encode:
-    """The vectors of queries, by an exported model of either format."""
-    if not (folder / "model.onnx").exists():
-        return SentenceTransformer(str(folder), local_files_only=True).encode
-    import onnxruntime
-    from tokenizers import Tokenizer
-
-    def read(name: str) -> Any:
-        return json.loads((folder / name).read_text(encoding="utf-8"))
-
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.enable_truncation(read("sentence_bert_config.json")["max_seq_length"])
-    tokenizer.enable_padding()
-    settings = read("config_sentence_transformers.json")
-    prompt = settings["prompts"].get(settings["default_prompt_name"], "")
-    threads = onnxruntime.SessionOptions()
-    threads.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), threads, providers=["CPUExecutionProvider"])
-
-    def encode(texts: Sequence[str]) -> Vectors:
-        rows = tokenizer.encode_batch([prompt + text for text in texts])
-        inputs = {
-            "input_ids": [row.ids for row in rows],
-            "attention_mask": [row.attention_mask for row in rows],
-            "token_type_ids": [row.type_ids for row in rows],
-        }
-        wanted = {entry.name for entry in session.get_inputs()}
-        vectors: Vectors = session.run(None, {name: np.array(inputs[name]) for name in inputs if name in wanted})[0]
-        return vectors
-
-    return encode
-
-
-def nearest(index: QdrantClient, vector: Iterable[float], top: int) -> list[dict[str, Any]]:
-    """The documents nearest to a vector: ``id``, ``text`` and ``score``."""
-    points = index.query_points(COLLECTION, query=list(map(float, vector)), limit=top).points
-    return [{**(point.payload or {}), "score": point.score} for point in points]
-
-
-def ndcg(index: QdrantClient, encode: Callable[..., Vectors], data: RetrievalData) -> float:
-    """Mean nDCG@10 of the test queries, as the index answers them."""
-    judged = data.qrels["test"]
-    vectors = encode([data.queries[query_id] for query_id in judged])
-    run = {
-        query_id: {hit["id"]: hit["score"] for hit in nearest(index, vector, 10)}
-        for query_id, vector in zip(judged, vectors, strict=True)
-    }
-    graded = {query_id: {d: max(int(grade), 0) for d, grade in grades.items()} for query_id, grades in judged.items()}
-    scores = pytrec_eval.RelevanceEvaluator(graded, {"ndcg_cut.10"}).evaluate(run)
-    return float(np.mean([score["ndcg_cut_10"] for score in scores.values()]))
-
-
-def search_app(index: QdrantClient, encode: Encode) -> Starlette:
-    """``POST /search`` with ``{"query": ..., "top": 10}`` gives ``{"hits": [{"id", "text", "score"}, ...]}``."""
-    # Neither a tokenizer nor the index in a folder may be used by two threads at a time.
-    turn = threading.Lock()
-
-    def answer(query: str, top: int) -> list[dict[str, Any]]:
-        with turn:
-            return nearest(index, encode([query])[0], top)
-
-    async def search(request: Request) -> JSONResponse:
-        try:
-            asked = await request.json()
-            query, top = asked["query"], asked.get("top", 10)
-        except (AttributeError, KeyError, TypeError, ValueError):
-            return JSONResponse({"error": 'send {"query": "a text", "top": 10}'}, status_code=400)
-        if not isinstance(query, str) or not 0 < len(query) <= LONGEST_QUERY:
-            return JSONResponse({"error": f"query must be a text of 1 to {LONGEST_QUERY} characters"}, status_code=400)
-        if type(top) is not int or not 0 < top <= MOST_HITS:
-            return JSONResponse({"error": f"top must be a whole number from 1 to {MOST_HITS}"}, status_code=400)
-        return JSONResponse({"hits": await run_in_threadpool(answer, query, top)})
-
-    return Starlette(routes=[Route("/search", search, methods=["POST"])])
 
 
 if __name__ == "__main__":

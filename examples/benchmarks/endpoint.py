@@ -1,4 +1,4 @@
-"""Bad requests to ``st-asym serve``, and its requests per second and p99 beside the service of ``serve.py``.
+"""Bad requests to ``st-asym serve``, and its requests per second and p99 beside ``search_service.py``.
 
     python examples/benchmarks/endpoint.py --output examples/benchmarks/endpoint.json
 
@@ -137,7 +137,7 @@ def send_bad_requests(port: int, count: int, seed: int) -> dict[str, int]:
 def load_test(port: int, older: int, queries: list[str], options: argparse.Namespace) -> dict[str, Any]:
     """Requests per second (median of rounds), p50 and p99 (of all answers, in milliseconds) by service."""
     services: dict[str, Callable[[str], Any]] = {
-        "serve.py": lambda query: ask(older, "/search", {"query": query, "top": 10}),
+        "search_service.py": lambda query: ask(older, "/search", {"query": query, "top": 10}),
         "st-asym serve": lambda query: ask(port, EMBEDDINGS, {"model": "clicks-query", "input": query}),
     }
     rates: dict[str, list[float]] = {name: [] for name in services}
@@ -201,7 +201,7 @@ def new_service(model: Path) -> Iterator[int]:
 
 @contextmanager
 def older_service(model: Path, documents: list[str]) -> Iterator[int]:
-    """The service of ``serve.py`` in a process of its own: its port."""
+    """The service of ``search_service.py`` in a process of its own: its port."""
     spawn = multiprocessing.get_context("spawn")
     ports = spawn.Queue()
     process = spawn.Process(target=serve_older, args=(model, documents, ports))
@@ -219,7 +219,7 @@ def serve_older(model: Path, documents: list[str], ports: Any) -> None:
     import uvicorn
     from qdrant_client import QdrantClient
     from qdrant_client.models import Distance, PointStruct, VectorParams
-    from serve import COLLECTION, query_encoder, search_app
+    from search_service import COLLECTION, query_encoder, search_app
 
     encode = query_encoder(model)
     vectors = encode(documents)

@@ -1,4 +1,4 @@
-"""Requests per second and p99 of the service of ``serve.py``: the bare encoder, and the head in each format of export.
+"""Requests per second and p99 of ``search_service.py``: the bare encoder, and the head in each format of export.
 
     python examples/benchmarks/serving.py --output examples/benchmarks/serving.json
 
@@ -32,8 +32,8 @@ import uvicorn
 from packaged_encoder import packaged_encoder
 from python_docs import python_docs
 from qdrant_client import QdrantClient
+from search_service import build_index, ndcg, query_encoder, search_app
 from sentence_transformers import SentenceTransformer
-from serve import build_index, ndcg, query_encoder, search_app
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from st_asym.data import RetrievalData
 pytest.importorskip("qdrant_client")
 pytest.importorskip("starlette")
 
-import serve
+import search_service
 import serving
 from qdrant_client import QdrantClient
 from starlette.testclient import TestClient
@@ -37,7 +38,7 @@ def data() -> RetrievalData:
 @pytest.fixture
 def folder(tmp_path: Path, tiny_encoder: SentenceTransformer, data: RetrievalData) -> Path:
     """An index of the untouched encoder, and the exported queries' side of a model."""
-    serve.build_index(tmp_path / "index", tiny_encoder, data, EmbeddingCache(tmp_path / "vectors"))
+    search_service.build_index(tmp_path / "index", tiny_encoder, data, EmbeddingCache(tmp_path / "vectors"))
     export_side(asymmetric_model(tiny_encoder, document=False), "query", tmp_path / "query", texts=WORDS)
     return tmp_path
 
@@ -45,7 +46,7 @@ def folder(tmp_path: Path, tiny_encoder: SentenceTransformer, data: RetrievalDat
 @pytest.fixture
 def client(folder: Path) -> Iterator[TestClient]:
     index = QdrantClient(path=str(folder / "index"))
-    with TestClient(serve.search_app(index, serve.query_encoder(folder / "query"))) as client:
+    with TestClient(search_service.search_app(index, search_service.query_encoder(folder / "query"))) as client:
         yield client
     index.close()
 
@@ -94,8 +95,8 @@ def test_the_score_is_that_of_what_the_index_answers(folder: Path, data: Retriev
     def opposite(texts: list[str]) -> Any:
         return -perfect(texts)
 
-    assert serve.ndcg(index, perfect, data) == pytest.approx(1.0)
-    assert serve.ndcg(index, opposite, data) < 0.5
+    assert search_service.ndcg(index, perfect, data) == pytest.approx(1.0)
+    assert search_service.ndcg(index, opposite, data) < 0.5
     index.close()
 
 
@@ -116,10 +117,39 @@ def test_the_example_on_pairs_of_its_own(real_encoder_path: str, tmp_path: Path)
     assert real_encoder_path
     lines = [{"query": f"error E{i}", "positive": f"part number {i * 7919 % 1000} failed"} for i in range(120)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    arguments = ["--data", "pairs.jsonl", "--linear", "--format", "sentence-transformers"]
-    command = [sys.executable, str(EXAMPLES / "serve.py"), *arguments]
+    command = [sys.executable, str(EXAMPLES / "serve.py"), "--data", "pairs.jsonl"]
     process = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path)
     assert process.returncode == 0, process.stderr
-    assert "| untouched encoder | 0." in process.stdout
-    assert "| with the head, same index | 0." in process.stdout
-    assert (tmp_path / "runs" / "serve" / "query" / "modules.json").is_file()
+    untouched, fitted = re.findall(r"\| (?:untouched encoder|fitted) \| (.*) \|", process.stdout)
+    assert untouched.split(" | ")[1] == fitted.split(" | ")[1]  # BM25 knows nothing of heads
+    assert (tmp_path / "runs" / "serve" / "modules.json").is_file()
+
+
+def test_the_index_of_the_example_gives_bm25_and_reciprocal_ranks() -> None:
+    bm25s = pytest.importorskip("bm25s")
+    import serve
+
+    texts = ["red fox runs", "red dog", "blue fox fox", "green", "a"]
+    bm25 = bm25s.BM25()
+    bm25.index(bm25s.tokenize(texts, show_progress=False), show_progress=False)
+    index = serve.build_index(np.eye(5, dtype=np.float32), bm25)
+    (words,) = bm25s.tokenize(["fox red fox unknown"], return_ids=False, show_progress=False)
+    known = bm25.get_tokens_ids(words)
+    exact = bm25.get_scores_from_ids(known)
+    asked = np.array([0.2, 0.1, 0.3, 0.9, 0.0], dtype=np.float32)
+    dense, sparse, both = serve.search(index, asked, known)
+    assert [point.id for point in dense] == [3, 2, 0, 1, 4]
+    assert [point.id for point in sparse] == [place for place in np.argsort(-exact) if exact[place] > 0]
+    found = index.query_points("documents", query=sparse_vector(known), using="bm25").points
+    assert {point.id: point.score for point in found} == pytest.approx({p.id: exact[p.id] for p in sparse})
+    ranks = [{point.id: rank for rank, point in enumerate(one)} for one in (dense, sparse)]
+    fused = {i: sum(1 / (2 + rank[i]) for rank in ranks if i in rank) for i in ranks[0]}
+    assert [point.id for point in both] == sorted(fused, key=lambda i: -fused[i])
+    assert [point.id for point in serve.search(index, asked, [])[2]] == [3, 2, 0, 1, 4]  # no known word
+
+
+def sparse_vector(words: list[int]) -> Any:
+    from qdrant_client.models import SparseVector
+
+    known, counts = np.unique(words, return_counts=True)
+    return SparseVector(indices=known.tolist(), values=counts.tolist())
