@@ -33,6 +33,7 @@ GRADE_NAMES = ("grade", "score", "relevance", "label")
 QUERY_ID_NAMES = ("query-id", "query_id", "queryid", "qid")
 DOCUMENT_ID_NAMES = ("doc_id", "docid", "document_id", "corpus_id", "corpus-id", "pid")
 
+_GZIP = b"\x1f\x8b"
 # The csv module refuses longer fields, by default from 131,072 characters on.
 _LONGEST_FIELD = 2**31 - 1
 # What Excel writes before the header, to say what separates the fields.
@@ -71,7 +72,11 @@ def open_lines(file: Path | zipfile.Path) -> Iterator[Iterator[str]]:
     """The lines of a UTF-8 file, of one inside a zip, or of a ``.gz``; line ends stay as they are."""
     binary: IO[bytes]
     with file.open("rb") as binary:
-        if file.name.lower().endswith(".gz"):
+        named, packed = file.name.lower().endswith(".gz"), binary.read(2) == _GZIP
+        binary.seek(0)
+        if packed and not named:
+            raise ValueError(f"{file.name} is packed by gzip: its name must end in .gz.")
+        if named:
             with gzip.open(binary, "rb") as unpacked:
                 yield _decoded(unpacked, file.name)
         else:
@@ -83,13 +88,24 @@ def _decoded(lines: Iterable[bytes], file: str) -> Iterator[str]:
     try:
         for number, line in enumerate(lines, start=1):
             # Some editors write a byte order mark, which would become part of the first name.
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            if "\0" in text:
+                raise ValueError(
+                    f"{file}, line {number}: a NUL, as UTF-16 and files that are no text have. Save it as UTF-8 text."
+                )
+            if number == 1 and "\r" in text.rstrip("\r\n") and '"' not in text:
+                raise ValueError(f"{file}, line 1: lines end in a carriage return alone. Save it with other line ends.")
+            yield text
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{file}, line {number}: not UTF-8 (byte 0x{error.object[error.start]:02x} at position {error.start}). "
             "Save the file as UTF-8."
         ) from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except gzip.BadGzipFile as error:
+        raise ValueError(
+            f"{file} is not packed by gzip ({error}): it is damaged, or its name must not end in .gz."
+        ) from error
+    except (EOFError, zlib.error) as error:
         raise ValueError(f"{file}, after line {number}: a damaged gzip file ({error}).") from error
 
 

@@ -169,6 +169,8 @@ def _pair_columns(names: Iterable[str], source: str) -> _PairColumns:
         raise ValueError(
             f"{found}: none is the query, and none the document. Name the first one of {', '.join(QUERY_NAMES)}, the "
             f"second one of {', '.join(DOCUMENT_NAMES)}."
+            + " Fields of a .tsv are separated by tabs alone."
+            * (source.lower().endswith(".tsv") and len(columns) == 1)
         )
     grade = at_most_one(GRADE_NAMES, "grade") or at_most_one(_CLICK_NAMES, "grade")
     shown = columns.get("shown")

@@ -264,7 +264,9 @@ def _read_path(path: Path, *, documents: bool = False) -> RetrievalData | ReadDo
     if not path.is_file():
         raise FileNotFoundError(f"There is no file or folder {path}.")
     if kind not in _KINDS:
-        raise ValueError(f"{path.name} is not {_READABLE}.")
+        raise ValueError(
+            f"{path.name} is not {_READABLE}. Pass other tables as data frames: pandas.read_excel, pandas.read_parquet."
+        )
     with open_lines(path) as lines:
         notes: list[str] = []
         of_text = not kind.startswith(".json")

@@ -198,6 +198,24 @@ def test_a_bad_file_is_named_with_its_line(
         as_retrieval_data(write(name, content))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", gzip.compress(b"query,document\na,b\n"), r"a\.csv is packed by gzip: its name must end in \.gz"),
+        ("a.csv.gz", b"query,document\na,b\n", r"a\.csv\.gz is not packed by gzip"),
+        ("a.csv", b"query,document\ra,b\r", r"a\.csv, line 1: lines end in a carriage return alone"),
+        ("a.csv", "query,document\na,b\n".encode("utf-16-le"), r"a\.csv, line 1: a NUL, as UTF-16 .* UTF-8 text"),
+        ("a.csv", b"PK\x03\x04\x14\x00\x06\x00", r"a\.csv, line 1: a NUL"),
+        ("a.tsv", b"query,document\na,b\n", r"Fields of a \.tsv are separated by tabs alone"),
+        ("a.xlsx", b"PK", r"Pass other tables as data frames: pandas\.read_excel"),
+    ],
+)
+def test_a_file_of_another_kind_than_its_name_says(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        as_retrieval_data(tmp_path / name)
+
+
 def test_a_damaged_gzip_file_is_named(tmp_path: Path) -> None:
     raw = gzip.compress(b"".join(b'{"query": "a%d", "text": "b%d"}\n' % (i, i) for i in range(9_000)))
     (tmp_path / "a.jsonl.gz").write_bytes(raw[: len(raw) // 2])
