@@ -58,14 +58,11 @@ def without_configuration(modules: Sequence[nn.Module]) -> list[Any]:
         for path, module, owner in _with_owners(top):
             if not is_stock(type(owner)):
                 code = code_of(type(module)) if module is owner else []
-                entry = [position, path, fullname(module), code, _attributes(module, position, top)]
-                found.append(entry)
-            beside = {"hooks": _hooks(module), **(_replaced_methods(module) if is_stock(type(owner)) else {})}
-            for name, value in beside.items():
-                if value:
-                    found.append(
-                        [position, path, fullname(module), name, _described(value, position, top, module, name)]
-                    )
+                found.append([position, path, fullname(module), code, _attributes(module, position, top)])
+                continue
+            for name, value in replaced_methods(module).items():
+                what = _described(value, position, top, module, name)
+                found.append([position, path, fullname(module), name, what])
         found += [[position, *deviation] for deviation in _deviations(top)]
     return found
 
@@ -79,6 +76,16 @@ def hidden_tensors(modules: Sequence[nn.Module]) -> list[Tensor]:
             found += [value for value in _seen(module).values() if isinstance(value, Tensor)]
             found += [value for held in _held(module) for value in held.state_dict(keep_vars=True).values()]
     return found
+
+
+def replaced_methods(module: nn.Module) -> dict[str, Any]:
+    """Methods of the module's own, but for a ``forward`` that mixed precision or offloading put there."""
+    by_library = {"forward"} if vars(module).keys() & {"_old_forward", "_original_forward"} else set()
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if callable(value) and name not in by_library and name[0] != "_" and callable(getattr(type(module), name, None))
+    }
 
 
 class Attributes:
@@ -107,13 +114,11 @@ class Attributes:
             }
             self._plain.append((vars(config), None, copy.deepcopy(plain)))
         self._foreign = [(one, copy.deepcopy(_plain(one)), _others(one), _held(one)) for one in foreign]
-        self._hooks = [_hooks(one) for one in self._parts]
 
     def have_changed(self, modules: Sequence[nn.Module]) -> bool:
         """Whether a module has come, gone or changed: looked at in every step, so in a tenth of a millisecond."""
         return (
-            (parts := _parts(modules)) != self._parts
-            or [_hooks(one) for one in parts] != self._hooks
+            _parts(modules) != self._parts
             or _settings(modules) != self._settings
             or any(_held(one) != held or _changed_others(one, others) for one, _, others, held in self._foreign)
             or any(
@@ -201,7 +206,7 @@ def _seen(module: nn.Module) -> dict[str, Any]:
         if name not in left_out
         and "cache" not in name.lower()
         and not is_origin(name)
-        and (name != "forward" or "forward" in _replaced_methods(module))
+        and (name != "forward" or "forward" in replaced_methods(module))
     }
 
 
@@ -223,22 +228,6 @@ def _changed_others(module: nn.Module, others: dict[str, tuple[Any, Any]]) -> se
         name
         for name, (value, description) in others.items()
         if now.get(name) is not value or _quick_description(value) != description
-    }
-
-
-def _hooks(module: nn.Module) -> list[Any]:
-    """What runs before and after the module, but for what the packages put there themselves."""
-    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
-    return [hook for hook in hooks if not is_stock(hook)]
-
-
-def _replaced_methods(module: nn.Module) -> dict[str, Any]:
-    """Methods of the module's own, but for a ``forward`` that mixed precision or offloading put there."""
-    by_library = {"forward"} if vars(module).keys() & {"_old_forward", "_original_forward"} else set()
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if callable(value) and name not in by_library and name[0] != "_" and callable(getattr(type(module), name, None))
     }
 
 

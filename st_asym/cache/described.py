@@ -49,8 +49,8 @@ class Undescribed(ValueError):  # noqa: N818 - not raised to users as such
     """A value that cannot be told from another of its kind."""
 
 
-def is_stock(kind: Any) -> bool:
-    """Whether a class, or a function, is one of the packages whose modules say in their configurations what they do."""
+def is_stock(kind: type) -> bool:
+    """Whether a class is one of the packages whose modules say in their configurations what they do."""
     return kind.__module__.partition(".")[0] in _PACKAGES
 
 

@@ -15,7 +15,7 @@ from sentence_transformers.base.modules import Module, Router
 from sentence_transformers.util import fullname
 from torch import Tensor, nn
 
-from st_asym.cache.attributes import Attributes, hidden_tensors, without_configuration
+from st_asym.cache.attributes import Attributes, hidden_tensors, replaced_methods, without_configuration
 from st_asym.cache.described import Undescribed, described, is_stock, network_settings, tensor_bytes, tokenizer_settings
 from st_asym.cache.store import GROUP_BYTES, KEY_BYTES
 from st_asym.data import RetrievalData
@@ -37,9 +37,9 @@ def encoder_fingerprint(model: SentenceTransformer) -> str:
     It covers the weights with their dtype, the tokenizer, and class and configuration of every module up to the heads
     (see :func:`encoder_modules`), ``max_seq_length`` among them. Of modules that are not the library's, nor torch's or
     those of transformers, it covers code and attributes too: which adapter is active and how it is scaled, a factor
-    that ``forward`` multiplies by, and globals of its file. Hooks, and what was replaced in the library's modules by
-    hand, are covered. Attributes that change when the encoder runs, and those with ``cache`` in their names, are left
-    out. It does not cover prompts, the heads, the device, and how attention is computed. It is the same in every
+    that ``forward`` multiplies by, and globals of its file. What was replaced in the library's modules by hand is
+    covered. Attributes that change when the encoder runs, and those with ``cache`` in their names, are left out. It
+    does not cover prompts, the heads, hooks, the device, and how attention is computed. It is the same in every
     process, and after saving and loading.
 
     Reading the weights takes about a second per gigabyte, so the result is remembered for each model. Every call looks
@@ -61,7 +61,9 @@ def encoder_fingerprint(model: SentenceTransformer) -> str:
         64
     """
     for name in _RUNS:
-        if name in vars(model) or not is_stock(next(kind for kind in type(model).__mro__ if name in vars(kind))):
+        if name in replaced_methods(model) or not is_stock(
+            next(kind for kind in type(model).__mro__ if name in vars(kind))
+        ):
             raise ValueError(
                 f"The encoder, a {fullname(model)}, has a method {name} of its own, and the cache runs the modules as "
                 "SentenceTransformer does: its vectors would be others. Put what the method does into a module."

@@ -308,14 +308,6 @@ def test_an_adapter_that_comes_later(bert: Path, tmp_path: Path) -> None:
 # The library's own modules, changed by hand.
 
 
-def rolled(_module: Any, _given: Any, made: Any) -> Any:
-    """What was made, its values one place further."""
-    if isinstance(made, torch.Tensor):
-        return made.roll(1, -1)
-    name = "sentence_embedding" if "sentence_embedding" in made else "token_embeddings"
-    return {**made, name: made[name].roll(1, -1) * torch.arange(32)}
-
-
 OF_STOCK: dict[str, Change] = {
     "layer norm": lambda m: setattr(m[0].model.encoder.layer[0].output.LayerNorm, "eps", 1.0),
     "attention": lambda m: setattr(m[0].model.encoder.layer[0].attention.self, "scaling", 9.0),
@@ -327,9 +319,6 @@ OF_STOCK: dict[str, Change] = {
     ),
     "truncation": lambda m: setattr(m.tokenizer, "model_max_length", 3),
     "a module more": lambda m: m.append(Dense(32, 32)),
-    "hook": lambda m: m[2].register_forward_hook(rolled),
-    "hook of a layer": lambda m: m[0].model.encoder.layer[0].output.register_forward_hook(rolled),
-    "hook before": lambda m: m[1].register_forward_pre_hook(lambda _, given: (rolled(None, None, given[0]),)),
     "preprocess": lambda m: setattr(
         m[0],
         "preprocess",
