@@ -13,7 +13,8 @@ import pytest
 import st_asym
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# The page of the frameworks is run with these, by tests/frameworks.
+PAGES = [ROOT / "README.md", *(page for page in sorted((ROOT / "docs").glob("*.md")) if page.stem != "frameworks")]
 WITH_PYTHON = [page for page in PAGES if "```python\n" in page.read_text(encoding="utf-8")]
 MODULES = [st_asym.__name__, *(info.name for info in pkgutil.walk_packages(st_asym.__path__, "st_asym."))]
 
