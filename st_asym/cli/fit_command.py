@@ -26,7 +26,7 @@ def fit(
     corpus: Annotated[str | None, typer.Option(help="More documents to search among.")] = None,
     init: Annotated[
         Literal["identity", "pairs", "random"] | None,
-        typer.Option(help="How heads start; the first two are tried if not given."),
+        typer.Option(help="How heads start: 'pairs' if not given, within-pair whitening."),
     ] = None,
     open_collection: Annotated[
         bool | None,

@@ -29,7 +29,7 @@ class Settings:
         sides: Which sides get a head: ``"both"``, ``"query"`` (documents stay as they are, and so does an existing
             index), ``"document"``, or ``"shared"``, one head for both. ``fit`` tries the first two.
         init: How heads start: ``"identity"``, ``"pairs"`` (within-pair whitening, see
-            :func:`st_asym.fitting.closed_form.pair_whitening`) or ``"random"``. ``fit`` tries the first two.
+            :func:`st_asym.fitting.closed_form.pair_whitening`) or ``"random"``. ``fit`` takes the second.
         contrastive: ``"corpus"`` for :class:`st_asym.CorpusContrastiveLoss` against the corpus, ``"in-batch"`` for its
             form against the documents of the batch, ``"both"`` for the average of the weights of heads that are trained
             in each way from one start. ``fit`` takes the last.
