@@ -313,9 +313,8 @@ def _table(source: Any) -> tuple[list[Any] | None, Callable[[], Iterable[Any]]] 
         form = getattr(source, "format", None)
         plain = not isinstance(form, Mapping) or form.get("type") in (None, "custom")
         return source.column_names, lambda: source if plain else source.with_format(None)
-    if isinstance(
-        names := getattr(getattr(source, "dtype", None), "names", None), tuple
-    ):  # a structured array of NumPy
+    names = getattr(getattr(source, "dtype", None), "names", None)
+    if isinstance(names, tuple):  # a structured array of NumPy
         return _rows_of(names, source.tolist)
     if hasattr(source, "read_all") or (hasattr(source, "to_pylist") and hasattr(source, "schema")):  # of Arrow
         return source.schema.names, lambda: _arrow_rows(source)

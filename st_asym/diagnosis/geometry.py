@@ -175,9 +175,8 @@ class Head:
     turn: float  # mean of 1 - cos(h(x), x): what of the change cosine sees
     largest_turn: float
     map_distance: float | None  # ||W - I|| / ||I||
-    linear_share: (
-        float | None
-    )  # of the change that W explains; near 1, one linear layer (hidden_features=None) would do
+    # Of the change that W explains; near 1, one linear layer (hidden_features=None) would do.
+    linear_share: float | None
     singular_values: tuple[float, ...]  # of W, the largest first
 
 

@@ -44,9 +44,8 @@ class Negatives(NamedTuple):
     """Documents that are negatives of all queries of a batch, but for pairs that are counted apart."""
 
     positions: Tensor | None  # in the corpus, ascending, shape (n,), on the CPU; None for all of it
-    weights: (
-        Tensor | None
-    )  # logarithms of how many documents each counts for, shape (n,); None where each counts for one
+    # Logarithms of how many documents each counts for, shape (n,); None where each counts for one.
+    weights: Tensor | None
 
     def places(self, columns: Tensor) -> Tensor:
         """Where some documents of the corpus are among these, -1 for those that are not."""
