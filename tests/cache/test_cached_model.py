@@ -338,7 +338,7 @@ def test_workers_of_a_data_loader_look_up_and_do_not_encode(cached: CachedSenten
         run.train()
     cached.cache.fill(cached, data()["anchor"], prompt="query: ")
     cached.cache.fill(cached, data()["positive"])
-    trainer(cached, tmp_path / "again", dataloader_num_workers=2, max_steps=2).train()
+    trainer(cached, tmp_path / "again", dataloader_num_workers=2, max_steps=4).train()
 
 
 def test_a_cache_that_cannot_be_written_stops_the_call(
