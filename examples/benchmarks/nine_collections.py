@@ -43,7 +43,8 @@ from sentence_transformers import SentenceTransformer
 
 from st_asym import CachedSentenceTransformer, EmbeddingCache, Settings, fit
 from st_asym.data import Qrels, RetrievalData, from_pairs, load_data
-from st_asym.data.collection import copies, own_documents
+from st_asym.data.collection import own_documents
+from st_asym.data.document import copies
 from st_asym.data.holdout import seen_unseen
 from st_asym.fitting.candidates import Candidate, behind_vectors, candidates
 from st_asym.fitting.gate import Choice

@@ -14,7 +14,8 @@ from sentence_transformers import SentenceTransformer
 from st_asym.cache.encoding import Precision, Request, encode_into
 from st_asym.cache.fingerprint import encoder_fingerprint, group_of, listed
 from st_asym.cache.lmdb_file import CacheError
-from st_asym.cache.store import Floats, StoredType, VectorStore, read_parquet, write_parquet
+from st_asym.cache.parquet import read_parquet, write_parquet
+from st_asym.cache.store import Floats, StoredType, VectorStore
 
 logger = logging.getLogger(__name__)
 

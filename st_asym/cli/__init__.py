@@ -5,9 +5,13 @@ from typing import Annotated
 import typer
 
 from st_asym import __version__
+from st_asym.cli.card_command import card
+from st_asym.cli.diagnose_command import diagnose
 from st_asym.cli.evaluate_command import evaluate
+from st_asym.cli.export_command import export
 from st_asym.cli.fit_command import fit
-from st_asym.cli.model_commands import card, diagnose, export, serve, verify
+from st_asym.cli.serve_command import serve
+from st_asym.cli.verify_command import verify
 
 app = typer.Typer(
     help="Query and document heads for a frozen Sentence Transformers encoder.",

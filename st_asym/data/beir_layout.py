@@ -11,16 +11,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from st_asym.data.collection import (
-    Document,
-    Qrels,
-    ReadDocuments,
-    RetrievalData,
-    counted,
-    first_few,
-    is_missing,
-    whole_number,
-)
+from st_asym.data.collection import Qrels, RetrievalData, counted, first_few, whole_number
+from st_asym.data.document import Document, ReadDocuments, is_missing
 from st_asym.data.formats import (
     DOCUMENT_ID_NAMES,
     DOCUMENT_NAMES,

@@ -10,7 +10,8 @@ import numpy as np
 from scipy.sparse import block_array, csc_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
-from st_asym.data.collection import Qrels, counted, first_few, relevant_of, text_key
+from st_asym.data.collection import Qrels, counted, first_few
+from st_asym.data.document import relevant_of, text_key
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -10,18 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from st_asym.data.collection import (
-    Document,
-    Qrels,
-    RetrievalData,
-    counted,
-    first_few,
-    fractions_of,
-    is_missing,
-    spelling_note,
-    text_key,
-    whole_number,
-)
+from st_asym.data.collection import Qrels, RetrievalData, counted, first_few, fractions_of, spelling_note, whole_number
+from st_asym.data.document import Document, is_missing, text_key
 from st_asym.data.formats import DOCUMENT_NAMES, GRADE_NAMES, QUERY_NAMES, Row, as_list, folded, is_column
 
 # Documents that may have their title in a column beside; what is beside an answer is the title of its question.

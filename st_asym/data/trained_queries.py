@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from st_asym.data import RetrievalData
-from st_asym.data.collection import text_key
+from st_asym.data.document import text_key
 from st_asym.data.sources import read
 
 # Digests beyond this are left out, so that the file stays as small as a configuration.

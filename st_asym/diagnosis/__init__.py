@@ -1,6 +1,7 @@
 """Did the heads learn anything, and what.
 
-From the bottom up: ``geometry`` (vectors, and what heads do to them), ``relevance`` (what queries find), ``diagnose``.
+From the bottom up: ``geometry`` (vectors, and what heads do to them), ``relevance`` (what queries find), ``findings``
+(what it means), ``diagnose``.
 """
 
 from st_asym.diagnosis.diagnose import Diagnosis, diagnose

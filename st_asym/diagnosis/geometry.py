@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from st_asym.heads.anatomy import Side, encoder_modules
 from st_asym.losses.isotropy import uniformity, unit
-from st_asym.retrieval.search import TOP, nearest
+from st_asym.retrieval.metrics import TOP
+from st_asym.retrieval.search import nearest
 from st_asym.trainer.monitor import scaled_std
 
 SIDES: tuple[Side, Side] = ("query", "document")

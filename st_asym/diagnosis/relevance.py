@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from st_asym.data import Qrels, RetrievalData
-from st_asym.data.collection import copies, own_documents
+from st_asym.data.collection import own_documents
+from st_asym.data.document import copies
 from st_asym.diagnosis.geometry import skewness
 from st_asym.fitting.gate import Gain
 from st_asym.retrieval import Judgments
-from st_asym.retrieval.search import TOP, Pairs, nearest
+from st_asym.retrieval.metrics import TOP
+from st_asym.retrieval.search import Pairs, nearest
 
 BINS = 100
 # Similarities that are in memory at a time.

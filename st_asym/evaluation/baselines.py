@@ -16,8 +16,10 @@ import torch
 from mteb.models import ModelMeta, SearchEncoderWrapper
 from torch import Tensor
 
-from st_asym.data.collection import Document, Qrels, own_documents
+from st_asym.data.collection import Qrels, own_documents
+from st_asym.data.document import Document
 from st_asym.evaluation.comparison import FULL, Measurement, Scores, digest_of, kept_or_measured
+from st_asym.evaluation.compressed import KEPT
 from st_asym.evaluation.models import (
     BASELINES,
     BM25,
@@ -28,11 +30,12 @@ from st_asym.evaluation.models import (
     fused_name,
     vectors_of,
 )
-from st_asym.evaluation.mteb import KEPT, FrozenEncoder, measured_by
+from st_asym.evaluation.mteb import FrozenEncoder, measured_by
 from st_asym.evaluation.seen import trained_queries
 from st_asym.evaluation.tasks import Benchmark
 from st_asym.retrieval import Judgments
-from st_asym.retrieval.search import MOST_DOCUMENTS, TOP, Bm25Index, Similarities, bm25_is_installed, standardised
+from st_asym.retrieval.metrics import TOP
+from st_asym.retrieval.search import MOST_DOCUMENTS, Bm25Index, Similarities, bm25_is_installed, standardised
 
 # How much one standard deviation of BM25 counts beside the cosine: what dev queries choose from, and without any.
 WEIGHTS = (0.0, 0.02, 0.04, 0.06)

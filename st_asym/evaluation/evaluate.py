@@ -32,7 +32,7 @@ from st_asym.retrieval.significance import CONFIDENCE, RESAMPLES
 
 if TYPE_CHECKING:
     from st_asym.evaluation.baselines import Baselines
-    from st_asym.evaluation.mteb import Form
+    from st_asym.evaluation.compressed import Form
     from st_asym.evaluation.seen import Train
     from st_asym.evaluation.tasks import Benchmark, Source
 
@@ -103,7 +103,8 @@ def evaluate(
     """
     require_mteb()
     from st_asym.evaluation.baselines import Baselines
-    from st_asym.evaluation.mteb import check_forms, undisturbed
+    from st_asym.evaluation.compressed import check_forms
+    from st_asym.evaluation.mteb import undisturbed
     from st_asym.evaluation.seen import seen_queries, trained_queries, training_documents
     from st_asym.evaluation.tasks import benchmarks
 

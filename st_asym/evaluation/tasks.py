@@ -18,7 +18,8 @@ from mteb.abstasks.aggregated_task import AbsTaskAggregate
 from mteb.abstasks.task_metadata import TaskMetadata
 
 from st_asym.data import RetrievalData, load_data
-from st_asym.data.collection import Qrels, copies, counted, first_few, own_documents
+from st_asym.data.collection import Qrels, counted, first_few, own_documents
+from st_asym.data.document import copies
 from st_asym.data.prepare import check_ids, check_texts
 from st_asym.data.sources import is_one_source, read
 

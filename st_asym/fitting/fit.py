@@ -24,7 +24,7 @@ from st_asym.cache import EmbeddingCache
 from st_asym.cache.embedding_cache import open_cache
 from st_asym.cache.encoding import Precision
 from st_asym.data import RetrievalData, as_retrieval_data
-from st_asym.data.collection import copies
+from st_asym.data.document import copies
 from st_asym.data.holdout import HeldOut
 from st_asym.data.holdout import expected_unseen as unseen_at_random
 from st_asym.data.sources import Corpus, Pairs

@@ -17,7 +17,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize
 
 from st_asym.data import RetrievalData
-from st_asym.data.collection import copies_by_query, counted, own_documents, whole_number
+from st_asym.data.collection import counted, own_documents, whole_number
+from st_asym.data.document import copies_by_query
 from st_asym.fitting.fit import Collection, check_arguments, rehearsed, undisturbed
 from st_asym.fitting.loop import train_on_vectors
 from st_asym.fitting.report import FitReport

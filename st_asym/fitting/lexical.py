@@ -12,7 +12,8 @@ from st_asym.data.collection import own_documents
 from st_asym.data.holdout import HeldOut
 from st_asym.fitting.gate import Choice, Rehearsal
 from st_asym.retrieval import Judgments, Scores
-from st_asym.retrieval.search import MOST_DOCUMENTS, TOP, Bm25Index, bm25_is_installed
+from st_asym.retrieval.metrics import TOP
+from st_asym.retrieval.search import MOST_DOCUMENTS, Bm25Index, bm25_is_installed
 
 # How many queries are scored at a time: 4 MB each for a million documents.
 _BLOCK = 32

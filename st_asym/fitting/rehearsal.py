@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from st_asym.data import RetrievalData
-from st_asym.data.collection import text_key
+from st_asym.data.document import text_key
 from st_asym.data.holdout import HeldOut, folds, hold_out, seen_unseen
 from st_asym.fitting.candidates import Candidate, average, behind_vectors
 from st_asym.fitting.closed_form import pair_covariance

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from st_asym.cache.encoding import Precision
 from st_asym.data.collection import first_few
+from st_asym.losses.distributed import gather_rows, total, uniform
 from st_asym.losses.documents import Documents, Relevance, Relevant, Texts, Vectors
 from st_asym.losses.isotropy import unit
 from st_asym.losses.sampled import (
@@ -25,11 +26,8 @@ from st_asym.losses.sampled import (
     Sample,
     add_to_sums,
     compare,
-    gather_rows,
     stretches,
     sum_over_positives,
-    total,
-    uniform,
 )
 
 _CITATION = """

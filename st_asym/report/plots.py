@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple
 from st_asym.report.facts import HALVES, MOST, REQUIRES, Report, how_far, is_kept
 
 if TYPE_CHECKING:
-    from st_asym.diagnosis.diagnose import Diagnosis, SideOf
+    from st_asym.diagnosis.diagnose import Diagnosis
+    from st_asym.diagnosis.findings import SideOf
     from st_asym.diagnosis.relevance import Histograms
     from st_asym.retrieval.significance import Difference
 

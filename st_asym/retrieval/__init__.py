@@ -1,5 +1,6 @@
 """Searching vectors, and what was found judged: arrays in, arrays out."""
 
-from st_asym.retrieval.search import Judgments, Scores, nearest
+from st_asym.retrieval.metrics import Judgments, Scores
+from st_asym.retrieval.search import nearest
 
 __all__ = ["Judgments", "Scores", "nearest"]

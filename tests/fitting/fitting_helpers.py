@@ -14,7 +14,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from st_asym import EmbeddingCache, Settings
 from st_asym.data import RetrievalData
-from st_asym.data.collection import copies
+from st_asym.data.document import copies
 from st_asym.fitting.vectors import Vectors, read_vectors
 
 DIMENSION = 12
