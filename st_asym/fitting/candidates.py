@@ -112,29 +112,26 @@ def candidates(settings: Settings, queries: int, *, closed: bool = False) -> lis
     """
     settings = replace(settings, epochs=settings.epochs_for(queries))
     sides: tuple[Sides, ...] = ("both", "query") if settings.sides is None else (settings.sides,)
-    found = []
+    given = None if settings.whitening is None else (settings.whitening,)
+    found, starts = [], [settings]
     if settings.init in (None, "pairs"):
-        linear = replace(settings, init="pairs", hidden_features=None, bias=False)
+        whitened = replace(settings, init="pairs")
         for side in sides:
-            for strength in _STRENGTHS if settings.whitening is None else (settings.whitening,):
-                own = replace(linear, sides=side, whitening=strength)
+            for strength in given or _STRENGTHS:
+                own = replace(whitened, sides=side, whitening=strength, hidden_features=None, bias=False)
                 found.append(Candidate(f"{_SIDES[side]}, whitening {strength:g}", own, trains=False))
-    starts: list[dict[str, Any]] = [{"init": settings.init, "whitening": settings.whitening}]
-    if settings.init in (None, "pairs"):
-        strengths = _START_STRENGTHS if settings.whitening is None else (settings.whitening,)
-        starts = [{"init": "pairs", "whitening": strength} for strength in strengths]
+        starts = [replace(whitened, whitening=strength) for strength in given or _START_STRENGTHS]
     negatives = settings.contrastive or ("in-batch" if settings.hard_negatives else "both")
-    weight = None if negatives == "in-batch" else settings.unlabelled_weight
-    if negatives != "in-batch" and weight is None:
-        weight = _UNLABELLED
+    weight: float | None = None
+    if negatives != "in-batch":
+        weight = _UNLABELLED if settings.unlabelled_weight is None else settings.unlabelled_weight
     trained = [
-        replace(settings, sides=side, contrastive=negatives, unlabelled_weight=weight, **start)
+        replace(start, sides=side, contrastive=negatives, unlabelled_weight=weight)
         for side in sides
         for start in starts
     ]
     if closed and negatives != "in-batch" and settings.unlabelled_weight is None:
-        full: dict[str, Any] = {"contrastive": "corpus", "unlabelled_weight": 1.0, **starts[0]}
-        trained += [replace(settings, sides=side, **full) for side in sides]
+        trained += [replace(starts[0], sides=side, contrastive="corpus", unlabelled_weight=1.0) for side in sides]
     return [*found, *(Candidate(name_of(one), one) for one in trained)]
 
 
