@@ -1,6 +1,6 @@
 """Fit heads to the documentation of the Python packages that are installed here, and compare with the bare encoder.
 
-    python examples/quickstart.py                                   # about three minutes on two cores, no network
+    python examples/quickstart.py                                   # about six minutes on two cores, no network
     python examples/quickstart.py --data scifact.zip                # a BEIR folder or zip
     python examples/quickstart.py --data pairs.jsonl --encoder BAAI/bge-small-en-v1.5
 
