@@ -126,7 +126,11 @@ def _answer(found: Comparison, named: dict[str, Model], *, asked: bool) -> Repla
     if not asked and (len(made) != 2 or not all(made.values())):
         return None
     # Nothing is known either of heads without st_asym.json, such as those of a model that was pushed and loaded again.
-    known = {name: one and one.trained_queries for name, one in made.items() if one or has_heads(named[name])}
+    known = {
+        name: None if one is None else one.trained_queries
+        for name, one in made.items()
+        if one is not None or has_heads(named[name])
+    }
     unknown = [name for name, queries in known.items() if queries is None or queries.query_digests is None]
     old, new = named
     return replacement(found, old, new, unknown=unknown)
