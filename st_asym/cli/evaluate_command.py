@@ -120,12 +120,17 @@ def evaluate(
 def _answer(found: Comparison, named: dict[str, Model], *, asked: bool) -> Replacement | None:
     """Whether the second of two models replaces the first, where that is asked, or ``fit`` made both."""
     from st_asym.evaluation.verdict import replacement
-    from st_asym.trust.provenance import made_with_heads
+    from st_asym.trust.provenance import has_heads, made_with_heads
 
     made = {name: made_with_heads(model) for name, model in named.items()}
     if not asked and (len(made) != 2 or not all(made.values())):
         return None
-    known = {name: one.trained_queries for name, one in made.items() if one is not None}
+    # Nothing is known either of heads without st_asym.json, such as those of a model that was pushed and loaded again.
+    known = {
+        name: None if one is None else one.trained_queries
+        for name, one in made.items()
+        if one is not None or has_heads(named[name])
+    }
     unknown = [name for name, queries in known.items() if queries is None or queries.query_digests is None]
     old, new = named
     return replacement(found, old, new, unknown=unknown)

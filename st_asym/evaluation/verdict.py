@@ -85,7 +85,8 @@ def _on_top(name: str, first: str, rows: Rows, table: _Table) -> tuple[str, ...]
     if name in (BM25, both) or both not in table.baselines or not rows:
         return ()
     gain = table.difference(both, name, rows)
-    return (f"{gain}, to {both!r} on {gain.queries:,} queries that neither was trained on.",)
+    queries = counted(gain.queries, "query", "queries")
+    return (f"{gain}, to {both!r} on {queries} that neither was trained on.",)
 
 
 def _judged(row: Row, gain: Difference | None, bar: Bar, base: Row, table: _Table) -> Row:

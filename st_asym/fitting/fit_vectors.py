@@ -30,7 +30,7 @@ from st_asym.heads.array_heads import Heads
 from st_asym.heads.model import load_encoder
 
 Source = Any
-Ids = Sequence[Hashable] | np.ndarray[Any, Any]
+Ids = Iterable[Hashable] | np.ndarray[Any, Any]
 Relevant = Mapping[Any, Mapping[Any, int] | Iterable[Any]]
 
 # Document vectors up to so many bytes in float32 are held in memory.
@@ -123,7 +123,7 @@ def fit_vectors(
         relevant: Query to the documents that are relevant to it, or to a mapping of documents to grades (whole numbers,
             above zero is relevant). Both are named by their ids, or by their rows where there are none.
         dev: Queries to judge on, in the same form. They are never trained on. Without them, queries are held out.
-        query_ids: An id for each row of ``queries``.
+        query_ids: An id for each row of ``queries``: a list, or an array of numpy, torch or Arrow.
         document_ids: An id for each row of ``documents``. A query with the id of a document is that document, which is
             then no result of its own, unless it is relevant to itself.
         collection: As for :func:`st_asym.fit`.
@@ -198,6 +198,7 @@ def _read(
         )
     given = {"train": relevant, **({} if dev is None else {"dev": dev})}
     graded = {split: _graded(part, "dev" if split == "dev" else "relevant") for split, part in given.items()}
+    query_ids, document_ids = _plain(query_ids), _plain(document_ids)
     known = _rows(query_ids, len(asked), "query_ids", {query for part in graded.values() for query in part})
     own = {*known} if query_ids is not None and document_ids is not None else set()
     wanted = {document for part in graded.values() for grades in part.values() for document in grades}
@@ -254,7 +255,21 @@ def _graded(relevant: Relevant, name: str) -> dict[Any, dict[Any, int]]:
     return found
 
 
-def _rows(ids: Ids | None, count: int, name: str, wanted: set[Any], also: set[Any] | None = None) -> dict[Any, Any]:
+def _plain(ids: Ids | None) -> Sequence[Hashable] | np.ndarray[Any, Any] | None:
+    """Ids by which others can be looked up: elements of torch and Arrow equal no numbers and texts."""
+    if ids is None or isinstance(ids, Sequence | np.ndarray):
+        return ids
+    to_list = getattr(ids, "tolist", None) or getattr(ids, "to_pylist", None)
+    return list(ids if to_list is None else to_list())
+
+
+def _rows(
+    ids: Sequence[Hashable] | np.ndarray[Any, Any] | None,
+    count: int,
+    name: str,
+    wanted: set[Any],
+    also: set[Any] | None = None,
+) -> dict[Any, Any]:
     """The rows of wanted ids, and of others where they are there; a dict of all ids would take gigabytes."""
     # Rows are numbers, and stand where ids of texts would.
     if ids is None:
@@ -268,11 +283,13 @@ def _rows(ids: Ids | None, count: int, name: str, wanted: set[Any], also: set[An
         raise ValueError(f"{name} has {len(ids):,} ids for {counted(count, 'vector')}.")
     among = wanted | (also or set())
     found: dict[Any, Any] = {}
-    for row, key in enumerate(ids.tolist() if isinstance(ids, np.ndarray) else ids):
+    keys = ids.tolist() if isinstance(ids, np.ndarray) else ids
+    for row, key in enumerate(keys):
         if key in among and found.setdefault(key, row) != row:
             raise ValueError(f"{name} has {key!r:.80} twice, in rows {found[key]:,} and {row:,}.")
     if missing := [key for key in wanted if key not in found]:
         raise ValueError(
-            f"{counted(len(missing), 'judged id is', 'judged ids are')} not in {name}: {missing[0]!r:.80} is the first."
+            f"{counted(len(missing), 'judged id is', 'judged ids are')} not in {name}: {missing[0]!r:.80} is the first "
+            f"of them, and {name} begins with {keys[0]!r:.80}."
         )
     return found

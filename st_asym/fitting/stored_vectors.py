@@ -128,8 +128,7 @@ def _as_array(source: Any, name: str) -> Array:
         path = Path(source)
         if path.suffix != ".npy":
             raise ValueError(f"{name} is the path {path}: only .npy files can be read where they are (numpy.save).")
-        found: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-        return found
+        return _mapped(path, name)
     if isinstance(source, Tensor):
         tensor = source.detach().cpu()
         return tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
@@ -141,6 +140,19 @@ def _as_array(source: Any, name: str) -> Array:
         f"{name} must be an array of shape (n, d), by numpy, torch or Arrow, or the path of a .npy file, not "
         f"{type(source).__name__}."
     )
+
+
+def _mapped(path: Path, name: str) -> Array:
+    """The array of a ``.npy`` file, which stays on disk."""
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (EOFError, ValueError):  # whose messages name no file, and advise to unpickle it
+        found = None
+    if not isinstance(found, np.ndarray):  # an .npz under another name is none either
+        raise ValueError(
+            f"{name} is the path {path}, which is no whole .npy file of numbers: write it again (numpy.save)."
+        )
+    return found
 
 
 def _from_arrow(source: Any, name: str) -> Array:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from os import PathLike
 from typing import Any, Literal
 from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 import numpy as np
 import torch
@@ -261,6 +263,13 @@ class _NotServedError(ValueError):
     """There is nothing at this path."""
 
 
+class _NoRedirects(HTTPRedirectHandler):
+    """A redirected POST would be sent on as a GET, without the texts."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Follow none: the redirect itself is the answer."""
+
+
 class _Server:
     """A server at an address, which is given with or without ``/v1``, ``/v1/embeddings`` or ``/embed``."""
 
@@ -299,9 +308,11 @@ class _Server:
         # The address is the user's own, and http or https, as the constructor saw to.
         request = Request(url, data, {"Content-Type": "application/json"})  # noqa: S310
         try:
-            with urlopen(request, timeout=_SECONDS) as answer:  # noqa: S310
+            with build_opener(_NoRedirects).open(request, timeout=_SECONDS) as answer:
                 return json.loads(answer.read())
         except HTTPError as error:
+            if moved := error.headers.get("Location"):
+                raise ValueError(f"{url} redirects to {moved}: give the address of the server itself.") from None
             said = error.read(500).decode(errors="replace").strip()
             # Ollama and others answer 404 for an unknown model, too, and say so.
             unknown_path = error.code in (404, 405) and "model" not in said.lower()
@@ -310,6 +321,8 @@ class _Server:
             raise kind(f"{url} answers {error.code}: {said or error.reason}") from None
         except (URLError, TimeoutError, ConnectionError) as error:
             raise OSError(f"No answer from {url}: {getattr(error, 'reason', error)}. Is the server running?") from None
+        except HTTPException as error:  # no HTTP, an answer that breaks off, or an address that is none
+            raise ValueError(f"{url} gives no whole answer in HTTP ({error}): is it a server of embeddings?") from None
         except ValueError:
             raise ValueError(f"{url} does not answer with JSON: is it a server of embeddings?") from None
 
@@ -328,7 +341,9 @@ class _Server:
 
 def _in_order(found: Any) -> list[Any]:
     try:
-        return [row["embedding"] for row in sorted(found["data"], key=lambda row: int(row["index"]))]
+        rows = [row["embedding"] for row in sorted(found["data"], key=lambda row: int(row["index"]))]
+        # Some send base64 unasked, since most clients ask for it.
+        return [np.frombuffer(base64.b64decode(row), "<f4") if isinstance(row, str) else row for row in rows]
     except (KeyError, TypeError, ValueError):
         raise ValueError("The server's answer has no data with an index and an embedding for each text.") from None
 

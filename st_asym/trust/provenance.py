@@ -178,11 +178,24 @@ def made_with_heads(model: SentenceTransformer | str | os.PathLike[str] | Any) -
     return made if made is not None and any(made.heads.values()) else None
 
 
+def has_heads(model: SentenceTransformer | str | os.PathLike[str] | Any) -> bool:
+    """Whether a model, by itself, its folder or Hub id, has routes of its own for queries and documents."""
+    if isinstance(model, SentenceTransformer):
+        return any(isinstance(module, Router) for module in model.modules())
+    if not isinstance(model, str | os.PathLike):
+        return False
+    try:
+        found = load_file_path(os.fspath(model), "modules.json")
+        listed = [] if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # as for _folder_of
+        return False
+    return any(str(module.get("type")).endswith(".Router") for module in listed)
+
+
 def _folder_of(model: Any) -> Path | None:
     """Where a model is saved, as far as it is known."""
     if isinstance(model, SentenceTransformer):
-        heads = any(isinstance(module, Router) for module in model.modules())
-        config = getattr(model.transformers_model, "config", None) if heads else None
+        config = getattr(model.transformers_model, "config", None) if has_heads(model) else None
         name = getattr(config, "name_or_path", None)
         return Path(name) if name else None
     if not isinstance(model, str | os.PathLike):

@@ -59,6 +59,13 @@ def test_bm25_stands_second_and_beside_every_model(make_encoder: Make, tmp_path:
     assert Comparison.load(tmp_path / "found.json") == found
 
 
+def test_what_is_added_on_one_query_is_said_of_one_query(make_encoder: Make, tmp_path: Path) -> None:
+    data, encoder = collection(), make_encoder()
+    one = replace(data, qrels={"test": {"q0": data.qrels["test"]["q0"]}})
+    found = evaluate({"plain": encoder, "heads": with_heads(encoder, 1)}, {"tiny": one}, results=tmp_path)
+    assert found["heads + BM25"].next_steps[0].endswith("on 1 query that neither was trained on.")
+
+
 def test_what_was_measured_is_not_measured_again(
     make_encoder: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,6 +107,10 @@ def test_a_pipeline_reads_the_exit_status(make_encoder: Callable[..., SentenceTr
         assert (code, line.partition(" ")[0]) in ((0, "Replace"), (3, "Keep"))
     assert (there[0], back[0]) != (0, 0)
     assert asked("-m", models[0], "-m", models[1]) == (0, there[1])
+    # Whether the second one learnt from these queries is not known without its digests.
+    (tmp_path / "next" / "st_asym.json").unlink()
+    line = "Keep last: it is not known which queries next learnt from."
+    assert asked("--decide", "-m", models[0], "-m", models[1]) == (3, line)
     code, line = asked("--decide", "-m", models[0])
     assert code == 2
     assert "--decide is between two models" in line

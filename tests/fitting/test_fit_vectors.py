@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pyarrow
 import pytest
 import torch
@@ -236,10 +238,38 @@ def test_ids_that_do_not_fit_are_named(pairs: Any) -> None:
         quick(*pairs, relevant, document_ids=names[1:])
     with pytest.raises(ValueError, match=r"document_ids has 'd1' twice, in rows 1 and 5"):
         quick(*pairs, relevant, document_ids=[*names[:5], "d1", *names[6:]])
-    with pytest.raises(ValueError, match=r"1 judged id is not in document_ids: 'd99' is the first"):
+    with pytest.raises(
+        ValueError, match=r"1 judged id is not in document_ids: 'd99' is the first of them, .* begins with 'd0'"
+    ):
         quick(*pairs, {**relevant, 0: ["d99"]}, document_ids=names)
     with pytest.raises(ValueError, match=r"Row 2 of documents \('d2'\) is not finite"):
         quick(pairs[0], spoilt(pairs[1], 2, np.inf), relevant, document_ids=names)
+
+
+@pytest.mark.parametrize(
+    "form", [torch.tensor, np.array, pyarrow.array, pandas.Series, iter], ids=lambda form: form.__name__
+)
+def test_ids_of_every_form_are_found(pairs: Any, form: Callable[[list[int]], Any]) -> None:
+    relevant = {row + 100: [row + 500] for row in RELEVANT}
+    ids = {"query_ids": [row + 100 for row in RELEVANT], "document_ids": [row + 500 for row in RELEVANT]}
+    dev = {key: relevant.pop(key) for key in range(100, 120)}
+    report = quick(*pairs, relevant, dev=dev, **{name: form(own) for name, own in ids.items()}).report
+    assert report.counts == {"documents": COUNT, "train": 40, "dev": 20}
+
+
+@pytest.mark.parametrize("content", ["text", "nothing", "half", "objects", "npz"])
+def test_a_file_that_is_no_array_is_named(pairs: Any, tmp_path: Path, content: str) -> None:
+    path = npy(pairs[1], tmp_path)
+    whole = path.read_bytes()
+    if content == "objects":
+        np.save(path, np.array([None, 1], dtype=object))
+    elif content == "npz":
+        np.savez(tmp_path / "several.npz", pairs[1])
+        path.write_bytes((tmp_path / "several.npz").read_bytes())
+    else:
+        path.write_bytes({"text": b"no array at all", "nothing": b"", "half": whole[: len(whole) // 2]}[content])
+    with pytest.raises(ValueError, match=r"documents is the path .*vectors.npy, which is no whole .npy file"):
+        quick(pairs[0], path)
 
 
 def test_ids_of_ten_million_rows_are_no_lists() -> None:

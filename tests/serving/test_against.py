@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import base64
 import http.server
 import json
 import re
+import socketserver
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,6 +45,8 @@ def server(answer: Callable[[str, Any], Answer]) -> Iterator[str]:
             status, found = answer(self.path, json.loads(self.rfile.read(length)) if length else None)
             body = found if isinstance(found, bytes) else json.dumps(found).encode()
             self.send_response(status)
+            if status in (301, 302, 307, 308):
+                self.send_header("Location", found["Location"])
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -167,6 +171,40 @@ def test_embed_of_text_embeddings_inference(model: SentenceTransformer) -> None:
             compared = compare_with_server(model, address, texts=WORDS, sides=["query"])
             assert compared.right, str(compared)
     assert asked[-1] == ("/embed", {"inputs": WORDS, "truncate": True})
+
+
+def test_base64_is_read_where_a_server_sends_nothing_else(model: SentenceTransformer) -> None:
+    give = rightly(model)
+    in_base64 = lambda name, texts: [base64.b64encode(row).decode() for row in give(name, texts)]  # noqa: E731
+    assert found(model, in_base64) == {"query": [], "document": []}
+
+
+def test_a_redirect_is_named(model: SentenceTransformer) -> None:
+    def moved(status: int, path: str) -> Answer:
+        return (status, {"Location": f"/new{path}"}) if path == "/v1/embeddings" else (404, b"")
+
+    for status in (301, 302, 307, 308):
+        with (
+            server(lambda path, _, status=status: moved(status, path)) as url,
+            pytest.raises(ValueError, match=f"{url}/v1/embeddings redirects to /new/v1/embeddings: give the address"),
+        ):
+            compare_with_server(model, url, texts=WORDS)
+
+
+@pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"])
+def test_what_is_no_whole_answer_is_one_line(model: SentenceTransformer, answer: bytes) -> None:
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(1 << 16)
+            self.request.sendall(answer)
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Handler) as listening:
+        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        with pytest.raises(ValueError, match="/v1/embeddings gives no whole answer in HTTP"):
+            compare_with_server(model, f"http://127.0.0.1:{listening.server_address[1]}", texts=WORDS)
+        listening.shutdown()
+    with pytest.raises(ValueError, match="nonnumeric port: 'abc'"):
+        compare_with_server(model, "http://127.0.0.1:abc", texts=WORDS)
 
 
 def test_a_server_that_refuses_long_texts(model: SentenceTransformer) -> None:
