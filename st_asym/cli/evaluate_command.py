@@ -78,7 +78,8 @@ def evaluate(
             "--decide",
             help="Of two models: exit with 0 if the second one should replace the first, and with 3 if not. It should "
             "if its nDCG@10 is higher on queries that neither was trained on, and not significantly lower on those of "
-            "them with seen, or with unseen documents (--train). The first line says so.",
+            "them with seen, or with unseen documents (--train). The first line says so. Of two models of fit this is "
+            "always asked.",
         ),
     ] = False,
     json: options.Json = None,
@@ -113,7 +114,7 @@ def evaluate(
         typer.echo(f"{answer}\n")
     typer.echo(found.to_markdown(wide=True) if markdown else str(found))
     options.write_html(html, found, debug=debug)
-    if decide and not (answer and answer.replaces):
+    if answer is not None and not answer.replaces:
         raise typer.Exit(3)
 
 

@@ -19,7 +19,7 @@ _TITLED_NAMES = ("document", "passage", "context", "text")
 _NEGATIVE = re.compile(r"neg(ative)?s?(_?\d+)?", re.IGNORECASE)  # negative, negatives, neg, negative_1, ...
 
 # What stands in logs for a grade.
-_CLICK_NAMES = ("clicked", "clicks")
+_CLICK_NAMES = ("clicked", "click", "clicks")
 _YES_NO, _NO = {"true": 1, "false": 0}, ("0", "0.0", "false")
 
 # Where the data come without splits, up to which fraction a query is in which.
@@ -93,8 +93,9 @@ def pairs_of_rows(
 
     A document column may hold one text or a list of them; with ``of_text`` all fields are text, so that a list is one
     that is written out. ``notes`` are of the reading of the rows, and come first in those of the collection. Of a log,
-    ``clicked`` (0 or 1) is a grade, and ``clicks``, which are added up where a pair is repeated, are a grade of 1 for
-    one, 2 from 2 on, 3 from 4 on, 4 from 8 on; what was not clicked is judged not relevant, unless ``shown`` is 0.
+    ``clicked`` or ``click`` (0 or 1) is a grade, and ``clicks``, which are added up where a pair is repeated, are a
+    grade of 1 for one, 2 from 2 on, 3 from 4 on, 4 from 8 on; what was not clicked is judged not relevant, unless
+    ``shown`` is 0.
     """
     columns = _pair_columns(names, source)
     pairs = _PairCollector(source, notes)

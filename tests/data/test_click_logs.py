@@ -27,7 +27,7 @@ def written(path: Path, text: str) -> RetrievalData:
 
 def test_what_was_shown_and_not_clicked_is_judged_not_relevant(tmp_path: Path) -> None:
     rows = "query,document,shown,clicked\nq,a,1,1\nq,b,1,0\nq,c,0,0\nq,a,1,0\n"
-    for text in (rows, rows.replace(",1", ",True").replace(",0", ",False")):
+    for text in (rows, rows.replace("clicked", "click"), rows.replace(",1", ",True").replace(",0", ",False")):
         data = written(tmp_path, text)
         assert grades(data) == {("q", "a"): 1, ("q", "b"): 0}
         assert any("1 pair that was neither shown nor clicked left out" in note for note in data.notes)
