@@ -175,7 +175,7 @@ def _beside(modules: Iterable[nn.Module]) -> list[Beside]:
     """What the code of modules that are not the libraries' reads from beside it, and code that was put into modules."""
     starts: dict[int, Any] = {}
     for module in modules:
-        values = [type(module)] if not is_stock(type(module)) else []
+        values: list[Any] = [type(module)] if not is_stock(type(module)) else []
         values += [value for value in vars(module).values() if isinstance(value, types.FunctionType)]
         starts.update({id(value): value for value in values})
     parts = {id(part): part for start in starts.values() for part in reached(start)}

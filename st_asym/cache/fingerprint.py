@@ -20,8 +20,6 @@ from st_asym.cache.attributes import Attributes, hidden_tensors, replaced_method
 from st_asym.cache.described import (
     Undescribed,
     described,
-    functions_of,
-    is_foreign,
     is_stock,
     network_settings,
     tensor_bytes,
@@ -85,7 +83,7 @@ def check_ways_to_run(model: SentenceTransformer, names: Iterable[str], own: Col
     """Refuse a model whose class, or it itself (``own``), has other methods than SentenceTransformer, as these run."""
     for name in names:
         kind = next(kind for kind in type(model).__mro__ if name in vars(kind))
-        if name in own or not is_stock(kind) or is_foreign(functions_of(kind)[name]):
+        if name in own or not is_stock(kind):
             raise ValueError(
                 f"The encoder, a {fullname(model)}, has a method {name} of its own, and the cache runs the modules as "
                 "SentenceTransformer does: its vectors would be others. Put what the method does into a module."
