@@ -21,15 +21,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.configuration_utils import PretrainedConfig
 
 from st_asym.cache.described import (
+    CHANGES_BY_ITSELF,
+    Beside,
     Undescribed,
+    beside,
     code_of,
     described,
+    enclosed,
     functions_of,
-    globals_of,
+    is_foreign,
     is_origin,
     is_plain,
     is_stock,
+    own_kinds,
     quick_tokenizer,
+    reached,
+    values_of,
 )
 
 _INTERNAL = frozenset(vars(nn.Module()))
@@ -57,13 +64,17 @@ def without_configuration(modules: Sequence[nn.Module]) -> list[Any]:
     for position, top in enumerate(modules):
         for path, module, owner in _with_owners(top):
             if not is_stock(type(owner)):
-                code = code_of(type(module)) if module is owner else []
+                code = _code_of(type(module), position, top) if module is owner else []
                 found.append([position, path, fullname(module), code, _attributes(module, position, top)])
                 continue
             for name, value in replaced_methods(module).items():
                 what = _described(value, position, top, module, name)
                 found.append([position, path, fullname(module), name, what])
         found += [[position, *deviation] for deviation in _deviations(top)]
+    for kind in _stock_kinds(_walk(modules)):
+        for name, function in functions_of(kind).items():
+            if is_foreign(function):
+                found.append([fullname(kind), name, described(function)])
     return found
 
 
@@ -75,6 +86,11 @@ def hidden_tensors(modules: Sequence[nn.Module]) -> list[Tensor]:
             found += _hidden_buffers(module).values()
             found += [value for value in _seen(module).values() if isinstance(value, Tensor)]
             found += [value for held in _held(module) for value in held.state_dict(keep_vars=True).values()]
+    for each in _beside(_walk(modules)):
+        if isinstance(each.value, nn.Module):
+            found += each.value.state_dict(keep_vars=True).values()
+        elif isinstance(each.value, Tensor):
+            found.append(each.value)
     return found
 
 
@@ -94,7 +110,6 @@ class Attributes:
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         found = _walk(modules)
         foreign = [one for one in found if not is_stock(type(one))]
-        kinds = {kind for one in foreign for kind in type(one).__mro__ if not is_stock(kind) and kind is not object}
         configs = [config for one in found if isinstance(config := vars(one).get("config"), PretrainedConfig)]
         self._parts = _parts(modules)
         self._settings = copy.deepcopy(_settings(modules))
@@ -102,18 +117,23 @@ class Attributes:
         # configurations).
         self._plain: list[tuple[Mapping[str, Any], int | None, dict[str, Any]]]
         self._plain = [(vars(one), len(vars(one)), copy.deepcopy(_plain(one))) for one in found]
-        for kind in kinds:
-            plain = {name: value for name, value in vars(kind).items() if is_plain(value)}
-            self._plain.append((vars(kind), len(vars(kind)), copy.deepcopy(plain)))
-            for function in _with_helpers(functions_of(kind).values()):
-                plain = {name: value for name, value in globals_of(function).items() if is_plain(value)}
-                self._plain.append((function.__globals__, None, copy.deepcopy(plain)))
+        for kind in {kind for one in foreign for kind in own_kinds(type(one))}:
+            methods = {name: value for name, value in vars(kind).items() if isinstance(value, types.FunctionType)}
+            self._plain.append((vars(kind), len(vars(kind)), methods))
+        # Those of the classes above, which have many, are looked at where the whole encoder is.
+        self._methods = [
+            (vars(kind), name, value)
+            for kind in {type(one) for one in found}
+            for name, value in vars(kind).items()
+            if is_stock(kind) and isinstance(value, types.FunctionType)
+        ]
         for config in configs:
             plain = {
                 name: value for name, value in vars(config).items() if not name.startswith("_") and is_plain(value)
             }
             self._plain.append((vars(config), None, copy.deepcopy(plain)))
         self._foreign = [(one, copy.deepcopy(_plain(one)), _others(one), _held(one)) for one in foreign]
+        self._beside = [(each, _quick(each.value)) for each in _beside(found)]
 
     def have_changed(self, modules: Sequence[nn.Module]) -> bool:
         """Whether a module has come, gone or changed: looked at in every step, so in a tenth of a millisecond."""
@@ -125,6 +145,8 @@ class Attributes:
                 (count is not None and len(now) != count) or not before.items() <= now.items()
                 for now, count, before in self._plain
             )
+            or any(methods.get(name) is not method for methods, name, method in self._methods)
+            or any(_has_changed(each, before) for each, before in self._beside)
         )
 
     def note_what_ran(self) -> bool:
@@ -137,17 +159,47 @@ class Attributes:
             if changed:
                 _CHANGES_BY_ITSELF.setdefault(module, set()).update(changed)
                 noted = True
+        if places := {each.place for each, before in self._beside if _has_changed(each, before)}:
+            CHANGES_BY_ITSELF.update(places)
+            noted = True
         return noted
 
 
-def _with_helpers(functions: Iterable[types.FunctionType]) -> list[types.FunctionType]:
-    """Functions, and those of their files that they call."""
-    found, left = list[types.FunctionType](), list(functions)
-    while left:
-        if (function := left.pop()) not in found:
-            found.append(function)
-            left += [one for one in globals_of(function).values() if isinstance(one, types.FunctionType)]
-    return found
+def _stock_kinds(modules: Iterable[nn.Module]) -> set[type]:
+    """The libraries' classes of modules, whose methods somebody may have replaced for all of a kind."""
+    kinds = {type(one) for one in modules}
+    return {above for kind in kinds for above in kind.__mro__ if is_stock(above)}
+
+
+def _beside(modules: Iterable[nn.Module]) -> list[Beside]:
+    """What the code of modules that are not the libraries' reads from beside it, and code that was put into modules."""
+    starts: dict[int, Any] = {}
+    for module in modules:
+        values: list[Any] = [type(module)] if not is_stock(type(module)) else []
+        values += [value for value in vars(module).values() if isinstance(value, types.FunctionType)]
+        starts.update({id(value): value for value in values})
+    parts = {id(part): part for start in starts.values() for part in reached(start)}
+    found: dict[tuple[str, str], Beside] = {}
+    for part in parts.values():
+        functions: list[types.FunctionType] = [part] if isinstance(part, types.FunctionType) else []
+        for kind in [] if isinstance(part, types.FunctionType) else own_kinds(part):
+            found.update({each.place: each for each in values_of(kind)})
+            functions += functions_of(kind).values()
+        for function in functions:
+            found.update({each.place: each for each in (*beside(function), *enclosed(function))})
+    return [each for each in found.values() if not isinstance(each.value, types.ModuleType)]
+
+
+def _quick(value: Any) -> Any:
+    """What is compared of a value beside the code: a copy of a plain one, and what is seen of another."""
+    return copy.deepcopy(value) if is_plain(value) else _quick_description(value)
+
+
+def _has_changed(each: Beside, before: Any) -> bool:
+    now = each.read()
+    if is_plain(each.value):
+        return bool(now != before)
+    return now is not each.value or _quick_description(now) != before
 
 
 def _settings(modules: Sequence[nn.Module]) -> list[Any]:
@@ -239,6 +291,17 @@ def _hidden_buffers(module: nn.Module) -> dict[str, Tensor]:
 def _attributes(module: nn.Module, position: int, top: nn.Module) -> dict[str, Any]:
     found = {**_seen(module), **_hidden_buffers(module)}
     return {name: _described(value, position, top, module, name) for name, value in found.items()}
+
+
+def _code_of(kind: type, position: int, top: nn.Module) -> Any:
+    try:
+        return code_of(kind)
+    except Undescribed as error:
+        raise ValueError(
+            f"The code of the encoder's module {position} ({fullname(top)}) reads {error} from beside it, and whether "
+            "that changes cannot be seen: its vectors would be kept under a name that fits others too. Read plain "
+            "values or tensors, or, where no vector depends on it, call the variable something with 'cache'."
+        ) from error
 
 
 def _described(value: Any, position: int, top: nn.Module, module: nn.Module, name: str) -> Any:

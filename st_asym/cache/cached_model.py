@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from st_asym.cache.embedding_cache import EmbeddingCache
 from st_asym.cache.encoding import Precision, accepted_options
-from st_asym.cache.fingerprint import encoder_fingerprint, is_fingerprint
+from st_asym.cache.fingerprint import check_precision, check_ways_to_run, encoder_fingerprint, is_fingerprint
 from st_asym.heads.anatomy import encoder_modules, taken_apart
+
+# Methods of a class that this one stands in for, whose work it leaves to those of SentenceTransformer.
+_WAYS = ("encode_query", "encode_document", "_resolve_prompt", "_inference")
 
 
 class CachedSentenceTransformer(SentenceTransformer):
@@ -42,8 +45,9 @@ class CachedSentenceTransformer(SentenceTransformer):
         precision: As for :meth:`st_asym.EmbeddingCache.fill`: which vectors to look up, and how to encode others.
 
     Raises:
-        TypeError: ``model`` is not a ``SentenceTransformer``.
-        ValueError: The encoder has trainable parameters, or nothing comes before the heads. Later, when a text is
+        TypeError: ``model`` is not a ``SentenceTransformer``, or ``cache`` not an ``EmbeddingCache``.
+        ValueError: The encoder has trainable parameters, or nothing comes before the heads, or the class of the model
+            has a way of its own to encode; or an unknown precision. Later, when a text is
             looked up: the encoder's weights or settings have changed.
 
     Example:
@@ -56,6 +60,10 @@ class CachedSentenceTransformer(SentenceTransformer):
     def __init__(self, model: SentenceTransformer, cache: EmbeddingCache, *, precision: Precision = "fp32") -> None:
         if not isinstance(model, SentenceTransformer):
             raise TypeError(f"The model must be a SentenceTransformer, not a {type(model).__name__}.")
+        if not isinstance(cache, EmbeddingCache):
+            raise TypeError(f"The cache must be an EmbeddingCache, not a {type(cache).__name__}: EmbeddingCache(path).")
+        check_precision(precision)
+        check_ways_to_run(model, _WAYS)
         _check_frozen(model)
         _share(model, self)
         self.cache = cache

@@ -10,12 +10,13 @@ import io
 import json
 import logging
 import pickle
+import sys
 import threading
 import types
 import weakref
 from collections.abc import Callable, Mapping
 from pathlib import PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,18 +41,47 @@ _IDLE = (
     torch.Generator,
     type(threading.Lock()),
     type(threading.RLock()),
-    threading.local,
     io.IOBase,
 )
+# What annotations and the machinery of classes are made of.
+_NO_VALUES = (
+    types.ModuleType,
+    types.BuiltinFunctionType,
+    types.GenericAlias,
+    staticmethod,
+    classmethod,
+    property,
+    functools.cached_property,
+    types.MemberDescriptorType,
+    types.GetSetDescriptorType,
+)
+# Whose wrappers around methods of the libraries are the libraries' own.
+_WRAPPERS = frozenset({"huggingface_hub", "typing_extensions"})
+# Where code finds values that running the encoder has changed: no settings, but counters and the like.
+CHANGES_BY_ITSELF: set[tuple[str, str]] = set()
 
 
 class Undescribed(ValueError):  # noqa: N818 - not raised to users as such
     """A value that cannot be told from another of its kind."""
 
 
+class Beside(NamedTuple):
+    """A value that code reads from beside it: where it is, how to read it again, and what it was."""
+
+    place: tuple[str, str]
+    read: Callable[[], Any]
+    value: Any
+
+
 def is_stock(kind: type) -> bool:
     """Whether a class is one of the packages whose modules say in their configurations what they do."""
     return kind.__module__.partition(".")[0] in _PACKAGES
+
+
+def is_foreign(function: types.FunctionType) -> bool:
+    """Whether a method of a class of these packages was put there by somebody else."""
+    package = str(function.__globals__.get("__name__")).partition(".")[0]
+    return package not in _PACKAGES | _WRAPPERS | sys.stdlib_module_names
 
 
 def is_plain(value: Any) -> bool:
@@ -71,7 +101,7 @@ def described(value: Any, above: tuple[int, ...] = ()) -> Any:
     if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, enum.Enum)):
         return value
     if id(value) in above:
-        return "itself"
+        return ["itself", value.__qualname__] if isinstance(value, type | types.FunctionType) else "itself"
     for kinds, describe in _DESCRIPTIONS:
         if isinstance(value, kinds):
             return describe(value, (*above, id(value)))
@@ -80,6 +110,8 @@ def described(value: Any, above: tuple[int, ...] = ()) -> Any:
 
 def tensor_bytes(tensor: Tensor) -> Any:
     """The values of a tensor, of any dtype and on any device, for a digest."""
+    if tensor.is_quantized:  # the whole numbers alone would be the same under any scale
+        tensor = tensor.dequantize()
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
@@ -102,59 +134,118 @@ def tokenizer_settings(tokenizer: Any) -> Any:
     else:
         state = {k: v for k, v in tokenizer.init_kwargs.items() if not k.endswith(("_file", "name_or_path"))}
         state = {"class": fullname(tokenizer), "vocabulary": tokenizer.get_vocab(), "options": state}
-    return [state, [getattr(tokenizer, name, None) for name in _TOKENIZER_SETTINGS]]
+    settings = [getattr(tokenizer, name, None) for name in _TOKENIZER_SETTINGS]
+    return [state, settings + _splits_special(tokenizer)]
 
 
 def quick_tokenizer(tokenizer: Any) -> Any:
     """What is set in a tokenizer by hand, without its vocabulary."""
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        return None
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    backend = tokenizer if hasattr(tokenizer, "to_str") else getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None and not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return {
+            name: (id(one), len(one)) if hasattr(one, "__len__") else one for name, one in _state(tokenizer).items()
+        }
     size = len(tokenizer) if backend is None else backend.get_vocab_size(with_added_tokens=True)
     names = () if backend is None else ("normalizer", "pre_tokenizer", "post_processor")
     parts = [getattr(backend, name) for name in names]
     settings = [getattr(tokenizer, name, None) for name in _TOKENIZER_SETTINGS]
-    return [size, [part is not None and hash(part.__getstate__()) for part in parts], settings]
+    if backend is not None and backend is tokenizer:
+        settings = [id(tokenizer), tokenizer.truncation]
+    return [
+        size,
+        [part is not None and hash(part.__getstate__()) for part in parts],
+        settings + _splits_special(tokenizer),
+    ]
 
 
-def code_of(kind: type) -> Any:
-    """What a class says beside its name, and those it is made from, down to those that are known by theirs."""
-    parts = []
-    for one in kind.__mro__:
-        if is_stock(one) or one.__module__ in ("builtins", "abc", "typing", "collections.abc"):
-            continue
-        plain = {name: value for name, value in vars(one).items() if not name.startswith("_") and is_plain(value)}
-        parts += [
-            [one.__qualname__, name, described(value)] for name, value in sorted({**plain, **functions_of(one)}.items())
-        ]
-    return parts
+def code_of(kind: type, above: tuple[int, ...] = ()) -> Any:
+    """What a class says beside its name, down to those that are known by theirs, with all code that it leads to."""
+    return ["itself", kind.__qualname__] if id(kind) in above else _all_code(kind, above)
 
 
 def functions_of(kind: type) -> dict[str, types.FunctionType]:
     """The methods and properties that a class itself defines, as functions."""
     found = {name: getattr(value, "__func__", getattr(value, "fget", value)) for name, value in vars(kind).items()}
-    return {name: value for name, value in found.items() if isinstance(value, types.FunctionType)}
-
-
-def globals_of(function: types.FunctionType) -> dict[str, Any]:
-    """The values beside a function that its code names, and functions of the same file; no libraries and no caches."""
-    names, left = set[str](), [function.__code__]
-    while left:
-        code = left.pop()
-        names.update(code.co_names)
-        left += [one for one in code.co_consts if isinstance(one, types.CodeType)]
-    found = {name: value for name, value in function.__globals__.items() if name in names and name[:2] != "__"}
-    return {
+    inner = {  # of what is cached or half applied
         name: value
-        for name, value in sorted(found.items())
-        if "cache" not in name.lower()
-        and (
-            value.__module__ == function.__module__
-            if isinstance(value, types.FunctionType)
-            else isinstance(value, Tensor | np.ndarray)
-            or (is_plain(value) and not isinstance(value, type | types.BuiltinFunctionType))
-        )
+        if isinstance(value, types.FunctionType)
+        else getattr(value, "func", getattr(value, "__wrapped__", value))
+        for name, value in found.items()
+        if name != "__wrapped__"
     }
+    return {name: value for name, value in inner.items() if isinstance(value, types.FunctionType)}
+
+
+def values_of(kind: type) -> list[Beside]:
+    """The attributes of a class itself, other than its methods."""
+    return [
+        Beside((kind.__qualname__, name), functools.partial(vars(kind).get, name), value)
+        for name, value in sorted(vars(kind).items())
+        if name[:2] != "__"
+        and name not in ("_abc_impl", *functions_of(kind))
+        and _may_shape(name, value, kind.__module__)
+    ]
+
+
+def own_kinds(kind: type) -> list[type]:
+    """A class and those it is made from, without those of the libraries that are known by their names."""
+    return [
+        one
+        for one in kind.__mro__
+        if not is_stock(one) and one.__module__.partition(".")[0] not in sys.stdlib_module_names
+    ]
+
+
+def beside(function: types.FunctionType) -> list[Beside]:
+    """The globals that the code of a function names, those of other files of the user among them; no caches.
+
+    Of functions, classes and objects those of libraries are left out, but for the file that the function is in.
+    """
+    names, found = _names(function.__code__), []
+    left: list[tuple[str, dict[str, Any]]] = [("", function.__globals__)]
+    spaces = set[int]()
+    while left:
+        prefix, space = left.pop()
+        spaces.add(id(space))
+        for name in sorted(names & space.keys()):
+            value, place = space[name], (function.__module__, prefix + name)
+            if isinstance(value, types.ModuleType):
+                if not _is_library(value.__name__) and id(vars(value)) not in spaces:
+                    left.append((f"{prefix}{name}.", vars(value)))
+            elif name[:2] != "__" and place not in CHANGES_BY_ITSELF and _may_shape(name, value, function.__module__):
+                found.append(Beside(place, functools.partial(space.get, name), value))
+    return found
+
+
+def enclosed(function: types.FunctionType) -> list[Beside]:
+    """The variables of the functions around a function that it reads; of a module the module itself is looked at."""
+    found = []
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        place = (function.__qualname__, name)
+        if place not in CHANGES_BY_ITSELF:
+            found.append(Beside(place, read := functools.partial(_content, cell), read()))
+    return found
+
+
+def reached(start: type | types.FunctionType) -> list[type | types.FunctionType]:
+    """A class or function, and the functions and classes that its code leads to."""
+    found: dict[int, Any] = {}
+    left: list[Any] = [start]
+    while left:
+        one = left.pop()
+        if id(one) in found:
+            continue
+        found[id(one)] = one
+        values = (
+            [] if isinstance(one, types.FunctionType) else [each for kind in own_kinds(one) for each in values_of(kind)]
+        )
+        for function in _functions(one):
+            values += beside(function)
+        for value in (each.value for each in values):
+            kind = value if isinstance(value, type | types.FunctionType) else type(value)
+            if isinstance(kind, types.FunctionType) or not _is_library(kind.__module__):
+                left.append(kind)
+    return list(found.values())
 
 
 def is_origin(name: Any) -> bool:
@@ -181,22 +272,75 @@ def _array(value: np.ndarray[Any, Any], above: tuple[int, ...]) -> Any:
 def _module(value: nn.Module, above: tuple[int, ...]) -> Any:
     """A module that is held in a list or the like, so that it is none of those that its holder is made of."""
     state = {name: described(one, above) for name, one in value.state_dict().items()}
-    return [fullname(value), nn.Module.__repr__(value), [] if is_stock(type(value)) else code_of(type(value)), state]
+    code = [] if is_stock(type(value)) else code_of(type(value), above)
+    return [fullname(value), nn.Module.__repr__(value), code, state]
 
 
 def _function(value: types.FunctionType, above: tuple[int, ...]) -> Any:
-    cells = []
-    for cell in value.__closure__ or ():
-        try:
-            content = cell.cell_contents
-        except ValueError:  # not filled yet
-            content = None
-        # Of a module that a function belongs to, the module itself is looked at.
-        cells.append(fullname(content) if isinstance(content, nn.Module) else content)
-    inner = [described(one, above) for one in (value.__defaults__, value.__kwdefaults__, cells)]
-    if beside := globals_of(value):
-        inner.append(described(beside, above))
-    return ["function", value.__qualname__.rpartition(".")[2], _code(value.__code__), inner]
+    return ["function", value.__qualname__.rpartition(".")[2], _all_code(value, above)]
+
+
+def _all_code(start: type | types.FunctionType, above: tuple[int, ...]) -> Any:
+    """The code of a class or function and of all that it leads to, each once, with the values beside it."""
+    parts = reached(start)
+    above = (*above, *map(id, parts))
+    return [_one(part, above) for part in parts]
+
+
+def _one(part: type | types.FunctionType, above: tuple[int, ...]) -> Any:
+    if isinstance(part, types.FunctionType):
+        cells = [fullname(each.value) if isinstance(each.value, nn.Module) else each.value for each in enclosed(part)]
+        inner = [described(one, above) for one in (part.__defaults__, part.__kwdefaults__, cells)]
+        inner.append([[each.place[1], described(each.value, above)] for each in beside(part)])
+        return [_code(part.__code__), inner]
+    found = []
+    for kind in own_kinds(part):
+        found += [[kind.__qualname__, each.place[1], described(each.value, above)] for each in values_of(kind)]
+        found += [[kind.__qualname__, name, _one(one, above)] for name, one in sorted(functions_of(kind).items())]
+    return found
+
+
+def _functions(part: type | types.FunctionType) -> list[types.FunctionType]:
+    if isinstance(part, types.FunctionType):
+        return [part]
+    return [one for kind in own_kinds(part) for _, one in sorted(functions_of(kind).items())]
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return None
+
+
+@functools.lru_cache(maxsize=4096)
+def _names(code: types.CodeType) -> frozenset[str]:
+    inner = [_names(one) for one in code.co_consts if isinstance(one, types.CodeType)]
+    return frozenset(code.co_names).union(*inner)
+
+
+def _may_shape(name: str, value: Any, module: str) -> bool:
+    """Whether a value that code of a module names may shape vectors, and can be told from others."""
+    if "cache" in name.lower() or isinstance(value, _NO_VALUES) or type(value).__module__ == "typing":
+        return False
+    if isinstance(value, type | types.FunctionType):
+        return bool(value.__module__ == module or not _is_library(value.__module__))
+    if isinstance(value, Tensor | np.ndarray | nn.Module) or is_plain(value):
+        return True
+    return not is_stock(type(value)) and (
+        isinstance(value, Mapping)
+        or type(value).__module__.partition(".")[0] in sys.stdlib_module_names
+        or not _is_library(type(value).__module__)
+    )
+
+
+def _is_library(module: str) -> bool:
+    """Whether a module is installed, and not the user's own code."""
+    package = module.partition(".")[0]
+    if package in _PACKAGES | sys.stdlib_module_names:
+        return True
+    file = getattr(sys.modules.get(module), "__file__", None) or ""
+    return "site-packages" in file or "dist-packages" in file
 
 
 def _code(value: Any) -> Any:
@@ -214,15 +358,32 @@ def _mapping(value: Mapping[Any, Any], above: tuple[int, ...]) -> Any:
 def _object(value: Any, above: tuple[int, ...]) -> Any:
     if hasattr(value, "to_str"):  # a tokenizer, without what the last call set up for its own batch
         return ["tokenizer", _digest(value.to_str().encode())]
-    slots = [name for one in type(value).__mro__ for name in getattr(one, "__slots__", ()) if hasattr(value, name)]
-    state = {**{name: getattr(value, name) for name in slots}, **getattr(value, "__dict__", {})}
-    if state or hasattr(value, "__dict__"):
+    state = _state(value)
+    if state or (hasattr(value, "__dict__") and not _hides(value)):
         kept = {name: one for name, one in state.items() if not is_stock(type(value)) or is_plain(one)}
-        return [fullname(value), [] if is_stock(type(value)) else code_of(type(value)), _mapping(kept, above)]
+        code = [] if is_stock(type(value)) else code_of(type(value), above)
+        return [fullname(value), code, _mapping(kept, above)]
     try:
         return [fullname(value), _digest(pickle.dumps(value, 4))]
     except Exception as error:  # whatever its own reduction raises
         raise Undescribed(f"a {fullname(value)}") from error
+
+
+def _state(value: Any) -> dict[str, Any]:
+    """The attributes of an object, where it has any."""
+    slots = [name for one in type(value).__mro__ for name in getattr(one, "__slots__", ()) if hasattr(value, name)]
+    return {**{name: getattr(value, name) for name in slots}, **getattr(value, "__dict__", {})}
+
+
+def _hides(value: Any) -> bool:
+    """Whether an object without attributes holds something nevertheless, as those written in C do."""
+    kind: Any = type(value)
+    return kind.__reduce__ is not object.__reduce__ or kind.__reduce_ex__ is not object.__reduce_ex__
+
+
+def _splits_special(tokenizer: Any) -> list[str]:
+    """Whether names of special tokens are read as any text; nothing where they are not, which is usual."""
+    return ["split_special_tokens"] if getattr(tokenizer, "split_special_tokens", False) else []
 
 
 _DESCRIPTIONS: tuple[tuple[Any, Callable[[Any, tuple[int, ...]], Any]], ...] = (
@@ -243,7 +404,14 @@ _DESCRIPTIONS: tuple[tuple[Any, Callable[[Any, tuple[int, ...]], Any]], ...] = (
     (types.FunctionType, _function),
     (types.MethodType, lambda value, above: ["method", fullname(value.__self__), described(value.__func__, above)]),
     (functools.partial, lambda value, above: described([value.func, value.args, value.keywords], above)),
-    (type, lambda value, _: [value.__module__, value.__qualname__]),
+    (
+        type,
+        lambda value, above: (
+            [value.__module__, value.__qualname__]
+            if _is_library(value.__module__)
+            else [value.__qualname__, code_of(value, above[:-1])]
+        ),
+    ),
     (types.ModuleType, lambda value, _: value.__name__),
     (
         types.BuiltinFunctionType | types.MethodDescriptorType | types.WrapperDescriptorType,

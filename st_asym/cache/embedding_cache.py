@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from st_asym.cache.encoding import Precision, Request, encode_into
+from st_asym.cache.encoding import Precision, Request, check_how, encode_into
 from st_asym.cache.fingerprint import encoder_fingerprint, group_of, listed
 from st_asym.cache.lmdb_file import CacheError
 from st_asym.cache.parquet import read_parquet, write_parquet
-from st_asym.cache.store import Floats, StoredType, VectorStore
+from st_asym.cache.store import TURNS, Floats, StoredType, VectorStore
 
 logger = logging.getLogger(__name__)
 
@@ -94,22 +94,32 @@ class EmbeddingCache:
             How many texts were encoded.
 
         Raises:
-            TypeError: ``texts`` is one text or a table, a text is not a string, or there is no such option. The message
-                names the row, or the options that there are.
+            TypeError: ``texts`` is one text or a table, a text is not a string, there is no such option, or one is of
+                another kind. The message names the row, or the options that there are.
             ValueError: The encoder cannot encode a text, or keeps what cannot be seen, see
                 :func:`st_asym.encoder_fingerprint`. The message names the row, or where.
             CacheError: The directory is read-only, damaged, or full, or the disk is.
         """
         asked = Request(model, listed(texts), prompt, task, precision, options)
         keys = asked.keys()
-        missing: dict[bytes, int] = {}
-        for start in range(0, len(keys), _PORTION):
-            for row in self._look_up(keys[start : start + _PORTION])[1]:
-                missing.setdefault(keys[start + row], start + row)
+        check_how(batch_tokens, devices)
         if show_progress_bar is None:
             show_progress_bar = logger.isEnabledFor(logging.INFO)
         how = {"batch_tokens": batch_tokens, "devices": devices, "show_progress_bar": show_progress_bar}
-        return self._encode(asked, missing, **how) if missing else 0
+        encoded = 0
+        for _ in range(TURNS):
+            missing: dict[bytes, int] = {}
+            for start in range(0, len(keys), _PORTION):
+                for row in self._look_up(keys[start : start + _PORTION])[1]:
+                    missing.setdefault(keys[start + row], start + row)
+            if not missing:
+                return encoded
+            replaced = self.store.replaced
+            encoded += self._encode(asked, missing, **how)
+            if self.store.replaced == replaced:
+                return encoded
+            keys = asked.keys()  # what was committed before is lost
+        raise self.store.cleared()
 
     def get(
         self,
@@ -171,8 +181,8 @@ class EmbeddingCache:
             return np.empty((0, 0), dtype=np.float32) if vectors is None else vectors
         raise CacheError(
             f"{self.store.directory} lost the vector of {asked.texts[rows[0]]!r:.80} right after it was written: "
-            "another process removed it, or the file is damaged. In that case delete data.mdb there: the vectors are "
-            "encoded anew."
+            "another process removes vectors there, or the disk does not keep what is written. Use a directory of its "
+            "own, on another disk if that does not help."
         )
 
     def remove(self, model: SentenceTransformer) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from st_asym.cache.described import is_stock
-from st_asym.cache.fingerprint import encoder_fingerprint, note_what_ran, record_keys
+from st_asym.cache.fingerprint import check_text, encoder_fingerprint, note_what_ran, record_keys
 from st_asym.cache.store import Floats, VectorStore
 from st_asym.heads.anatomy import encoder_alone, encoder_modules
 
@@ -50,6 +50,7 @@ class Request:
         """The keys of all texts, or of some; the fingerprint is asked for where it is not given."""
         if not isinstance(self.model, SentenceTransformer):
             raise TypeError(f"The model must be a SentenceTransformer, not a {type(self.model).__name__}.")
+        check_text("task", self.task)
         if self.options:
             known = sorted({"processing_kwargs", *accepted_options(self.model)} - {"task"})
             if unknown := sorted(set(self.options).difference(known)):
@@ -65,6 +66,21 @@ class Request:
             precision=self.precision,
             **self.options,
         )
+
+
+def check_how(batch_tokens: Any, devices: Any) -> None:
+    """Refuse a way to encode that there is not."""
+    if batch_tokens is not None and (not isinstance(batch_tokens, int | np.integer) or batch_tokens < 1):
+        raise ValueError(f"batch_tokens must be a whole number of at least 1, or None, got {batch_tokens!r}.")
+    if devices is None:
+        return
+    if not isinstance(devices, list | tuple):
+        raise TypeError(f"devices must be a list, such as ['cuda:0', 'cuda:1'], or None, got {devices!r}.")
+    for device in devices:
+        try:
+            torch.device(device)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"devices has {device!r}, and torch knows no such device.") from error
 
 
 def encode_into(
@@ -152,9 +168,10 @@ def encoding(
 
     def encode(texts: Sequence[str], batch_size: int) -> Floats:
         chunk_size = batch_size if pool is not None else None
-        vectors = encoder.encode(
-            list(texts), batch_size=batch_size, show_progress_bar=False, pool=pool, chunk_size=chunk_size, **options
-        )
+        with torch.autocast(device.type, enabled=False):  # the precision asked for, wherever it is called from
+            vectors = encoder.encode(
+                list(texts), batch_size=batch_size, show_progress_bar=False, pool=pool, chunk_size=chunk_size, **options
+            )
         return np.asarray(vectors, dtype=np.float32)
 
     try:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,7 +17,14 @@ from sentence_transformers.util import fullname
 from torch import Tensor, nn
 
 from st_asym.cache.attributes import Attributes, hidden_tensors, replaced_methods, without_configuration
-from st_asym.cache.described import Undescribed, described, is_stock, network_settings, tensor_bytes, tokenizer_settings
+from st_asym.cache.described import (
+    Undescribed,
+    described,
+    is_stock,
+    network_settings,
+    tensor_bytes,
+    tokenizer_settings,
+)
 from st_asym.cache.store import GROUP_BYTES, KEY_BYTES
 from st_asym.data import RetrievalData
 from st_asym.heads.anatomy import encoder_modules
@@ -37,10 +45,11 @@ def encoder_fingerprint(model: SentenceTransformer) -> str:
     It covers the weights with their dtype, the tokenizer, and class and configuration of every module up to the heads
     (see :func:`encoder_modules`), ``max_seq_length`` among them. Of modules that are not the library's, nor torch's or
     those of transformers, it covers code and attributes too: which adapter is active and how it is scaled, a factor
-    that ``forward`` multiplies by, and globals of its file. What was replaced in the library's modules by hand is
-    covered. Attributes that change when the encoder runs, and those with ``cache`` in their names, are left out. It
-    does not cover prompts, the heads, hooks, the device, and how attention is computed. It is the same in every
-    process, and after saving and loading.
+    that ``forward`` multiplies by, and what its code names in your own files: values, functions, classes and objects.
+    What was replaced in the library's modules by hand is covered, in one of them or in all of a class. Attributes that
+    change when the encoder runs, and those with ``cache`` in their names, are left out. It does not cover prompts, the
+    heads, hooks, the environment, the device, and how attention is computed. It is the same in every process, and after
+    saving and loading.
 
     Reading the weights takes about a second per gigabyte, so the result is remembered for each model. Every call looks
     for a change, by torch's own count of in-place changes and by four values of each tensor; now and then, using at
@@ -51,6 +60,7 @@ def encoder_fingerprint(model: SentenceTransformer) -> str:
         model: A ``SentenceTransformer``, with or without heads.
 
     Raises:
+        TypeError: It is no ``SentenceTransformer``.
         ValueError: The model begins with a ``Router``, does not run in torch, has weights that are not in memory, a
             module that keeps what cannot be told from another of its kind, or a way of its own to run the modules.
 
@@ -60,18 +70,24 @@ def encoder_fingerprint(model: SentenceTransformer) -> str:
         >>> len(encoder_fingerprint(SentenceTransformer(modules=[BoW(["a", "b"])])))
         64
     """
-    for name in _RUNS:
-        if name in replaced_methods(model) or not is_stock(
-            next(kind for kind in type(model).__mro__ if name in vars(kind))
-        ):
-            raise ValueError(
-                f"The encoder, a {fullname(model)}, has a method {name} of its own, and the cache runs the modules as "
-                "SentenceTransformer does: its vectors would be others. Put what the method does into a module."
-            )
+    if not isinstance(model, SentenceTransformer):
+        raise TypeError(f"The model must be a SentenceTransformer, not a {type(model).__name__}.")
+    check_ways_to_run(model, _RUNS, own=replaced_methods(model))
     remembered = _REMEMBERED.get(model)
     if remembered is None or remembered.is_stale(model):
         remembered = _REMEMBERED[model] = _Remembered(model)
     return remembered.digest
+
+
+def check_ways_to_run(model: SentenceTransformer, names: Iterable[str], own: Collection[str] = ()) -> None:
+    """Refuse a model whose class, or it itself (``own``), has other methods than SentenceTransformer, as these run."""
+    for name in names:
+        kind = next(kind for kind in type(model).__mro__ if name in vars(kind))
+        if name in own or not is_stock(kind):
+            raise ValueError(
+                f"The encoder, a {fullname(model)}, has a method {name} of its own, and the cache runs the modules as "
+                "SentenceTransformer does: its vectors would be others. Put what the method does into a module."
+            )
 
 
 def is_fingerprint(digest: str, model: SentenceTransformer) -> bool:
@@ -132,16 +148,23 @@ def record_keys(
         32 bytes per text, of which the first twelve are the encoder's.
 
     Raises:
-        TypeError: ``texts`` is one text or a table, or a text is not a string. The message names its row.
-        ValueError: An unknown precision, or an option that cannot be told from others.
+        TypeError: ``texts`` is one text or a table, or a text, the prompt or the task is not a string. The message
+            names the row.
+        ValueError: Another fingerprint than that of an encoder, an unknown precision, or an option that cannot be told
+            from others.
 
     Example:
         >>> keys = record_keys("0123456789abcdef" * 4, ["a text", "another"])
         >>> [len(key) for key in keys]
         [32, 32]
     """
-    if precision not in ("fp32", "bf16"):
-        raise ValueError(f"precision must be 'fp32' or 'bf16', got {precision!r}.")
+    check_precision(precision)
+    if not isinstance(encoder, str) or not re.fullmatch("[0-9a-f]{64}", encoder):
+        raise ValueError(
+            f"encoder must be what st_asym.encoder_fingerprint gives, 64 hexadecimal digits, got {encoder!r:.80}."
+        )
+    check_text("prompt", prompt)
+    check_text("task", task)
     rest = {name: value for name, value in options.items() if value is not None}
     setting = json.dumps([encoder, prompt or "", task, precision, rest], sort_keys=True, default=described).encode()
     base = hashlib.blake2b(setting + b"\0", digest_size=KEY_BYTES - GROUP_BYTES)
@@ -157,6 +180,18 @@ def record_keys(
         digest.update(text.encode("utf-8", "surrogatepass"))
         keys.append(group + digest.digest())
     return keys
+
+
+def check_text(name: str, value: str | None) -> None:
+    """Refuse what is neither a text nor nothing."""
+    if not isinstance(value, str | None):
+        raise TypeError(f"{name} must be a text or None, got {value!r:.80}.")
+
+
+def check_precision(precision: str) -> None:
+    """Refuse a precision that there is not."""
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f"precision must be 'fp32' or 'bf16', got {precision!r}.")
 
 
 def group_of(encoder: str) -> bytes:

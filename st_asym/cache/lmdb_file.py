@@ -49,7 +49,7 @@ class Environment:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.reopened = 0
+        self.reopened = self._needed = 0
         self.files: tuple[File | None, File | None] | None = None
         self._lock = threading.RLock()
         self._touched = 0
@@ -57,8 +57,8 @@ class Environment:
 
     @property
     def is_in_place(self) -> bool:
-        """Whether what this handle reads and writes is what stands in the directory."""
-        return self.files == _which_files(self.directory)
+        """Whether what this handle reads and writes is what stands in the directory, as long as it was."""
+        return self.files == _which_files(self.directory) and not self._is_cut()
 
     def follow(self) -> int:
         """Open what stands in the directory now, where it was deleted or replaced; how often that was so.
@@ -67,7 +67,7 @@ class Environment:
         """
         with self._lock:
             if self._pid != os.getpid() or not self.is_in_place:
-                if self.files is None or self.files[0] != _which_file(self.directory / DATA):
+                if self.files is None or self.files[0] != _which_file(self.directory / DATA) or self._is_cut():
                     logger.warning("%s was deleted or replaced while it was open: it is opened anew.", self.directory)
                     self.reopened += 1
                 self._reopen()
@@ -97,7 +97,10 @@ class Environment:
                     if write and max_bytes is not None and self._handle.info()["map_size"] > max_bytes:
                         self._resize(_whole_pages(max_bytes))
                     with self._handle.begin(write=write, buffers=True) as txn:
-                        return job(txn)
+                        result = job(txn)
+                    if write:
+                        self._needed = self.used_bytes()
+                    return result
                 except lmdb.MapFullError as error:
                     self._grow(max_bytes, error)
                 except lmdb.MapResizedError:
@@ -114,6 +117,13 @@ class Environment:
                         f"{self.directory} could not be {'written' if write else 'read'}: {reason}. Everything that "
                         "was committed before is intact."
                     ) from error
+
+    def _is_cut(self) -> bool:
+        """Whether the file ends before what it had: reading on in its map would be the end of the process."""
+        try:
+            return (self.directory / DATA).stat().st_size < self._needed
+        except OSError:
+            return True
 
     def _reopen(self) -> None:
         self._close()
@@ -167,6 +177,7 @@ class Environment:
     def _check_head(self, path: Path) -> None:
         """Refuse a file whose first pages would send LMDB out of it, and mend one that was cut short."""
         needed, size = self.used_bytes(), path.stat().st_size
+        self._needed = 0
         if self._handle.info()["map_size"] < needed <= size:
             self._resize(0)  # another process has just made it longer
         sound = _has_plain_trees(path, self._handle.stat()["psize"])
@@ -174,6 +185,7 @@ class Environment:
             self._close()
             raise self._damaged("its first pages make no sense")
         self._fill_map()
+        self._needed = needed
         if size >= needed:
             return
         if path.stat().st_size < needed:

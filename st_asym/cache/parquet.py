@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from st_asym.cache.store import GROUP_BYTES, KEY_BYTES, Floats, VectorStore
+from st_asym.disk.writing import new_file
 
 # Vectors that are in memory at a time while they are read or written as Parquet.
 _PORTION = 4096
@@ -25,7 +26,10 @@ def write_parquet(store: VectorStore, group: bytes, facts: dict[str, Any], path:
     schema = pa.schema([("key", key_type), ("vector", vector_type)], metadata={"encoder": facts["name"]})
     written = 0
     # A dictionary of floats that hardly repeat costs three quarters of the time.
-    with pq.ParquetWriter(path, schema, write_page_checksum=True, use_dictionary=False) as writer:
+    with (
+        new_file(path) as beside,
+        pq.ParquetWriter(beside, schema, write_page_checksum=True, use_dictionary=False) as writer,
+    ):
         for keys, vectors in store.records(group):
             flat = pa.array(vectors.astype(store.dtype).reshape(-1), values)
             column = pa.FixedSizeListArray.from_arrays(flat, type=vector_type)

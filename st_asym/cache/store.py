@@ -26,7 +26,7 @@ _FORMAT_KEY = b"format"
 _GROUP_PREFIX = b"group:"
 _CHECKSUM_BYTES = 4
 # How often the directory may be deleted just when it is written to.
-_TURNS = 5
+TURNS = 5
 
 
 class Found(NamedTuple):
@@ -55,10 +55,14 @@ class VectorStore:
     ) -> None:
         if dtype not in (None, "float32", "float16"):
             raise ValueError(f"dtype must be 'float32' or 'float16', got {dtype!r}.")
-        if max_bytes is not None and max_bytes < 1 << 16:
+        if not os.fspath(directory):
+            raise ValueError("directory is empty: name a folder ('.' is the one that the process runs in).")
+        if max_bytes is not None and not isinstance(max_bytes, int | float | np.number):
+            raise TypeError(f"max_bytes must be a number of bytes, such as {10**9:_}, got {max_bytes!r}.")
+        if max_bytes is not None and not max_bytes >= 1 << 16:
             raise ValueError(f"max_bytes={max_bytes} holds no vectors: it must be at least {1 << 16}.")
         self.directory = Path(directory).resolve()
-        self.max_bytes = max_bytes
+        self.max_bytes = None if max_bytes is None or max_bytes == float("inf") else int(max_bytes)
         self._environment = open_environment(self.directory)
         self._followed = self._environment.follow()
         self.dtype = np.dtype(dtype or "float32")
@@ -68,6 +72,11 @@ class VectorStore:
     def read_only(self) -> bool:
         """Whether this process may only read the directory."""
         return self._environment.read_only
+
+    @property
+    def replaced(self) -> int:
+        """How often the directory was deleted or replaced while it was open, which loses what it held."""
+        return self._followed
 
     def get(self, keys: Sequence[bytes]) -> Found:
         """Look up the vectors of keys of one group, in order, as float32."""
@@ -216,14 +225,18 @@ class VectorStore:
         return self._environment.run(job, write=False)
 
     def _write(self, job: Callable[[Any], Result]) -> Result:
-        for _ in range(_TURNS):
+        for _ in range(TURNS):
             self._follow()
             if self.read_only:
                 raise CacheError(f"{self.directory} cannot be written to, so nothing can be added to it or removed.")
             result = self._environment.run(job, write=True, max_bytes=self.max_bytes)
             if self._environment.is_in_place:
                 return result
-        raise CacheError(
+        raise self.cleared()
+
+    def cleared(self) -> CacheError:
+        """What is raised where there is no use in another try."""
+        return CacheError(
             f"{self.directory} is deleted or replaced again and again while it is written to: use a directory that "
             "nobody clears."
         )

@@ -54,6 +54,19 @@ def write_text(path: str | os.PathLike[str], text: str, *, errors: str = "strict
         beside.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def new_file(output: str | os.PathLike[str]) -> Iterator[Path]:
+    """A file to write beside its place; when the block ends it is put there, and nothing is left where it fails."""
+    target = Path(output)
+    beside = target.with_name(f".{target.stem[:100]}.{secrets.token_hex(8)}.new{target.suffix}")
+    try:
+        with disk_errors(target):
+            yield beside
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write a file of JSON in one step."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")

@@ -169,7 +169,7 @@ def fit(
     """
     started = time.monotonic()
     output = _free_place(Path(output_dir).resolve())
-    check_arguments(collection, expected_unseen, trials, max_seconds)
+    check_arguments(collection, expected_unseen, trials, max_seconds, settings, seed)
     settings = settings or Settings()
     if trials:
         check_optuna()
@@ -283,15 +283,30 @@ def _free_place(output: Path) -> Path:
     return output
 
 
-def check_arguments(collection: Any, expected_unseen: float | None, trials: int, max_seconds: float | None) -> None:
+def check_arguments(
+    collection: Any, expected_unseen: Any, trials: Any, max_seconds: Any, settings: Any, seed: Any
+) -> None:
     """Refuse what no fit can have."""
+    _check_kinds(expected_unseen, trials, max_seconds, settings, seed)
     if collection not in (None, "open", "closed"):
         raise ValueError(f"collection must be 'open', 'closed' or None, got {collection!r}.")
     if expected_unseen is not None and not 0 <= expected_unseen <= 1:
         raise ValueError(f"expected_unseen must be from 0 to 1, got {expected_unseen}.")
     if expected_unseen is not None and collection is not None:
         raise ValueError(f"collection={collection!r} and expected_unseen={expected_unseen} say the same: give one.")
-    if trials < 0:
-        raise ValueError(f"trials must not be below 0, got {trials}.")
+    for name, value in (("trials", trials), ("seed", seed)):
+        if value < 0:
+            raise ValueError(f"{name} must not be below 0, got {value}.")
     if max_seconds is not None and not max_seconds > 0:
         raise ValueError(f"max_seconds must be above 0, got {max_seconds}.")
+
+
+def _check_kinds(expected_unseen: Any, trials: Any, max_seconds: Any, settings: Any, seed: Any) -> None:
+    if settings is not None and not isinstance(settings, Settings):
+        raise TypeError(f"settings must be Settings(...) or None, got {settings!r:.80}.")
+    for name, value in (("expected_unseen", expected_unseen), ("max_seconds", max_seconds)):
+        if value is not None and not isinstance(value, int | float | np.number):
+            raise TypeError(f"{name} must be a number or None, got {value!r:.80}.")
+    for name, value in (("trials", trials), ("seed", seed)):
+        if not isinstance(value, int | np.integer):
+            raise TypeError(f"{name} must be a whole number, got {value!r:.80}.")

@@ -156,7 +156,7 @@ def fit_vectors(
         (40, 40)
     """
     started = time.monotonic()
-    check_arguments(collection, expected_unseen, trials, max_seconds)
+    check_arguments(collection, expected_unseen, trials, max_seconds, settings, seed)
     if trials:
         check_optuna()
     settings = settings or Settings()

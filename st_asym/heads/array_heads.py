@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from st_asym.disk.writing import new_folder
+from st_asym.disk.writing import new_file, new_folder
 from st_asym.heads.array_layer import EMBEDDING, SIDES, Array, Floats, Layer, damaged, read_routes, write_routes
 
 # Rows that go through the layers at once.
@@ -145,7 +145,8 @@ class Heads:
             raise ValueError(
                 f"The graph of the {side} side differs from the heads by {apart:.1g}: {path} was not written."
             )
-        onnx.save(model, path)
+        with new_file(path) as beside:
+            onnx.save(model, beside)
         return Path(path)
 
     def layers(self, side: Literal["query", "document"]) -> tuple[Layer, ...]:
@@ -155,7 +156,12 @@ class Heads:
         return self.query_layers if side == "query" else self.document_layers
 
     def _applied(self, vectors: Any, layers: Sequence[Layer]) -> Array:
-        given = np.asarray(vectors)
+        if hasattr(vectors, "detach"):  # a tensor, which numpy does not take while it needs a gradient
+            vectors = vectors.detach().cpu()
+        try:
+            given = np.asarray(vectors)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"Vectors must be one array of float16, float32 or float64: {error}.") from error
         if given.dtype not in (np.float16, np.float32, np.float64):
             raise TypeError(f"Vectors must be float16, float32 or float64, not {given.dtype}.")
         if given.ndim not in (1, 2) or given.shape[-1] != self.dimension:

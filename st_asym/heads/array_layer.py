@@ -232,9 +232,10 @@ def _read(path: Path, most: int, digest: Any = None) -> bytes:
 
 
 def _read_json(path: Path, digest: Any = None) -> Any:
+    content = _read(path, _MOST_JSON, digest)
     try:
-        found = json.loads(_read(path, _MOST_JSON, digest))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:  # a number may have more digits than Python reads
         raise damaged(path, "is not JSON") from error
     if not isinstance(found, dict):
         raise damaged(path, "holds no JSON object")

@@ -167,7 +167,7 @@ class Folder:
             raise FindingError(name, "is missing. Save or download the model again.")
         with self.open(name) as file:
             try:
-                tensors, header = _header(self.path / name, file)
+                tensors, header = _header(self.path / name, file, name)
             except (SafetensorError, ValueError) as error:
                 what = f"is no whole safetensors file: {shown(str(error))}. Save or download the model again."
                 raise FindingError(name, what) from error
@@ -264,7 +264,7 @@ def shown(value: object, most: int = 120) -> str:
     return plain if len(plain) <= most else plain[:most] + "..."
 
 
-def _header(path: Path, file: BinaryIO) -> tuple[dict[str, tuple[str, tuple[int, ...]]], bytes]:
+def _header(path: Path, file: BinaryIO, where: str) -> tuple[dict[str, tuple[str, tuple[int, ...]]], bytes]:
     """Type and shape of the tensors in the order in which they lie in the file, and the bytes before the first."""
     first = file.read(8)
     length = int.from_bytes(first, "little")
@@ -282,7 +282,10 @@ def _header(path: Path, file: BinaryIO) -> tuple[dict[str, tuple[str, tuple[int,
             entry = library.get_slice(name)
             tensors[name] = (entry.get_dtype(), tuple(entry.get_shape()))
             if tensors[name][0] not in _SIZES.keys() | FLOATS.keys():
-                raise ValueError(f"tensor {name!r} is of type {tensors[name][0]}, which cannot be checked")
+                what = (
+                    f"tensor {shown(name)!r} is of type {tensors[name][0]}, which cannot be checked. Save the model in "
+                )
+                raise FindingError(where, f"{what}float32, float16 or bfloat16.")
     return tensors, first + file.read(length)
 
 

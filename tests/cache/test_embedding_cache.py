@@ -1,6 +1,8 @@
+import errno
 import logging
 import pickle
 import random
+import shutil
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -437,3 +439,39 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not finite for 2 of 2 texts"):
         cache.fill(model, ["a", "b"])
     assert len(cache) == 0
+
+
+def test_what_a_fill_loses_with_its_folder_is_encoded_again(
+    tmp_path: Path, encoder: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("st_asym.cache.encoding._COMMIT_SECONDS", 0.0)
+    cache, texts = EmbeddingCache(tmp_path / "vectors"), ["a", "b c", "d e f", "g h i j"]
+    put, calls = cache.store.put, []
+
+    def put_and_clear(*arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            shutil.rmtree(tmp_path / "vectors")
+        put(*arguments)
+
+    monkeypatch.setattr(cache.store, "put", put_and_clear)
+    assert cache.fill(encoder, texts, batch_tokens=1) == 5
+    assert cache.get(encoder, texts).shape == (4, 32)
+
+
+def test_an_export_that_fails_leaves_what_was_there(
+    tmp_path: Path, encoder: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, path = EmbeddingCache(tmp_path / "vectors"), tmp_path / "vectors.parquet"
+    cache.fill(encoder, ["a", "b"])
+    assert cache.export_parquet(path, encoder) == 2
+    before = path.read_bytes()
+
+    def full(*_: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cache.store, "records", full)
+    with pytest.raises(OSError, match=r"vectors.parquet could not be written: .*Make room"):
+        cache.export_parquet(path, encoder)
+    assert path.read_bytes() == before
+    assert {one.name for one in tmp_path.iterdir()} == {"vectors", "vectors.parquet"}

@@ -16,7 +16,7 @@ from typing import Any
 import lmdb
 import numpy as np
 import pytest
-from cache_helpers import save_tiny_bert, tiny_bert
+from cache_helpers import python, save_tiny_bert, tiny_bert
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import BoW
 
@@ -310,3 +310,25 @@ def test_its_files_have_the_mode_that_the_umask_leaves(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "cache").iterdir()} == {0o664}
+
+
+@pytest.mark.parametrize("size", [0, 8192])
+def test_a_file_that_is_cut_while_it_is_open_does_not_end_the_process(tmp_path: Path, size: int) -> None:
+    ran = python(
+        f"""
+        import os
+        import numpy as np
+        from st_asym.cache.lmdb_file import CacheError
+        from st_asym.cache.store import VectorStore
+
+        store, keys = VectorStore({str(tmp_path)!r}), [bytes(31) + bytes([i]) for i in range(200)]
+        store.put(keys, np.ones((200, 64), np.float32), "encoder")
+        os.truncate({str(tmp_path / "data.mdb")!r}, {size})
+        try:
+            print(len(store.get(keys).missing))
+        except CacheError as error:
+            print("is damaged" in str(error))
+        """
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split()[-1] == ("200" if size == 0 else "True")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import subprocess
 import sys
+import threading
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,9 @@ from cache_helpers import save_tiny_bert, tiny_bert
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Module, Normalize
-from sentence_transformers.sentence_transformer.modules import BoW
+from sentence_transformers.sentence_transformer.modules import BoW, StaticEmbedding
+from tokenizers import Tokenizer
+from tokenizers.normalizers import Replace
 from torch import nn
 
 from st_asym import CachedSentenceTransformer, EmbeddingCache, asymmetric_model, encoder_fingerprint, record_keys
@@ -154,11 +159,17 @@ def test_what_shows_nothing_of_itself_is_refused(tmp_path: Path) -> None:
     assert cache.fill(encoder, TEXTS) == 3
 
 
+class Factor:
+    value = 1.0
+
+
 SCALE, SCALES = 1.0, {"all": 1.0}
+FACTOR, LAYER, OWN = Factor(), nn.Linear(4, 4).requires_grad_(False), types.SimpleNamespace(value=1.0)
 
 
 def scaled(vectors: torch.Tensor) -> torch.Tensor:
-    return vectors * SCALE * SCALES["all"] + torch.arange(4) * Scaled.options["shift"]
+    vectors = vectors * FACTOR.value * OWN.value * Factor.value
+    return LAYER(vectors * SCALE * SCALES["all"] + torch.arange(4) * Scaled.options["shift"])
 
 
 class Scaled(nn.Module):
@@ -169,15 +180,98 @@ class Scaled(nn.Module):
         return features
 
 
-@pytest.mark.parametrize("name", ["number", "in a mapping", "in a mapping of the class"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "number",
+        "in a mapping",
+        "in a mapping of the class",
+        "of an object",
+        "of a namespace",
+        "of a class",
+        "of a layer",
+    ],
+)
 def test_what_the_code_of_other_modules_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     encoder = SentenceTransformer(modules=[BoW(WORDS), Scaled()], device="cpu").requires_grad_(False)
     changes: dict[str, Change] = {
         "number": lambda _: monkeypatch.setattr(sys.modules[__name__], "SCALE", 2.0),
         "in a mapping": lambda _: monkeypatch.setitem(SCALES, "all", 3.0),
         "in a mapping of the class": lambda _: monkeypatch.setitem(Scaled.options, "shift", 1.0),
+        "of an object": lambda _: monkeypatch.setattr(FACTOR, "value", 2.0, raising=False),
+        "of a namespace": lambda _: monkeypatch.setattr(OWN, "value", 2.0),
+        "of a class": lambda _: monkeypatch.setattr(Factor, "value", 2.0),
+        "of a layer": lambda _: monkeypatch.setattr(LAYER.weight, "data", LAYER.weight.data * 2),
     }
     check(encoder, tmp_path, changes[name])
+
+
+def test_what_the_code_names_in_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "users_settings.py").write_text("SCALE = 1.0\ndef scaled(vectors):\n    return vectors * SCALE\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = importlib.import_module("users_settings")
+    monkeypatch.setitem(globals(), "users_settings", settings)
+    monkeypatch.setitem(globals(), "users_scaled", settings.scaled)
+
+    class Named(nn.Module):
+        def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+            features["sentence_embedding"] = users_settings.scaled(features["sentence_embedding"])  # type: ignore[name-defined]  # noqa: F821
+            return features
+
+    class Imported(nn.Module):
+        def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+            features["sentence_embedding"] = users_scaled(features["sentence_embedding"])  # type: ignore[name-defined]  # noqa: F821
+            return features
+
+    for factor, module in enumerate((Named(), Imported()), start=2):
+        encoder = SentenceTransformer(modules=[BoW(WORDS), module], device="cpu").requires_grad_(False)
+        check(encoder, tmp_path / str(factor), lambda _, factor=factor: setattr(settings, "SCALE", float(factor)))
+
+
+def test_a_variable_of_the_function_around(tmp_path: Path) -> None:
+    factor = 1.0
+
+    class Around(nn.Module):
+        def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+            features["sentence_embedding"] = features["sentence_embedding"] * factor
+            return features
+
+    def change(_: Any) -> None:
+        nonlocal factor
+        factor = 2.0
+
+    check(SentenceTransformer(modules=[BoW(WORDS), Around()], device="cpu").requires_grad_(False), tmp_path, change)
+
+
+CALLS = {"count": 0}
+
+
+def test_a_count_beside_the_code_is_no_setting(tmp_path: Path) -> None:
+    class Called(nn.Module):
+        def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+            CALLS["count"] += 1
+            return features
+
+    encoder = SentenceTransformer(modules=[BoW(WORDS), Called()], device="cpu").requires_grad_(False)
+    cache = EmbeddingCache(tmp_path)
+    assert cache.embed(encoder, TEXTS).shape == (3, 4)
+    assert cache.fill(encoder, TEXTS) == 0
+
+
+@pytest.mark.parametrize("kind", ["written in C", "of a thread"])
+def test_objects_that_hide_what_they_hold(tmp_path: Path, kind: str) -> None:
+    class Hiding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.factor: Any = ctypes.c_float(1.0) if kind == "written in C" else threading.local()
+            self.factor.value = 1.0
+
+        def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+            features["sentence_embedding"] = features["sentence_embedding"] * self.factor.value
+            return features
+
+    encoder = SentenceTransformer(modules=[BoW(WORDS), Hiding()], device="cpu").requires_grad_(False)
+    check(encoder, tmp_path, lambda m: setattr(m[1].factor, "value", 2.0))
 
 
 class Louder(SentenceTransformer):
@@ -196,6 +290,16 @@ def test_a_model_with_a_way_of_its_own_to_run_is_refused(tmp_path: Path) -> None
         ):
             cache.fill(model, TEXTS)
     assert len(cache) == 0
+
+
+class Prefixing(SentenceTransformer):
+    def encode_query(self, sentences: Any, **options: Any) -> Any:  # type: ignore[override]
+        return super().encode_query([f"cab {text}" for text in sentences], **options)
+
+
+def test_a_class_that_encodes_queries_in_a_way_of_its_own_is_not_replaced(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has a method encode_query of its own"):
+        CachedSentenceTransformer(Prefixing(modules=[BoW(WORDS)], device="cpu"), EmbeddingCache(tmp_path))
 
 
 class Counting(Plain):
@@ -331,6 +435,54 @@ OF_STOCK: dict[str, Change] = {
 @pytest.mark.parametrize("change", OF_STOCK.values(), ids=OF_STOCK)
 def test_the_librarys_modules(bert: Path, tmp_path: Path, change: Change) -> None:
     check(tiny_bert(bert).requires_grad_(False).eval(), tmp_path, lambda m: (change(m), m.requires_grad_(False)))
+
+
+def test_a_method_that_is_replaced_for_all_of_a_class(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flipped(self: Any, features: dict[str, Any], **_: Any) -> dict[str, Any]:
+        features["sentence_embedding"] = forward(self, features)["sentence_embedding"].flip(-1)
+        return features
+
+    forward = Normalize.forward
+    encoder = tiny_bert(bert).requires_grad_(False).eval()
+    check(encoder, tmp_path, lambda _: monkeypatch.setattr(Normalize, "forward", flipped))
+
+
+def test_tokenizers_that_are_not_of_transformers(bert: Path, tmp_path: Path) -> None:
+    bare = Tokenizer.from_file(str(bert / "tokenizer.json"))
+    static = SentenceTransformer(modules=[StaticEmbedding(bare, embedding_dim=8)], device="cpu").requires_grad_(False)
+    check(static, tmp_path / "bare", lambda m: setattr(m[0].tokenizer, "normalizer", Replace("a", "b")))
+    words = SentenceTransformer(modules=[BoW(WORDS)], device="cpu")
+    check(words, tmp_path / "words", lambda m: m[0].tokenizer.stop_words.add("bad"))
+
+
+def test_special_tokens_that_are_read_as_text(bert: Path, tmp_path: Path) -> None:
+    encoder, cache, texts = tiny_bert(bert), EmbeddingCache(tmp_path), ["a [SEP] b"]
+    cache.fill(encoder, texts)
+    encoder.tokenizer.split_special_tokens = True
+    assert cache.fill(encoder, texts) == 1
+    assert same(cache.get(encoder, texts), encoder.encode(texts))
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:.*quantize.*:UserWarning")
+def test_the_scale_of_quantised_weights(bert: Path) -> None:
+    def quantised(factor: float) -> SentenceTransformer:
+        encoder = tiny_bert(bert)
+        with torch.no_grad():
+            encoder[0].model.pooler.dense.weight.mul_(factor)
+        encoder[0].model = torch.ao.quantization.quantize_dynamic(encoder[0].model, {nn.Linear})
+        return encoder
+
+    assert encoder_fingerprint(quantised(1.0)) == encoder_fingerprint(quantised(1.0))
+    assert encoder_fingerprint(quantised(1.0)) != encoder_fingerprint(quantised(4.0))
+
+
+def test_mixed_precision_around_it_is_not_that_of_the_vectors(bert: Path, tmp_path: Path) -> None:
+    encoder, cache = tiny_bert(bert), EmbeddingCache(tmp_path)
+    with torch.autocast("cpu", torch.bfloat16):
+        cache.fill(encoder, TEXTS)
+    assert np.array_equal(cache.get(encoder, TEXTS), encoder.encode(TEXTS))
 
 
 def test_an_activation_with_a_setting_of_its_own(bert: Path, tmp_path: Path) -> None:
@@ -514,3 +666,41 @@ def test_the_max_length_of_the_trainer_is_an_option_like_others(bert: Path, tmp_
     expected = encoder.forward(encoder.preprocess(TEXTS, max_length=3, task="query"))["sentence_embedding"]
     assert same(cached.preprocess(TEXTS, max_length=3, task="query")["sentence_embedding"], expected)
     assert not same(cached.preprocess(TEXTS)["sentence_embedding"], expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"batch_tokens": "4"}, ValueError, "batch_tokens must be a whole number of at least 1, or None, got '4'"),
+        ({"batch_tokens": -1}, ValueError, "batch_tokens must be"),
+        ({"devices": "cpu"}, TypeError, r"devices must be a list, .* got 'cpu'"),
+        ({"devices": ["cpux"]}, ValueError, "devices has 'cpux', and torch knows no such device"),
+        ({"prompt": ["a"]}, TypeError, r"prompt must be a text or None, got \['a'\]"),
+        ({"task": 5}, TypeError, "task must be a text or None, got 5"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(
+    tmp_path: Path, options: dict[str, Any], kind: type[Exception], message: str
+) -> None:
+    encoder, cache = SentenceTransformer(modules=[BoW(WORDS)], device="cpu"), EmbeddingCache(tmp_path)
+    with pytest.raises(kind, match=message):
+        cache.fill(encoder, TEXTS, **options)
+    assert len(cache) == 0
+
+
+def test_what_is_no_cache_no_encoder_and_no_fingerprint_is_refused(tmp_path: Path) -> None:
+    encoder, cache = SentenceTransformer(modules=[BoW(WORDS)], device="cpu"), EmbeddingCache(tmp_path)
+    with pytest.raises(TypeError, match="must be an EmbeddingCache, not a str"):
+        CachedSentenceTransformer(encoder, str(tmp_path))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="precision must be 'fp32' or 'bf16', got 'fp16'"):
+        CachedSentenceTransformer(encoder, cache, precision="fp16")  # type: ignore[arg-type]
+    for call in (cache.remove, encoder_fingerprint):
+        with pytest.raises(TypeError, match="must be a SentenceTransformer, not a str"):
+            call("encoder")  # type: ignore[arg-type]
+    for wrong in ("xyz", "ab", encoder):
+        with pytest.raises(ValueError, match="64 hexadecimal digits"):
+            record_keys(wrong, TEXTS)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"max_bytes must be a number of bytes, .* got '1GB'"):
+        EmbeddingCache(tmp_path / "other", max_bytes="1GB")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="directory is empty"):
+        EmbeddingCache("")

@@ -231,6 +231,23 @@ def test_what_is_wrong_is_named(wrong: str, pairs: Any) -> None:
         quick(*arguments(*pairs))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"settings": {"epochs": 2}}, r"settings must be Settings\(...\) or None, got {'epochs': 2}"),
+        ({"expected_unseen": "0.3"}, "expected_unseen must be a number or None, got '0.3'"),
+        ({"max_seconds": "10"}, "max_seconds must be a number or None, got '10'"),
+        ({"trials": "1"}, "trials must be a whole number, got '1'"),
+        ({"seed": 1.5}, "seed must be a whole number, got 1.5"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(pairs: Any, tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        quick(*pairs, **options)
+    with pytest.raises(TypeError, match=message):
+        fit("an/encoder", [("a", "b")], output_dir=tmp_path / "model", **options)
+
+
 def test_ids_that_do_not_fit_are_named(pairs: Any) -> None:
     names = [f"d{row}" for row in range(COUNT)]
     relevant = {row: [f"d{row}"] for row in range(COUNT)}

@@ -172,6 +172,7 @@ def grow(path: Path) -> None:
         ("router_config.json", lambda p: p.write_text("{"), "is not JSON"),
         ("router_config.json", lambda p: p.write_text("[" * 100_000), "is not JSON"),
         ("router_config.json", lambda p: p.write_text("[1]"), "no JSON object"),
+        ("router_config.json", lambda p: p.write_text(f'{{"types": {"9" * 5000}}}'), "is not JSON"),
         ("router_config.json", lambda p: p.write_bytes(bytes(2 << 20)), "is longer than"),
         ("router_config.json", lambda p: edit(p, structure={"query": ["../../x"], "document": []}), "no folder in it"),
         ("router_config.json", lambda p: edit(p, structure={"query": [], "document": []}), "has no layers"),

@@ -349,3 +349,13 @@ def test_a_slice_of_the_fuzzing(tmp_path: Path, cases: range) -> None:
     rows = Fuzz(tmp_path).run(cases, seed=1)
     assert len(rows) == len(cases)
     assert [row for row in rows if row["outcome"] not in FINE] == []
+
+
+def test_a_type_that_cannot_be_checked_is_not_called_damaged(bare: Path) -> None:
+    path = bare / QUERY / "model.safetensors"
+    tensors(path, **{"linear.bias": load_file(path)["linear.bias"].to(torch.float8_e4m3fn)})
+    with pytest.raises(
+        VerificationError, match=r"'linear.bias' is of type F8_E4M3, .* Save the model in float32"
+    ) as error:
+        verify(bare)
+    assert "no whole" not in str(error.value)
