@@ -261,7 +261,10 @@ class _PairCollector:
         if wrong := self.places.get(_NOT_TEXT):
             raise ValueError(f"{told(_NOT_TEXT)}: {first_few(wrong)}.")
         if wrong := self.places.get(_NOT_WHOLE):
-            grades = "Grades are 0 for not relevant, 1 or more for relevant."
+            grades = (
+                "Grades are 0 for not relevant, 1 or more for relevant; negatives are given as a list, "
+                "(query, positive, [negative]), or in a column negative."
+            )
             raise ValueError(f"{told(_NOT_WHOLE)}: {first_few(wrong)}. {grades}")
         notes = [*self.notes]
         notes += [f"{told(what)} ({first_few(self.places[what])})." for what in _COUNTED if what in self.places]

@@ -148,6 +148,7 @@ def test_what_cannot_teach_is_left_out_and_counted() -> None:
         ([], "train is empty"),
         ([("a", 7), ("b", "x"), (3.5, "y")], r"train: 2 rows with something else than text: train, row 0 \(7\), train"),
         ([("a", "x", 0.5), ("b", "y", "high")], r"2 grades not a whole number: train, row 0 \(0\.5\), train, row 1"),
+        ([("a", "x", "z"), ("b", "y", "x")], r"row 1 \('x'\)\. .*\(query, positive, \[negative\]\)"),
         ([("a", "x"), ("b", "x")], "The corpus holds 1 document"),
         ([("a", "x", 0), ("a", "y", 0)], "No train query can be used. 1 query of train without a relevant document"),
         ([("a", "x"), ("a", "y")], "No train query can be used. 1 query of train for which every document"),
