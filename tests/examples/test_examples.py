@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -163,26 +165,36 @@ def small_beir(tmp_path: Path) -> Path:
     return folder
 
 
-def run_example(name: str, folder: Path, *arguments: str) -> str:
-    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *arguments]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=folder)
-    assert process.returncode == 0, process.stderr
-    return process.stdout
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a script in this process, which has loaded the libraries before, and gives what it prints."""
+
+    def run(name: str, *arguments: str) -> str:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        capsys.readouterr()
+        importlib.import_module(name).main()
+        return capsys.readouterr().out
+
+    return run
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("real_encoder_path")
-def test_the_examples_of_evaluation(tmp_path: Path, small_beir: Path) -> None:
+def test_the_examples_of_evaluation(tmp_path: Path, small_beir: Path, run_example: Run) -> None:
     pytest.importorskip("mteb")
-    printed = run_example("compare_systems", tmp_path, str(small_beir), "--seeds", "0", "1")
+    printed = run_example("compare_systems", str(small_beir), "--seeds", "0", "1")
     assert "Several seeds, mean ± standard deviation: both sides 2, query side 2." in printed
     assert "parts, unseen" in printed
     output = tmp_path / "runs" / "compare_systems"
     models = f"heads={output / 'both-0'},{output / 'both-1'}"
-    printed = run_example("compare_systems", tmp_path, str(small_beir), "--system", models)
+    printed = run_example("compare_systems", str(small_beir), "--system", models)
     assert "Several seeds, mean ± standard deviation: heads 2." in printed
     assert "unseen" not in printed
-    printed = run_example("evaluate_beir", tmp_path, str(small_beir), "--model", str(output / "both-0"))
+    printed = run_example("evaluate_beir", str(small_beir), "--model", str(output / "both-0"))
     table = (tmp_path / "runs" / "evaluate_beir" / "beir.md").read_text()
     assert "both-0" in printed
     assert table.startswith("| Model | Avg NDCG@10 | vs Baseline |")
