@@ -239,9 +239,10 @@ def _qrels_files(folder: Folder, notes: list[str]) -> dict[str, Folder]:
         if not file.is_file() or kind_of(file.name) not in _QRELS_KINDS:
             notes.append(f"qrels/{file.name} is not read: qrels are .tsv, .csv, .jsonl, or .txt in TREC's form.")
             continue
-        other = files.setdefault(stem_of(file.name), file)
+        split = stem_of(file.name).lower()
+        other = files.setdefault(split, file)
         if other is not file:
-            raise ValueError(f"qrels/{other.name} and qrels/{file.name} are both {stem_of(file.name)!r}: keep one.")
+            raise ValueError(f"qrels/{other.name} and qrels/{file.name} are both {split!r}: keep one.")
     if not files:
         raise FileNotFoundError(f"There is no file in {folder} that holds judgments: qrels/SPLIT.tsv, of each split.")
     return files

@@ -27,7 +27,10 @@ Row = tuple[str, Mapping[str, Any]]
 
 # What columns are called in pairs, in any case; see :func:`folded`.
 QUERY_NAMES = ("query", "question", "anchor")
-DOCUMENT_NAMES = ("positive", "pos", "document", "passage", "answer", "response", "context", "text")
+DOCUMENT_NAMES = (
+    *("positive", "pos", "document", "passage", "answer", "response", "context", "text"),
+    *("positive_passages", "positive_ctxs"),  # of Tevatron and of DPR
+)
 GRADE_NAMES = ("grade", "score", "relevance", "label")
 # And the ids in collections.
 QUERY_ID_NAMES = ("query-id", "query_id", "queryid", "qid")
@@ -38,9 +41,11 @@ _GZIP = b"\x1f\x8b"
 _LONGEST_FIELD = 2**31 - 1
 # What Excel writes before the header, to say what separates the fields.
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
+_BYTE_ORDER_MARK = "\ufeff"
 _LINE_END = re.compile(r"\r\n?|\n")
 _BETWEEN_ITEMS = re.compile(r"[\s,]*")  # matches everywhere
 _IN_QUOTES = "with a field in quotation marks, which are part of it: a .tsv has no quoting"
+_HEADER_AGAIN = "the same as the header left out, as where files were put together"
 _OVER_LINES = "with a quoted field over more than two lines; where that is not meant, a quotation mark is missing"
 
 
@@ -94,7 +99,7 @@ def _decoded(lines: Iterable[bytes], file: str) -> Iterator[str]:
                     f"{file}, line {number}: a NUL, as UTF-16 and files that are no text have. Save it as UTF-8 text."
                 )
             if number == 1 and "\r" in text.rstrip("\r\n") and '"' not in text:
-                raise ValueError(f"{file}, line 1: lines end in a carriage return alone. Save it with other line ends.")
+                raise ValueError(_alone(file, number))
             yield text
     except UnicodeDecodeError as error:
         raise ValueError(
@@ -107,6 +112,10 @@ def _decoded(lines: Iterable[bytes], file: str) -> Iterator[str]:
         ) from error
     except (EOFError, zlib.error) as error:
         raise ValueError(f"{file}, after line {number}: a damaged gzip file ({error}).") from error
+
+
+def _alone(file: str, number: int) -> str:
+    return f"{file}, line {number}: lines end in a carriage return alone. Save it with other line ends."
 
 
 def json_rows(lines: Iterable[str], file: str, *names: str) -> Iterator[Row]:
@@ -134,6 +143,8 @@ def _json_values(lines: Iterable[str], file: str, wanted: str) -> Iterator[tuple
             if line.strip() == "{" or line.lstrip().startswith("["):  # one object or array over many lines
                 yield from _json_document("".join([line, *(rest for _, rest in numbered)]), number, file, wanted)
                 return
+            if "\r" in line.strip():  # white space in JSON, so that this is one line of several objects
+                raise ValueError(_alone(file, number)) from error
             raise ValueError(f"{file}, line {number}: not a JSON object{wanted} ({error!r}).") from error
         yield from ((number, one) for one in (value if _is_array_of_objects(value) else [value]))
 
@@ -174,15 +185,12 @@ def table_rows(lines: Iterable[str], file: str, notes: list[str]) -> Iterator[Ro
     records = tab_separated(lines) if tabs else comma_separated(lines, file)
     is_odd = _in_quotes if tabs else _over_lines
     _, header = next(records, (1, []))
-    if len(set(header)) < len(header):
-        raise ValueError(f"{file}: a column name occurs twice in the header {header}.")
-    if tabs and header and all(map(_in_quotes, header)):
-        raise ValueError(
-            f"{file}: the column names {header} are in quotation marks, and a .tsv has no quoting. Save it without, or "
-            "as .csv."
-        )
-    odd = []
+    _check_header(header, file, tabs=tabs)
+    odd, again = [], []
     for number, row in records:
+        if [row[0].removeprefix(_BYTE_ORDER_MARK), *row[1:]] == header:
+            again.append(f"line {number}")
+            continue
         if len(row) != len(header):
             raise ValueError(
                 f"{file}, line {number}: {len(row)} fields, but the header has {len(header)}: {row!s:.200}."
@@ -191,8 +199,21 @@ def table_rows(lines: Iterable[str], file: str, notes: list[str]) -> Iterator[Ro
         if any(map(is_odd, row)):
             odd.append(f"line {number}")
         yield f"{file}, line {number}", dict(zip(header, row, strict=True))
+    if again:
+        notes.append(f"{file}: {counted(len(again), 'row')} {_HEADER_AGAIN} ({first_few(again)}).")
     if odd:
         notes.append(f"{file}: {counted(len(odd), 'row')} {_IN_QUOTES if tabs else _OVER_LINES} ({first_few(odd)}).")
+
+
+def _check_header(header: Sequence[str], file: str, *, tabs: bool) -> None:
+    named = [name for name in header if name.strip()]  # spreadsheets write columns without a name
+    if len(set(named)) < len(named):
+        raise ValueError(f"{file}: a column name occurs twice in the header {header}.")
+    if tabs and header and all(map(_in_quotes, header)):
+        raise ValueError(
+            f"{file}: the column names {header} are in quotation marks, and a .tsv has no quoting. Save it without, or "
+            "as .csv."
+        )
 
 
 def _in_quotes(field: str) -> bool:
@@ -205,15 +226,20 @@ def _over_lines(field: str) -> bool:
 
 
 def tab_separated(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-    """The number and the fields of each line that is not empty, as they are."""
+    """The number and the fields of each line that is not blank, as they are."""
     for number, line in enumerate(lines, start=1):
         line = line.rstrip("\r\n")
-        if line and not (number == 1 and _SEPARATOR_LINE.fullmatch(line)):
-            yield number, line.split("\t")
+        if line and not _is_blank(row := line.split("\t")) and not (number == 1 and _SEPARATOR_LINE.fullmatch(line)):
+            yield number, row
+
+
+def _is_blank(row: Sequence[str]) -> bool:
+    """Whether a line holds nothing but white space, and no separator."""
+    return len(row) == 1 and row[0].isspace()
 
 
 def comma_separated(lines: Iterable[str], file: str) -> Iterator[tuple[int, list[str]]]:
-    """The number of the first line and the fields of each record of a ``.csv`` that is not empty."""
+    """The number of the first line and the fields of each record of a ``.csv`` that is not blank."""
     lines = iter(lines)
     header, before = next(lines, ""), 0
     said = _SEPARATOR_LINE.fullmatch(header)
@@ -229,9 +255,11 @@ def comma_separated(lines: Iterable[str], file: str) -> Iterator[tuple[int, list
             row = next(reader, None)
             if row is None:
                 return
-            if row:
+            if row and not _is_blank(row):
                 yield number, row
     except csv.Error as error:
+        if "new-line character" in str(error):
+            raise ValueError(_alone(file, number)) from error
         raise ValueError(
             f"{file}, line {number}: {error}. Fields with separators, quotes or line ends must be in double quotes."
         ) from error
@@ -303,10 +331,11 @@ def _table(source: Any) -> tuple[list[Any] | None, Callable[[], Iterable[Any]]] 
             _rows_of(source, lambda: zip(*map(as_list, source.values()), strict=True)) if _has_columns(source) else None
         )
     if hasattr(source, "itertuples"):  # pandas
-        if getattr(source.index, "name", None) in (None, *source.columns):
+        index = list(source.index.names)
+        if not set(index).isdisjoint((None, *source.columns)):
             return _rows_of(source.columns, lambda: source.itertuples(index=False, name=None))
-        # An index that has a name is a column.
-        return _rows_of([source.index.name, *source.columns], lambda: source.itertuples(index=True, name=None))
+        # An index that has a name is a column, and so is each level of one that has several.
+        return _rows_of([*index, *source.columns], lambda: source.reset_index().itertuples(index=False, name=None))
     if hasattr(source, "iter_rows"):  # Polars
         return list(source.columns), lambda: source.iter_rows(named=True)
     if hasattr(source, "column_names") and not hasattr(source, "to_pylist"):  # a data set, perhaps one that streams
@@ -325,7 +354,7 @@ def _has_columns(source: Mapping[Any, Any]) -> bool:
     """Whether a dict holds lists of texts or numbers: where all lists hold rows or lists, these are splits or qrels."""
 
     def is_nested(value: Any) -> bool:
-        return isinstance(value, Mapping | Sequence) and not isinstance(value, str)
+        return (isinstance(value, Mapping | Sequence) and not isinstance(value, str)) or getattr(value, "ndim", 0) > 0
 
     lists = all(map(is_column, source.values()))
     return lists and any(not any(map(is_nested, column[:1])) for column in source.values())

@@ -16,7 +16,8 @@ from st_asym.data.formats import DOCUMENT_NAMES, GRADE_NAMES, QUERY_NAMES, Row, 
 
 # Documents that may have their title in a column beside; what is beside an answer is the title of its question.
 _TITLED_NAMES = ("document", "passage", "context", "text")
-_NEGATIVE = re.compile(r"neg(ative)?s?(_?\d+)?", re.IGNORECASE)  # negative, negatives, neg, negative_1, ...
+# negative, negatives, neg, negative_1, hard_negatives, negative_passages, hard_negative_ctxs, ...
+_NEGATIVE = re.compile(r"(hard_)?neg(ative)?s?(_?\d+|_passages|_ctxs)?", re.IGNORECASE)
 
 # What stands in logs for a grade.
 _CLICK_NAMES = ("clicked", "click", "clicks")
@@ -97,7 +98,10 @@ def pairs_of_rows(
     grade of 1 for one, 2 from 2 on, 3 from 4 on, 4 from 8 on; what was not clicked is judged not relevant, unless
     ``shown`` is 0.
     """
+    names = list(names)
     columns = _pair_columns(names, source)
+    if any(folded(name) == "split" for name in names):
+        notes.append(f"{source}: the column split is not read. Give the rows of each split apart, as train and dev.")
     pairs = _PairCollector(source, notes)
     for where, row in rows:
         missing = [name for name in (columns.query, columns.document, columns.grade) if name and name not in row]

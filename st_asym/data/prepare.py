@@ -72,10 +72,14 @@ def check_texts(queries: Mapping[Any, Any], corpus: Mapping[Any, Any]) -> None:
 
 def check_ids(queries: Mapping[str, str], corpus: Mapping[str, str], judged: Qrels, source: str) -> None:
     """Refuse qrels that name queries or documents that do not exist."""
-    missing = [f"query {query_id}" for query_id in judged if query_id not in queries]
-    missing += [f"document {d}" for documents in judged.values() for d in documents if d not in corpus]
+    missing = [("query", query_id) for query_id in judged if query_id not in queries]
+    missing += [("document", d) for documents in judged.values() for d in documents if d not in corpus]
     if missing:
-        raise ValueError(f"{source} names {len(missing)} queries or documents that do not exist: {first_few(missing)}.")
+        known = {key.strip() for key in (*queries, *corpus)}
+        spaced = any(str(key).strip() in known for _, key in missing)
+        hint = " There are such with other white space around their ids." if spaced else ""
+        named = first_few([f"{what} {key!r}" if spaced else f"{what} {key}" for what, key in missing])
+        raise ValueError(f"{source} names {len(missing)} queries or documents that do not exist: {named}.{hint}")
 
 
 def _dev_by_its_name(qrels: Mapping[str, Qrels]) -> dict[str, Qrels]:

@@ -312,7 +312,8 @@ def _read_mapping(source: Mapping[Any, Any], name: str) -> RetrievalData | ReadD
 
 
 def _is_list_of_rows(part: Any) -> bool:
-    return isinstance(part, list) and bool(part) and (isinstance(part[0], list | tuple) or _is_row(part[0]))
+    first = as_list(part[:1]) if is_column(part) else []
+    return bool(first) and (isinstance(first[0], list | tuple) or _is_row(first[0]))
 
 
 def _read_list(items: list[Any], name: str, *, documents: bool) -> RetrievalData | ReadDocuments:
@@ -325,6 +326,10 @@ def _read_list(items: list[Any], name: str, *, documents: bool) -> RetrievalData
         if all(isinstance(text, str) and kind_of(text[-20:]) in _KINDS and Path(text).is_file() for text in items):
             raise TypeError(f"{name} is a list of paths, {items!s:.80}: give the path of one file.")
         return _documents({f"d{number}": text for number, text in enumerate(items)}, numbered=True)
+    if documents and not isinstance(items[0], list | tuple):
+        raise TypeError(
+            f"{name}, row 0: expected a text, or a dict with text and perhaps title, got a {type(items[0]).__name__}."
+        )
     return pairs_of_tuples(items, name)
 
 
@@ -357,13 +362,15 @@ def _triple_of(source: Any) -> tuple[Any, Any, Any] | None:
         parts = [source.queries, source.corpus, source.relevant_docs]
     else:
         parts = list(source) if isinstance(source, list | tuple) else []
-    if len(parts) != 3 or not all(isinstance(part, Mapping) or is_table(part) for part in parts):
+    if len(parts) != 3 or not all(isinstance(part, Mapping) or is_table(part) for part in parts[:2]):
         return None
     return (parts[0], parts[1], parts[2]) if _are_qrels(parts[2]) or _are_wrong_qrels(parts) else None
 
 
 def _are_wrong_qrels(parts: list[Any]) -> bool:
     """Whether the third part is neither qrels nor a row like the others, nor one more data set."""
+    if isinstance(parts[2], list | tuple) and not is_one_source(parts[0]):  # of tuples, beside texts by id
+        return all(isinstance(text, str) for part in parts[:2] for text in part.values())
     names = {str(key).lower() for key in parts[2]} if isinstance(parts[2], Mapping) else set()
     if not names or names.intersection(QUERY_NAMES) or names.intersection(DOCUMENT_NAMES):
         return False
@@ -373,8 +380,15 @@ def _are_wrong_qrels(parts: list[Any]) -> bool:
 def _are_qrels(part: Any) -> bool:
     """Whether this may be qrels, rather than a row of texts or one more data set."""
     if not isinstance(part, Mapping):
-        return are_judgments(columns_known(part))
-    return all(isinstance(value, Mapping | set | frozenset) or is_column(value) for value in part.values())
+        return is_table(part) and are_judgments(columns_known(part))
+    return _are_tables_of_splits(part) or all(
+        isinstance(value, Mapping | set | frozenset) or is_column(value) for value in part.values()
+    )
+
+
+def _are_tables_of_splits(part: Mapping[Any, Any]) -> bool:
+    """Whether these are judgments by split, as in the ``DatasetDict`` of a collection on the Hub."""
+    return bool(part) and all(is_table(table) and are_judgments(columns_known(table)) for table in part.values())
 
 
 def _read_splits(qrels: Any, notes: list[str]) -> dict[str, Qrels]:
@@ -382,6 +396,9 @@ def _read_splits(qrels: Any, notes: list[str]) -> dict[str, Qrels]:
         return {"train": qrels_of_rows(table_of(qrels, "qrels")[1], "qrels", notes)}
     if not isinstance(qrels, Mapping):
         raise TypeError(f"qrels cannot be a {type(qrels).__name__}: {_QRELS}.")
+    if _are_tables_of_splits(qrels):
+        tables = {split: table_of(part, f"qrels[{split!r}]")[1] for split, part in qrels.items()}
+        return {split: qrels_of_rows(rows, f"qrels[{split!r}]", notes) for split, rows in tables.items()}
     parts = [part for part in qrels.values() if isinstance(part, Mapping)]
     by_split = any(isinstance(inner, Mapping) for part in parts for inner in part.values())
     splits: Mapping[str, Any] = qrels if by_split else {"train": qrels}

@@ -20,6 +20,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from st_asym.data import RetrievalData, load_data
 from st_asym.data.collection import Qrels, counted, first_few, own_documents
 from st_asym.data.document import copies
+from st_asym.data.formats import as_list
 from st_asym.data.prepare import check_ids, check_texts
 from st_asym.data.sources import is_one_source, read
 
@@ -108,6 +109,9 @@ class Benchmark:
 def benchmarks(tasks: Source | Mapping[str, Source] | Iterable[Source], split: str) -> list[Benchmark]:
     """Find what is to be evaluated, as :func:`st_asym.evaluate` takes it, and refuse what cannot be judged."""
     named: list[tuple[str | None, Source]]
+    named_or_read = isinstance(tasks, str | PathLike | RetrievalData | AbsTaskRetrieval | Mapping)
+    if not named_or_read and not is_one_source(tasks):
+        tasks = as_list(tasks)  # an array or a generator may hold pairs, or several data sets
     if isinstance(tasks, str | PathLike | RetrievalData | AbsTaskRetrieval) or is_one_source(tasks):
         named = [(None, tasks)]
     elif isinstance(tasks, Mapping):

@@ -46,12 +46,13 @@ def bm25_sentence(
     if not judged or not bm25_is_installed() or len(data.corpus) > MOST_DOCUMENTS:
         return ""
     index = Bm25Index(list(data.corpus.values()))
-    both = zip(parts, judged, strict=False)  # of the last cuts, there may have been no time to judge
+    # Of the last cuts, there may have been no time to judge, and a choice may not have been rehearsed on all of them.
+    both = [(part, one) for part, one in zip(parts, judged, strict=False) if choice is None or choice in one.scores]
     bm25 = float(np.concatenate([bm25_ndcg(data, part, one.queries, index) for part, one in both]).mean())
-    untouched = float(np.concatenate([one.untouched for one in judged]).mean())
+    untouched = float(np.concatenate([one.untouched for _, one in both]).mean())
     others = {"the untouched encoder": untouched}
     if choice is not None:
-        others["the kept heads"] = float(np.concatenate([one.scores[choice] for one in judged]).mean())
+        others["the kept heads"] = float(np.concatenate([one.scores[choice] for _, one in both]).mean())
     if not any(bm25 > other for other in others.values()):
         return ""
     figures = ", ".join(f"{name} {other:.3f}" for name, other in others.items())

@@ -221,6 +221,8 @@ def load_encoder(
             "trained on one dense vector per text."
         )
     name = fspath(encoder)
+    if not name.strip():
+        raise ValueError(f"The encoder is {name!r}: give a Hub id or a path.")
     if revision is not None and Path(name).is_dir():
         raise ValueError(f"{name} is a folder, and only a Hub id has revisions, such as {revision!r}: leave it out.")
     try:

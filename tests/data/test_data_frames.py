@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset
 from sentence_transformers import SentenceTransformer
 
 from st_asym import diagnose, evaluate
@@ -36,6 +36,7 @@ FRAMES: dict[str, Callable[[dict[str, list[Any]]], Any]] = {
     "pandas": pd.DataFrame,
     "pandas, arrow": lambda columns: pd.DataFrame(columns).convert_dtypes(dtype_backend="pyarrow"),
     "pandas, index": lambda columns: pd.DataFrame(columns).set_index(next(iter(columns))),
+    "pandas, indexes": lambda columns: pd.DataFrame({**columns, "n": 1}).set_index(list(columns)),
     "polars": polars_frame,
     "arrow": pa.table,
     "batch": lambda columns: pa.table(columns).to_batches()[0],
@@ -109,6 +110,8 @@ def test_splits_of_data_frames() -> None:
     data = as_retrieval_data(splits)
     assert by_text(data) == EXPECTED
     assert by_text(data, "dev") == {"noise": {"Call us.": 1}}
+    data = as_retrieval_data({"train": np.array(PAIRS), "dev": (("noise", "Call us."),)})
+    assert (by_text(data), by_text(data, "dev")) == (EXPECTED, {"noise": {"Call us.": 1}})
 
 
 def test_columns_that_cannot_be_told_are_named() -> None:
@@ -132,7 +135,8 @@ def test_columns_that_cannot_be_told_are_named() -> None:
 def test_what_cannot_be_read_is_a_type_error_that_names_what_can(source: Any) -> None:
     for arguments in ({"train": source}, {"train": PAIRS, "corpus": source}, {"train": PAIRS, "dev": source}):
         with pytest.raises(
-            TypeError, match=r"give a path, a data set or data frame, pairs|expected \(query, document\)"
+            TypeError,
+            match=r"give a path, a data set or data frame, pairs|expected \(query, document\)|expected a text, or a",
         ):
             as_retrieval_data(**arguments)
 
@@ -180,8 +184,9 @@ GRADES = {"query-id": ["a", "b", "a"], "corpus-id": ["x", "y", "z"], "score": [1
         {"train": {"a": ["x", "z"], "b": {"y": 1}}},
         pd.DataFrame(GRADES),
         GRADES,
+        DatasetDict({"train": Dataset.from_dict(GRADES)}),
     ],
-    ids=["grades", "lists", "sets", "split", "split of lists", "frame", "columns"],
+    ids=["grades", "lists", "sets", "split", "split of lists", "frame", "columns", "splits of the Hub"],
 )
 def test_qrels_in_all_forms(qrels: Any) -> None:
     queries = pd.DataFrame({"id": list(QUERIES), "query": list(QUERIES.values()), "language": "en"})
@@ -200,6 +205,8 @@ def test_qrels_that_are_none_are_named() -> None:
 def test_qrels_of_a_wrong_form_are_no_row() -> None:
     with pytest.raises(TypeError, match="The qrels of query 'a' are 'x': qrels map query id to document id to grade"):
         as_retrieval_data((QUERIES, CORPUS, {"a": "x"}))
+    with pytest.raises(TypeError, match="qrels cannot be a list: qrels map query id to document id to grade, or are a"):
+        as_retrieval_data((QUERIES, CORPUS, [("a", "x", 1)]))
     for names in ("qestion answer", "search click"):
         with pytest.raises(ValueError, match=r"train has the columns .*: none is the query"):
             as_retrieval_data(tuple(dict(zip(names.split(), pair, strict=True)) for pair in PAIRS))
@@ -221,6 +228,8 @@ def test_evaluate_and_diagnose_take_data_frames(tiny_encoder: SentenceTransforme
         found = evaluate({"plain": tiny_encoder}, source, results=None, train=pd.DataFrame(pairs).iloc[:1])
         assert found.data["data set 1"]["queries"] == 3
         assert len(found.queries["data set 1"]["seen"]) == 1
+    for pairs_or_sets in (np.array(tuples), iter(tuples), iter([tuples]), {"data set 1": np.array(tuples)}):
+        assert evaluate({"plain": tiny_encoder}, pairs_or_sets, results=None).data["data set 1"]["queries"] == 3
     several = evaluate({"plain": tiny_encoder}, [pd.DataFrame(pairs), Dataset.from_dict(pairs), judged], results=None)
     assert list(several.data) == ["data set 1", "data set 2", "data set 3"]
     named = evaluate({"plain": tiny_encoder}, {"mine": pd.DataFrame(pairs)}, results=None, train={"mine": tuples})

@@ -73,6 +73,38 @@ def test_what_excel_writes_before_the_header_says_what_separates(write: Write) -
     assert by_text(as_retrieval_data(write("a.tsv", "sep=\t\n" + tabs))) == EXPECTED
 
 
+def test_what_spreadsheets_and_shells_leave_in_a_table_is_passed_over(write: Write) -> None:
+    rows = "".join(f"{q},{d},,\n" for q, d in PAIRS)
+    assert by_text(as_retrieval_data(write("a.csv", "query,positive,,\n" + rows))) == EXPECTED  # columns without names
+    for name, separator in (("a.csv", ","), ("a.tsv", "\t")):
+        header = f"query{separator}positive\n"
+        table = header + "".join(f"{q}{separator}{d}\n" for q, d in PAIRS)
+        assert by_text(as_retrieval_data(write(name, table + " \n"))) == EXPECTED
+        data = as_retrieval_data(write(name, table + "\ufeff" + table))  # cat monday.csv tuesday.csv
+        assert by_text(data) == EXPECTED
+        assert data.notes == (
+            f"{name}: 1 row the same as the header left out, as where files were put together (line 5).",
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("a.csv", '"query","text"\r"a","b"\r', 1),
+        ("a.csv", "query,text\na,b\rc,d\r", 2),
+        ("a.jsonl", '{"query": "a", "text": "b"}\r{"query": "c", "text": "d"}\r', 1),
+    ],
+)
+def test_carriage_returns_alone_are_named(write: Write, name: str, content: str, line: int) -> None:
+    with pytest.raises(ValueError, match=rf"{name}, line {line}: lines end in a carriage return alone"):
+        as_retrieval_data(write(name, content))
+
+
+def test_a_column_of_splits_is_not_passed_over_in_silence(write: Write) -> None:
+    data = as_retrieval_data(write("a.csv", "query,text,Split\na,b,train\nc,d,test\n"))
+    assert data.notes == ("a.csv: the column split is not read. Give the rows of each split apart, as train and dev.",)
+
+
 # Names
 
 
@@ -289,6 +321,32 @@ def test_the_columns_of_flag_embedding_are_read_from_any_file(write: Write) -> N
     assert data.notes == (
         "a.csv: 1 row with what looks like a list that cannot be read, taken as one text (a.csv, line 3).",
     )
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("query", "positive_passages", "negative_passages"),  # Tevatron
+        ("question", "positive_ctxs", "hard_negative_ctxs"),  # DPR
+    ],
+)
+def test_columns_of_passages_are_read(write: Write, names: tuple[str, str, str]) -> None:
+    passages = [[{"docid": "1", "title": "Pumps", "text": "x"}], [{"docid": "2", "title": "", "text": "y"}]]
+    rows = [dict(zip(names, (query, *passages), strict=True)) for query in "ab"]
+    data = as_retrieval_data(write("a.json", json.dumps(rows)))
+    assert by_text(data) == {"a": {"Pumps x": 1, "y": 0}, "b": {"Pumps x": 1, "y": 0}}
+
+
+def test_ids_that_differ_by_white_space_are_named(tmp_path: Path) -> None:
+    folder = beir(tmp_path / "b", train="q0 \td0\t1\nq1\td1\t1\n")
+    with pytest.raises(ValueError, match=r"do not exist: query 'q0 '\. There are such with other white space around"):
+        load_data(folder)
+
+
+def test_the_case_of_a_split_does_not_matter(tmp_path: Path, write: Write) -> None:
+    folder = beir(tmp_path / "b", train=TRAIN)
+    write("b/qrels/DEV.TSV", "q2\td2\t1\n")
+    assert as_retrieval_data(folder).qrels["dev"] == {"q2": {"d2": 1}}
 
 
 def test_queries_in_another_form_are_not_passed_over(write: Write, tmp_path: Path) -> None:

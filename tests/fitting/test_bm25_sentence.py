@@ -35,6 +35,13 @@ def test_bm25_is_named_where_it_is_better_than_either() -> None:
     assert bm25_sentence(DATA, [], [], None) == ""
 
 
+def test_heads_are_compared_where_they_were_rehearsed() -> None:
+    (first,), (second,) = judged(0.5, 0.9), judged(0.7, 0.9)
+    second.scores.clear()  # on this cut, the kept heads were left out
+    found = bm25_sentence(DATA, [PART, PART], [first, second], HEADS)
+    assert "0.667 on the held-out queries, the untouched encoder 0.500, the kept heads 0.900" in found
+
+
 def test_nothing_is_said_without_bm25s(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("st_asym.fitting.lexical.bm25_is_installed", lambda: False)
     assert bm25_sentence(DATA, [PART], judged(0.1, 0.1), None) == ""

@@ -233,6 +233,8 @@ def test_other_kinds_of_encoder_are_refused(tiny_bert: Path, tmp_path: Path) -> 
             asymmetric_model(tmp_path / kind)
     with pytest.raises(TypeError, match="int"):
         asymmetric_model(42)
+    with pytest.raises(ValueError, match="The encoder is '': give a Hub id or a path"):  # of a shell's unset variable
+        asymmetric_model("")
 
 
 def test_a_cross_encoder_from_before_model_types_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
