@@ -14,6 +14,7 @@ from sentence_transformers.util import hard_negatives as library
 from sentence_transformers.util import mine_hard_negatives
 
 from st_asym.data import Qrels, RetrievalData, text_key
+from st_asym.data.collection import own_documents
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -40,9 +41,10 @@ def mine_negatives(
     """Add to each relevant pair of a split the documents of the corpus that are most similar to its query.
 
     This is the library's ``mine_hard_negatives`` over a collection. Documents that are relevant to the query, or have
-    the text of one that is, are never its negatives, and no text is a negative of a pair twice; texts are the same by
-    :func:`st_asym.data.text_key`. With a :class:`st_asym.CachedSentenceTransformer` the encoder does not run for texts
-    that the cache holds. The vectors of the whole corpus are held in memory.
+    the text of one that is, are never its negatives, nor is a query that is a document itself, as in ArguAna; and no
+    text is a negative of a pair twice. Texts are the same by :func:`st_asym.data.text_key`. With a
+    :class:`st_asym.CachedSentenceTransformer` the encoder does not run for texts that the cache holds. The vectors of
+    the whole corpus are held in memory.
 
     The result is for losses of in-batch negatives, which take further columns as negatives of every query.
     :class:`st_asym.CorpusContrastiveLoss` compares with the whole corpus, and needs none.
@@ -84,7 +86,10 @@ def mine_negatives(
     data = _spelt_alike(data)
     pairs = data.pairs(split)
     # To the library they are positives too, so that it passes over them; their rows are dropped below.
-    known = {q: {**own, **dict.fromkeys((ignored or {}).get(q, ()), 1)} for q, own in data.qrels[split].items()}
+    judged = data.qrels[split]
+    known = {q: {**own, **dict.fromkeys((ignored or {}).get(q, ()), 1)} for q, own in judged.items()}
+    for document_id in own_documents(data.corpus, judged):
+        known[document_id][document_id] = 1
     passed_over = replace(data, qrels={split: known}).pairs(split)
     with contextlib.nullcontext() if show_progress_bar else _without_a_bar():
         mined = mine_hard_negatives(

@@ -92,6 +92,13 @@ def test_known_positives_and_ignored_documents_are_never_negatives(
         assert len(set(chosen)) == count
 
 
+def test_a_query_that_is_a_document_is_not_its_own_negative() -> None:
+    model = SentenceTransformer(modules=[BoW(WORDS)], device="cpu")
+    corpus = {f"d{i}": f"{WORDS[i]} {WORDS[i + 1]}" for i in range(4)}
+    data = RetrievalData({"d0": corpus["d0"]}, corpus, {"train": {"d0": {"d3": 1}}})
+    assert mine_negatives(model, data)["negative_1"] == [corpus["d1"]]
+
+
 def test_a_bounded_number_of_similarities_at_once_finds_the_same(
     tiny_encoder: SentenceTransformer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
