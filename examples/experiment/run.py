@@ -124,12 +124,13 @@ def experiment_of(options: argparse.Namespace) -> Experiment:
 
 
 def training_data(options: argparse.Namespace) -> RetrievalData:
-    """What is trained on, with a dev split."""
-    return load_data(source_of(options.data, options.train) or options.train).with_dev_split()
+    """What is trained on."""
+    return load_data(source_of(options.data, options.train) or options.train)
 
 
 def training_pairs(data: RetrievalData, most: int | None) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """The training pairs, at most so many, and those to validate on."""
+    """The training pairs, at most so many, and those to validate on, cut from them where there is no dev split."""
+    data = data.with_dev_split()
     train, dev = (data.pairs(split).shuffle(seed=0) for split in ("train", "dev"))
     return train.select(range(min(most or len(train), len(train)))), dev.select(range(min(DEV_PAIRS, len(dev))))
 

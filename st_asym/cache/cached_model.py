@@ -11,13 +11,25 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router, Transformer
 from torch import Tensor, nn
 
+from st_asym.cache.attributes import replaced_methods
 from st_asym.cache.embedding_cache import EmbeddingCache
 from st_asym.cache.encoding import Precision, accepted_options
-from st_asym.cache.fingerprint import check_precision, check_ways_to_run, encoder_fingerprint, is_fingerprint
+from st_asym.cache.fingerprint import (
+    check_precision,
+    check_ways_to_run,
+    encoder_fingerprint,
+    is_fingerprint,
+    way_of_its_own,
+)
 from st_asym.heads.anatomy import encoder_modules, taken_apart
 
 # Methods of a class that this one stands in for, whose work it leaves to those of SentenceTransformer.
 _WAYS = ("encode_query", "encode_document", "_resolve_prompt", "_inference")
+
+
+def encodes_in_its_own_way(model: SentenceTransformer) -> bool:
+    """Whether a method that :class:`CachedSentenceTransformer` stands in for is not that of SentenceTransformer."""
+    return way_of_its_own(model, _WAYS, replaced_methods(model)) is not None
 
 
 class CachedSentenceTransformer(SentenceTransformer):

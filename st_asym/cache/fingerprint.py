@@ -81,13 +81,17 @@ def encoder_fingerprint(model: SentenceTransformer) -> str:
 
 def check_ways_to_run(model: SentenceTransformer, names: Iterable[str], own: Collection[str] = ()) -> None:
     """Refuse a model whose class, or it itself (``own``), has other methods than SentenceTransformer, as these run."""
-    for name in names:
-        kind = next(kind for kind in type(model).__mro__ if name in vars(kind))
-        if name in own or not is_stock(kind):
-            raise ValueError(
-                f"The encoder, a {fullname(model)}, has a method {name} of its own, and the cache runs the modules as "
-                "SentenceTransformer does: its vectors would be others. Put what the method does into a module."
-            )
+    if (name := way_of_its_own(model, names, own)) is not None:
+        raise ValueError(
+            f"The encoder, a {fullname(model)}, has a method {name} of its own, and the cache runs the modules as "
+            "SentenceTransformer does: its vectors would be others. Put what the method does into a module."
+        )
+
+
+def way_of_its_own(model: SentenceTransformer, names: Iterable[str], own: Collection[str] = ()) -> str | None:
+    """The first of some methods that is not SentenceTransformer's, of the model's class, or of it itself (``own``)."""
+    kinds = {name: next(kind for kind in type(model).__mro__ if name in vars(kind)) for name in names}
+    return next((name for name, kind in kinds.items() if name in own or not is_stock(kind)), None)
 
 
 def is_fingerprint(digest: str, model: SentenceTransformer) -> bool:

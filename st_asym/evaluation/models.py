@@ -13,6 +13,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
 
 from st_asym.cache import CachedSentenceTransformer, EmbeddingCache, model_fingerprint
+from st_asym.cache.cached_model import encodes_in_its_own_way
 from st_asym.data.collection import first_few
 from st_asym.heads.anatomy import encoder_modules, sides_differ, without_heads
 from st_asym.heads.model import load_encoder
@@ -82,8 +83,13 @@ def _system(name: str, given: Model | Sequence[Model] | Mapping[int, Model]) -> 
 
 
 def answered_from(cache: EmbeddingCache, model: SentenceTransformer) -> SentenceTransformer:
-    """The same model with its encoder answered from the cache, unless nothing comes before its heads."""
+    """The same model with its encoder answered from the cache, unless nothing comes before its heads.
+
+    One that encodes in a way of its own is judged by that.
+    """
     if isinstance(model, CachedSentenceTransformer) or isinstance(next(iter(model.children())), Router):
+        return model
+    if encodes_in_its_own_way(model):
         return model
     # Nothing is trained here: an encoder that could be is as good as a frozen one.
     trainable = [p for module in encoder_modules(model).values() for p in module.parameters() if p.requires_grad]
