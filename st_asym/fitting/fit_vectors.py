@@ -19,6 +19,7 @@ from sentence_transformers.base.modules import Normalize
 from st_asym.data import RetrievalData
 from st_asym.data.collection import counted, own_documents, whole_number
 from st_asym.data.document import copies_by_query
+from st_asym.data.formats import as_list
 from st_asym.fitting.fit import Collection, check_arguments, rehearsed, undisturbed
 from st_asym.fitting.loop import train_on_vectors
 from st_asym.fitting.report import FitReport
@@ -257,10 +258,7 @@ def _graded(relevant: Relevant, name: str) -> dict[Any, dict[Any, int]]:
 
 def _plain(ids: Ids | None) -> Sequence[Hashable] | np.ndarray[Any, Any] | None:
     """Ids by which others can be looked up: elements of torch and Arrow equal no numbers and texts."""
-    if ids is None or isinstance(ids, Sequence | np.ndarray):
-        return ids
-    to_list = getattr(ids, "tolist", None) or getattr(ids, "to_pylist", None)
-    return list(ids if to_list is None else to_list())
+    return ids if ids is None or isinstance(ids, Sequence | np.ndarray) else as_list(ids)
 
 
 def _rows(
