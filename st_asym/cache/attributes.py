@@ -24,7 +24,7 @@ from st_asym.cache.described import (
     CHANGES_BY_ITSELF,
     Beside,
     Undescribed,
-    beside,
+    code_in,
     code_of,
     described,
     enclosed,
@@ -181,12 +181,8 @@ def _beside(modules: Iterable[nn.Module]) -> list[Beside]:
     parts = {id(part): part for start in starts.values() for part in reached(start)}
     found: dict[tuple[str, str], Beside] = {}
     for part in parts.values():
-        functions: list[types.FunctionType] = [part] if isinstance(part, types.FunctionType) else []
-        for kind in [] if isinstance(part, types.FunctionType) else own_kinds(part):
-            found.update({each.place: each for each in values_of(kind)})
-            functions += functions_of(kind).values()
-        for function in functions:
-            found.update({each.place: each for each in (*beside(function), *enclosed(function))})
+        around = [each for function in code_in(part) for each in enclosed(function)]
+        found.update({each.place: each for each in (*values_of(part), *around)})
     return [each for each in found.values() if not isinstance(each.value, types.ModuleType)]
 
 

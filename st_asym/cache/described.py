@@ -176,8 +176,21 @@ def functions_of(kind: type) -> dict[str, types.FunctionType]:
     return {name: value for name, value in inner.items() if isinstance(value, types.FunctionType)}
 
 
-def values_of(kind: type) -> list[Beside]:
-    """The attributes of a class itself, other than its methods."""
+def values_of(part: type | types.FunctionType) -> list[Beside]:
+    """The attributes of a class, other than its methods, and the globals that its code, or a function, names."""
+    kinds = [] if isinstance(part, types.FunctionType) else own_kinds(part)
+    found = [each for kind in kinds for each in _attributes_of(kind)]
+    return found + [each for function in code_in(part) for each in beside(function)]
+
+
+def code_in(part: type | types.FunctionType) -> list[types.FunctionType]:
+    """The functions that a class, with those it is made from, consists of; of a function itself."""
+    if isinstance(part, types.FunctionType):
+        return [part]
+    return [one for kind in own_kinds(part) for _, one in sorted(functions_of(kind).items())]
+
+
+def _attributes_of(kind: type) -> list[Beside]:
     return [
         Beside((kind.__qualname__, name), functools.partial(vars(kind).get, name), value)
         for name, value in sorted(vars(kind).items())
@@ -236,12 +249,7 @@ def reached(start: type | types.FunctionType) -> list[type | types.FunctionType]
         if id(one) in found:
             continue
         found[id(one)] = one
-        values = (
-            [] if isinstance(one, types.FunctionType) else [each for kind in own_kinds(one) for each in values_of(kind)]
-        )
-        for function in _functions(one):
-            values += beside(function)
-        for value in (each.value for each in values):
+        for value in (each.value for each in values_of(one)):
             kind = value if isinstance(value, type | types.FunctionType) else type(value)
             if isinstance(kind, types.FunctionType) or not _is_library(kind.__module__):
                 left.append(kind)
@@ -295,15 +303,9 @@ def _one(part: type | types.FunctionType, above: tuple[int, ...]) -> Any:
         return [_code(part.__code__), inner]
     found = []
     for kind in own_kinds(part):
-        found += [[kind.__qualname__, each.place[1], described(each.value, above)] for each in values_of(kind)]
+        found += [[kind.__qualname__, each.place[1], described(each.value, above)] for each in _attributes_of(kind)]
         found += [[kind.__qualname__, name, _one(one, above)] for name, one in sorted(functions_of(kind).items())]
     return found
-
-
-def _functions(part: type | types.FunctionType) -> list[types.FunctionType]:
-    if isinstance(part, types.FunctionType):
-        return [part]
-    return [one for kind in own_kinds(part) for _, one in sorted(functions_of(kind).items())]
 
 
 def _content(cell: Any) -> Any:
