@@ -11,7 +11,6 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router, Transformer
 from torch import Tensor, nn
 
-from st_asym.cache.attributes import replaced_methods
 from st_asym.cache.embedding_cache import EmbeddingCache
 from st_asym.cache.encoding import Precision, accepted_options
 from st_asym.cache.fingerprint import (
@@ -23,13 +22,13 @@ from st_asym.cache.fingerprint import (
 )
 from st_asym.heads.anatomy import encoder_modules, taken_apart
 
-# Methods of a class that this one stands in for, whose work it leaves to those of SentenceTransformer.
+# Methods of a model that are not run: those of SentenceTransformer are.
 _WAYS = ("encode_query", "encode_document", "_resolve_prompt", "_inference")
 
 
 def encodes_in_its_own_way(model: SentenceTransformer) -> bool:
     """Whether a method that :class:`CachedSentenceTransformer` stands in for is not that of SentenceTransformer."""
-    return way_of_its_own(model, _WAYS, replaced_methods(model)) is not None
+    return way_of_its_own(model, _WAYS) is not None
 
 
 class CachedSentenceTransformer(SentenceTransformer):
@@ -58,9 +57,9 @@ class CachedSentenceTransformer(SentenceTransformer):
 
     Raises:
         TypeError: ``model`` is not a ``SentenceTransformer``, or ``cache`` not an ``EmbeddingCache``.
-        ValueError: The encoder has trainable parameters, or nothing comes before the heads, or the class of the model
-            has a way of its own to encode; or an unknown precision. Later, when a text is
-            looked up: the encoder's weights or settings have changed.
+        ValueError: The encoder has trainable parameters, or nothing comes before the heads, or the model has a way of
+            its own to encode; or an unknown precision. Later, when a text is looked up: the encoder's weights or
+            settings have changed.
 
     Example:
         >>> from st_asym import EmbeddingCache, asymmetric_model

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -72,25 +72,26 @@ def encoder_fingerprint(model: SentenceTransformer) -> str:
     """
     if not isinstance(model, SentenceTransformer):
         raise TypeError(f"The model must be a SentenceTransformer, not a {type(model).__name__}.")
-    check_ways_to_run(model, _RUNS, own=replaced_methods(model))
+    check_ways_to_run(model, _RUNS)
     remembered = _REMEMBERED.get(model)
     if remembered is None or remembered.is_stale(model):
         remembered = _REMEMBERED[model] = _Remembered(model)
     return remembered.digest
 
 
-def check_ways_to_run(model: SentenceTransformer, names: Iterable[str], own: Collection[str] = ()) -> None:
-    """Refuse a model whose class, or it itself (``own``), has other methods than SentenceTransformer, as these run."""
-    if (name := way_of_its_own(model, names, own)) is not None:
+def check_ways_to_run(model: SentenceTransformer, names: Iterable[str]) -> None:
+    """Refuse a model in which some methods are not those of SentenceTransformer, as it is these that run."""
+    if (name := way_of_its_own(model, names)) is not None:
         raise ValueError(
             f"The encoder, a {fullname(model)}, has a method {name} of its own, and the cache runs the modules as "
             "SentenceTransformer does: its vectors would be others. Put what the method does into a module."
         )
 
 
-def way_of_its_own(model: SentenceTransformer, names: Iterable[str], own: Collection[str] = ()) -> str | None:
-    """The first of some methods that is not SentenceTransformer's, of the model's class, or of it itself (``own``)."""
+def way_of_its_own(model: SentenceTransformer, names: Iterable[str]) -> str | None:
+    """The first of some methods that is not SentenceTransformer's: the model's class has another, or it itself."""
     kinds = {name: next(kind for kind in type(model).__mro__ if name in vars(kind)) for name in names}
+    own = replaced_methods(model)
     return next((name for name, kind in kinds.items() if name in own or not is_stock(kind)), None)
 
 
