@@ -34,6 +34,7 @@ from experiment.systems import Init, get_system
 from experiment.training_run import chosen_model, start_from_pairs, train
 from st_asym import CachedSentenceTransformer, Comparison, EmbeddingCache, evaluate, fit
 from st_asym.data import RetrievalData, load_data
+from st_asym.retrieval.significance import Difference
 
 logger = logging.getLogger("experiment")
 
@@ -214,16 +215,7 @@ def report(
     if "first batches" in experiment.facts:
         text += [experiment.facts["first batches"], ""]
     text += [f"Not run: {name}. {why}" for name, why in experiment.facts.get("not run", {}).items()]
-    rows = {
-        row.name: {
-            "average": row.average["ndcg@10"],
-            **{data: scores["ndcg@10"] for data, scores in row.scores.items()},
-            "spread": row.spread,
-            **({"points": row.difference.points, "p": row.difference.p_corrected} if row.difference else {}),
-        }
-        for row in comparison.rows
-    }
-    experiment.facts |= {"rows": rows, "original": AVERAGES, "versions": comparison.versions}
+    experiment.facts |= {"rows": rows_of(comparison), "original": AVERAGES, "versions": comparison.versions}
     experiment.facts["seconds"] = round(time.perf_counter() - started, 1)
     logger.info(
         "\n%s\n%.0f seconds. Results: %s", "\n".join(text).strip(), experiment.facts["seconds"], experiment.output
@@ -231,6 +223,33 @@ def report(
     (experiment.output / "table.md").write_text("\n".join(text), encoding="utf-8")
     (experiment.output / "results.json").write_text(json.dumps(experiment.facts, indent=1) + "\n", encoding="utf-8")
     comparison.to_json(experiment.output / "comparison.json")
+
+
+def rows_of(comparison: Comparison) -> dict[str, Any]:
+    """nDCG@10 of each row, also apart by whether training asks for a query's documents; differences to the untouched.
+
+    ``comparison`` begins with the untouched encoder.
+    """
+
+    def gain(difference: Difference | None) -> dict[str, float]:
+        return {"points": difference.points, "p": difference.p_corrected} if difference else {}
+
+    return {
+        row.name: {
+            "average": row.average["ndcg@10"],
+            **{data: scores["ndcg@10"] for data, scores in row.scores.items()},
+            "spread": row.spread,
+            **gain(row.difference),
+            "groups": {
+                data: {
+                    name: {"queries": part.queries, "ndcg@10": part.score, **gain(part.difference)}
+                    for name, part in groups.items()
+                }
+                for data, groups in row.groups.items()
+            },
+        }
+        for row in comparison.rows
+    }
 
 
 def log_to(path: Path) -> None:
