@@ -23,15 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import datasets
 import numpy as np
-import torch
 import transformers
 from journal import Journal
-from nine_collections import SOURCES, Bench, Made
-from packaged_encoder import packaged_encoder
+from nine_collections import SOURCES, Bench, Made, begun
 from retrieval import SHARED, with_dev_in_train
-from sentence_transformers import SentenceTransformer
 
-from st_asym import EmbeddingCache, Settings
+from st_asym import Settings
 from st_asym.data import RetrievalData
 from st_asym.fitting.candidates import candidates
 
@@ -46,10 +43,7 @@ WAYS = {
 
 def main() -> None:
     options = parse_options()
-    torch.set_num_threads(options.threads)
-    encoder = SentenceTransformer(packaged_encoder(), device="cpu").requires_grad_(False).eval()
-    cache = EmbeddingCache(options.cache)
-    journal = Journal(options.output.with_suffix(".jsonl"))
+    encoder, cache, journal = begun(options)
     for count in options.queries:
         for name in options.collections:
             whole = SOURCES[name](options.data)

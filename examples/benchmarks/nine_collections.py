@@ -58,10 +58,7 @@ HALVES = ("all", "seen", "unseen")
 
 def main() -> None:
     options = parse_options()
-    torch.set_num_threads(options.threads)
-    encoder = SentenceTransformer(packaged_encoder(), device="cpu").requires_grad_(False).eval()
-    cache = EmbeddingCache(options.cache)
-    journal = Journal(options.output.with_suffix(".jsonl"))
+    encoder, cache, journal = begun(options)
     for name in options.collections:
         bench = Bench(name, SOURCES[name](options.data), encoder, cache)
         for row, seeds, make in bench.rows(options.seeds):
@@ -71,6 +68,13 @@ def main() -> None:
                     journal.add({**entry, "block": "collections", "row": row, "collection": name, "seed": seed})
                     print(time.strftime("%H:%M:%S"), name, row, seed, entry["all"], f"{entry['seconds']} s", flush=True)
     write(options, journal)
+
+
+def begun(options: argparse.Namespace) -> tuple[SentenceTransformer, EmbeddingCache, Journal]:
+    """The encoder, frozen, its vectors, and what an earlier run has measured."""
+    torch.set_num_threads(options.threads)
+    encoder = SentenceTransformer(packaged_encoder(), device="cpu").requires_grad_(False).eval()
+    return encoder, EmbeddingCache(options.cache), Journal(options.output.with_suffix(".jsonl"))
 
 
 def parse_options() -> argparse.Namespace:
