@@ -107,6 +107,7 @@ def test_a_pipeline_reads_the_exit_status(make_encoder: Callable[..., SentenceTr
         assert (code, line.partition(" ")[0]) in ((0, "Replace"), (3, "Keep"))
     assert (there[0], back[0]) != (0, 0)
     assert asked("-m", models[0], "-m", models[1]) == there, "of two models of fit it is always asked"
+    assert asked("-m", models[1], "-m", models[0]) == back
     # Whether the second one learnt from these queries is not known without its digests.
     (tmp_path / "next" / "st_asym.json").unlink()
     line = "Keep last: it is not known which queries next learnt from."
