@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 
 from st_asym import EmbeddingCache, encoder_fingerprint
 
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - else its workers wait for the other tests
 ray = pytest.importorskip("ray")
 import embed_with_ray  # noqa: E402
 
@@ -120,7 +122,7 @@ def test_an_interrupted_run_goes_on_with_what_the_shards_lack(
     lost.rename(folder / "_0.writing")
     before = {path: path.read_bytes() for path in rest}
     corpus = write_jsonl(tmp_path / "corpus.jsonl", [*TEXTS, *NEW, *TEXTS, *NEW], "body")
-    counts = embed_with_ray.embed(corpus, folder, encoder, column="body", shards=5)
+    counts = embed_with_ray.embed(corpus, folder, encoder, column="body", shards=5, workers=1)
     assert counts == {"distinct": DISTINCT + len(NEW), "encoded": missing + len(NEW)}
     assert len(list(folder.iterdir())) == 5
     assert sum(path.read_bytes() == content for path, content in before.items()) >= len(rest) - len(NEW)

@@ -94,31 +94,6 @@ def test_the_quickstart_on_pairs_of_its_own(real_encoder_path: str, tmp_path: Pa
     assert str(comparison) in process.stdout
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("example", "arguments", "rows"),
-    [
-        ("hard_negatives", ["--negatives", "2", "--epochs", "2"], ["in-batch", "whole corpus", "in-batch, 2 hard"]),
-        ("unfreeze_layers", ["--epochs", "1"], ["heads alone", "heads and last 1 layer(s)"]),
-    ],
-)
-def test_the_examples_of_other_ways_to_train(
-    real_encoder_path: str,  # noqa: ARG001 - skips where it is not installed
-    tmp_path: Path,
-    example: str,
-    arguments: list[str],
-    rows: list[str],
-) -> None:
-    pairs = tmp_path / "pairs.jsonl"
-    lines = [{"query": f"error E{i}", "positive": f"part number {i * 7919 % 1000} failed"} for i in range(60)]
-    pairs.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    command = [sys.executable, str(EXAMPLES / f"{example}.py"), "--data", str(pairs), *arguments]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path)
-    assert process.returncode == 0, process.stderr
-    for row in ["untouched encoder", *rows]:
-        assert f"| {row} | 0." in process.stdout
-
-
 class Fixed:
     """A model whose similarities are given: each query's vector is its row of scores, each document's a unit vector."""
 
@@ -180,6 +155,30 @@ def run_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         return capsys.readouterr().out
 
     return run
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("real_encoder_path")
+@pytest.mark.parametrize(
+    ("example", "arguments", "rows"),
+    [
+        ("hard_negatives", ["--negatives", "2", "--epochs", "2"], ["in-batch", "whole corpus", "in-batch, 2 hard"]),
+        ("unfreeze_layers", ["--epochs", "1"], ["heads alone", "heads and last 1 layer(s)"]),
+    ],
+)
+def test_the_examples_of_other_ways_to_train(
+    tmp_path: Path,
+    run_example: Run,
+    example: str,
+    arguments: list[str],
+    rows: list[str],
+) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    lines = [{"query": f"error E{i}", "positive": f"part number {i * 7919 % 1000} failed"} for i in range(60)]
+    pairs.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    printed = run_example(example, "--data", str(pairs), *arguments)
+    for row in ["untouched encoder", *rows]:
+        assert f"| {row} | 0." in printed
 
 
 @pytest.mark.slow
