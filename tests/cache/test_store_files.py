@@ -312,6 +312,7 @@ def test_its_files_have_the_mode_that_the_umask_leaves(tmp_path: Path) -> None:
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "cache").iterdir()} == {0o664}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [0, 8192])
 def test_a_file_that_is_cut_while_it_is_open_does_not_end_the_process(tmp_path: Path, size: int) -> None:
     ran = python(

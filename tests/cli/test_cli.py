@@ -262,6 +262,7 @@ def test_models_are_compared(folder: Path, beir: Path) -> None:
     assert "Two models have one name" in result.stderr
 
 
+@pytest.mark.slow
 def test_each_command_writes_its_page(folder: Path, beir: Path) -> None:
     heads, places = str(folder / "model"), ["--cache", str(folder / "vectors"), "--quiet"]
     commands = {

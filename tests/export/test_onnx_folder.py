@@ -39,6 +39,7 @@ def model(make_encoder: Callable[..., SentenceTransformer]) -> SentenceTransform
     return trained(asymmetric_model(make_encoder(prompts={"query": "query "})))
 
 
+@pytest.mark.slow
 def test_one_graph_gives_the_vectors_of_any_batch_and_length(model: SentenceTransformer, tmp_path: Path) -> None:
     found = export_side(model, "query", tmp_path / "side", format="onnx", texts=TEXTS)
     assert found.agreement.difference < 1e-4

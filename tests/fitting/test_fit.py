@@ -320,6 +320,7 @@ def test_documents_with_the_same_text_are_no_negatives_of_each_other(quick: Call
     assert result.report.counts["documents"] == 80
 
 
+@pytest.mark.slow
 def test_trials(quick: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, data = rotated(24)
     result = quick(encoder, data, trials=3, settings=replace(QUICK, epochs=1, learning_rate=1e-5))

@@ -84,6 +84,7 @@ class Page(HTMLParser):
         self.texts.append(data)
 
 
+@pytest.mark.slow
 def test_everything_is_in_the_file_and_every_picture_is_one(diagnosis: Diagnosis, fit_report: FitReport) -> None:
     text = as_html(fit_report, diagnosis, a_comparison(), a_trainer_state())
     page = Page(text)
