@@ -231,17 +231,7 @@ class _Cut:
                     halves.append(weights_of(heads))
                 return not has_time()
 
-            return train_heads(
-                model,
-                one.loss(model, vectors, part.train, part.withheld),
-                vectors.of_queries(part.train),
-                torch.arange(len(part.train)),
-                epochs=epochs,
-                batch_size=one.settings.batch_size,
-                learning_rate=one.settings.learning_rate,
-                seed=vectors.seed,
-                after_epoch=after_epoch,
-            )
+            return train_heads(one, model, vectors, part.train, withheld=part.withheld, after_epoch=after_epoch)
 
         losses = train_parts(candidate, heads, by_loop)
         trained, reached, figures = weights_of(heads), len(losses), {0: self._epoch_0}
