@@ -293,11 +293,9 @@ def _rows(
 
 
 class UnitRows:
-    """Vectors where they are stored, brought to length 1 as they are read.
+    """Vectors where they are stored, of shape ``(n, d)``, brought to length 1 as they are read.
 
-    Args:
-        source: Of shape ``(n, d)``, in one of the forms that :func:`fit_vectors` takes.
-        name: What errors call it.
+    ``source`` is in one of the forms that :func:`fit_vectors` takes; errors call it by its ``name``.
     """
 
     ndim = 2

@@ -34,14 +34,7 @@ _NO_LOSSES = ("epoch", "step", "grad_norm", "learning_rate")
 
 
 class ShuffledBatches(DefaultBatchSampler):
-    """Rows in a new random order in each epoch, the same in the loop and in the stock trainer.
-
-    Args:
-        dataset: Whatever has a length.
-        batch_size: Rows per batch; the last one of an epoch may have fewer.
-        seed: Of the order.
-        **_: What the trainer gives its samplers besides.
-    """
+    """Rows in a new random order in each epoch, the same in the loop and in the stock trainer."""
 
     def __init__(self, dataset: Sized, batch_size: int, *, seed: int = 0, **_: Any) -> None:
         self._rows = range(len(dataset))
@@ -67,20 +60,10 @@ def train_heads(
 ) -> Log:
     """Train the parameters that require a gradient in place: AdamW, a rate that falls linearly to zero, no clipping.
 
-    Args:
-        candidate: Says how; it is no average.
-        model: Takes ``sentence_embedding`` and ``task``.
-        vectors: The collection. Its seed is that of the order of the queries, and of what the loss draws; the caller's
-            generator stays as it is.
-        qrels: Judgments of the queries that are trained on.
-        withheld: Documents by query that are neither relevant to it nor not.
-        after_epoch: Called after each epoch with its number, from 1; training ends where it returns True.
-
-    Returns:
-        The mean loss of each epoch, and of its parts where it has several.
-
-    Raises:
-        ValueError: The heads have diverged.
+    ``model`` takes ``sentence_embedding`` and ``task``; ``qrels`` are of the queries that are trained on, ``withheld``
+    documents by query that are neither relevant to it nor not. The seed of ``vectors`` is that of the order of queries
+    and of what the loss draws; the caller's generator stays as it is. ``after_epoch`` is called with the number of each
+    epoch, from 1, and ends training by True. The mean loss of each epoch comes back, with its parts where it has some.
     """
     settings, queries, labels = candidate.settings, vectors.of_queries(qrels), torch.arange(len(qrels))
     epochs, seed = settings.epochs or 1, vectors.seed
@@ -155,11 +138,8 @@ def refit(
     """Make the heads that were chosen on all training queries, by the stock trainer, as a user would write it.
 
     ``vectors`` and ``data`` are one collection, as vectors and as texts; ``precision`` is that of the vectors in
-    ``cache``; ``callbacks`` and ``report_to`` are for the trainer.
-
-    Returns:
-        The model, of stock modules, in evaluation mode, with the encoder's own modules; and the mean losses of each
-        epoch.
+    ``cache``; ``callbacks`` and ``report_to`` are for the trainer. The model is of stock modules, in evaluation mode,
+    with the encoder's own modules; the mean losses of each epoch come with it.
     """
     train = data.qrels["train"]
     covariance = pair_covariance(vectors.queries, vectors.documents, *vectors.pairs(train))
@@ -235,11 +215,7 @@ def train_on_vectors(candidate: Candidate, choice: Choice, vectors: Vectors, tra
 
 
 def train_parts(candidate: Candidate, heads: Router, train: Callable[[Candidate], Log]) -> Log:
-    """Train heads in place; where they are an average, each part of it from the same start.
-
-    Returns:
-        The mean figures by epoch, as many as all parts have reached.
-    """
+    """Train heads in place, where they are an average each part of it from one start; the mean figures by epoch."""
     start, trained, logs = weights_of(heads), list[dict[str, Tensor]](), list[Log]()
     for part in candidate.parts:
         heads.load_state_dict(start, strict=False)  # heads that both sides share are in it once

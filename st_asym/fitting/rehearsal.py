@@ -302,11 +302,8 @@ def tune(
 
     They start from the best candidate that trains; sides that are ``given`` stay. The sampler is Optuna's
     tree-structured Parzen estimator (Bergstra et al. 2011, "Algorithms for Hyper-Parameter Optimization"); after the
-    first trials, one whose gain is below the median of the others after as many cuts is stopped.
-
-    Returns:
-        The candidates that were tried, whose rehearsals are added to ``found``, and of each its settings, gain, and
-        whether it was stopped.
+    first trials, one whose gain is below the median of the others after as many cuts is stopped. What comes back are
+    the candidates, whose rehearsals are added to ``found``, and of each its settings, gain, and whether it was stopped.
     """
     import optuna
 
