@@ -70,17 +70,14 @@ class Sample:
     """
 
     def __init__(self, labelled: Tensor, unlabelled_weight: float, count: int) -> None:
-        parts = labelled.nonzero()[:, 0], (~labelled).nonzero()[:, 0]
-        self._positions, offsets, lengths, weights = torch.cat(parts), [], [], []
-        shares = _shares(len(parts[0]), len(parts[1]), unlabelled_weight, count)
-        first = 0
-        for part, weight, share in zip(parts, (1.0, unlabelled_weight), shares, strict=True):
-            starts, sizes = stretches(len(part), share)
-            offsets.append(starts + first)
-            lengths.append(sizes)
-            weights.append(sizes.double().log() + (math.log(weight) if weight else 0.0))
-            first += len(part)
-        self._starts, self._sizes, self._weights = torch.cat(offsets), torch.cat(lengths), torch.cat(weights)
+        kinds = labelled.nonzero()[:, 0], (~labelled).nonzero()[:, 0]
+        shares = _shares(len(kinds[0]), len(kinds[1]), unlabelled_weight, count)
+        first, second = (stretches(len(kind), share) for kind, share in zip(kinds, shares, strict=True))
+        self._positions = torch.cat(kinds)
+        self._starts = torch.cat([first[0], second[0] + len(kinds[0])])
+        self._sizes = torch.cat([first[1], second[1]])
+        self._weights = self._sizes.double().log()
+        self._weights[len(first[1]) :] += math.log(unlabelled_weight or 1.0)  # none are drawn at a weight of 0
 
     def draw(self) -> Negatives:
         """One document of each stretch, the same on every process."""
@@ -189,11 +186,6 @@ def _shares(labelled: int, unlabelled: int, unlabelled_weight: float, count: int
 
 
 def _hardest(documents: Tensor, similarities: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The most similar of each row, shape ``(n, size)``, filled up with -1 at minus infinity."""
-    best = similarities.topk(min(size, similarities.shape[1]), dim=1)
-    chosen = documents.gather(1, best.indices).masked_fill(best.values == -torch.inf, -1)
-    missing = size - chosen.shape[1]
-    return (
-        torch.nn.functional.pad(chosen, (0, missing), value=-1),
-        torch.nn.functional.pad(best.values, (0, missing), value=-torch.inf),
-    )
+    """The most similar of each row, of at least so many, shape ``(n, size)``; -1 stands for those at minus infinity."""
+    best = similarities.topk(size, dim=1)
+    return documents.gather(1, best.indices).masked_fill(best.values == -torch.inf, -1), best.values
