@@ -28,7 +28,7 @@ from st_asym.evaluation.models import (
     vectors_of,
 )
 from st_asym.evaluation.verdict import Bar, rows_of, scores_by_query
-from st_asym.retrieval.significance import CONFIDENCE, RESAMPLES
+from st_asym.retrieval.metrics import CONFIDENCE, RESAMPLES
 
 if TYPE_CHECKING:
     from st_asym.evaluation.baselines import Baselines

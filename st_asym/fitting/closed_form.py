@@ -18,12 +18,8 @@ _PORTION = 8192
 def pair_covariance(queries: Tensor, documents: Any, rows: Tensor, columns: Tensor, weights: Tensor) -> Tensor:
     """The second moment of q - d over labelled pairs, of unit vectors, as float64 of shape ``(d, d)``.
 
-    Args:
-        queries: Vectors of shape ``(n, d)``.
-        documents: Vectors of shape ``(m, d)``: a tensor, or an array such as a ``numpy.memmap``.
-        rows: The query of each pair, shape ``(pairs,)``.
-        columns: The document of each pair.
-        weights: What each pair counts; they are divided by their sum.
+    ``rows`` of queries, ``columns`` of documents and ``weights``, which are divided by their sum, are of shape
+    ``(pairs,)``; documents may be an array such as a ``numpy.memmap``.
     """
     total = torch.zeros(queries.shape[1], queries.shape[1], dtype=torch.float64)
     share = weights.double() / weights.double().sum()

@@ -31,12 +31,10 @@ from st_asym.data.sources import Corpus, Pairs
 from st_asym.disk.writing import REPORT_FILE, check_place, new_folder
 from st_asym.fitting.candidates import Candidate, candidates
 from st_asym.fitting.gate import Rehearsal, decide
-from st_asym.fitting.lexical import bm25_sentence
 from st_asym.fitting.loop import refit
-from st_asym.fitting.rehearsal import cuts, rehearse
-from st_asym.fitting.report import FitReport
+from st_asym.fitting.rehearsal import check_optuna, cuts, rehearse, tune
+from st_asym.fitting.report import FitReport, bm25_sentence
 from st_asym.fitting.settings import Settings
-from st_asym.fitting.tuning import check_optuna, tune
 from st_asym.fitting.vectors import Vectors, read_vectors
 from st_asym.heads.anatomy import Encoder, public_name
 from st_asym.heads.model import asymmetric_model, load_encoder, saved_size
@@ -167,12 +165,9 @@ def fit(
         >>> print(result.report)  # doctest: +SKIP
         >>> SentenceTransformer("model").encode_query("a question")  # doctest: +SKIP
     """
-    started = time.monotonic()
     output = _free_place(Path(output_dir).resolve())
-    check_arguments(collection, expected_unseen, trials, max_seconds, settings, seed)
-    settings = settings or Settings()
-    if trials:
-        check_optuna()
+    settings = checked(collection, expected_unseen, trials, max_seconds, settings, seed)
+    deadline = time.monotonic() + (max_seconds or math.inf)
     report = FitReport(settings=settings, collection=collection, seed=seed)
     with report.timed("read"):
         data = as_retrieval_data(train, corpus=corpus, dev=dev, hold_out_test=hold_out_test)
@@ -187,15 +182,14 @@ def fit(
             model, data, store, copied, precision=precision, seed=seed, show_progress_bar=show_progress_bar
         )
     with report.timed("rehearse"):
-        unseen = {"open": 1.0, "closed": 0.0}.get(collection or "", expected_unseen)
         width = model.get_embedding_dimension() or vectors.dimension
-        deadline = math.inf if max_seconds is None else started + max_seconds
-        chosen, parts, judged = rehearsed(vectors, data, report, unseen, width, deadline, trials, show_progress_bar)
+        options: dict[str, Any] = {"deadline": deadline, "trials": trials, "show_progress_bar": show_progress_bar}
+        chosen, parts, judged = rehearsed(vectors, data, report, width, expected_unseen, **options)
         report.bm25 = bm25_sentence(data, parts, judged, report.chosen.choice if report.chosen else None)
     if chosen is not None and report.chosen is not None:
         with report.timed("train"):
             choice = report.chosen.choice
-            options: dict[str, Any] = {"precision": precision, "callbacks": callbacks, "report_to": report_to}
+            options = {"precision": precision, "callbacks": callbacks, "report_to": report_to}
             model, report.training = refit(model, chosen, choice, vectors, data, store, **options)
     with report.timed("save"):
         sources = [source for source in (train, corpus, dev) if source is not None]
@@ -207,21 +201,24 @@ def rehearsed(
     vectors: Vectors,
     data: RetrievalData,
     report: FitReport,
-    unseen: float | None,
     out_features: int,
+    unseen: float | None,
+    *,
     deadline: float,
     trials: int,
     show_progress_bar: bool,
 ) -> tuple[Candidate | None, list[HeldOut], list[Rehearsal]]:
     """The candidate that is worth being kept, if there is one; the cuts, and the scores on those rehearsed on.
 
-    It goes by vectors alone: the texts of ``data`` only say which queries and documents are the same.
+    It goes by vectors alone: the texts of ``data`` only say which queries and documents are the same. ``unseen`` is the
+    share of queries on unseen documents, where it is given and not said by the collection of ``report``.
     """
     settings, train = report.settings, data.qrels["train"]
     parts = cuts(data, vectors.seed)
     if not parts:
         report.held_out = ["There is one training query: none can be held out. Give queries to judge on as dev."]
         return None, [], []
+    unseen = {"open": 1.0, "closed": 0.0}.get(report.collection or "", unseen)
     if unseen is None and "dev" in data.qrels:
         (part,) = parts
         unseen = len(part.unseen) / max(1, len(part.seen) + len(part.unseen))
@@ -283,30 +280,29 @@ def _free_place(output: Path) -> Path:
     return output
 
 
-def check_arguments(
-    collection: Any, expected_unseen: Any, trials: Any, max_seconds: Any, settings: Any, seed: Any
-) -> None:
-    """Refuse what no fit can have."""
-    _check_kinds(expected_unseen, trials, max_seconds, settings, seed)
-    if collection not in (None, "open", "closed"):
-        raise ValueError(f"collection must be 'open', 'closed' or None, got {collection!r}.")
-    if expected_unseen is not None and not 0 <= expected_unseen <= 1:
-        raise ValueError(f"expected_unseen must be from 0 to 1, got {expected_unseen}.")
-    if expected_unseen is not None and collection is not None:
-        raise ValueError(f"collection={collection!r} and expected_unseen={expected_unseen} say the same: give one.")
-    for name, value in (("trials", trials), ("seed", seed)):
-        if value < 0:
-            raise ValueError(f"{name} must not be below 0, got {value}.")
-    if max_seconds is not None and not max_seconds > 0:
-        raise ValueError(f"max_seconds must be above 0, got {max_seconds}.")
-
-
-def _check_kinds(expected_unseen: Any, trials: Any, max_seconds: Any, settings: Any, seed: Any) -> None:
-    if settings is not None and not isinstance(settings, Settings):
-        raise TypeError(f"settings must be Settings(...) or None, got {settings!r:.80}.")
-    for name, value in (("expected_unseen", expected_unseen), ("max_seconds", max_seconds)):
-        if value is not None and not isinstance(value, int | float | np.number):
-            raise TypeError(f"{name} must be a number or None, got {value!r:.80}.")
-    for name, value in (("trials", trials), ("seed", seed)):
-        if not isinstance(value, int | np.integer):
-            raise TypeError(f"{name} must be a whole number, got {value!r:.80}.")
+def checked(collection: Any, expected_unseen: Any, trials: Any, max_seconds: Any, settings: Any, seed: Any) -> Settings:
+    """The settings, the usual ones where there are none; what no fit can have is refused."""
+    number, whole = int | float | np.number | None, int | np.integer
+    for name, value, kinds, what in (
+        ("settings", settings, Settings | None, "Settings(...) or None"),
+        ("expected_unseen", expected_unseen, number, "a number or None"),
+        ("max_seconds", max_seconds, number, "a number or None"),
+        ("trials", trials, whole, "a whole number"),
+        ("seed", seed, whole, "a whole number"),
+    ):
+        if not isinstance(value, kinds):
+            raise TypeError(f"{name} must be {what}, got {value!r:.80}.")
+    both = f"collection={collection!r} and expected_unseen={expected_unseen} say the same: give one."
+    for message, wrong in {
+        f"collection must be 'open', 'closed' or None, got {collection!r}.": collection not in (None, "open", "closed"),
+        f"expected_unseen must be from 0 to 1, got {expected_unseen}.": not 0 <= (expected_unseen or 0) <= 1,
+        both: expected_unseen is not None and collection is not None,
+        f"trials must not be below 0, got {trials}.": trials < 0,
+        f"seed must not be below 0, got {seed}.": seed < 0,
+        f"max_seconds must be above 0, got {max_seconds}.": max_seconds is not None and not max_seconds > 0,
+    }.items():
+        if wrong:
+            raise ValueError(message)
+    if trials:
+        check_optuna()
+    return settings or Settings()

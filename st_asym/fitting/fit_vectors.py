@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,27 +15,31 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize
+from torch import Tensor
 
 from st_asym.data import RetrievalData
 from st_asym.data.collection import counted, own_documents, whole_number
 from st_asym.data.document import copies_by_query
 from st_asym.data.formats import as_list
-from st_asym.fitting.fit import Collection, check_arguments, rehearsed, undisturbed
+from st_asym.fitting.fit import Collection, checked, rehearsed, undisturbed
 from st_asym.fitting.loop import train_on_vectors
 from st_asym.fitting.report import FitReport
 from st_asym.fitting.settings import Settings
-from st_asym.fitting.stored_vectors import UnitRows
-from st_asym.fitting.tuning import check_optuna
 from st_asym.fitting.vectors import Vectors
 from st_asym.heads.array_heads import Heads
 from st_asym.heads.model import load_encoder
 
 Source = Any
+Array = np.ndarray[Any, np.dtype[Any]]
 Ids = Iterable[Hashable] | np.ndarray[Any, Any]
 Relevant = Mapping[Any, Mapping[Any, int] | Iterable[Any]]
 
 # Document vectors up to so many bytes in float32 are held in memory.
 _IN_MEMORY = 1 << 28
+# Numbers that are read at a time: 32 MiB in float32.
+_AT_ONCE = 1 << 23
+# Numbers of a row by which it is told from others, before whole rows are compared.
+_KEY = 16
 
 
 @dataclass(frozen=True)
@@ -156,22 +160,17 @@ def fit_vectors(
         >>> (result.heads.query(queries) @ result.heads.document(documents).T).shape
         (40, 40)
     """
-    started = time.monotonic()
-    check_arguments(collection, expected_unseen, trials, max_seconds, settings, seed)
-    if trials:
-        check_optuna()
-    settings = settings or Settings()
+    settings = checked(collection, expected_unseen, trials, max_seconds, settings, seed)
+    deadline = time.monotonic() + (max_seconds or math.inf)
     report = FitReport(settings=settings, on="vectors", collection=collection, seed=seed)
     with report.timed("read"):
         vectors, data = _read(queries, documents, relevant, dev, query_ids, document_ids, seed)
         counts = {split: len(judged) for split, judged in data.qrels.items()}
         report.counts = {"documents": len(vectors.document_ids), **counts}
-    deadline = math.inf if max_seconds is None else started + max_seconds
     with report.timed("rehearse"):
-        unseen = {"open": 1.0, "closed": 0.0}.get(collection or "", expected_unseen)
-        width = vectors.dimension
-        chosen, *_ = rehearsed(vectors, data, report, unseen, width, deadline, trials, show_progress_bar)
-    heads = Heads(width, normalises=True)
+        options: dict[str, Any] = {"deadline": deadline, "trials": trials, "show_progress_bar": show_progress_bar}
+        chosen, *_ = rehearsed(vectors, data, report, vectors.dimension, expected_unseen, **options)
+    heads = Heads(vectors.dimension, normalises=True)
     if chosen is not None and report.chosen is not None:
         with report.timed("train"):
             train = data.qrels["train"]
@@ -290,4 +289,117 @@ def _rows(
             f"{counted(len(missing), 'judged id is', 'judged ids are')} not in {name}: {missing[0]!r:.80} is the first "
             f"of them, and {name} begins with {keys[0]!r:.80}."
         )
+    return found
+
+
+class UnitRows:
+    """Vectors where they are stored, of shape ``(n, d)``, brought to length 1 as they are read.
+
+    ``source`` is in one of the forms that :func:`fit_vectors` takes; errors call it by its ``name``.
+    """
+
+    ndim = 2
+
+    def __init__(self, source: Any, name: str) -> None:
+        self._array, self._name = _as_array(source, name), name
+        if self._array.dtype not in (np.float16, np.float32, np.float64):
+            raise TypeError(
+                f"{name} must hold float16, float32 or float64, not {self._array.dtype}: 8-bit and binary vectors have "
+                "lost what heads are trained on."
+            )
+        if self._array.ndim != 2 or not self._array.size:
+            raise ValueError(f"{name} must be of shape (n, d), one vector a row, not {self._array.shape}.")
+        self.shape: tuple[int, int] = self._array.shape
+        self._keys = np.zeros(len(self), np.int64)
+
+    def __len__(self) -> int:
+        """The number of vectors."""
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> Array:
+        """Unit vectors of some rows, float32, shape ``(len(rows), d)``: a copy."""
+        found = np.array(self._array[rows], dtype=np.float32)
+        found /= np.linalg.norm(found, axis=1, keepdims=True)
+        return found
+
+    @property
+    def all(self) -> Tensor:
+        """Unit vectors of all rows, in memory."""
+        found = torch.empty(self.shape)
+        for part in self._parts():
+            found[part] = torch.from_numpy(self[part])
+        return found
+
+    def check(self, ids: Sequence[Any] | Array | None = None) -> None:
+        """Look at every vector, a part at a time: one that is not finite, or zero, is refused, by its row and id."""
+        for part in self._parts():
+            rows = self._array[part]
+            with np.errstate(over="ignore", invalid="ignore"):
+                lengths = np.linalg.norm(rows.astype(np.float32), axis=1)
+            bad = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
+            if len(bad):
+                row = part.start + int(bad[0])
+                named = "" if ids is None else f" ({ids[row]!r:.80})"
+                kind = "zero: it has no direction" if lengths[bad[0]] == 0 else "not finite, or too long for float32"
+                raise ValueError(f"Row {row:,} of {self._name}{named} is {kind}. Leave it out, or embed it again.")
+            self._keys[part] = [hash(row.tobytes()) for row in rows[:, :_KEY]]
+
+    def same(self, wanted: Iterable[int]) -> dict[Any, list[Any]]:
+        """All rows that hold the vector of a row, itself among them, ascending; for rows that were looked at."""
+        rows = list(wanted)
+        groups: dict[bytes, list[int]] = {}
+        for row in np.flatnonzero(np.isin(self._keys, self._keys[rows])).tolist():
+            groups.setdefault(self._array[row].tobytes(), []).append(row)
+        return {row: groups[self._array[row].tobytes()] for row in rows}
+
+    def _parts(self) -> Iterator[slice]:
+        size = max(1, _AT_ONCE // self.shape[1])
+        for start in range(0, len(self), size):
+            yield slice(start, min(start + size, len(self)))
+
+
+def _as_array(source: Any, name: str) -> Array:
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        if path.suffix != ".npy":
+            raise ValueError(f"{name} is the path {path}: only .npy files can be read where they are (numpy.save).")
+        try:
+            found = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (EOFError, ValueError):  # whose messages name no file, and advise to unpickle it
+            found = None
+        if not isinstance(found, np.ndarray):  # an .npz under another name is none either
+            raise ValueError(
+                f"{name} is the path {path}, which is no whole .npy file of numbers: write it again (numpy.save)."
+            )
+        return found
+    if isinstance(source, Tensor):
+        tensor = source.detach().cpu()
+        return tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
+    if isinstance(source, np.ndarray):
+        return source
+    if type(source).__module__.partition(".")[0] == "pyarrow":
+        return _from_arrow(source, name)
+    raise TypeError(
+        f"{name} must be an array of shape (n, d), by numpy, torch or Arrow, or the path of a .npy file, not "
+        f"{type(source).__name__}."
+    )
+
+
+def _from_arrow(source: Any, name: str) -> Array:
+    import pyarrow
+
+    column = source.combine_chunks() if isinstance(source, pyarrow.ChunkedArray) else source
+    if isinstance(column, pyarrow.ChunkedArray):  # of no chunks, or of more than one array holds
+        raise ValueError(f"{name} cannot be one Arrow array: write it into a .npy file, part by part.")
+    if not isinstance(getattr(column, "type", None), pyarrow.FixedSizeListType):
+        kind = getattr(column, "type", type(column).__name__)
+        raise TypeError(f"{name} must be an Arrow array of fixed-size lists, not of {kind}: cast it.")
+    if column.null_count:
+        row = column.is_null().to_pylist().index(True)
+        raise ValueError(f"Row {row:,} of {name} is missing (null). {counted(column.null_count, 'row')} is or are.")
+    values, size = column.flatten(), column.type.list_size
+    if values.null_count:
+        row = values.is_null().to_pylist().index(True) // size
+        raise ValueError(f"Row {row:,} of {name} has a missing value (null). Leave it out, or embed it again.")
+    found: Array = values.to_numpy(zero_copy_only=False).reshape(-1, size)
     return found

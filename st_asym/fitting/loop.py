@@ -15,7 +15,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers.base.modules import Router
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from torch import Tensor, nn
-from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback
 
 from st_asym.cache import CachedSentenceTransformer, EmbeddingCache
 from st_asym.cache.encoding import Precision
@@ -34,14 +34,7 @@ _NO_LOSSES = ("epoch", "step", "grad_norm", "learning_rate")
 
 
 class ShuffledBatches(DefaultBatchSampler):
-    """Rows in a new random order in each epoch, the same in the loop and in the stock trainer.
-
-    Args:
-        dataset: Whatever has a length.
-        batch_size: Rows per batch; the last one of an epoch may have fewer.
-        seed: Of the order.
-        **_: What the trainer gives its samplers besides.
-    """
+    """Rows in a new random order in each epoch, the same in the loop and in the stock trainer."""
 
     def __init__(self, dataset: Sized, batch_size: int, *, seed: int = 0, **_: Any) -> None:
         self._rows = range(len(dataset))
@@ -57,42 +50,29 @@ class ShuffledBatches(DefaultBatchSampler):
 
 
 def train_heads(
+    candidate: Candidate,
     model: nn.Module,
-    loss: nn.Module,
-    queries: Tensor,
-    labels: Tensor,
+    vectors: Vectors,
+    qrels: Qrels,
     *,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    seed: int = 0,
+    withheld: Qrels | None = None,
     after_epoch: Callable[[int], bool] | None = None,
 ) -> Log:
     """Train the parameters that require a gradient in place: AdamW, a rate that falls linearly to zero, no clipping.
 
-    Args:
-        model: Takes ``sentence_embedding`` and ``task``.
-        loss: With ``compute_loss_from_embeddings(embeddings, labels)``, a tensor or a dict of parts.
-        queries: Vectors before the heads, shape ``(n, d)``.
-        labels: What the loss knows each query by, shape ``(n,)``.
-        epochs: Passes over the queries.
-        batch_size: Queries per step.
-        learning_rate: At the first step.
-        seed: Of the order of the queries, and of what the loss draws; the caller's generator stays as it is.
-        after_epoch: Called after each epoch with its number, from 1; training ends where it returns True.
-
-    Returns:
-        The mean loss of each epoch, and of its parts where it has several.
-
-    Raises:
-        ValueError: The heads have diverged.
+    ``model`` takes ``sentence_embedding`` and ``task``; ``qrels`` are of the queries that are trained on, ``withheld``
+    documents by query that are neither relevant to it nor not. The seed of ``vectors`` is that of the order of queries
+    and of what the loss draws; the caller's generator stays as it is. ``after_epoch`` is called with the number of each
+    epoch, from 1, and ends training by True. The mean loss of each epoch comes back, with its parts where it has some.
     """
+    settings, queries, labels = candidate.settings, vectors.of_queries(qrels), torch.arange(len(qrels))
+    epochs, seed = settings.epochs or 1, vectors.seed
+    compute: Any = candidate.loss(model, vectors, qrels, withheld or {}).compute_loss_from_embeddings
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    batches = ShuffledBatches(labels, batch_size, seed=seed)
+    batches = ShuffledBatches(labels, settings.batch_size, seed=seed)
     steps = len(batches) * epochs
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, (steps - step) / steps))
-    compute: Any = loss.compute_loss_from_embeddings
     log: Log = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # a loss may draw its negatives
@@ -158,11 +138,8 @@ def refit(
     """Make the heads that were chosen on all training queries, by the stock trainer, as a user would write it.
 
     ``vectors`` and ``data`` are one collection, as vectors and as texts; ``precision`` is that of the vectors in
-    ``cache``; ``callbacks`` and ``report_to`` are for the trainer.
-
-    Returns:
-        The model, of stock modules, in evaluation mode, with the encoder's own modules; and the mean losses of each
-        epoch.
+    ``cache``; ``callbacks`` and ``report_to`` are for the trainer. The model is of stock modules, in evaluation mode,
+    with the encoder's own modules; the mean losses of each epoch come with it.
     """
     train = data.qrels["train"]
     covariance = pair_covariance(vectors.queries, vectors.documents, *vectors.pairs(train))
@@ -174,13 +151,34 @@ def refit(
     dtype = next(heads.parameters()).dtype
     heads.float()  # in half precision an optimizer's steps are lost, whatever the encoder is in
     cached = CachedSentenceTransformer(model, cache, precision=precision)
+    rows = data.labelled_queries("train")
+    mapping = router_mapping(rows)
 
     def by_trainer(part: Candidate) -> Log:
         with tempfile.TemporaryDirectory() as folder:
+            arguments = SentenceTransformerTrainingArguments(
+                output_dir=folder,
+                num_train_epochs=part.settings.epochs or 1,
+                per_device_train_batch_size=part.settings.batch_size,
+                learning_rate=part.settings.learning_rate,
+                lr_scheduler_type="linear",
+                batch_sampler=ShuffledBatches,
+                router_mapping=mapping,
+                prompts=column_prompts(cached, mapping) or None,
+                optim="adamw_torch_fused",
+                max_grad_norm=0.0,
+                logging_strategy="epoch",
+                save_strategy="no",
+                report_to=report_to if isinstance(report_to, str) else list(report_to),
+                disable_tqdm=True,
+                seed=vectors.seed,
+                use_cpu=cached.device.type == "cpu",
+                ddp_find_unused_parameters=False,
+            )
             trainer = _Trainer(
                 model=cached,
-                args=_arguments(folder, part, cached, data, vectors.seed, report_to),
-                train_dataset=data.labelled_queries("train"),
+                args=arguments,
+                train_dataset=rows,
                 loss=part.loss(cached, vectors, train, {}),
                 callbacks=[*callbacks, _Until(choice.epoch)],
             )
@@ -208,17 +206,7 @@ def train_on_vectors(candidate: Candidate, choice: Choice, vectors: Vectors, tra
     model = behind_vectors(heads)
 
     def by_loop(part: Candidate) -> Log:
-        return train_heads(
-            model,
-            part.loss(model, vectors, train, {}),
-            vectors.of_queries(train),
-            torch.arange(len(train)),
-            epochs=part.settings.epochs or 1,
-            batch_size=part.settings.batch_size,
-            learning_rate=part.settings.learning_rate,
-            seed=vectors.seed,
-            after_epoch=lambda epoch: epoch >= choice.epoch,
-        )
+        return train_heads(part, model, vectors, train, after_epoch=lambda epoch: epoch >= choice.epoch)
 
     log = train_parts(candidate, heads, by_loop)
     if choice.dial != 1.0:
@@ -227,11 +215,7 @@ def train_on_vectors(candidate: Candidate, choice: Choice, vectors: Vectors, tra
 
 
 def train_parts(candidate: Candidate, heads: Router, train: Callable[[Candidate], Log]) -> Log:
-    """Train heads in place; where they are an average, each part of it from the same start.
-
-    Returns:
-        The mean figures by epoch, as many as all parts have reached.
-    """
+    """Train heads in place, where they are an average each part of it from one start; the mean figures by epoch."""
     start, trained, logs = weights_of(heads), list[dict[str, Tensor]](), list[Log]()
     for part in candidate.parts:
         heads.load_state_dict(start, strict=False)  # heads that both sides share are in it once
@@ -249,37 +233,6 @@ def mean_log(logs: Sequence[Log]) -> Log:
         own = {name: round(sum(entry[name] for entry in entries) / len(entries), 6) for name in names}
         means.append({"epoch": entries[0]["epoch"], **own})
     return means
-
-
-def _arguments(
-    folder: str,
-    candidate: Candidate,
-    model: SentenceTransformer,
-    data: RetrievalData,
-    seed: int,
-    report_to: str | Sequence[str],
-) -> SentenceTransformerTrainingArguments:
-    settings, mapping = candidate.settings, router_mapping(data.labelled_queries("train"))
-    report: Any = report_to if isinstance(report_to, str) else list(report_to)
-    return SentenceTransformerTrainingArguments(
-        output_dir=folder,
-        num_train_epochs=settings.epochs or 1,
-        per_device_train_batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="linear",
-        batch_sampler=ShuffledBatches,
-        router_mapping=mapping,
-        prompts=column_prompts(model, mapping) or None,
-        optim="adamw_torch_fused",
-        max_grad_norm=0.0,
-        logging_strategy="epoch",
-        save_strategy="no",
-        report_to=report,
-        disable_tqdm=True,
-        seed=seed,
-        use_cpu=model.device.type == "cpu",
-        ddp_find_unused_parameters=False,
-    )
 
 
 def _losses(entry: dict[str, float]) -> dict[str, float]:
@@ -301,13 +254,8 @@ class _Until(TrainerCallback):
     def __init__(self, epoch: int) -> None:
         self._epoch = epoch
 
-    def on_epoch_end(
-        self,
-        args: TrainingArguments,  # noqa: ARG002 - the library's signature
-        state: TrainerState,
-        control: TrainerControl,
-        **_: Any,
-    ) -> None:
+    def on_epoch_end(self, *context: Any, **_: Any) -> None:
         """End it."""
+        _, state, control = context
         if round(state.epoch or 0) >= self._epoch:
             control.should_training_stop = True

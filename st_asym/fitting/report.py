@@ -13,14 +13,23 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import torch
+
 from st_asym.data import RetrievalData
+from st_asym.data.collection import own_documents
 from st_asym.data.holdout import HeldOut
 from st_asym.fitting.candidates import Candidate
-from st_asym.fitting.gate import Decision, Evidence, best_of_each
+from st_asym.fitting.gate import Choice, Decision, Evidence, Rehearsal, best_of_each
 from st_asym.fitting.rehearsal import Rehearsals
 from st_asym.fitting.settings import Settings
+from st_asym.retrieval import Judgments
+from st_asym.retrieval.metrics import TOP
+from st_asym.retrieval.search import MOST_DOCUMENTS, Bm25Index, bm25_is_installed
 from st_asym.trainer.columns import plain_encode
 
+# How many queries BM25 scores at a time: 4 MB each for a million documents.
+_BLOCK = 32
 _PACKAGES = ("st_asym", "sentence-transformers", "transformers", "torch", "numpy", "datasets")
 
 
@@ -220,3 +229,41 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def bm25_sentence(
+    data: RetrievalData, parts: Sequence[HeldOut], judged: Sequence[Rehearsal], choice: Choice | None
+) -> str:
+    """Say so where BM25 alone is better than the encoder on the held-out queries, or than the heads that are kept.
+
+    Nothing where it is not, ``bm25s`` (extra ``eval``) is not installed, or there are more than a million documents.
+    """
+    if not judged or not bm25_is_installed() or len(data.corpus) > MOST_DOCUMENTS:
+        return ""
+    index, places = Bm25Index(list(data.corpus.values())), {key: row for row, key in enumerate(data.corpus)}
+    scores: dict[str, list[Any]] = {"BM25": [], "the untouched encoder": [], "the kept heads": []}
+    # Of the last cuts, there may have been no time to judge, and a choice may not have been rehearsed on all of them.
+    for part, one in zip(parts, judged, strict=False):
+        if choice is not None and choice not in one.scores:
+            continue
+        own, found = set(own_documents(places, part.dev)), []
+        for start in range(0, len(one.queries), _BLOCK):
+            block = one.queries[start : start + _BLOCK]
+            similarities = torch.from_numpy(index.similarities([data.queries[query] for query in block]))
+            for query in own.intersection(block):
+                similarities[block.index(query), places[query]] = -torch.inf
+            values, tops = similarities.topk(min(TOP, len(places)), dim=1)
+            found.append(np.where(values > 0, tops, len(places)))  # without a word of the query it is not found
+        judgments = Judgments({query: part.dev[query] for query in one.queries}, {**places, "": len(places)})
+        scores["BM25"].append(judgments.ndcg(np.concatenate(found)))
+        scores["the untouched encoder"].append(one.untouched)
+        if choice is not None:
+            scores["the kept heads"].append(one.scores[choice])
+    bm25, *others = [(name, float(np.concatenate(own).mean())) for name, own in scores.items() if own]
+    if not any(bm25[1] > value for _, value in others):
+        return ""
+    return (
+        f"BM25 alone has an nDCG@10 of {bm25[1]:.3f} on the held-out queries, "
+        f"{', '.join(f'{name} {value:.3f}' for name, value in others)}: search by both. st-asym evaluate shows what "
+        "they find together."
+    )

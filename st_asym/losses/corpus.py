@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -15,20 +16,9 @@ from torch import Tensor, nn
 
 from st_asym.cache.encoding import Precision
 from st_asym.data.collection import first_few
-from st_asym.losses.distributed import gather_rows, total, uniform
-from st_asym.losses.documents import Documents, Relevance, Relevant, Texts, Vectors
+from st_asym.losses.documents import Documents, Logits, Negatives, Relevance, Relevant, Texts, Vectors
 from st_asym.losses.isotropy import unit
-from st_asym.losses.sampled import (
-    HARD_NEGATIVES,
-    HardNegatives,
-    Logits,
-    Negatives,
-    Sample,
-    add_to_sums,
-    compare,
-    stretches,
-    sum_over_positives,
-)
+from st_asym.losses.sampled import HARD_NEGATIVES, HardNegatives, Sample, gather_rows, gathered, stretches, uniform
 
 _CITATION = """
 @misc{oord2019representationlearningcontrastivepredictive,
@@ -203,7 +193,7 @@ class CorpusContrastiveLoss(nn.Module):
         """
         columns = list(sentence_features)
         # Asked of all processes: each must run the model equally often.
-        if labels is not None and not total(int((labels < 0).sum()), labels.device):
+        if labels is not None and not sum(gathered(int((labels < 0).sum()))):
             columns = columns[:1]
         return self.compute_loss_from_embeddings([self.model(c)["sentence_embedding"] for c in columns], labels)
 
@@ -220,8 +210,7 @@ class CorpusContrastiveLoss(nn.Module):
         positions = self._checked_labels(labels, len(embeddings[0]))
         device = embeddings[0].device
         judged = positions >= 0
-        rows = total(len(positions), device)
-        pairs = total(int((~judged).sum()), device)
+        rows, pairs = map(sum, zip(*gathered((len(positions), int((~judged).sum()))), strict=True))
         with torch.autocast(device.type, enabled=False):
             queries = unit(embeddings[0])
         value = queries.new_zeros(())
@@ -248,7 +237,7 @@ class CorpusContrastiveLoss(nn.Module):
         world = get_world_size()
         count = min(count, len(self._corpus) // world)
         starts, lengths = stretches(len(self._corpus), count * world)
-        documents = starts + (uniform(len(starts), self._corpus.device) * lengths).long()
+        documents = starts + (uniform(len(starts)) * lengths).long()
         rank = torch.distributed.get_rank() if world > 1 else 0
         return self._corpus.project(self._corpus.take(documents[rank * count : (rank + 1) * count]))
 
@@ -262,7 +251,7 @@ class CorpusContrastiveLoss(nn.Module):
             Positions of documents in the corpus, the hardest first, shape ``(n, hard_negatives)``, -1 where there are
             none; ``(n, 0)`` where none are kept.
         """
-        return torch.empty(len(labels), 0, dtype=torch.int64) if self._hard is None else self._hard.of(labels.cpu())
+        return torch.empty(len(labels), 0).long() if self._hard is None else self._hard.documents[labels.cpu()]
 
     def get_config_dict(self) -> dict[str, Any]:
         """The settings, as the trainer writes them into the model card."""
@@ -335,29 +324,33 @@ class CorpusContrastiveLoss(nn.Module):
             positions = found.places.cpu() if shared.positions is None else shared.positions[found.places.cpu()]
             candidates = torch.cat([kept, positions], dim=1).to(logits.device)
             hard.update(labels, queries, candidates, torch.cat([before, new], dim=1) * self.temperature)
+        sums, device = found.sums, logits.device
         own = torch.cat([known.judged, torch.ones(len(rows) - len(known.rows), dtype=torch.bool)])
-        sums = found.sums
-        if own.any():
-            sums = add_to_sums(sums, logits[own.to(logits.device)] + counts[own].to(logits), rows[own])
-        return sum_over_positives(sums, logits[: len(known.rows)], known.rows, known.weights)
+        if own.any():  # judged and hard negatives, on top of what is shared
+            extra, of = logits[own.to(device)] + counts[own].to(logits), rows[own].to(device)
+            largest = sums.detach().scatter_reduce(0, of, extra.detach(), "amax")
+            sums = largest + (sums - largest).exp().index_add(0, of, (extra - largest[of]).exp()).log()
+        # -log(e^s / (e^s + sum of negatives)) of each positive, times its weight.
+        difference = sums[known.rows.to(device)] - logits[: len(known.rows)]
+        return torch.dot(known.weights.to(difference), torch.logaddexp(difference, torch.zeros_like(difference)))
 
     def _all_negatives(self) -> Negatives:
         """The documents of the corpus that count, with what each counts."""
         labelled = self._relevance.labelled
         if self.unlabelled_weight == 1 or labelled.all():
-            return Negatives(None, None)
+            return Negatives(None)
         if self.unlabelled_weight == 0:
-            return Negatives(labelled.nonzero()[:, 0], None)
+            return Negatives(labelled.nonzero()[:, 0])
         return Negatives(None, math.log(self.unlabelled_weight) * (~labelled).double())
 
     def _shared_negatives(self, labels: Tensor) -> Negatives:
         """What all queries of the batch are compared with."""
         if self._sample is not None:
-            return self._sample.draw(self._corpus.device)
+            return self._sample.draw()
         if self.negatives == "corpus":
             return self._everything
         known = self._relevance.of(gather_rows(labels.to(self._corpus.device)).cpu())
-        return Negatives(torch.unique(known.columns[known.weights > 0]), None)
+        return Negatives(torch.unique(known.columns[known.weights > 0]))
 
     def _compare(
         self, queries: Tensor, shared: Negatives, rows: Tensor, columns: Tensor, wanted: Tensor
@@ -371,37 +364,14 @@ class CorpusContrastiveLoss(nn.Module):
         inside = places >= 0
         outside = ~inside & wanted
         best = self._hard.size if self._hard is not None and torch.is_grad_enabled() else 0
-        found = self._against(queries, shared, rows[inside], places[inside], best)
+        compare = partial(self._corpus.compare, queries, chunk_size=self.chunk_size)
+        found = compare(shared, rows[inside], places[inside], best=best, often=shared is self._everything)
         logits = queries.new_zeros(len(rows)).index_put((inside.to(queries.device),), found.pairs)
         if outside.any():
             single, at = torch.unique(columns[outside], return_inverse=True)
-            apart = self._against(queries, Negatives(single, None), rows[outside], at)
+            apart = compare(Negatives(single), rows[outside], at)
             logits = logits.index_put((outside.to(queries.device),), apart.pairs)
         return found, logits
-
-    def _against(self, queries: Tensor, documents: Negatives, rows: Tensor, columns: Tensor, best: int = 0) -> Logits:
-        corpus, positions = self._corpus, documents.positions
-        # Documents out of a large corpus are read once, also where chunks are computed twice.
-        read = None if positions is None or len(corpus) <= self.max_documents else corpus.take(positions)
-
-        def vectors(stretch: slice) -> Tensor:
-            if read is not None:
-                return corpus.project(read[stretch])
-            return corpus.project(corpus.take(stretch if positions is None else positions[stretch]))
-
-        done = documents is self._everything and not corpus.trains
-        return compare(
-            queries,
-            corpus.outputs(positions).__getitem__ if done else vectors,
-            len(corpus) if positions is None else len(positions),
-            rows,
-            columns,
-            activations=corpus.activations,
-            chunk_size=self.chunk_size,
-            weights=documents.weights,
-            best=best,
-            reduced=corpus.reduced(queries),
-        )
 
     def _pair_loss(self, embeddings: list[Tensor], pairs: Tensor) -> Tensor:
         """Mean over rows without a corpus, against the documents of all such rows of the batch."""

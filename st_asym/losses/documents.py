@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain
+from functools import partial
+from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Router
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from st_asym.cache.cached_model import CachedSentenceTransformer
 from st_asym.cache.encoding import Precision, encoding, has_bfloat16
@@ -25,6 +27,37 @@ Vectors = tuple[Sequence[str], Any]
 Rows = Tensor | slice
 
 _READ_AT_ONCE = 16_384
+# Documents that go through the head at once: a processor is fastest where they stay in its cache.
+_CPU_CHUNK, _GPU_CHUNK = 1024, 16_384
+# What the graph of one step may take before its chunks are computed again in the backward pass.
+_GRAPH_BYTES = 1 << 30
+
+
+class Negatives(NamedTuple):
+    """Documents that are negatives of all queries of a batch, but for pairs that are counted apart."""
+
+    positions: Tensor | None  # in the corpus, ascending, shape (n,), on the CPU; None for all of it
+    # Logarithms of how many documents each counts for, shape (n,); None where each counts for one.
+    weights: Tensor | None = None
+
+    def places(self, columns: Tensor) -> Tensor:
+        """Where some documents of the corpus are among these, -1 for those that are not."""
+        return columns if self.positions is None else find(columns, self.positions)
+
+
+class Logits(NamedTuple):
+    """What a chunk of documents, or all of them, give for each query; the least finite number stands for none."""
+
+    sums: Tensor  # log-sum-exp over the negatives, shape (n,)
+    pairs: Tensor  # logits of the pairs that are counted apart, shape (pairs,)
+    places: Tensor  # the most similar negatives of each chunk, shape (n, best)
+    logits: Tensor  # their logits
+
+
+def find(wanted: Tensor, ascending: Tensor) -> Tensor:
+    """Places of some numbers among others, which are not none, -1 for those that are not there."""
+    places = torch.searchsorted(ascending, wanted).clamp(max=len(ascending) - 1)
+    return torch.where(ascending[places] == wanted, places, -1)
 
 
 class Known(NamedTuple):
@@ -116,18 +149,20 @@ class Documents:
         ]
         self._side: list[Tensor] = [tensor for route in routes for tensor in (*route.parameters(), *route.buffers())]
         self._ends_normalised = bool(self._heads) and isinstance(self._heads[-1], Normalize)
-        self._device, self._precision = model.device, precision
+        self._device, self._precision, self._keep = model.device, precision, keep
         self._outputs: tuple[Any, Tensor | None, Tensor] | None = None
         self.check_frozen()
         self.ids, self._read = _ids_and_reader(model, documents, keep)
         if not len(self.ids):
             raise ValueError("The corpus is empty.")
-        self._kept: Tensor | None = None
         # Vectors in memory are looked at once, those on disk whenever they are read.
-        self._sound = False
-        in_memory = isinstance(documents, tuple) and isinstance(documents[1], Tensor)
-        if in_memory or len(self) <= keep:
-            self._look_at_all(in_memory, keep)
+        self._kept: Tensor | None = None
+        if isinstance(documents, tuple) and isinstance(documents[1], Tensor):
+            for part in _stretches(len(self)):
+                self._checked(documents[1][part], part)
+            self._kept = documents[1].detach()
+        elif len(self) <= keep:
+            self._kept = torch.cat([self.take(part) for part in _stretches(len(self))])
         try:
             with torch.no_grad():
                 self.project(self.take(slice(0, 1)))
@@ -148,11 +183,6 @@ class Documents:
         """Where the heads are."""
         return next((tensor.device for tensor in self._side), self._device)
 
-    @property
-    def activations(self) -> int:
-        """About how many numbers the graph keeps of each document on its way through the head."""
-        return 2 * sum(len(tensor) for tensor in self._side if tensor.dim() == 2)
-
     def check_frozen(self) -> None:
         """Refuse an encoder that trains: vectors that were computed before would not follow it."""
         if any(parameter.requires_grad for parameter in self._encoder_parameters):
@@ -161,38 +191,34 @@ class Documents:
                 "st_asym.freeze_encoder(model), or train with in-batch negatives."
             )
 
-    def _look_at_all(self, in_memory: bool, keep: int) -> None:
-        parts = map(self.take, _stretches(len(self)))
-        if not in_memory:
-            self._kept = torch.cat(list(parts))
-            return
-        for _ in parts:  # each is looked at, and none is kept
-            pass
-        self._sound = True
-        if len(self) <= keep:
-            self._kept = self._read(slice(None))
-
     def take(self, rows: Rows) -> Tensor:
         """Vectors before the heads, finite, shape ``(n, d)``, where the heads are and in their dtype."""
         dtype = next((tensor.dtype for tensor in self._side if tensor.is_floating_point()), torch.float32)
-        if self._kept is not None:
+        if self._kept is None:
+            return self._checked(self._read(rows), rows).to(self.device, dtype)
+        if len(self) <= self._keep:
             self._kept = self._kept.to(self.device, dtype)
-            return self._kept.index_select(0, rows.to(self.device)) if isinstance(rows, Tensor) else self._kept[rows]
-        vectors = self._read(rows)
-        if not self._sound and not (finite := torch.isfinite(vectors).all(dim=1)).all():
+        kept = self._kept
+        return (kept[rows] if isinstance(rows, slice) else kept.index_select(0, rows.to(kept.device))).to(
+            self.device, dtype
+        )
+
+    def _checked(self, vectors: Tensor, rows: Rows) -> Tensor:
+        finite = torch.isfinite(vectors).all(dim=1)
+        if not finite.all():
             positions = _positions_documents(rows, len(self))
             bad = [self.ids[positions[row]] for row in (~finite).nonzero().flatten().tolist()]
             raise ValueError(f"{len(bad)} vectors of the corpus are not finite: document {bad[0]!r} is the first.")
-        return vectors.to(self.device, dtype)
+        return vectors
 
-    def reduced(self, vectors: Tensor) -> bool:
+    def _reduced(self, vectors: Tensor) -> bool:
         """Whether matrix products with such vectors are computed in bfloat16."""
         return self._precision == "bf16" and vectors.dtype == torch.float32 and has_bfloat16(vectors.device)
 
     def project(self, vectors: Tensor) -> Tensor:
         """Unit vectors of the document head, float32 or float64, from vectors before it."""
         features: dict[str, Any] = {"sentence_embedding": vectors, "task": "document"}
-        with torch.autocast(vectors.device.type, torch.bfloat16, enabled=self.reduced(vectors)):
+        with torch.autocast(vectors.device.type, torch.bfloat16, enabled=self._reduced(vectors)):
             for module in self._heads:
                 features = module(features)
             output: Tensor = features["sentence_embedding"]
@@ -200,7 +226,72 @@ class Documents:
                 return output if output.dtype == torch.float64 else output.float()
             return unit(output)
 
-    def outputs(self, rows: Tensor | None = None) -> Tensor:
+    def compare(
+        self,
+        queries: Tensor,
+        negatives: Negatives,
+        rows: Tensor,
+        columns: Tensor,
+        *,
+        chunk_size: int | None,
+        best: int = 0,
+        often: bool = False,
+    ) -> Logits:
+        """Compare queries, unit vectors over the temperature of shape ``(n, d)``, with negatives.
+
+        Pairs of ``rows`` and ``columns``, places among the negatives, on the CPU, are counted apart. Chunks that are
+        asked for, or whose graph is too large, are computed again in the backward pass. What is compared ``often`` goes
+        through a head that does not train only once.
+        """
+        device, positions = queries.device, negatives.positions
+        count = len(self) if positions is None else len(positions)
+        # Documents out of a large corpus are read once, also where chunks are computed twice.
+        read = None if positions is None or len(self) <= self._keep else self.take(positions)
+        done = self._outputs_of(positions) if often and not self.trains else None
+        size = chunk_size or (_CPU_CHUNK if device.type == "cpu" else _GPU_CHUNK)
+        columns, order = columns.sort()
+        starts = range(0, count, size)
+        edges = [*torch.searchsorted(columns, torch.tensor(starts)).tolist(), len(columns)]
+        rows, columns, back = (part.to(device) for part in (rows[order], columns, order.argsort()))
+        weights = None if negatives.weights is None else negatives.weights.to(queries)
+
+        def compare_chunk(stretch: slice, own: slice) -> Logits:
+            if done is not None:
+                vectors = done[stretch]
+            elif read is not None:
+                vectors = self.project(read[stretch])
+            else:
+                vectors = self.project(self.take(stretch if positions is None else positions[stretch]))
+            with torch.autocast(device.type, torch.bfloat16, enabled=self._reduced(queries)):
+                similarities = queries @ vectors.to(queries.dtype).T
+            with torch.autocast(device.type, enabled=False):
+                logits = similarities.to(queries.dtype)
+                apart = rows[own], columns[own] - stretch.start
+                pairs = logits[apart]
+                # Finite, so that a query without negatives has a gradient, of zero.
+                logits[apart] = torch.finfo(logits.dtype).min
+                top = logits.detach().topk(min(best, logits.shape[1]), dim=1)
+                if weights is not None:
+                    logits = logits + weights[stretch]
+                return Logits(logits.logsumexp(dim=1), pairs, top.indices + stretch.start, top.values)
+
+        run: Callable[..., Any] = compare_chunk
+        # About how many numbers the graph keeps of each document on its way through the head.
+        activations = 2 * sum(len(tensor) for tensor in self._side if tensor.dim() == 2)
+        graph = count * (activations + 3 * len(queries)) * queries.element_size()
+        if chunk_size is not None or graph > _GRAPH_BYTES:
+            run = partial(checkpoint, compare_chunk, use_reentrant=False)
+        stretches = (slice(start, min(start + size, count)) for start in starts)
+        parts = [run(stretch, slice(*own)) for stretch, own in zip(stretches, pairwise(edges), strict=True)]
+        sums, pairs, places, logits = zip(*parts, strict=True)
+        return Logits(
+            torch.stack(sums, dim=1).logsumexp(dim=1),
+            torch.cat(pairs)[back],
+            torch.cat(places, dim=1),
+            torch.cat(logits, dim=1),
+        )
+
+    def _outputs_of(self, rows: Tensor | None) -> Tensor:
         """Documents through the head, without gradient; again only when the head, or the tensor of rows, is another."""
         version = [(id(tensor), tensor._version, tensor.dtype, tensor.device) for tensor in self._side]
         if self._outputs is None or self._outputs[0] != version or self._outputs[1] is not rows:
@@ -260,8 +351,6 @@ def _ids_and_reader(
         )
 
     def read(rows: Rows) -> Tensor:
-        if isinstance(array, Tensor):
-            return array[rows.to(array.device) if isinstance(rows, Tensor) else rows].detach()
         # A copy: what a file holds is read once, and a map of it that is read-only cannot become a tensor.
         return torch.from_numpy(np.array(array[rows.numpy() if isinstance(rows, Tensor) else rows]))
 

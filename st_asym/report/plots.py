@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from st_asym.diagnosis.diagnose import Diagnosis
     from st_asym.diagnosis.findings import SideOf
     from st_asym.diagnosis.relevance import Histograms
-    from st_asym.retrieval.significance import Difference
+    from st_asym.retrieval.metrics import Difference
 
 SPREAD = "Of unit vectors, scaled by the root of the dimension: 1 is even, 0 is collapsed."
 

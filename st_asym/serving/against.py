@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from os import PathLike
-from typing import Any, Literal
+from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
@@ -22,7 +22,6 @@ from st_asym.heads.anatomy import Side, public_name, side_prompt
 from st_asym.heads.model import load_encoder
 
 Vectors = np.ndarray[Any, np.dtype[np.float64]]
-Head = Literal["own", "other", "none"]
 
 # 1 - cosine of two vectors of one text. Up to the first, nothing but the order of sums differs; up to the second, the
 # server computes in half precision.
@@ -132,10 +131,10 @@ def _served(server: _Server, texts: Sequence[str], name: str) -> tuple[Vectors, 
     """Vectors of the texts that the server takes, these texts, and what it says where the longest is too long."""
     try:
         return server.vectors(texts, name), list(texts), ""
-    except _TextRefusedError as error:
+    except _AnswerError as error:
         longest = max(texts, key=len)
         shorter = [text for text in texts if text != longest]
-        if not shorter:
+        if not shorter or not error.text_refused:
             raise
         return server.vectors(shorter, name), shorter, f"A text of {len(longest)} characters is refused ({error}). "
 
@@ -164,19 +163,18 @@ def _mistake(
 ) -> dict[str, str]:
     """The mistake whose vectors are nearest to the server's; none if that is what is right, in half precision."""
     own = side_prompt(model, side)
-    nearest: tuple[Head, str] = ("own", own)
-    vectors, best = right, _distances(served, right)
-    for head, prompt, wrong in _wrong_vectors(model, side, texts):
+    head, prompt, vectors, best = "own", own, right, _distances(served, right)
+    for a_head, a_prompt, wrong in _wrong_vectors(model, side, texts):
         distances = _distances(served, wrong)
         if np.median(distances) < np.median(best) and _distances(wrong, right).max() > _SAME:
-            nearest, vectors, best = (head, prompt), wrong, distances
-    if best.max() <= _NEARLY:
-        return _named(model, side, *nearest)
-    lengths = np.array([len(text) for text in texts])
-    if np.median(best) <= _NEARLY and lengths[best <= _NEARLY].max() < lengths[best > _NEARLY].min():
+            head, prompt, vectors, best = a_head, a_prompt, wrong, distances
+    lengths, far = np.array([len(text) for text in texts]), best > _NEARLY
+    if not far.any():
+        return _named(model, side, head, prompt)
+    if np.median(best) <= _NEARLY and lengths[~far].max() < lengths[far].min():
         long = "Short texts have the right vectors, long ones have not: the server cuts them off elsewhere. "
         limit = f"Let it read {model.max_seq_length} tokens, as the model does."
-        return {**_named(model, side, *nearest), "length of texts": long + limit}
+        return {**_named(model, side, head, prompt), "length of texts": long + limit}
     if served.shape[1] != vectors.shape[1]:
         return {"other encoder": f"Vectors have {served.shape[1]} numbers, and the model's {right.shape[1]}. {_SERVE}"}
     # Of the same encoder, a text stays more like itself than like the others, whatever is put in front of it.
@@ -184,14 +182,14 @@ def _mistake(
     recognised = float((alike.argmax(axis=1) == np.arange(len(alike))).mean())
     if recognised < _RECOGNISED and np.diag(alike).mean() < _RECOGNISED:
         return {"other encoder": f"Nothing is alike: the mean cosine is {np.diag(alike).mean():.2f}. {_SERVE}"}
-    named = "".join(text + " " for text in _named(model, side, nearest[0], own).values())
+    named = "".join(text + " " for text in _named(model, side, head, own).values())
     return {
         "other prompt": f"{named}Texts are recognised and their vectors differ (lowest cosine {1 - best.max():.3f}): "
         f"something else than {own!r} is in front of them, or the weights are of another training, or in 8 bits."
     }
 
 
-def _named(model: SentenceTransformer, side: Side, head: Head, prompt: str) -> dict[str, str]:
+def _named(model: SentenceTransformer, side: Side, head: str, prompt: str) -> dict[str, str]:
     """In words, a mistake of the head, of the prompt, or of both."""
     other, own = _OTHER[side], side_prompt(model, side)
     found: dict[str, str] = {}
@@ -220,10 +218,10 @@ def _named(model: SentenceTransformer, side: Side, head: Head, prompt: str) -> d
     return found
 
 
-def _wrong_vectors(model: SentenceTransformer, side: Side, texts: Sequence[str]) -> Iterator[tuple[Head, str, Vectors]]:
+def _wrong_vectors(model: SentenceTransformer, side: Side, texts: Sequence[str]) -> Iterator[tuple[str, str, Vectors]]:
     """Vectors of the usual mistakes, the simplest first: which head, which prompt, and what comes of them."""
     modules: list[Any] = list(model.children())
-    heads: list[tuple[Head, SentenceTransformer, Side]] = [("own", model, side)]
+    heads = [("own", model, side)]
     # What stays of it where a server knows no Router or no Dense.
     cuts = [next((i for i, m in enumerate(modules) if isinstance(m, kind)), None) for kind in (Router, Dense)]
     for cut in dict.fromkeys(cuts):
@@ -255,12 +253,14 @@ def _distances(a: Vectors, b: Vectors) -> Vectors:
     return distances
 
 
-class _TextRefusedError(ValueError):
-    """The server says that the request is at fault: a text may be too long for it."""
+class _AnswerError(ValueError):
+    """The server answers with a status of its own."""
 
-
-class _NotServedError(ValueError):
-    """There is nothing at this path."""
+    def __init__(self, url: str, status: int, said: str) -> None:
+        super().__init__(f"{url} answers {status}: {said}")
+        # Ollama and others answer 404 for an unknown model, too, and say so.
+        self.no_such_path = status in (404, 405) and "model" not in said.lower()
+        self.text_refused = status in (400, 413, 422)
 
 
 class _NoRedirects(HTTPRedirectHandler):
@@ -296,10 +296,11 @@ class _Server:
         if not self._embed:
             try:
                 found = self._ask(f"{self._v1}/embeddings", {"model": model, "input": list(texts)})
-            except _NotServedError:
-                self._embed = True
-            else:
                 return self._checked(_in_order(found), len(texts))
+            except _AnswerError as error:
+                if not error.no_such_path:
+                    raise
+                self._embed = True
         return self._checked(self._ask("/embed", {"inputs": list(texts), "truncate": True}), len(texts))
 
     def _ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
@@ -314,11 +315,7 @@ class _Server:
             if moved := error.headers.get("Location"):
                 raise ValueError(f"{url} redirects to {moved}: give the address of the server itself.") from None
             said = error.read(500).decode(errors="replace").strip()
-            # Ollama and others answer 404 for an unknown model, too, and say so.
-            unknown_path = error.code in (404, 405) and "model" not in said.lower()
-            at_fault = _TextRefusedError if error.code in (400, 413, 422) else ValueError
-            kind = _NotServedError if unknown_path else at_fault
-            raise kind(f"{url} answers {error.code}: {said or error.reason}") from None
+            raise _AnswerError(url, error.code, said or error.reason) from None
         except (URLError, TimeoutError, ConnectionError) as error:
             raise OSError(f"No answer from {url}: {getattr(error, 'reason', error)}. Is the server running?") from None
         except HTTPException as error:  # no HTTP, an answer that breaks off, or an address that is none

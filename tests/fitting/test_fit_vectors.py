@@ -18,7 +18,7 @@ from sentence_transformers.base.modules import Normalize
 
 from st_asym import Heads, attach_heads, fit, fit_vectors, verify
 from st_asym.data import RetrievalData
-from st_asym.fitting.stored_vectors import UnitRows
+from st_asym.fitting.fit_vectors import UnitRows
 from st_asym.losses.documents import Relevance
 
 COUNT = 60
@@ -143,7 +143,7 @@ def test_documents_on_disk_give_what_documents_in_memory_give(
 ) -> None:
     queries, documents = pairs
     settings = replace(FEW, contrastive=contrastive)
-    monkeypatch.setattr("st_asym.fitting.stored_vectors._AT_ONCE", 7 * DIMENSION)
+    monkeypatch.setattr("st_asym.fitting.fit_vectors._AT_ONCE", 7 * DIMENSION)
     monkeypatch.setattr("st_asym.fitting.candidates._DOCUMENTS_PER_STEP", 16)
     monkeypatch.setattr("st_asym.fitting.vectors._SEARCHED", 30)
     in_memory = quick(queries, documents, settings=settings)

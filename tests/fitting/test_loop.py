@@ -55,17 +55,7 @@ def test_loop_and_trainer_give_the_same_weights(
     heads = candidate.heads(vectors.dimension, vectors.dimension, covariance)
     alone = behind_vectors(heads)
     start = weights_of(heads)
-    losses = train_heads(
-        alone,
-        candidate.loss(alone, vectors, train, {}),
-        vectors.of_queries(train),
-        torch.arange(len(train)),
-        epochs=4,
-        batch_size=16,
-        learning_rate=settings.learning_rate,
-        seed=3,
-        after_epoch=lambda reached: reached == epoch,
-    )
+    losses = train_heads(candidate, alone, vectors, train, after_epoch=lambda reached: reached == epoch)
     set_dial(heads, candidate.identity(vectors.dimension, vectors.dimension), weights_of(heads), dial)
     found = dict(model[-2].named_parameters())
     for name, parameter in heads.named_parameters():
@@ -78,18 +68,17 @@ def test_loop_and_trainer_give_the_same_weights(
 def test_what_a_loss_draws_goes_by_the_seed_and_leaves_the_generator_alone(tmp_path: Path) -> None:
     encoder, data = rotated(30)
     settings = Settings(sides="both", init="identity", contrastive="in-batch", epochs=2, isotropy_weight=1.0)
-    candidate = candidates(replace(settings, isotropy_kind="sigreg"), 30)[-1]
-    vectors = read_vectors(encoder, data, EmbeddingCache(tmp_path), {}, seed=0)
+    settings = replace(settings, isotropy_kind="sigreg", batch_size=16, learning_rate=1e-2)
+    candidate = candidates(settings, 30)[-1]
+    vectors = read_vectors(encoder, data, EmbeddingCache(tmp_path), {}, seed=7)
     train = data.qrels["train"]
     found = []
     for state in (1, 2):
         heads = candidate.heads(vectors.dimension, vectors.dimension, torch.eye(vectors.dimension))
         model = behind_vectors(heads)
-        loss = candidate.loss(model, vectors, train, {})
         torch.manual_seed(state)
         before = torch.random.get_rng_state()
-        options: dict[str, Any] = {"epochs": 2, "batch_size": 16, "learning_rate": 1e-2, "seed": 7}
-        train_heads(model, loss, vectors.of_queries(train), torch.arange(len(train)), **options)
+        train_heads(candidate, model, vectors, train)
         assert torch.equal(torch.random.get_rng_state(), before)
         found.append(weights_of(heads))
     for name, tensor in found[0].items():

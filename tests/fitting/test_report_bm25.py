@@ -8,7 +8,7 @@ import pytest
 from st_asym.data import RetrievalData
 from st_asym.data.holdout import HeldOut
 from st_asym.fitting.gate import Choice, Rehearsal
-from st_asym.fitting.lexical import bm25_sentence
+from st_asym.fitting.report import bm25_sentence
 
 DATA = RetrievalData(
     {"q": "the red fox", "own": "blue", "none": "zebra"},
@@ -43,5 +43,5 @@ def test_heads_are_compared_where_they_were_rehearsed() -> None:
 
 
 def test_nothing_is_said_without_bm25s(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("st_asym.fitting.lexical.bm25_is_installed", lambda: False)
+    monkeypatch.setattr("st_asym.fitting.report.bm25_is_installed", lambda: False)
     assert bm25_sentence(DATA, [PART], judged(0.1, 0.1), None) == ""
