@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from st_asym.cache.store import GROUP_BYTES, KEY_BYTES, Floats, VectorStore
-from st_asym.disk.writing import new_file
+from st_asym.data.files import new_file
 
 # Vectors that are in memory at a time while they are read or written as Parquet.
 _PORTION = 4096

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from st_asym.disk.writing import new_file, new_folder
+from st_asym.data.files import new_file, new_folder
 from st_asym.heads.array_layer import EMBEDDING, SIDES, Array, Floats, Layer, damaged, read_routes, write_routes
 
 # Rows that go through the layers at once.

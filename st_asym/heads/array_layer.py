@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from st_asym.disk.writing import PROVENANCE_FILE, write_json
+from st_asym.data.files import PROVENANCE_FILE, write_json
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]

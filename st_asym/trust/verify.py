@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from st_asym.disk.writing import PROVENANCE_FILE
+from st_asym.data.files import PROVENANCE_FILE
 from st_asym.trust.folder import Folder, shown
 from st_asym.trust.modules import (
     ROUTES,
