@@ -68,7 +68,7 @@ class Undescribed(ValueError):  # noqa: N818 - not raised to users as such
 class Beside(NamedTuple):
     """A value that code reads from beside it: where it is, how to read it again, and what it was."""
 
-    place: tuple[str, str]
+    place: tuple[Any, str]
     read: Callable[[], Any]
     value: Any
 

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from st_asym.data.files import new_file, new_folder
 from st_asym.heads.array_layer import EMBEDDING, SIDES, Array, Floats, Layer, damaged, read_routes, write_routes
 
 # Rows that go through the layers at once.
@@ -108,6 +107,7 @@ class Heads:
         """
         if not self.query_layers and not self.document_layers:
             raise ValueError("These heads have no layers and leave vectors as they are: there is nothing to save.")
+        from st_asym.data.files import new_folder
         from st_asym.heads.saved import free_for_heads
         from st_asym.trust.provenance import keep_what_is_not_ours, write_provenance
 
@@ -135,6 +135,8 @@ class Heads:
             raise ImportError("Heads.to_onnx needs onnx: pip install 'st_asym[onnx]'.")
         import onnx
         from onnx.reference import ReferenceEvaluator
+
+        from st_asym.data.files import new_file
 
         model = _graph(self, side)
         random = np.random.default_rng(0).standard_normal((4, self.dimension)).astype(np.float32)

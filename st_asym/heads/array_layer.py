@@ -13,8 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from st_asym.data.files import PROVENANCE_FILE, write_json
-
 Array = np.ndarray[Any, np.dtype[Any]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -102,6 +100,8 @@ def read_routes(folder: Path) -> tuple[Route, Route, dict[str, Any]]:
 
     A file that is damaged, or says what numpy cannot stand in for, is a ValueError that names it.
     """
+    from st_asym.data.files import PROVENANCE_FILE  # loads all of its room, which would double the import of Heads
+
     if not (folder / _ROUTER).is_file():
         raise FileNotFoundError(f"{folder} holds no heads (no {_ROUTER}): st_asym.save_heads(model, path) makes them.")
     path = folder / PROVENANCE_FILE
@@ -118,6 +118,8 @@ def read_routes(folder: Path) -> tuple[Route, Route, dict[str, Any]]:
 def write_routes(folder: Path, query: Route, document: Route) -> None:
     """Write what :func:`read_routes` reads, but for ``st_asym.json``; a layer of both sides once."""
     from safetensors.numpy import save_file
+
+    from st_asym.data.files import write_json
 
     names: dict[int, str] = {}
     structure: dict[str, list[str]] = {}
@@ -227,7 +229,7 @@ def _read(path: Path, most: int, digest: Any = None) -> bytes:
     if len(content) > most:
         raise damaged(path, f"is longer than the {most:,} bytes that it can have")
     if digest is not None and hashlib.sha256(content).hexdigest() != digest:
-        raise damaged(path, f"is not what was saved, by its digest in {PROVENANCE_FILE}")
+        raise damaged(path, "is not what was saved, by its digest in st_asym.json")
     return content
 
 
