@@ -79,10 +79,10 @@ def without_configuration(modules: Sequence[nn.Module]) -> list[Any]:
                     found.append([position, path, kind, name, _told(value, who, kind, name)])
         found += [[position, *deviation] for deviation in _deviations(top)]
     # The libraries' classes, whose methods somebody may have replaced for all of a kind.
-    for kind in {above for one in _walk(modules) for above in type(one).__mro__ if is_stock(above)}:
-        for name, function in functions_of(kind).items():
+    for stock in {above for one in _walk(modules) for above in type(one).__mro__ if is_stock(above)}:
+        for name, function in functions_of(stock).items():
             if is_foreign(function):
-                found.append([fullname(kind), name, described(function)])
+                found.append([fullname(stock), name, described(function)])
     return found
 
 
