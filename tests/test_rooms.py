@@ -11,7 +11,7 @@ import st_asym
 
 PACKAGE = Path(st_asym.__file__).parent
 # Each may import, when it is loaded, the ones before it. What draws (report) is loaded by them where it is needed.
-ROOMS = ["disk", "data", "retrieval", "heads", "cache", "losses", "trust", "trainer", "fitting", "evaluation"]
+ROOMS = ["data", "retrieval", "heads", "cache", "losses", "trust", "trainer", "fitting", "evaluation"]
 ROOMS += ["diagnosis", "export", "serving", "report", "cli"]
 EXCEPTIONS = {("heads", "trust")}  # heads that are saved alone say what they were made of, and are verified
 LONGEST = 450

@@ -24,7 +24,7 @@ from st_asym import (
     save_provenance,
     verify,
 )
-from st_asym.disk.writing import check_place, new_folder, write_text
+from st_asym.data.files import check_place, new_folder, write_text
 from st_asym.evaluation.run_folder import Asked
 from st_asym.trust import folder as folder_module
 from st_asym.trust.folder import Folder

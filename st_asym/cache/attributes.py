@@ -7,7 +7,9 @@ which adapter is active, a factor that ``forward`` multiplies by.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -62,36 +64,43 @@ def without_configuration(modules: Sequence[nn.Module]) -> list[Any]:
     """
     found: list[Any] = []
     for position, top in enumerate(modules):
+        who = f"module {position} ({fullname(top)})"
         for path, module, owner in _with_owners(top):
+            kind = fullname(module)
             if not is_stock(type(owner)):
-                code = _code_of(type(module), position, top) if module is owner else []
-                found.append([position, path, fullname(module), code, _attributes(module, position, top)])
-                continue
-            for name, value in replaced_methods(module).items():
-                what = _described(value, position, top, module, name)
-                found.append([position, path, fullname(module), name, what])
+                with _refused(f"The code of the encoder's {who} reads", "from beside it"):
+                    code = code_of(type(module)) if module is owner else []
+                values = {**_seen(module), **_hidden_buffers(module)}
+                found.append(
+                    [position, path, kind, code, {name: _told(values[name], who, kind, name) for name in values}]
+                )
+            else:
+                for name, value in replaced_methods(module).items():
+                    found.append([position, path, kind, name, _told(value, who, kind, name)])
         found += [[position, *deviation] for deviation in _deviations(top)]
-    for kind in _stock_kinds(_walk(modules)):
-        for name, function in functions_of(kind).items():
+    # The libraries' classes, whose methods somebody may have replaced for all of a kind.
+    for stock in {above for one in _walk(modules) for above in type(one).__mro__ if is_stock(above)}:
+        for name, function in functions_of(stock).items():
             if is_foreign(function):
-                found.append([fullname(kind), name, described(function)])
+                found.append([fullname(stock), name, described(function)])
     return found
 
 
-def hidden_tensors(modules: Sequence[nn.Module]) -> list[Tensor]:
-    """Tensors of modules that no state dict has, to be watched like weights."""
-    found: list[Tensor] = []
-    for module in _walk(modules):
-        if not is_stock(type(module)):
-            found += _hidden_buffers(module).values()
-            found += [value for value in _seen(module).values() if isinstance(value, Tensor)]
-            found += [value for held in _held(module) for value in held.state_dict(keep_vars=True).values()]
-    for each in _beside(_walk(modules)):
-        if isinstance(each.value, nn.Module):
-            found += each.value.state_dict(keep_vars=True).values()
-        elif isinstance(each.value, Tensor):
-            found.append(each.value)
-    return found
+@contextlib.contextmanager
+def _refused(who: str, where: str) -> Iterator[None]:
+    try:
+        yield
+    except Undescribed as error:
+        raise ValueError(
+            f"{who} {error} {where}, and whether that changes cannot be seen: its vectors would be kept under a name "
+            "that fits others too. Keep plain values or tensors there, or, where no vector depends on it, call it "
+            "something with 'cache'."
+        ) from error
+
+
+def _told(value: Any, who: str, kind: str, name: str) -> Any:
+    with _refused(f"The encoder's {who} keeps", f"in {kind}.{name}"):
+        return described(value)
 
 
 def replaced_methods(module: nn.Module) -> dict[str, Any]:
@@ -105,70 +114,58 @@ def replaced_methods(module: nn.Module) -> dict[str, Any]:
 
 
 class Attributes:
-    """The settings and attributes of modules as they were once."""
+    """The settings and attributes of modules as they were once; ``tensors`` are those that no state dict has."""
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         found = _walk(modules)
-        foreign = [one for one in found if not is_stock(type(one))]
+        self._foreign = [one for one in found if not is_stock(type(one))]
+        kinds = {type(one) for one in found} | {kind for one in self._foreign for kind in own_kinds(type(one))}
         configs = [config for one in found if isinstance(config := vars(one).get("config"), PretrainedConfig)]
-        self._parts = _parts(modules)
-        self._settings = copy.deepcopy(_settings(modules))
-        # What ``==`` compares, with the mapping that it was copied from and how much that had (any number in
-        # configurations).
+        self._parts, self._settings = _parts(modules), copy.deepcopy(_settings(modules))
+        # What ``==`` compares at once: a mapping, how many it has (None for any number), and what some of them were.
         self._plain: list[tuple[Mapping[str, Any], int | None, dict[str, Any]]]
-        self._plain = [(vars(one), len(vars(one)), copy.deepcopy(_plain(one))) for one in found]
-        for kind in {kind for one in foreign for kind in own_kinds(type(one))}:
+        self._plain = [(vars(one), len(vars(one)), _scalars(one)) for one in found]
+        for kind in kinds:
             methods = {name: value for name, value in vars(kind).items() if isinstance(value, types.FunctionType)}
-            self._plain.append((vars(kind), len(vars(kind)), methods))
-        # Those of the classes above, which have many, are looked at where the whole encoder is.
-        self._methods = [
-            (vars(kind), name, value)
-            for kind in {type(one) for one in found}
-            for name, value in vars(kind).items()
-            if is_stock(kind) and isinstance(value, types.FunctionType)
-        ]
+            self._plain.append((vars(kind), None if is_stock(kind) else len(vars(kind)), methods))
         for config in configs:
-            plain = {
-                name: value for name, value in vars(config).items() if not name.startswith("_") and is_plain(value)
-            }
+            plain = {name: value for name, value in vars(config).items() if name[0] != "_" and is_plain(value)}
             self._plain.append((vars(config), None, copy.deepcopy(plain)))
-        self._foreign = [(one, copy.deepcopy(_plain(one)), _others(one), _held(one)) for one in foreign]
-        self._beside = [(each, _quick(each.value)) for each in _beside(found)]
+        own = [
+            Beside((one, name), functools.partial(vars(one).get, name), value)
+            for one in self._foreign
+            for name, value in _seen(one).items()
+        ]
+        self._looked_at = [(each, copy.deepcopy(_quick(each.value))) for each in [*own, *_beside(found)]]
+        self.tensors = [buffer for one in self._foreign for buffer in _hidden_buffers(one).values()]
+        for each, _ in self._looked_at:
+            within = [each.value] if isinstance(each.value, nn.Module) else _modules_in(each.value)
+            self.tensors += [each.value] if isinstance(each.value, Tensor) else []
+            self.tensors += [value for held in within for value in held.state_dict(keep_vars=True).values()]
 
     def have_changed(self, modules: Sequence[nn.Module]) -> bool:
         """Whether a module has come, gone or changed: looked at in every step, so in a tenth of a millisecond."""
         return (
             _parts(modules) != self._parts
             or _settings(modules) != self._settings
-            or any(_held(one) != held or _changed_others(one, others) for one, _, others, held in self._foreign)
             or any(
                 (count is not None and len(now) != count) or not before.items() <= now.items()
                 for now, count, before in self._plain
             )
-            or any(methods.get(name) is not method for methods, name, method in self._methods)
-            or any(_has_changed(each, before) for each, before in self._beside)
+            or any(_quick(each.read()) != before for each, before in self._looked_at)
         )
 
     def note_what_ran(self) -> bool:
         """Whether running the encoder has changed attributes of modules: from now on these are no settings."""
-        noted = False
-        for module, plain, others, _ in self._foreign:
-            now = _seen(module)
-            changed = {name for name, value in plain.items() if name not in now or now[name] != value}
-            changed |= _changed_others(module, others) | (now.keys() - plain.keys() - others.keys())
-            if changed:
-                _CHANGES_BY_ITSELF.setdefault(module, set()).update(changed)
-                noted = True
-        if places := {each.place for each, before in self._beside if _has_changed(each, before)}:
-            CHANGES_BY_ITSELF.update(places)
-            noted = True
-        return noted
-
-
-def _stock_kinds(modules: Iterable[nn.Module]) -> set[type]:
-    """The libraries' classes of modules, whose methods somebody may have replaced for all of a kind."""
-    kinds = {type(one) for one in modules}
-    return {above for kind in kinds for above in kind.__mro__ if is_stock(above)}
+        known = {each.place for each, _ in self._looked_at}
+        changed = {each.place for each, before in self._looked_at if _quick(each.read()) != before}
+        changed |= {(one, name) for one in self._foreign for name in _seen(one)} - known
+        for where, name in changed:
+            if isinstance(where, nn.Module):
+                _CHANGES_BY_ITSELF.setdefault(where, set()).add(name)
+            else:
+                CHANGES_BY_ITSELF.add((where, name))
+        return bool(changed)
 
 
 def _beside(modules: Iterable[nn.Module]) -> list[Beside]:
@@ -179,23 +176,29 @@ def _beside(modules: Iterable[nn.Module]) -> list[Beside]:
         values += [value for value in vars(module).values() if isinstance(value, types.FunctionType)]
         starts.update({id(value): value for value in values})
     parts = {id(part): part for start in starts.values() for part in reached(start)}
-    found: dict[tuple[str, str], Beside] = {}
+    found: dict[tuple[Any, str], Beside] = {}
     for part in parts.values():
         around = [each for function in code_in(part) for each in enclosed(function)]
         found.update({each.place: each for each in (*values_of(part), *around)})
     return [each for each in found.values() if not isinstance(each.value, types.ModuleType)]
 
 
-def _quick(value: Any) -> Any:
-    """What is compared of a value beside the code: a copy of a plain one, and what is seen of another."""
-    return copy.deepcopy(value) if is_plain(value) else _quick_description(value)
+def _quick(value: Any) -> list[Any]:
+    """What is compared of a value in every step: a plain one itself; of another its identity, and what shows at once.
 
-
-def _has_changed(each: Beside, before: Any) -> bool:
-    now = each.read()
-    if is_plain(each.value):
-        return bool(now != before)
-    return now is not each.value or _quick_description(now) != before
+    The contents of tensors and modules are watched as weights are.
+    """
+    if is_plain(value):
+        return [value]
+    shown: Any = None
+    if isinstance(value, PreTrainedTokenizerBase):
+        shown = quick_tokenizer(value)
+    elif modules := _modules_in(value):
+        shown = list(map(id, modules))
+    elif not isinstance(value, Tensor | nn.Module) and not is_stock(type(value)):
+        with contextlib.suppress(Undescribed):
+            shown = described(value)
+    return [id(value), shown]
 
 
 def _settings(modules: Sequence[nn.Module]) -> list[Any]:
@@ -221,18 +224,21 @@ def _parts(modules: Sequence[nn.Module]) -> list[nn.Module]:
     return found
 
 
-def _held(module: nn.Module) -> list[nn.Module]:
-    """Modules in lists and mappings, which torch does not know as parts."""
-    values = [value for name, value in vars(module).items() if name not in _INTERNAL]
-    groups = [one.values() if type(one) is dict else one for one in values if type(one) in (dict, list, tuple)]
-    return [one for group in groups for one in group if isinstance(one, nn.Module)]
+def _modules_in(value: Any) -> list[nn.Module]:
+    """Modules in a list or mapping, which torch does not know as parts."""
+    group = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [one for one in group if isinstance(one, nn.Module)]
 
 
 def _walk(modules: Sequence[nn.Module]) -> list[nn.Module]:
     """All modules, those that others hold in lists and mappings too, in an order that stays."""
-    found = _parts(modules)
-    held = [one for module in found if not is_stock(type(module)) for one in _held(module)]
-    return found + _walk(held) if held else found
+    found: dict[nn.Module, None] = {}
+    left = list(modules)
+    while left:
+        new = [one for one in _parts(left) if one not in found]
+        found.update(dict.fromkeys(new))
+        left = [held for one in new if not is_stock(type(one)) for v in _seen(one).values() for held in _modules_in(v)]
+    return list(found)
 
 
 def _with_owners(top: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Module]]:
@@ -258,71 +264,16 @@ def _seen(module: nn.Module) -> dict[str, Any]:
     }
 
 
-def _plain(module: nn.Module) -> dict[str, Any]:
-    """Those that ``==`` compares, and of the library's modules those that it compares at once."""
-    if is_stock(type(module)):
-        return {name: value for name, value in _seen(module).items() if value is None or isinstance(value, _SCALARS)}
-    return {name: value for name, value in _seen(module).items() if is_plain(value)}
-
-
-def _others(module: nn.Module) -> dict[str, tuple[Any, Any]]:
-    """The rest of a module that is not the libraries': value, and what is compared beside its identity."""
-    return {name: (value, _quick_description(value)) for name, value in _seen(module).items() if not is_plain(value)}
-
-
-def _changed_others(module: nn.Module, others: dict[str, tuple[Any, Any]]) -> set[str]:
-    now = vars(module)
-    return {
-        name
-        for name, (value, description) in others.items()
-        if now.get(name) is not value or _quick_description(value) != description
-    }
+def _scalars(module: nn.Module) -> dict[str, Any]:
+    """Of a module of the libraries what ``==`` compares at once."""
+    if not is_stock(type(module)):
+        return {}
+    return {name: value for name, value in _seen(module).items() if value is None or isinstance(value, _SCALARS)}
 
 
 def _hidden_buffers(module: nn.Module) -> dict[str, Tensor]:
     names = sorted(name for name in module._non_persistent_buffers_set if "cache" not in name.lower())
     return {name: buffer for name in names if (buffer := module._buffers.get(name)) is not None}
-
-
-def _attributes(module: nn.Module, position: int, top: nn.Module) -> dict[str, Any]:
-    found = {**_seen(module), **_hidden_buffers(module)}
-    return {name: _described(value, position, top, module, name) for name, value in found.items()}
-
-
-def _code_of(kind: type, position: int, top: nn.Module) -> Any:
-    try:
-        return code_of(kind)
-    except Undescribed as error:
-        raise ValueError(
-            f"The code of the encoder's module {position} ({fullname(top)}) reads {error} from beside it, and whether "
-            "that changes cannot be seen: its vectors would be kept under a name that fits others too. Read plain "
-            "values or tensors, or, where no vector depends on it, call the variable something with 'cache'."
-        ) from error
-
-
-def _described(value: Any, position: int, top: nn.Module, module: nn.Module, name: str) -> Any:
-    try:
-        return described(value)
-    except Undescribed as error:
-        raise ValueError(
-            f"The encoder's module {position} ({fullname(top)}) keeps {error} in {fullname(module)}.{name}, and "
-            "whether that changes cannot be seen: its vectors would be kept under a name that fits others too. Keep "
-            "plain values or tensors there, or, where no vector depends on it, call the attribute something with "
-            "'cache'."
-        ) from error
-
-
-def _quick_description(value: Any) -> Any:
-    """What is compared in every step of a value beside its identity; tensors and modules are watched themselves."""
-    if isinstance(value, PreTrainedTokenizerBase):
-        return quick_tokenizer(value)
-    group = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    if isinstance(value, Tensor | nn.Module) or is_stock(type(value)) or any(isinstance(x, nn.Module) for x in group):
-        return None
-    try:
-        return described(value)
-    except Undescribed:
-        return None
 
 
 def _deviations(top: nn.Module) -> Iterator[list[Any]]:
@@ -348,8 +299,8 @@ def _differences(path: str, module: nn.Module, reference: nn.Module | None) -> I
     if type(reference) is not type(module):
         yield [path, "class", fullname(module)]
         return
-    usual = _plain(reference)
-    for name, value in sorted(_plain(module).items()):
+    usual = _scalars(reference)
+    for name, value in sorted(_scalars(module).items()):
         idle = name in _IN_WEIGHTS or "drop" in name or name.startswith("_")
         if not idle and name in usual and value != usual[name]:
             yield [path, name, described(value)]

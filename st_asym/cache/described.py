@@ -68,7 +68,7 @@ class Undescribed(ValueError):  # noqa: N818 - not raised to users as such
 class Beside(NamedTuple):
     """A value that code reads from beside it: where it is, how to read it again, and what it was."""
 
-    place: tuple[str, str]
+    place: tuple[Any, str]
     read: Callable[[], Any]
     value: Any
 
@@ -165,15 +165,14 @@ def code_of(kind: type, above: tuple[int, ...] = ()) -> Any:
 
 def functions_of(kind: type) -> dict[str, types.FunctionType]:
     """The methods and properties that a class itself defines, as functions."""
-    found = {name: getattr(value, "__func__", getattr(value, "fget", value)) for name, value in vars(kind).items()}
-    inner = {  # of what is cached or half applied
-        name: value
-        if isinstance(value, types.FunctionType)
-        else getattr(value, "func", getattr(value, "__wrapped__", value))
-        for name, value in found.items()
-        if name != "__wrapped__"
-    }
-    return {name: value for name, value in inner.items() if isinstance(value, types.FunctionType)}
+    found = {}
+    for name, value in vars(kind).items():
+        function = getattr(value, "__func__", getattr(value, "fget", value))
+        if not isinstance(function, types.FunctionType):  # what is cached or half applied has one within
+            function = getattr(function, "func", getattr(function, "__wrapped__", function))
+        if isinstance(function, types.FunctionType) and name != "__wrapped__":
+            found[name] = function
+    return found
 
 
 def values_of(part: type | types.FunctionType) -> list[Beside]:

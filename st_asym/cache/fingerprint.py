@@ -16,7 +16,7 @@ from sentence_transformers.base.modules import Module, Router
 from sentence_transformers.util import fullname
 from torch import Tensor, nn
 
-from st_asym.cache.attributes import Attributes, hidden_tensors, replaced_methods, without_configuration
+from st_asym.cache.attributes import Attributes, replaced_methods, without_configuration
 from st_asym.cache.described import (
     Undescribed,
     described,
@@ -286,11 +286,11 @@ class _Remembered:
         self.digest, self.former = _digest(model, modules), former
         states = [module.state_dict(keep_vars=True) for module in modules]
         self.tensors = [value for state in states for value in state.values() if isinstance(value, Tensor)]
-        self.tensors += hidden_tensors(modules)
+        self.attributes = Attributes(modules)
+        self.tensors += self.attributes.tensors
         self.counts = _counts(self.tensors)
         self.probes = _probes(self.tensors)
         self.sample = _sample(*self.probes)
-        self.attributes = Attributes(modules)
         self.read_at = time.monotonic()
         self.seconds = self.read_at - start
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from st_asym.data.collection import first_few
-from st_asym.disk.writing import EVALUATION_FOLDER, REPORT_FILE, write_text
+from st_asym.data.files import EVALUATION_FOLDER, REPORT_FILE, write_text
 from st_asym.evaluation.comparison import MAIN, Comparison, digest_of
 
 STATE_FILE = "trainer_state.json"

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from st_asym.data.document import text_key
-from st_asym.disk.writing import write_text
+from st_asym.data.files import write_text
 from st_asym.retrieval.metrics import Difference
 
 logger = logging.getLogger(__name__)

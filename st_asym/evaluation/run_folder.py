@@ -24,7 +24,7 @@ from sentence_transformers import SentenceTransformer
 
 from st_asym.cache import EmbeddingCache
 from st_asym.cache.embedding_cache import open_cache
-from st_asym.disk.writing import EVALUATION_FOLDER, write_text
+from st_asym.data.files import EVALUATION_FOLDER, write_text
 from st_asym.evaluation.checkpoints import (
     MODEL_FILE,
     Checkpoint,

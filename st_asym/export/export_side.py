@@ -19,7 +19,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import nn
 
 from st_asym.cache import CachedSentenceTransformer
-from st_asym.disk.writing import new_folder
+from st_asym.data.files import new_folder
 from st_asym.export.onnx import MAX_DIFFERENCE, Array, check_onnx, write_onnx
 from st_asym.export.servers import (
     TEI,

@@ -18,7 +18,7 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor, nn
 
-from st_asym.disk.writing import write_json
+from st_asym.data.files import write_json
 from st_asym.export.servers import write_pooling, write_transformer
 
 Array = np.ndarray[Any, np.dtype[np.float32]]

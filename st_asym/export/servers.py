@@ -11,7 +11,7 @@ from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import nn
 
-from st_asym.disk.writing import write_json
+from st_asym.data.files import write_json
 from st_asym.heads.anatomy import on_vectors
 
 TEI = "Text Embeddings Inference"

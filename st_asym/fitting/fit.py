@@ -25,10 +25,10 @@ from st_asym.cache.embedding_cache import open_cache
 from st_asym.cache.encoding import Precision
 from st_asym.data import RetrievalData, as_retrieval_data
 from st_asym.data.document import copies
+from st_asym.data.files import REPORT_FILE, check_place, new_folder
 from st_asym.data.holdout import HeldOut
 from st_asym.data.holdout import expected_unseen as unseen_at_random
 from st_asym.data.sources import Corpus, Pairs
-from st_asym.disk.writing import REPORT_FILE, check_place, new_folder
 from st_asym.fitting.candidates import Candidate, candidates
 from st_asym.fitting.gate import Rehearsal, decide
 from st_asym.fitting.loop import refit

@@ -1,8 +1,8 @@
 """The heads and the model around them: built, frozen, taken apart, saved alone, applied to arrays.
 
 From the bottom up: ``projection`` (two heads in a stock Router), ``anatomy`` (a model taken apart), ``model`` (an
-encoder with heads behind it), ``saved`` (heads without their encoder); ``array_layer`` and ``array_heads`` (saved heads
-on arrays, by numpy alone).
+encoder with heads behind it), ``saved`` (heads without their encoder); ``array_heads`` (saved heads on arrays, by numpy
+alone).
 """
 
 from importlib import import_module

@@ -19,8 +19,6 @@ from sentence_transformers.base.modules import Dense, Normalize, Router
 from sentence_transformers.util import load_file_path
 from torch import Tensor, nn
 
-from st_asym.disk.card_file import is_license
-
 logger = logging.getLogger(__name__)
 
 Side = Literal["query", "document"]
@@ -30,6 +28,7 @@ _PROMPT_NAMES: dict[Side, tuple[str, ...]] = {"query": ("query",), "document": (
 _VECTOR = "sentence_embedding"
 _HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 _HUB_CACHE = re.compile(r"(?:.*[/\\])?models--([\w.-]+)[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]?")
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 _LICENSE_KEYS = ("license", "license_name", "license_link")
 
 
@@ -160,6 +159,11 @@ class Encoder:
             source = os.fspath(given) if name is None or is_folder else name
             name = None if is_folder else source
         return cls(name, revision if name else None, {} if source is None else _license_of(source, revision))
+
+
+def is_license(name: object) -> bool:
+    """Whether the Hub could have a licence of this name."""
+    return isinstance(name, str) and _LICENSE.fullmatch(name) is not None
 
 
 def _license_of(source: str, revision: str | None) -> dict[str, str]:

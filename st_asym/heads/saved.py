@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Router
 
-from st_asym.disk.writing import PROVENANCE_FILE, new_folder
+from st_asym.data.files import PROVENANCE_FILE, new_folder
 from st_asym.heads.anatomy import public_name, taken_apart
 from st_asym.heads.model import behind_encoder, load_encoder
 from st_asym.trust import verify

@@ -17,11 +17,11 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerModelC
 
 from st_asym.cache import model_fingerprint
 from st_asym.data.collection import counted
-from st_asym.disk.card_file import TAG, Card, checked_license, usage
-from st_asym.disk.writing import PLOT_FILE, REPORT_FILE
+from st_asym.data.files import PLOT_FILE, REPORT_FILE
 from st_asym.evaluation.comparison import MAIN, METRICS, Comparison, Row, mean
 from st_asym.heads.anatomy import Encoder, without_heads
 from st_asym.report import facts as of_fit
+from st_asym.report.card_file import TAG, Card, checked_license, usage
 from st_asym.report.facts import Facts, Report, read_report, template
 from st_asym.report.plots import candidate_forest
 from st_asym.report.tables import cell, code, notes, table, wide_tables

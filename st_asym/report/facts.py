@@ -13,7 +13,7 @@ from sentence_transformers.base.modules import Dense, Router
 
 from st_asym.cache import encoder_fingerprint
 from st_asym.data.collection import counted
-from st_asym.disk.writing import REPORT_FILE
+from st_asym.data.files import REPORT_FILE
 
 if TYPE_CHECKING:
     from jinja2 import Template

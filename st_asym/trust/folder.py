@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from st_asym.disk.writing import EVALUATION_FOLDER
+from st_asym.data.files import EVALUATION_FOLDER
 
 _CHUNK = 1 << 20
 _MOST_JSON = 2 << 20

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
+from st_asym.data.files import PROVENANCE_FILE
 from st_asym.trust.folder import FLOATS, FindingError, Folder, parts, shown
 
 ROUTES = ("query", "document")
@@ -95,23 +96,23 @@ def check_files(folder: Folder) -> None:
         folder.add(path, what)
 
 
-def check_configuration(folder: Folder, name: str, configuration: Any) -> None:
-    """Refuse a configuration that names code, or a file that is not beside it."""
-    for _, key, value in parts(configuration):
-        if key == "auto_map" and value:
-            folder.add(
-                name, "names code of its own (auto_map). Where transformers has the class itself, remove the entry."
-            )
-        elif isinstance(value, str) and key not in _ORIGINS and _PATHS.fullmatch(key) and _leads_away(value):
-            folder.add(name, f"{shown(key)} leads out of the folder, to {shown(value)!r}. Name a file in it.")
-
-
-def configurations(folder: Folder) -> Iterator[str]:
-    """The small JSON files, all of which are parsed, wherever they lie."""
+def check_configurations(folder: Folder) -> None:
+    """Parse all small JSON files, wherever they lie, and refuse what names code, or a file that is not beside it."""
     for name in sorted(folder.sizes):
         path = PurePosixPath(name)
-        if path.suffix.lower() == ".json" and path.name not in _LARGE and not is_document(name):
-            yield name
+        if path.suffix.lower() != ".json" or path.name in _LARGE or is_document(name):
+            continue
+        with folder.noting():
+            configuration = folder.json(name, object)
+            for _, key, value in parts(configuration) if name != PROVENANCE_FILE else ():
+                if key == "auto_map" and value:
+                    what = (
+                        "names code of its own (auto_map). Where transformers has the class itself, remove the entry."
+                    )
+                    folder.add(name, what)
+                elif isinstance(value, str) and key not in _ORIGINS and _PATHS.fullmatch(key) and _leads_away(value):
+                    what = f"{shown(key)} leads out of the folder, to {shown(value)!r}. Name a file in it."
+                    folder.add(name, what)
 
 
 @dataclass

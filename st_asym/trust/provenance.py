@@ -22,10 +22,17 @@ from sentence_transformers.util import load_file_path
 
 from st_asym.cache.fingerprint import data_digests, encoder_fingerprint, vocabulary_digest, weights_digest
 from st_asym.data import RetrievalData
+from st_asym.data.files import (
+    CARD_FILE,
+    PLOT_FILE,
+    PROVENANCE_FILE,
+    REPORT_FILE,
+    are_same,
+    free_name,
+    take_over,
+    write_json,
+)
 from st_asym.data.trained_queries import TrainedQueries
-from st_asym.disk.card_file import FILE as CARD_FILE
-from st_asym.disk.card_file import Card
-from st_asym.disk.writing import PLOT_FILE, PROVENANCE_FILE, REPORT_FILE, are_same, free_name, take_over, write_json
 from st_asym.heads.anatomy import encoder_modules, encoder_origin, public_name
 from st_asym.trust.folder import FindingError, Folder, VerificationError
 from st_asym.trust.modules import check_files, is_document, read_saved
@@ -329,6 +336,8 @@ def _written(earlier: Path, new: Path) -> tuple[set[str], list[str]]:
 
 def _complete_card(earlier: Path, new: Path) -> None:
     """Give the new card what somebody wrote into the earlier one, and keep that too, unless it came about like this."""
+    from st_asym.report.card_file import Card  # report stands to the right
+
     aside = new / f"{Path(CARD_FILE).stem}.earlier.md"
     made = _made(earlier)
     ours = made is not None and made.documents.get(_COMPLETED) == _sha256(earlier / CARD_FILE)

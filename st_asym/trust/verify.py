@@ -6,14 +6,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from st_asym.disk.writing import PROVENANCE_FILE
+from st_asym.data.files import PROVENANCE_FILE
 from st_asym.trust.folder import Folder, shown
 from st_asym.trust.modules import (
     ROUTES,
     Saved,
-    check_configuration,
+    check_configurations,
     check_files,
-    configurations,
     is_document,
     is_too_large,
     read_saved,
@@ -92,11 +91,7 @@ def verify(path: str | os.PathLike[str]) -> Verification:
     """
     folder = Folder(path)
     check_files(folder)
-    for name in configurations(folder):
-        with folder.noting():
-            configuration = folder.json(name, object)
-            if name != PROVENANCE_FILE:
-                check_configuration(folder, name, configuration)
+    check_configurations(folder)
     for name in sorted(folder.sizes):
         if name.endswith(".safetensors"):
             with folder.noting():

@@ -133,6 +133,12 @@ class Scale(nn.Module):
     check(first, tmp_path, lambda m: setattr(type(m[1]), "factor", 5.0))
 
 
+def test_a_module_that_holds_itself_is_looked_at_once(tmp_path: Path) -> None:
+    encoder = foreign()
+    encoder[1].family = [encoder[1], encoder]
+    check(encoder, tmp_path, lambda m: setattr(m[1], "factor", 2.0))
+
+
 class Plain(nn.Module):
     def __init__(self) -> None:
         super().__init__()

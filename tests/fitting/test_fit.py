@@ -21,7 +21,7 @@ from sentence_transformers import SentenceTransformer
 
 from st_asym import EmbeddingCache, FitResult, Settings, fit
 from st_asym.data import RetrievalData
-from st_asym.disk.writing import REPORT_FILE
+from st_asym.data.files import REPORT_FILE
 from st_asym.fitting import loop, vectors
 from st_asym.fitting.candidates import Candidate
 

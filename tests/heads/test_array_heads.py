@@ -20,7 +20,7 @@ from sentence_transformers.base.modules import Dense, Normalize, Router
 from torch import nn
 
 from st_asym import AsymmetricProjection, Heads, asymmetric_model, attach_heads, save_heads
-from st_asym.heads.array_layer import Layer
+from st_asym.heads.array_heads import Layer
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh, "none": nn.Identity}
 DIMENSION = 12

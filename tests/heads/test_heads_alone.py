@@ -15,7 +15,7 @@ from sentence_transformers import SentenceTransformer
 
 from st_asym import VerificationError, asymmetric_model, attach_heads, save_heads, save_provenance, verify
 from st_asym.data import as_retrieval_data
-from st_asym.disk.writing import new_folder
+from st_asym.data.files import new_folder
 from st_asym.heads.saved import rescued_heads
 
 TEXTS = ["red head", "the small text", "vector"]

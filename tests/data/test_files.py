@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from st_asym.disk.writing import check_place, new_folder, take_over, write_text
+from st_asym.data.files import check_place, new_folder, take_over, write_text
 
 
 def anything(_: Path) -> None:

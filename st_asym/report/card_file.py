@@ -11,9 +11,9 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from st_asym.disk.writing import write_text
+from st_asym.data.files import CARD_FILE, write_text
+from st_asym.heads.anatomy import is_license
 
-FILE = "README.md"
 TAG = "st-asym"
 # In this order; written anew with each model.
 SECTIONS = ("Use", "Model", "Training", "Held-out queries", "Evaluation", "Limits", "License")
@@ -25,7 +25,6 @@ _LICENSE_HEADING = "License"
 _OF_LICENSE = ("license", "license_name", "license_link")
 # What was measured on the earlier model.
 _OF_SCORES = ("model-index", "model_name", "eval_results", "metrics")
-_LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
 @dataclass
@@ -48,7 +47,7 @@ class Card:
     @classmethod
     def load(cls, folder: Path) -> Card | None:
         """The card of a saved model; None where there is none."""
-        path = folder / FILE
+        path = folder / CARD_FILE
         if not path.is_file():
             return None
         try:
@@ -62,7 +61,7 @@ class Card:
 
     def save(self, folder: Path) -> Path:
         """Write it."""
-        return write_text(folder / FILE, str(self))
+        return write_text(folder / CARD_FILE, str(self))
 
     @property
     def title(self) -> str:
@@ -118,11 +117,6 @@ class Card:
 def usage(model_id: str = _MODEL_ID) -> str:
     """The line that loads the model."""
     return f'model = SentenceTransformer("{model_id}")'
-
-
-def is_license(name: object) -> bool:
-    """Whether the Hub could have a licence of this name."""
-    return isinstance(name, str) and _LICENSE.fullmatch(name) is not None
 
 
 def checked_license(name: str) -> str:

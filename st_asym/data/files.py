@@ -18,6 +18,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+CARD_FILE = "README.md"
 # What st_asym calls its own files in the folder of a model or a run; loading a model ignores them.
 REPORT_FILE = "st_asym_report.json"
 PROVENANCE_FILE = "st_asym.json"
