@@ -202,7 +202,11 @@ def test_a_bad_file_is_named_with_its_line(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", gzip.compress(b"query,document\na,b\n", mtime=0), r"a\.csv is packed by gzip: its name must end in \.gz"),
+        (
+            "a.csv",
+            gzip.compress(b"query,document\na,b\n", mtime=0),
+            r"a\.csv is packed by gzip: its name must end in \.gz",
+        ),
         ("a.csv.gz", b"query,document\na,b\n", r"a\.csv\.gz is not packed by gzip"),
         ("a.csv", b"query,document\ra,b\r", r"a\.csv, line 1: lines end in a carriage return alone"),
         ("a.csv", "query,document\na,b\n".encode("utf-16-le"), r"a\.csv, line 1: a NUL, as UTF-16 .* UTF-8 text"),
