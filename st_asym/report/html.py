@@ -19,10 +19,10 @@ from st_asym.diagnosis.relevance import Example
 from st_asym.disk.writing import write_text
 from st_asym.evaluation.comparison import MAIN, Comparison, Row
 from st_asym.fitting.report import FitReport
-from st_asym.report import facts as of_fit
 from st_asym.report import plots
-from st_asym.report.facts import REQUIRES, template
-from st_asym.report.plots import Interval, Plot
+from st_asym.report import tables as of_fit
+from st_asym.report.card import template
+from st_asym.report.plots import REQUIRES, Interval, Plot
 from st_asym.report.tables import (
     heads_table,
     how_compared,
