@@ -134,6 +134,11 @@ def first_few(names: Sequence[object], most: int = 5) -> str:
     return ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")
 
 
+def noted(names: Sequence[object], singular: str, rest: str, plural: str | None = None) -> list[str]:
+    """A sentence that counts things and names the first ones; none where there are none."""
+    return [f"{counted(len(names), singular, plural)} {rest} ({first_few(names)})."] if names else []
+
+
 def spelling_note(source: str, places: Sequence[str]) -> str:
     """The sentence that counts texts that became documents in another spelling."""
     texts = counted(len(places), "document is", "documents are")

@@ -79,7 +79,6 @@ def hold_out(
     """
     if not 0 < share < 1:
         raise ValueError(f"share must be between 0 and 1, got {share}.")
-    _check_shares(unseen, max_lost)
     graph = _QueryGraph(qrels, queries, corpus)
     random = np.random.default_rng(seed)
     total = int(graph.sizes.sum())
@@ -108,7 +107,6 @@ def folds(
     :func:`hold_out` does; it has the queries that it has, so that costs more. The arguments are those of
     :func:`hold_out`, and ``max_lost`` is of each fold.
     """
-    _check_shares(unseen, max_lost)
     graph = _QueryGraph(qrels, queries, corpus)
     if not 2 <= k <= len(graph.units):
         raise ValueError(f"k must be from 2 to the number of different queries, {len(graph.units)}, got {k}.")
@@ -163,10 +161,7 @@ def seen_unseen(
     Queries without a relevant document are in neither part. With the texts of a corpus, documents with the same text
     count as one.
     """
-    return _seen_unseen(train, dev, _document_numbers((train, dev), corpus))
-
-
-def _seen_unseen(train: Qrels, dev: Qrels, documents: Mapping[str, int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    documents = _document_numbers((train, dev), corpus)
     known = {documents[d] for grades in train.values() for d in relevant_of(grades)}
     seen: list[str] = []
     unseen: list[str] = []
@@ -187,11 +182,6 @@ def _document_numbers(parts: Iterable[Qrels], corpus: Mapping[str, str] | None) 
     }
 
 
-def _check_shares(unseen: float, max_lost: float) -> None:
-    if not 0 <= unseen <= 1 or not 0 <= max_lost < 1:
-        raise ValueError(f"unseen must be in [0, 1] and max_lost in [0, 1), got {unseen} and {max_lost}.")
-
-
 class _QueryGraph:
     """Which units, queries with the same text, have which documents, both numbered in the order of their ids.
 
@@ -209,7 +199,7 @@ class _QueryGraph:
             units.setdefault(query_id if queries is None else text_key(queries[query_id]), []).append(query_id)
         if len(units) < 2:
             raise ValueError(f"Holding out takes at least two different queries, got {len(units)}.")
-        self.qrels = qrels
+        self.qrels, self.corpus = qrels, corpus
         self.units = list(units.values())
         self.sizes: Array = np.array([len(unit) for unit in self.units])
         self.documents = _document_numbers([qrels], corpus)
@@ -222,9 +212,7 @@ class _QueryGraph:
         ]
         shape = (len(units), max(self.documents.values()) + 1)
         self.positives = csr_array((np.ones(len(cells)), np.array(cells).T), shape=shape)
-        self.positives.sum_duplicates()
-        ones = np.ones(self.positives.nnz)
-        self.related = csr_array((ones, self.positives.indices, self.positives.indptr), shape=shape)
+        self.related = self.positives.sign()
 
     def components(self, random: np.random.Generator) -> Iterator[Array]:
         """The units of each connected component, in random order."""
@@ -242,18 +230,16 @@ def _whole_components(graph: _QueryGraph, target: int, most: int, random: np.ran
     chosen = np.zeros(len(graph.units), dtype=bool)
     if target == 0:
         return chosen
-    room = target
-    smallest: Array | None = None  # of those that are larger than the target
-    size_of_smallest = most + 1
+    room, larger = target, []
     for members in graph.components(random):
         size = int(graph.sizes[members].sum())
         if size <= room:
             chosen[members] = True
             room -= size
-        elif size < size_of_smallest:
-            smallest, size_of_smallest = members, size
-    if smallest is not None and not chosen.any():
-        chosen[smallest] = True
+        elif size <= most:
+            larger.append((size, members))
+    if larger and not chosen.any():
+        chosen[min(larger, key=lambda one: one[0])[1]] = True
     return chosen
 
 
@@ -347,5 +333,5 @@ def _cut(graph: _QueryGraph, chosen: Array, withheld: Array) -> HeldOut:
             left = {d: grade for d, grade in grades.items() if d not in gone}
             if relevant_of(left):
                 train[query_id] = left
-    seen, unseen = _seen_unseen(train, dev, graph.documents)
+    seen, unseen = seen_unseen(train, dev, corpus=graph.corpus)
     return HeldOut(train, dev, seen, unseen, lost, tuple(query_id for query_id in lost if query_id not in train))

@@ -107,7 +107,7 @@ def pairs_of_rows(
         missing = [name for name in (columns.query, columns.document, columns.grade) if name and name not in row]
         if missing:
             raise ValueError(f"{where}: no {' and no '.join(map(repr, missing))}, only {list(row)}.")
-        if columns.shown and all(folded(row.get(name or "")) in _NO for name in (columns.shown, columns.grade)):
+        if columns.shown and all(folded(row.get(name)) in _NO for name in (columns.shown, columns.grade)):
             pairs.count(_NOT_SHOWN, where)
         else:
             pairs.add_row(where, row, columns, of_text=of_text)
@@ -138,9 +138,9 @@ class _PairColumns(NamedTuple):
 
     query: str
     document: str
-    grade: str | None
-    title: str | None
-    shown: str | None
+    grade: str  # empty where there is none, as are those below
+    title: str
+    shown: str
 
 
 def _pair_columns(names: Iterable[str], source: str) -> _PairColumns:
@@ -148,17 +148,13 @@ def _pair_columns(names: Iterable[str], source: str) -> _PairColumns:
     columns = {folded(name): name for name in names}
     found = f"{source} has the columns {list(columns.values())}"
 
-    def at_most_one(accepted: tuple[str, ...], what: str) -> str | None:
+    def only(accepted: tuple[str, ...], what: str, *, required: bool = True) -> str:
         named = [columns[name] for name in accepted if name in columns]
         if len(named) > 1:
             raise ValueError(f"{found}: {' and '.join(map(repr, named))} could each be the {what}. Keep one of them.")
-        return named[0] if named else None
-
-    def only(accepted: tuple[str, ...], what: str) -> str:
-        named = at_most_one(accepted, what)
-        if named is None:
+        if required and not named:
             raise ValueError(f"{found}: none is the {what}. Name it one of {', '.join(accepted)}.")
-        return named
+        return named[0] if named else ""
 
     if not columns.keys() & {*QUERY_NAMES, *DOCUMENT_NAMES}:
         raise ValueError(
@@ -167,12 +163,12 @@ def _pair_columns(names: Iterable[str], source: str) -> _PairColumns:
             + " Fields of a .tsv are separated by tabs alone."
             * (source.lower().endswith(".tsv") and len(columns) == 1)
         )
-    grade = at_most_one(GRADE_NAMES, "grade") or at_most_one(_CLICK_NAMES, "grade")
-    shown = columns.get("shown")
-    if shown is not None and grade is None:
+    grade = only(GRADE_NAMES, "grade", required=False) or only(_CLICK_NAMES, "grade", required=False)
+    shown = columns.get("shown", "")
+    if shown and not grade:
         raise ValueError(f"{found}: {shown!r} says what was shown, and none what was clicked. Add clicked or clicks.")
     document = only(DOCUMENT_NAMES, "document")
-    title = columns.get("title") if folded(document) in _TITLED_NAMES else None
+    title = columns.get("title", "") if folded(document) in _TITLED_NAMES else ""
     return _PairColumns(only(QUERY_NAMES, "query"), document, grade, title, shown)
 
 
@@ -227,7 +223,7 @@ class _PairCollector:
         fields = {name: row[name] for name in row if name == columns.document or _NEGATIVE.fullmatch(str(name))}
         if of_text:
             fields = self._with_lists(where, fields)
-        query, grade = row[columns.query], 1 if columns.grade is None else row[columns.grade]
+        query, grade = row[columns.query], row[columns.grade] if columns.grade else 1
         grade = _YES_NO.get(folded(grade), grade)
         add_up = folded(columns.grade) == "clicks"
         title = row.get(columns.title) if columns.title else None

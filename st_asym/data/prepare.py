@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from st_asym.data.collection import Qrels, RetrievalData, counted, first_few, stable_fraction, whole_number
+from st_asym.data.collection import Qrels, RetrievalData, counted, first_few, noted, stable_fraction, whole_number
 from st_asym.data.document import Document, copies_by_query, relevant_of, same_texts, text_key
 
 # Names of the dev split, the one it gets first.
@@ -41,12 +41,9 @@ def checked(data: RetrievalData) -> RetrievalData:
     relevant = {document_id for judged in qrels.values() for own in judged.values() for document_id in relevant_of(own)}
     same = same_texts(relevant, corpus)
     copied = {split: copies_by_query(judged, same) for split, judged in qrels.items()}
-    if ids := list(dict.fromkeys(copy for part in copied.values() for own in part.values() for copy in own)):
-        documents = counted(len(ids), "document has", "documents have")
-        notes.append(
-            f"{documents} the text of a relevant one under another id: neither relevant nor not to its queries "
-            f"({first_few(ids)})."
-        )
+    ids = list(dict.fromkeys(copy for part in copied.values() for own in part.values() for copy in own))
+    same_text = "the text of a relevant one under another id: neither relevant nor not to its queries"
+    notes += noted(ids, "document has", same_text, "documents have")
     later: dict[str, str] = {}  # normalised query text to the split that has it
     for split in sorted(qrels, key=lambda name: ({"dev": 1, "train": 2}.get(name, 0), name)):
         judged = {
@@ -107,17 +104,13 @@ def _whole_grades(judged: Qrels, split: str, notes: list[str]) -> Qrels:
             result[query_id][document_id] = max(grade, 0)
     if wrong:
         raise ValueError(f"{counted(len(wrong), 'grade')} in {split} not a whole number: {first_few(wrong)}.")
-    if below:
-        notes.append(
-            f"{counted(len(below), 'grade')} below zero in {split} taken as not relevant ({first_few(below)})."
-        )
+    notes += noted(below, "grade", f"below zero in {split} taken as not relevant")
     return result
 
 
 def _without_empty(texts: Mapping[str, str], singular: str, plural: str, notes: list[str]) -> dict[str, str]:
     empty = [key for key, text in texts.items() if not text.strip()]
-    if empty:
-        notes.append(f"{counted(len(empty), f'empty {singular}', f'empty {plural}')} left out ({first_few(empty)}).")
+    notes += noted(empty, f"empty {singular}", "left out", f"empty {plural}")
     return {key: text for key, text in texts.items() if text.strip()}
 
 
@@ -125,13 +118,12 @@ def _useful(judged: Qrels, split: str, documents: int, copied: Qrels, notes: lis
     """Without queries that have nothing to find, or nothing to tell it from."""
     relevant = {query_id: len(relevant_of(grades)) for query_id, grades in judged.items()}
     others = {query_id: documents - count - len(copied.get(query_id, ())) for query_id, count in relevant.items()}
-    for reason, left_out in (
-        ("without a relevant document", [q for q, count in relevant.items() if count == 0]),
-        ("for which every document is relevant", [q for q, count in others.items() if count == 0]),
+    for reason, counts in (
+        ("without a relevant document", relevant),
+        ("for which every document is relevant", others),
     ):
-        if left_out:
-            number = counted(len(left_out), "query", "queries")
-            notes.append(f"{number} of {split} {reason} left out ({first_few(left_out)}).")
+        left_out = [query_id for query_id, count in counts.items() if count == 0]
+        notes += noted(left_out, "query", f"of {split} {reason} left out", "queries")
     return {query_id: grades for query_id, grades in judged.items() if relevant[query_id] and others[query_id]}
 
 
@@ -139,10 +131,8 @@ def _apart(judged: Qrels, split: str, queries: Mapping[str, str], later: dict[st
     """Without queries whose text another split has: ``later`` maps texts to it, and receives those of this split."""
     texts = {query_id: text_key(queries[query_id]) for query_id in judged}
     repeated = [query_id for query_id, text in texts.items() if text in later]
-    if repeated:
-        number = counted(len(repeated), "query", "queries")
-        splits = " or ".join(sorted({later[texts[query_id]] for query_id in repeated}))
-        notes.append(f"{number} of {split} left out, in {splits} too ({first_few(repeated)}).")
+    splits = " or ".join(sorted({later[texts[query_id]] for query_id in repeated}))
+    notes += noted(repeated, "query", f"of {split} left out, in {splits} too", "queries")
     kept = {query_id: grades for query_id, grades in judged.items() if texts[query_id] not in later}
     later.update({texts[query_id]: split for query_id in kept})
     return kept
