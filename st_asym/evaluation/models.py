@@ -6,7 +6,6 @@ import os
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union
 
@@ -241,10 +240,8 @@ def training_documents(
 
 def _is_its_file(source: Any, benchmark: Benchmark) -> bool:
     """Whether a file of pairs is itself what is judged: then a part of its queries was kept out of training."""
-    if not isinstance(source, str | os.PathLike) or benchmark.path is None or benchmark.path.is_dir():
-        return False
-    path = Path(source).resolve()
-    return path == benchmark.path and not zipfile.is_zipfile(path)
+    path = Path(source).resolve() if isinstance(source, str | os.PathLike) else None
+    return path is not None and path == benchmark.path and not path.is_dir() and not zipfile.is_zipfile(path)
 
 
 def _positives(source: Any) -> set[str]:
@@ -290,80 +287,62 @@ def trained_queries(
     """
     trained: dict[str, dict[str, set[str]]] = {}
     notes: list[str] = []
-    local = [_Judged(one.name, one.data, split) for one in found if one.data is not None]
     for name, given in models.items():
         made = [one for one in map(made_with_heads, models_of(given)) if one is not None]
-        for judged in local:
-            again, said = judged.trained_on(name, made)
-            notes += said
-            if again:
-                trained.setdefault(judged.name, {})[name] = again
+        for one in found if made else ():
+            if one.data is not None:
+                again, said = _trained_on(name, made, one.name, one.data, split)
+                notes += said
+                if again:
+                    trained.setdefault(one.name, {})[name] = again
     return trained, notes
 
 
-class _Judged:
-    """The judged queries of a local data set, and all queries that it has with a relevant document."""
-
-    def __init__(self, name: str, data: RetrievalData, split: str) -> None:
-        self.name, self._data, self._split = name, data, split
-        self._relevant = data.relevant(split)
-        self._texts = {query: data.queries[query] for query in data.with_all_split().relevant("all")}
-
-    @cached_property
-    def _described(self) -> Any:
-        return data_digests(self._data)["queries"]
-
-    def trained_on(self, system: str, made: Sequence[Provenance]) -> tuple[set[str], list[str]]:
-        """The judged queries that a system was trained on, and what to say of it."""
-        digests = [one.trained_queries for one in made]
-        known = [found for found in digests if found is not None and found.query_digests is not None]
-        rest = [one for one, found in zip(made, digests, strict=True) if found not in known]
-        trained = {query for one in known for query in one.among(self._texts)}
-        if any(map(self._is_whole, rest)):
-            trained = set(self._texts)
-        again = trained & self._relevant.keys()
-        if not again:
-            # Of models of 0.1 it is not known how many.
-            numbers = [one.trained["queries"] for one in rest if one.trained]
-            return again, [
-                f"{system} was trained on {number:,} queries, too many for a digest of each: whether queries of "
-                f"{self.name} were among them is not known."
-                for number in numbers[:1]
-            ]
-        if trained >= self._texts.keys():
-            return again, [
-                f"{system} was trained on all queries of {self.name}, those judged here included: its scores say "
-                f"nothing about new ones. {_KEEP_OUT}"
-            ]
-        relevant = {query: self._relevant[query] for query in again}
-        pairs = {query for one in known for query in one.with_their_documents(self._texts, self._data.corpus, relevant)}
-        return again, [self._on_a_part(system, len(again), len(pairs), trained)]
-
-    def _is_whole(self, made: Provenance) -> bool:
-        """Whether a model without digests of each query was trained on all queries of this data set."""
-        return any(
-            part.get("queries") == self._described and self._split not in part.get("qrels", {self._split})
-            for part in made.data.values()
-        )
-
-    def _on_a_part(self, system: str, again: int, pairs: int, trained: set[str]) -> str:
-        judged = len(self._relevant)
-        left = judged - again
-        if not left:
-            others = [split for split in self._data.qrels if split != "all"]
-            new = [split for split in others if not trained & self._data.relevant(split).keys()]
-            every = f"all {judged:,} judged queries" if judged > 1 else "the one judged query"
-            return (
-                f"{system} was trained on {every} of {self.name} (split {self._split}): its scores say nothing about "
-                "new ones. "
-                + (f"It was not trained on those of the split {new[0]}: evaluate on them." if new else _KEEP_OUT)
-            )
-        shared = f" ({pairs:,} with a document that answers them here)" if pairs else ""
-        few = f" {left:,} {'says' if left == 1 else 'say'} little: evaluate on more new ones." if left < FEW else ""
-        return (
-            f"{system} was trained on {again:,} of {judged:,} judged queries of {self.name}{shared}. They are no "
-            f"evidence: its verdict is by the other {left:,}, whose scores stand apart ({OTHERS}).{few}"
-        )
+def _trained_on(
+    system: str, made: Sequence[Provenance], name: str, data: RetrievalData, split: str
+) -> tuple[set[str], list[str]]:
+    """The judged queries of a data set that a system was trained on, and what to say of it."""
+    relevant = data.relevant(split)
+    texts = {query: data.queries[query] for query in data.with_all_split().relevant("all")}
+    digests = [one.trained_queries for one in made]
+    known = [found for found in digests if found is not None and found.query_digests is not None]
+    rest = [one for one, found in zip(made, digests, strict=True) if found not in known]
+    trained = {query for one in known for query in one.among(texts)}
+    if rest:  # without digests of each query: whether it was trained on all of this data set
+        described = data_digests(data)["queries"]
+        parts = [part for one in rest for part in one.data.values() if part.get("queries") == described]
+        if any(split not in part.get("qrels", {split}) for part in parts):
+            trained = set(texts)
+    again = trained & relevant.keys()
+    if not again:
+        # Of models of 0.1 it is not known how many.
+        numbers = [one.trained["queries"] for one in rest if one.trained]
+        return again, [
+            f"{system} was trained on {number:,} queries, too many for a digest of each: whether queries of {name} "
+            "were among them is not known."
+            for number in numbers[:1]
+        ]
+    if trained >= texts.keys():
+        return again, [
+            f"{system} was trained on all queries of {name}, those judged here included: its scores say nothing about "
+            f"new ones. {_KEEP_OUT}"
+        ]
+    judged, left = len(relevant), len(relevant) - len(again)
+    if not left:
+        new = [one for one in data.qrels if one != "all" and not trained & data.relevant(one).keys()]
+        every = f"all {judged:,} judged queries" if judged > 1 else "the one judged query"
+        return again, [
+            f"{system} was trained on {every} of {name} (split {split}): its scores say nothing about new ones. "
+            + (f"It was not trained on those of the split {new[0]}: evaluate on them." if new else _KEEP_OUT)
+        ]
+    relevant = {query: relevant[query] for query in again}
+    pairs = {query for one in known for query in one.with_their_documents(texts, data.corpus, relevant)}
+    shared = f" ({len(pairs):,} with a document that answers them here)" if pairs else ""
+    few = f" {left:,} {'says' if left == 1 else 'say'} little: evaluate on more new ones." if left < FEW else ""
+    return again, [
+        f"{system} was trained on {len(again):,} of {judged:,} judged queries of {name}{shared}. They are no evidence: "
+        f"its verdict is by the other {left:,}, whose scores stand apart ({OTHERS}).{few}"
+    ]
 
 
 class BeirModel:

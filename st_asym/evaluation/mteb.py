@@ -33,7 +33,7 @@ from torch import Tensor
 from st_asym.cache import CachedSentenceTransformer
 from st_asym.data import RetrievalData, load_data
 from st_asym.data.collection import Qrels, counted, first_few, own_documents
-from st_asym.data.document import Document, copies
+from st_asym.data.document import Document, copies, relevant_of
 from st_asym.data.formats import as_list
 from st_asym.data.prepare import check_ids, check_texts
 from st_asym.data.sources import is_one_source, read
@@ -143,15 +143,12 @@ def _scores(benchmark: Benchmark, split: str, subset: str, means: Mapping[tuple[
 
 def _relevant(corpus: Any, judged: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, str]]:
     """Query id to the ids of its relevant documents, with digests of their texts."""
-    relevant = {
-        query_id: [document for document, grade in grades.items() if grade > 0] for query_id, grades in judged.items()
-    }
-    wanted = {document for documents in relevant.values() for document in documents}
+    wanted = {document for grades in judged.values() for document in relevant_of(grades)}
     rows = corpus.select([row for row, document in enumerate(corpus["id"]) if document in wanted])
     texts = {row["id"]: text_digest(Document(row.get("title") or "", row["text"]).joined) for row in rows}
     return {
-        query_id: {document: texts.get(document, "") for document in documents}
-        for query_id, documents in relevant.items()
+        query_id: {document: texts.get(document, "") for document, grade in grades.items() if grade > 0}
+        for query_id, grades in judged.items()
     }
 
 

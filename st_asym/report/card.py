@@ -26,7 +26,7 @@ from st_asym.evaluation.comparison import MAIN, METRICS, Comparison, Row, mean
 from st_asym.heads.anatomy import Encoder, without_heads
 from st_asym.report import tables as of_fit
 from st_asym.report.plots import candidate_forest
-from st_asym.report.tables import Report, cell, code, notes, table, wide_tables
+from st_asym.report.tables import Report, cell, code, long_tables, notes, table
 from st_asym.trainer.columns import plain_encode
 
 NOT_RECORDED = "not recorded"
@@ -343,7 +343,7 @@ class Own:
         """Tables and what they rest on; what to try next is for who trains, not for who reads the card."""
         plain = replace(self.comparison, rows=tuple(replace(row, next_steps=()) for row in self.comparison.rows))
         made = [f"Evaluated on {plain.created[:10]}."] if plain.created else []
-        return [*plain.cautions, *wide_tables(plain), *notes(plain), *made]
+        return [*plain.cautions, *(table(*one) for one in long_tables(plain)), *notes(plain), *made]
 
 
 class WrittenCardData(SentenceTransformerModelCardData):

@@ -135,16 +135,6 @@ def long_tables(comparison: Comparison) -> list[tuple[list[str], Rows]]:
     return tables
 
 
-def narrow_table(comparison: Comparison) -> str:
-    """:func:`short_table` in Markdown."""
-    return table(*short_table(comparison))
-
-
-def wide_tables(comparison: Comparison) -> list[str]:
-    """:func:`long_tables` in Markdown."""
-    return [table(header, rows) for header, rows in long_tables(comparison)]
-
-
 def terminal_tables(comparison: Comparison) -> str:
     """Everything, drawn for the width of the terminal, with what it rests on."""
     width = shutil.get_terminal_size((200, 24)).columns
