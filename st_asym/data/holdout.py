@@ -15,6 +15,9 @@ from st_asym.data.document import relevant_of, text_key
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+# The share of held-out queries to make unseen, and of training positives that this may cost.
+_UNSEEN, _MOST_LOST = 0.5, 0.05
+
 
 @dataclass(frozen=True)
 class HeldOut:
@@ -53,8 +56,6 @@ def hold_out(
     qrels: Qrels,
     *,
     share: float = 0.2,
-    unseen: float = 0.5,
-    max_lost: float = 0.05,
     seed: int = 0,
     queries: Mapping[str, str] | None = None,
     corpus: Mapping[str, str] | None = None,
@@ -67,9 +68,9 @@ def hold_out(
     queries that training loses so are held out too, and others go back for them. Such unseen queries are those with
     few relevant documents that few other queries share.
 
-    ``share`` is of the queries, ``unseen`` of the held-out ones, of which it may be more where queries share no
-    documents, and ``max_lost`` of the training positives. ``queries`` and ``corpus`` are id to text: queries with the
-    same text stay together, and documents with the same text count as one. The order of the qrels makes no difference.
+    ``share`` is of the queries. More than half may be unseen where queries share no documents, and at most a twentieth
+    of the training positives is lost. ``queries`` and ``corpus`` are id to text: queries with the same text stay
+    together, and documents with the same text count as one. The order of the qrels makes no difference.
 
     Example:
         >>> qrels = {"q1": {"a": 1}, "q2": {"a": 1}, "q3": {"b": 1}, "q4": {"c": 1}}
@@ -83,19 +84,17 @@ def hold_out(
     random = np.random.default_rng(seed)
     total = int(graph.sizes.sum())
     wanted = min(max(round(share * total), 1), total - 1)
-    chosen = _whole_components(graph, round(unseen * wanted), wanted, random)
+    chosen = _whole_components(graph, round(_UNSEEN * wanted), wanted, random)
     _add_seen(graph, chosen, wanted, random)
     if not chosen.any():  # every unit is larger than what was wanted
         chosen[graph.sizes.argmin()] = True
-    return _cut(graph, chosen, _withhold(graph, chosen, unseen, max_lost, swap=random))
+    return _cut(graph, chosen, _withhold(graph, chosen, swap=random))
 
 
 def folds(
     qrels: Qrels,
     k: int = 5,
     *,
-    unseen: float = 0.5,
-    max_lost: float = 0.05,
     seed: int = 0,
     queries: Mapping[str, str] | None = None,
     corpus: Mapping[str, str] | None = None,
@@ -105,13 +104,13 @@ def folds(
     About half of the queries stay together with all that they share documents with, and are unseen in their fold; the
     others are dealt over the folds. If too few are unseen, a fold withholds documents from training as
     :func:`hold_out` does; it has the queries that it has, so that costs more. The arguments are those of
-    :func:`hold_out`, and ``max_lost`` is of each fold.
+    :func:`hold_out`.
     """
     graph = _QueryGraph(qrels, queries, corpus)
     if not 2 <= k <= len(graph.units):
         raise ValueError(f"k must be from 2 to the number of different queries, {len(graph.units)}, got {k}.")
     random = np.random.default_rng(seed)
-    room, left = graph.sizes.sum() / k, unseen * graph.sizes.sum()
+    room, left = graph.sizes.sum() / k, _UNSEEN * graph.sizes.sum()
     together, apart = [], []
     # Units by themselves are unseen anyway.
     for members in sorted(graph.components(random), key=lambda members: len(members) > 1):
@@ -126,7 +125,7 @@ def folds(
     for block in sorted(together, key=lambda block: -int(graph.sizes[block].sum())) + apart:
         fold_of[block] = filled.argmin()
         filled[filled.argmin()] += graph.sizes[block].sum()
-    return [_cut(graph, fold_of == fold, _withhold(graph, fold_of == fold, unseen, max_lost)) for fold in range(k)]
+    return [_cut(graph, fold_of == fold, _withhold(graph, fold_of == fold)) for fold in range(k)]
 
 
 def expected_unseen(
@@ -273,17 +272,15 @@ def _witness(graph: _QueryGraph, sharing: csc_array, unit: int, training: Array,
     return None
 
 
-def _withhold(
-    graph: _QueryGraph, chosen: Array, unseen: float, max_lost: float, swap: np.random.Generator | None = None
-) -> Array:
+def _withhold(graph: _QueryGraph, chosen: Array, swap: np.random.Generator | None = None) -> Array:
     """A mask of documents: those of held-out units that cost training the fewest positives, one unit after another.
 
     With ``swap``, training units that have no document left are held out too, each for a seen one that goes back to
     training: both sides gain, and ``chosen`` changes.
     """
     withheld = np.zeros(graph.related.shape[1], dtype=bool)
-    target = round(unseen * graph.sizes[chosen].sum())
-    budget = max_lost * graph.positives[np.flatnonzero(~chosen)].sum()
+    target = round(_UNSEEN * graph.sizes[chosen].sum())
+    budget = _MOST_LOST * graph.positives[np.flatnonzero(~chosen)].sum()
     priority = None if swap is None else swap.permutation(len(chosen))
     while True:
         cost = _cost(graph, chosen, withheld)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from st_asym.data.collection import Qrels, RetrievalData, counted, first_few, fractions_of, spelling_note, whole_number
+from st_asym.data.collection import Qrels, RetrievalData, counted, first_few, parts_by_hash, spelling_note, whole_number
 from st_asym.data.document import Document, is_missing, text_key
 from st_asym.data.formats import DOCUMENT_NAMES, GRADE_NAMES, QUERY_NAMES, Row, as_list, folded, is_column
 
@@ -63,14 +63,7 @@ def from_pairs(pairs: Iterable[Iterable[str]]) -> RetrievalData:
 
 def into_splits(data: RetrievalData) -> RetrievalData:
     """The collection of pairs, its queries in train, dev and test by a hash of their text."""
-    train = data.qrels.get("train", {})
-    fractions = fractions_of(data.queries[query_id] for query_id in train)
-    qrels: dict[str, Qrels] = {}
-    for query_id, judged in train.items():
-        fraction = fractions[data.queries[query_id]]
-        split = next(split for split, end in _SPLITS.items() if fraction < end)
-        qrels.setdefault(split, {})[query_id] = judged
-    return replace(data, qrels={**qrels, **{split: {} for split in _SPLITS if split not in qrels}})
+    return replace(data, qrels=parts_by_hash(data, _SPLITS))
 
 
 def with_test_queries_apart(data: RetrievalData) -> RetrievalData:
