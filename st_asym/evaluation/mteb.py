@@ -89,9 +89,8 @@ def measured_by(searcher: Any, benchmark: Benchmark, batch_size: int = _CACHED_B
                 f"{benchmark.name} cannot be read from the Hub ({error}). Without it, give the path of a BEIR folder."
             ) from error
     task.by_query = {}
-    result = mteb.evaluate(
-        searcher, task, cache=None, co2_tracker=False, encode_kwargs=options, show_progress_bar=False
-    ).task_results[0]
+    quiet: Any = {"cache": None, "co2_tracker": False, "show_progress_bar": False}
+    result = mteb.evaluate(searcher, task, encode_kwargs=options, **quiet).task_results[0]
     means = {(split, part["hf_subset"]): part for split, parts in result.scores.items() for part in parts}
     return [_scores(benchmark, split, subset, means) for split, subset in task.by_query]
 

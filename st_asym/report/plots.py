@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from st_asym.diagnosis.relevance import Histograms
     from st_asym.retrieval.significance import Difference
 
-REQUIRES = 'HTML reports need jinja2 and matplotlib: pip install "st_asym[report]".'
+REQUIRES = 'HTML reports need matplotlib: pip install "st_asym[report]".'
 SPREAD = "Of unit vectors, scaled by the root of the dimension: 1 is even, 0 is collapsed."
 
 # Of a diagnosis: when, what it is called, and how its line looks.
