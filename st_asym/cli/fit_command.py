@@ -101,9 +101,7 @@ def fit(
             hold_out_test=train is not None and Path(train).resolve() in judged_on,
             show_progress_bar=not quiet,
         )
-    first, *rest = str(result.report).splitlines()
-    typer.secho(first, bold=True)
-    typer.echo("\n".join([*rest, f"Saved in {output_dir}."]))
+    options.show(f"{result.report}\nSaved in {output_dir}.")
     if evaluate:
         if not quiet:
             typer.echo(f"Evaluating on {', '.join(evaluate)}: texts without fp32 vectors yet are encoded.", err=True)

@@ -44,6 +44,13 @@ def loaded(
     return load_encoder(model, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code)
 
 
+def show(lines: str) -> None:
+    """A result, whose first line stands out."""
+    first, *rest = lines.splitlines()
+    typer.secho(first, bold=True)
+    typer.echo("\n".join(rest))
+
+
 def check_html(html: Path | None) -> None:
     """Refuse before the work whose page could not be written."""
     if html is not None:

@@ -40,7 +40,7 @@ def verify(
                 query_model=query_model,
                 document_model=document_model,
             )
-            _show(str(compared))
+            options.show(str(compared))
             raise typer.Exit(0 if compared.right else 1)
         from st_asym.trust.verify import verify
 
@@ -51,10 +51,4 @@ def verify(
                 raise
             typer.secho(str(error), fg="red", err=True)
             raise typer.Exit(1) from None
-    _show(str(found))
-
-
-def _show(lines: str) -> None:
-    first, *rest = lines.splitlines()
-    typer.secho(first, bold=True)
-    typer.echo("\n".join(rest))
+    options.show(str(found))

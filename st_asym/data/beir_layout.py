@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from st_asym.data.collection import Qrels, RetrievalData, counted, first_few, whole_number
+from st_asym.data.collection import Qrels, RetrievalData, counted, first_few, noted, whole_number
 from st_asym.data.document import Document, ReadDocuments, is_missing
 from st_asym.data.formats import (
     DOCUMENT_ID_NAMES,
@@ -263,9 +263,8 @@ def _gathered(judgments: Iterable[Judgment], source: str, notes: list[str]) -> Q
         if judged.setdefault(document_id, grade) != grade:
             conflicts.append(place.rpartition(", ")[2])
             judged[document_id] = max(grade, judged[document_id])
-    if conflicts:
-        pairs = counted(len(conflicts), "pair")
-        notes.append(f"{source}: {pairs} judged again with another grade; the highest counts ({first_few(conflicts)}).")
+    again = noted(conflicts, "pair", "judged again with another grade; the highest counts")
+    notes += [f"{source}: {note}" for note in again]
     return qrels
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import numbers
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -78,12 +78,8 @@ class RetrievalData:
         """
         if "dev" in self.qrels:
             return self
-        judged = self._split("train")
-        fractions = fractions_of(self.queries[query_id] for query_id in judged)
-        parts: dict[str, Qrels] = {"train": {}, "dev": {}}
-        for query_id, documents in judged.items():
-            parts["dev" if fractions[self.queries[query_id]] < share else "train"][query_id] = documents
-        return replace(self, qrels={**self.qrels, **parts})
+        self._split("train")  # or an error says which there are
+        return replace(self, qrels={**self.qrels, **parts_by_hash(self, {"dev": share, "train": 1.0})})
 
     def with_all_split(self) -> RetrievalData:
         """The same data with a split ``all`` of every query, where there is none of that name."""
@@ -115,13 +111,18 @@ def stable_fraction(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:6], "big") / 2**48
 
 
-def fractions_of(queries: Iterable[str]) -> dict[str, float]:
-    """Text to :func:`stable_fraction`; all spellings of one text have that of the first in alphabetical order."""
-    keys = {query: text_key(query) for query in queries}
-    first: dict[str, str] = {}
-    for query, key in keys.items():
-        first[key] = min(query, first.get(key, query))
-    return {query: stable_fraction(first[key]) for query, key in keys.items()}
+def parts_by_hash(data: RetrievalData, ends: Mapping[str, float]) -> dict[str, Qrels]:
+    """The training queries in parts, each up to a fraction of the hashes; all spellings of a text have the same one."""
+    judged = data.qrels.get("train", {})
+    keys = {query_id: text_key(data.queries[query_id]) for query_id in judged}
+    spelt: dict[str, str] = {}  # the first spelling in alphabetical order
+    for query_id, key in keys.items():
+        spelt[key] = min(data.queries[query_id], spelt.get(key, data.queries[query_id]))
+    parts: dict[str, Qrels] = {name: {} for name in ends}
+    for query_id, documents in judged.items():
+        fraction = stable_fraction(spelt[keys[query_id]])
+        parts[next(name for name, end in ends.items() if fraction < end)][query_id] = documents
+    return parts
 
 
 def counted(number: int, singular: str, plural: str | None = None) -> str:
@@ -132,6 +133,11 @@ def counted(number: int, singular: str, plural: str | None = None) -> str:
 def first_few(names: Sequence[object], most: int = 5) -> str:
     """The first names of a list, and that there are more."""
     return ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")
+
+
+def noted(names: Sequence[object], singular: str, rest: str, plural: str | None = None) -> list[str]:
+    """A sentence that counts things and names the first ones; none where there are none."""
+    return [f"{counted(len(names), singular, plural)} {rest} ({first_few(names)})."] if names else []
 
 
 def spelling_note(source: str, places: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
-from st_asym.data.collection import counted, first_few
+from st_asym.data.collection import noted
 
 Row = tuple[str, Mapping[str, Any]]
 
@@ -199,10 +199,8 @@ def table_rows(lines: Iterable[str], file: str, notes: list[str]) -> Iterator[Ro
         if any(map(is_odd, row)):
             odd.append(f"line {number}")
         yield f"{file}, line {number}", dict(zip(header, row, strict=True))
-    if again:
-        notes.append(f"{file}: {counted(len(again), 'row')} {_HEADER_AGAIN} ({first_few(again)}).")
-    if odd:
-        notes.append(f"{file}: {counted(len(odd), 'row')} {_IN_QUOTES if tabs else _OVER_LINES} ({first_few(odd)}).")
+    found = noted(again, "row", _HEADER_AGAIN) + noted(odd, "row", _IN_QUOTES if tabs else _OVER_LINES)
+    notes += [f"{file}: {note}" for note in found]
 
 
 def _check_header(header: Sequence[str], file: str, *, tabs: bool) -> None:

@@ -15,6 +15,9 @@ from st_asym.data.document import relevant_of, text_key
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+# The share of held-out queries to make unseen, and of training positives that this may cost.
+_UNSEEN, _MOST_LOST = 0.5, 0.05
+
 
 @dataclass(frozen=True)
 class HeldOut:
@@ -53,8 +56,6 @@ def hold_out(
     qrels: Qrels,
     *,
     share: float = 0.2,
-    unseen: float = 0.5,
-    max_lost: float = 0.05,
     seed: int = 0,
     queries: Mapping[str, str] | None = None,
     corpus: Mapping[str, str] | None = None,
@@ -67,9 +68,9 @@ def hold_out(
     queries that training loses so are held out too, and others go back for them. Such unseen queries are those with
     few relevant documents that few other queries share.
 
-    ``share`` is of the queries, ``unseen`` of the held-out ones, of which it may be more where queries share no
-    documents, and ``max_lost`` of the training positives. ``queries`` and ``corpus`` are id to text: queries with the
-    same text stay together, and documents with the same text count as one. The order of the qrels makes no difference.
+    ``share`` is of the queries. More than half may be unseen where queries share no documents, and at most a twentieth
+    of the training positives is lost. ``queries`` and ``corpus`` are id to text: queries with the same text stay
+    together, and documents with the same text count as one. The order of the qrels makes no difference.
 
     Example:
         >>> qrels = {"q1": {"a": 1}, "q2": {"a": 1}, "q3": {"b": 1}, "q4": {"c": 1}}
@@ -79,24 +80,21 @@ def hold_out(
     """
     if not 0 < share < 1:
         raise ValueError(f"share must be between 0 and 1, got {share}.")
-    _check_shares(unseen, max_lost)
     graph = _QueryGraph(qrels, queries, corpus)
     random = np.random.default_rng(seed)
     total = int(graph.sizes.sum())
     wanted = min(max(round(share * total), 1), total - 1)
-    chosen = _whole_components(graph, round(unseen * wanted), wanted, random)
+    chosen = _whole_components(graph, round(_UNSEEN * wanted), wanted, random)
     _add_seen(graph, chosen, wanted, random)
     if not chosen.any():  # every unit is larger than what was wanted
         chosen[graph.sizes.argmin()] = True
-    return _cut(graph, chosen, _withhold(graph, chosen, unseen, max_lost, swap=random))
+    return _cut(graph, chosen, _withhold(graph, chosen, swap=random))
 
 
 def folds(
     qrels: Qrels,
     k: int = 5,
     *,
-    unseen: float = 0.5,
-    max_lost: float = 0.05,
     seed: int = 0,
     queries: Mapping[str, str] | None = None,
     corpus: Mapping[str, str] | None = None,
@@ -106,14 +104,13 @@ def folds(
     About half of the queries stay together with all that they share documents with, and are unseen in their fold; the
     others are dealt over the folds. If too few are unseen, a fold withholds documents from training as
     :func:`hold_out` does; it has the queries that it has, so that costs more. The arguments are those of
-    :func:`hold_out`, and ``max_lost`` is of each fold.
+    :func:`hold_out`.
     """
-    _check_shares(unseen, max_lost)
     graph = _QueryGraph(qrels, queries, corpus)
     if not 2 <= k <= len(graph.units):
         raise ValueError(f"k must be from 2 to the number of different queries, {len(graph.units)}, got {k}.")
     random = np.random.default_rng(seed)
-    room, left = graph.sizes.sum() / k, unseen * graph.sizes.sum()
+    room, left = graph.sizes.sum() / k, _UNSEEN * graph.sizes.sum()
     together, apart = [], []
     # Units by themselves are unseen anyway.
     for members in sorted(graph.components(random), key=lambda members: len(members) > 1):
@@ -128,7 +125,7 @@ def folds(
     for block in sorted(together, key=lambda block: -int(graph.sizes[block].sum())) + apart:
         fold_of[block] = filled.argmin()
         filled[filled.argmin()] += graph.sizes[block].sum()
-    return [_cut(graph, fold_of == fold, _withhold(graph, fold_of == fold, unseen, max_lost)) for fold in range(k)]
+    return [_cut(graph, fold_of == fold, _withhold(graph, fold_of == fold)) for fold in range(k)]
 
 
 def expected_unseen(
@@ -163,10 +160,7 @@ def seen_unseen(
     Queries without a relevant document are in neither part. With the texts of a corpus, documents with the same text
     count as one.
     """
-    return _seen_unseen(train, dev, _document_numbers((train, dev), corpus))
-
-
-def _seen_unseen(train: Qrels, dev: Qrels, documents: Mapping[str, int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    documents = _document_numbers((train, dev), corpus)
     known = {documents[d] for grades in train.values() for d in relevant_of(grades)}
     seen: list[str] = []
     unseen: list[str] = []
@@ -187,11 +181,6 @@ def _document_numbers(parts: Iterable[Qrels], corpus: Mapping[str, str] | None) 
     }
 
 
-def _check_shares(unseen: float, max_lost: float) -> None:
-    if not 0 <= unseen <= 1 or not 0 <= max_lost < 1:
-        raise ValueError(f"unseen must be in [0, 1] and max_lost in [0, 1), got {unseen} and {max_lost}.")
-
-
 class _QueryGraph:
     """Which units, queries with the same text, have which documents, both numbered in the order of their ids.
 
@@ -209,7 +198,7 @@ class _QueryGraph:
             units.setdefault(query_id if queries is None else text_key(queries[query_id]), []).append(query_id)
         if len(units) < 2:
             raise ValueError(f"Holding out takes at least two different queries, got {len(units)}.")
-        self.qrels = qrels
+        self.qrels, self.corpus = qrels, corpus
         self.units = list(units.values())
         self.sizes: Array = np.array([len(unit) for unit in self.units])
         self.documents = _document_numbers([qrels], corpus)
@@ -222,9 +211,7 @@ class _QueryGraph:
         ]
         shape = (len(units), max(self.documents.values()) + 1)
         self.positives = csr_array((np.ones(len(cells)), np.array(cells).T), shape=shape)
-        self.positives.sum_duplicates()
-        ones = np.ones(self.positives.nnz)
-        self.related = csr_array((ones, self.positives.indices, self.positives.indptr), shape=shape)
+        self.related = self.positives.sign()
 
     def components(self, random: np.random.Generator) -> Iterator[Array]:
         """The units of each connected component, in random order."""
@@ -242,18 +229,16 @@ def _whole_components(graph: _QueryGraph, target: int, most: int, random: np.ran
     chosen = np.zeros(len(graph.units), dtype=bool)
     if target == 0:
         return chosen
-    room = target
-    smallest: Array | None = None  # of those that are larger than the target
-    size_of_smallest = most + 1
+    room, larger = target, []
     for members in graph.components(random):
         size = int(graph.sizes[members].sum())
         if size <= room:
             chosen[members] = True
             room -= size
-        elif size < size_of_smallest:
-            smallest, size_of_smallest = members, size
-    if smallest is not None and not chosen.any():
-        chosen[smallest] = True
+        elif size <= most:
+            larger.append((size, members))
+    if larger and not chosen.any():
+        chosen[min(larger, key=lambda one: one[0])[1]] = True
     return chosen
 
 
@@ -287,17 +272,15 @@ def _witness(graph: _QueryGraph, sharing: csc_array, unit: int, training: Array,
     return None
 
 
-def _withhold(
-    graph: _QueryGraph, chosen: Array, unseen: float, max_lost: float, swap: np.random.Generator | None = None
-) -> Array:
+def _withhold(graph: _QueryGraph, chosen: Array, swap: np.random.Generator | None = None) -> Array:
     """A mask of documents: those of held-out units that cost training the fewest positives, one unit after another.
 
     With ``swap``, training units that have no document left are held out too, each for a seen one that goes back to
     training: both sides gain, and ``chosen`` changes.
     """
     withheld = np.zeros(graph.related.shape[1], dtype=bool)
-    target = round(unseen * graph.sizes[chosen].sum())
-    budget = max_lost * graph.positives[np.flatnonzero(~chosen)].sum()
+    target = round(_UNSEEN * graph.sizes[chosen].sum())
+    budget = _MOST_LOST * graph.positives[np.flatnonzero(~chosen)].sum()
     priority = None if swap is None else swap.permutation(len(chosen))
     while True:
         cost = _cost(graph, chosen, withheld)
@@ -347,5 +330,5 @@ def _cut(graph: _QueryGraph, chosen: Array, withheld: Array) -> HeldOut:
             left = {d: grade for d, grade in grades.items() if d not in gone}
             if relevant_of(left):
                 train[query_id] = left
-    seen, unseen = _seen_unseen(train, dev, graph.documents)
+    seen, unseen = seen_unseen(train, dev, corpus=graph.corpus)
     return HeldOut(train, dev, seen, unseen, lost, tuple(query_id for query_id in lost if query_id not in train))

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from st_asym.data.collection import Qrels, RetrievalData, counted, first_few, fractions_of, spelling_note, whole_number
+from st_asym.data.collection import Qrels, RetrievalData, counted, first_few, parts_by_hash, spelling_note, whole_number
 from st_asym.data.document import Document, is_missing, text_key
 from st_asym.data.formats import DOCUMENT_NAMES, GRADE_NAMES, QUERY_NAMES, Row, as_list, folded, is_column
 
@@ -63,14 +63,7 @@ def from_pairs(pairs: Iterable[Iterable[str]]) -> RetrievalData:
 
 def into_splits(data: RetrievalData) -> RetrievalData:
     """The collection of pairs, its queries in train, dev and test by a hash of their text."""
-    train = data.qrels.get("train", {})
-    fractions = fractions_of(data.queries[query_id] for query_id in train)
-    qrels: dict[str, Qrels] = {}
-    for query_id, judged in train.items():
-        fraction = fractions[data.queries[query_id]]
-        split = next(split for split, end in _SPLITS.items() if fraction < end)
-        qrels.setdefault(split, {})[query_id] = judged
-    return replace(data, qrels={**qrels, **{split: {} for split in _SPLITS if split not in qrels}})
+    return replace(data, qrels=parts_by_hash(data, _SPLITS))
 
 
 def with_test_queries_apart(data: RetrievalData) -> RetrievalData:
@@ -107,7 +100,7 @@ def pairs_of_rows(
         missing = [name for name in (columns.query, columns.document, columns.grade) if name and name not in row]
         if missing:
             raise ValueError(f"{where}: no {' and no '.join(map(repr, missing))}, only {list(row)}.")
-        if columns.shown and all(folded(row.get(name or "")) in _NO for name in (columns.shown, columns.grade)):
+        if columns.shown and all(folded(row.get(name)) in _NO for name in (columns.shown, columns.grade)):
             pairs.count(_NOT_SHOWN, where)
         else:
             pairs.add_row(where, row, columns, of_text=of_text)
@@ -138,9 +131,9 @@ class _PairColumns(NamedTuple):
 
     query: str
     document: str
-    grade: str | None
-    title: str | None
-    shown: str | None
+    grade: str  # empty where there is none, as are those below
+    title: str
+    shown: str
 
 
 def _pair_columns(names: Iterable[str], source: str) -> _PairColumns:
@@ -148,17 +141,13 @@ def _pair_columns(names: Iterable[str], source: str) -> _PairColumns:
     columns = {folded(name): name for name in names}
     found = f"{source} has the columns {list(columns.values())}"
 
-    def at_most_one(accepted: tuple[str, ...], what: str) -> str | None:
+    def only(accepted: tuple[str, ...], what: str, *, required: bool = True) -> str:
         named = [columns[name] for name in accepted if name in columns]
         if len(named) > 1:
             raise ValueError(f"{found}: {' and '.join(map(repr, named))} could each be the {what}. Keep one of them.")
-        return named[0] if named else None
-
-    def only(accepted: tuple[str, ...], what: str) -> str:
-        named = at_most_one(accepted, what)
-        if named is None:
+        if required and not named:
             raise ValueError(f"{found}: none is the {what}. Name it one of {', '.join(accepted)}.")
-        return named
+        return named[0] if named else ""
 
     if not columns.keys() & {*QUERY_NAMES, *DOCUMENT_NAMES}:
         raise ValueError(
@@ -167,12 +156,12 @@ def _pair_columns(names: Iterable[str], source: str) -> _PairColumns:
             + " Fields of a .tsv are separated by tabs alone."
             * (source.lower().endswith(".tsv") and len(columns) == 1)
         )
-    grade = at_most_one(GRADE_NAMES, "grade") or at_most_one(_CLICK_NAMES, "grade")
-    shown = columns.get("shown")
-    if shown is not None and grade is None:
+    grade = only(GRADE_NAMES, "grade", required=False) or only(_CLICK_NAMES, "grade", required=False)
+    shown = columns.get("shown", "")
+    if shown and not grade:
         raise ValueError(f"{found}: {shown!r} says what was shown, and none what was clicked. Add clicked or clicks.")
     document = only(DOCUMENT_NAMES, "document")
-    title = columns.get("title") if folded(document) in _TITLED_NAMES else None
+    title = columns.get("title", "") if folded(document) in _TITLED_NAMES else ""
     return _PairColumns(only(QUERY_NAMES, "query"), document, grade, title, shown)
 
 
@@ -227,7 +216,7 @@ class _PairCollector:
         fields = {name: row[name] for name in row if name == columns.document or _NEGATIVE.fullmatch(str(name))}
         if of_text:
             fields = self._with_lists(where, fields)
-        query, grade = row[columns.query], 1 if columns.grade is None else row[columns.grade]
+        query, grade = row[columns.query], row[columns.grade] if columns.grade else 1
         grade = _YES_NO.get(folded(grade), grade)
         add_up = folded(columns.grade) == "clicks"
         title = row.get(columns.title) if columns.title else None

@@ -1,12 +1,14 @@
-"""What a collection must be before anything is trained on it: each remedy is counted, the rest is an error."""
+"""What a collection must be before anything is trained on it, and queries out of a corpus that has none."""
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
-from st_asym.data.collection import Qrels, RetrievalData, counted, first_few, whole_number
+from st_asym.data.collection import Qrels, RetrievalData, counted, first_few, noted, stable_fraction, whole_number
 from st_asym.data.document import Document, copies_by_query, relevant_of, same_texts, text_key
 
 # Names of the dev split, the one it gets first.
@@ -39,12 +41,9 @@ def checked(data: RetrievalData) -> RetrievalData:
     relevant = {document_id for judged in qrels.values() for own in judged.values() for document_id in relevant_of(own)}
     same = same_texts(relevant, corpus)
     copied = {split: copies_by_query(judged, same) for split, judged in qrels.items()}
-    if ids := list(dict.fromkeys(copy for part in copied.values() for own in part.values() for copy in own)):
-        documents = counted(len(ids), "document has", "documents have")
-        notes.append(
-            f"{documents} the text of a relevant one under another id: neither relevant nor not to its queries "
-            f"({first_few(ids)})."
-        )
+    ids = list(dict.fromkeys(copy for part in copied.values() for own in part.values() for copy in own))
+    same_text = "the text of a relevant one under another id: neither relevant nor not to its queries"
+    notes += noted(ids, "document has", same_text, "documents have")
     later: dict[str, str] = {}  # normalised query text to the split that has it
     for split in sorted(qrels, key=lambda name: ({"dev": 1, "train": 2}.get(name, 0), name)):
         judged = {
@@ -105,17 +104,13 @@ def _whole_grades(judged: Qrels, split: str, notes: list[str]) -> Qrels:
             result[query_id][document_id] = max(grade, 0)
     if wrong:
         raise ValueError(f"{counted(len(wrong), 'grade')} in {split} not a whole number: {first_few(wrong)}.")
-    if below:
-        notes.append(
-            f"{counted(len(below), 'grade')} below zero in {split} taken as not relevant ({first_few(below)})."
-        )
+    notes += noted(below, "grade", f"below zero in {split} taken as not relevant")
     return result
 
 
 def _without_empty(texts: Mapping[str, str], singular: str, plural: str, notes: list[str]) -> dict[str, str]:
     empty = [key for key, text in texts.items() if not text.strip()]
-    if empty:
-        notes.append(f"{counted(len(empty), f'empty {singular}', f'empty {plural}')} left out ({first_few(empty)}).")
+    notes += noted(empty, f"empty {singular}", "left out", f"empty {plural}")
     return {key: text for key, text in texts.items() if text.strip()}
 
 
@@ -123,13 +118,12 @@ def _useful(judged: Qrels, split: str, documents: int, copied: Qrels, notes: lis
     """Without queries that have nothing to find, or nothing to tell it from."""
     relevant = {query_id: len(relevant_of(grades)) for query_id, grades in judged.items()}
     others = {query_id: documents - count - len(copied.get(query_id, ())) for query_id, count in relevant.items()}
-    for reason, left_out in (
-        ("without a relevant document", [q for q, count in relevant.items() if count == 0]),
-        ("for which every document is relevant", [q for q, count in others.items() if count == 0]),
+    for reason, counts in (
+        ("without a relevant document", relevant),
+        ("for which every document is relevant", others),
     ):
-        if left_out:
-            number = counted(len(left_out), "query", "queries")
-            notes.append(f"{number} of {split} {reason} left out ({first_few(left_out)}).")
+        left_out = [query_id for query_id, count in counts.items() if count == 0]
+        notes += noted(left_out, "query", f"of {split} {reason} left out", "queries")
     return {query_id: grades for query_id, grades in judged.items() if relevant[query_id] and others[query_id]}
 
 
@@ -137,13 +131,101 @@ def _apart(judged: Qrels, split: str, queries: Mapping[str, str], later: dict[st
     """Without queries whose text another split has: ``later`` maps texts to it, and receives those of this split."""
     texts = {query_id: text_key(queries[query_id]) for query_id in judged}
     repeated = [query_id for query_id, text in texts.items() if text in later]
-    if repeated:
-        number = counted(len(repeated), "query", "queries")
-        splits = " or ".join(sorted({later[texts[query_id]] for query_id in repeated}))
-        notes.append(f"{number} of {split} left out, in {splits} too ({first_few(repeated)}).")
+    splits = " or ".join(sorted({later[texts[query_id]] for query_id in repeated}))
+    notes += noted(repeated, "query", f"of {split} left out, in {splits} too", "queries")
     kept = {query_id: grades for query_id, grades in judged.items() if texts[query_id] not in later}
     later.update({texts[query_id]: split for query_id in kept})
     return kept
 
 
-# Queries out of a corpus that has none
+# A sentence that is worth asking for, and what must be left of its document, in characters.
+_SHORTEST, _LONGEST, _LEAST_REST = 30, 300, 60
+# A title of so many words that stands in the text word for word gives its document away.
+_TELLING_WORDS = 4
+_SENTENCE = re.compile(r".+?(?:[.!?]+(?=\s)|[\u3002\uff01\uff1f]|\n|$)", re.DOTALL)
+
+
+def pseudo_queries(documents: Mapping[str, Document]) -> RetrievalData:
+    """Make a training collection of documents alone.
+
+    Where at least half of the documents have a title of their own, titles are the queries and the corpus is the texts
+    *without* titles: otherwise each query would stand in its document word for word. A text that begins by repeating
+    its title loses that; a title of four or more words that stands elsewhere in its text makes no query, nor does a
+    title that several documents share.
+
+    Else one sentence of each document is its query, chosen by a hash of the text, and is cut out of the document; this
+    is the inverse cloze task of Lee et al. 2019, "Latent Retrieval for Weakly Supervised Open Domain Question
+    Answering" (https://arxiv.org/abs/1906.00300). A sentence that occurs twice in the corpus is never chosen.
+
+    Documents without a query stay in the corpus. So the corpus is for training and for judging on held-out
+    pseudo-queries; the documents to search are the whole ones.
+
+    Args:
+        documents: Document id to title and text.
+
+    Returns:
+        A collection with a ``train`` split, whose ``labels`` say ``"titles"`` or ``"sentences"``. A query has the id of
+        its document.
+
+    Raises:
+        ValueError: Fewer than two documents give a query.
+    """
+    titles = Counter(text_key(document.title) for document in documents.values() if document.text.strip())
+    own_title = sum(count for title, count in titles.items() if title and count == 1)
+    kind: Literal["titles", "sentences"] = "titles" if own_title * 2 >= len(documents) else "sentences"
+    halves = _titles(documents, titles) if kind == "titles" else _sentences(documents)
+
+    queries = {document_id: query for document_id, (query, _) in halves.items() if query}
+    number = counted(len(queries), "pseudo-query", "pseudo-queries")
+    if len(queries) < 2:
+        raise ValueError(
+            f"A corpus of {counted(len(documents), 'document')} gives {number}: at least two documents need a title of "
+            "their own, or two sentences or more."
+        )
+    corpus = {document_id: rest for document_id, (_, rest) in halves.items()}
+    train: Qrels = {document_id: {document_id: 1} for document_id in queries}
+    note = (
+        f"No labels: {number} from the {kind} of {counted(len(documents), 'document')}; the documents to train on are "
+        "left without them."
+    )
+    return RetrievalData(queries, corpus, {"train": train}, labels=kind, notes=(note,))
+
+
+def _titles(documents: Mapping[str, Document], titles: Counter[str]) -> dict[str, tuple[str, str]]:
+    """Document id to title, empty where it is no query, and text."""
+    halves = {}
+    for document_id, (title, text) in documents.items():
+        rest = _without_heading(title, text)
+        known = text_key(title)
+        telling = len(title.split()) >= _TELLING_WORDS and known in text_key(rest)
+        query = title.strip() if titles[known] == 1 and rest and not telling else ""
+        halves[document_id] = (query, rest or title.strip())
+    return halves
+
+
+def _without_heading(title: str, text: str) -> str:
+    """The text less a title that it begins with: a long one, or a short one that is not part of a sentence."""
+    words = title.split()
+    if not words:
+        return text.strip()
+    end = r"(?!\w)" if len(words) >= _TELLING_WORDS else r"(?=\s*(?:[.:\n]|$))"
+    heading = re.match(r"\s*" + r"\s+".join(map(re.escape, words)) + end + r"[\s.:]*", text, re.IGNORECASE)
+    return (text[heading.end() :] if heading else text).strip()
+
+
+def _sentences(documents: Mapping[str, Document]) -> dict[str, tuple[str, str]]:
+    """Document id to one of its sentences, empty where none will do, and the title and rest of the text."""
+    seen = Counter(text_key(match[0]) for document in documents.values() for match in _SENTENCE.finditer(document.text))
+    halves = {}
+    for document_id, document in documents.items():
+        title, text = document
+        spans = [match.span() for match in _SENTENCE.finditer(text) if seen[text_key(match[0])] == 1]
+        first = int(stable_fraction(text) * len(spans))
+        halves[document_id] = ("", document.joined)
+        for start, end in spans[first:] + spans[:first]:
+            query, rest = text[start:end].strip(), f"{text[:start].strip()} {text[end:].strip()}".strip()
+            fits = _SHORTEST <= len(query) <= _LONGEST and len(rest) >= _LEAST_REST
+            if fits and text_key(query) not in text_key(f"{title} {rest}"):
+                halves[document_id] = (query, Document(title, rest).joined)
+                break
+    return halves

@@ -197,8 +197,7 @@ class HeadModules:
         missing = [side for side in SIDES if any(side not in router.sub_modules for router in routers)]
         if missing:
             raise ValueError(f"The Router of this model {names} has no route {missing[0]!r}.")
-        before = encoder_modules(model)
-        behind = [module for name, module in model.named_children() if name not in before]
+        behind = modules[len(encoder_modules(model)) :]
         self.normalised = isinstance(behind[-1], Normalize)
         self._modules = behind[:-1] if self.normalised else behind
         self._device = model.device

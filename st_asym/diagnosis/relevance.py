@@ -172,24 +172,16 @@ def _of_block(block: Tensor, pairs: Pairs, start: int) -> Pairs:
     return pairs[0][here] - start, pairs[1][here]
 
 
-def entered(before: Similarities, after: Similarities, queries: Tensor, documents: Tensor) -> NDArray[np.int64]:
-    """How many of each query's ten nearest documents were further away before than its tenth, shape ``(n,)``.
-
-    Queries and documents are the unit vectors before. Ties in another order are no change.
-    """
-    then = torch.einsum("nd,nkd->nk", queries, documents[after.top])
-    return (then < before.top_values[:, -1:] - _TIE).sum(dim=1).numpy()
-
-
 def ranking(before: Similarities, after: Similarities, queries: Tensor, documents: Tensor) -> Ranking:
-    """How far two searches differ; vectors as for :func:`entered`."""
-    replaced = entered(before, after, queries, documents)
-    first_then = (queries * documents[after.top[:, 0]]).sum(dim=1)
+    """How far two searches differ, given the unit vectors before; ties in another order are no change."""
+    # Of the documents found now, the cosines before: those that were further away than the tenth are new among the ten.
+    then = torch.einsum("nd,nkd->nk", queries, documents[after.top])
+    replaced = (then < before.top_values[:, -1:] - _TIE).sum(dim=1).double()
     hubs = [skewness(found.top.flatten().bincount(minlength=len(documents)).numpy()) for found in (before, after)]
     return Ranking(
-        changed=float((replaced > 0).mean()),
+        changed=float((replaced > 0).double().mean()),
         replaced=float(replaced.mean() / before.top.shape[1]),
-        first_changed=float((first_then < before.top_values[:, 0] - _TIE).double().mean()),
+        first_changed=float((then[:, 0] < before.top_values[:, 0] - _TIE).double().mean()),
         hubness_before=hubs[0],
         hubness_after=hubs[1],
     )

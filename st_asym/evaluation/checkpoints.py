@@ -179,11 +179,11 @@ class Step:
         step = cls(checkpoint.name, checkpoint.step, epoch, checkpoint.key, len(log), digest_of(log))
         if isinstance(found, str):
             return replace(step, problem=found)
-        first, row = found.rows[0], found.rows[-1]
-        if (gain := row.difference) is not None:
-            step = replace(step, baseline=(first.name, first.average[MAIN]), points=gain.points, p=gain.p)
-            if gain.low is not None and gain.high is not None:
-                step = replace(step, interval=(gain.low, gain.high))
+        first, row, gain = found.rows[0], found.rows[-1], found.rows[-1].difference
+        if gain is not None:
+            interval = None if gain.low is None or gain.high is None else (gain.low, gain.high)
+            baseline = (first.name, first.average[MAIN])
+            step = replace(step, baseline=baseline, points=gain.points, p=gain.p, interval=interval)
         return replace(
             step,
             data={name: str(known["version"]) for name, known in found.data.items()},

@@ -223,11 +223,11 @@ class Comparison:
         Args:
             wide: False for the first table alone.
         """
-        from st_asym.report.tables import narrow_table, notes, wide_tables
+        from st_asym.report.tables import long_tables, notes, short_table, table
 
-        parts = [*self.cautions, narrow_table(self)]
+        parts = [*self.cautions, table(*short_table(self))]
         if wide:
-            parts += [*wide_tables(self), *notes(self)]
+            parts += [*(table(*one) for one in long_tables(self)), *notes(self)]
         return "\n\n".join(parts) + "\n"
 
     def to_json(self, path: str | os.PathLike[str]) -> None:

@@ -20,11 +20,15 @@ from st_asym.evaluation.models import (
     Baseline,
     Models,
     System,
+    Train,
     answered_from,
     fused_name,
     queries_as_documents,
     same_models,
+    seen_queries,
     systems_of,
+    trained_queries,
+    training_documents,
     vectors_of,
 )
 from st_asym.evaluation.verdict import Bar, rows_of, scores_by_query
@@ -32,9 +36,7 @@ from st_asym.retrieval.metrics import CONFIDENCE, RESAMPLES
 
 if TYPE_CHECKING:
     from st_asym.evaluation.baselines import Baselines
-    from st_asym.evaluation.compressed import Form
-    from st_asym.evaluation.seen import Train
-    from st_asym.evaluation.tasks import Benchmark, Source
+    from st_asym.evaluation.mteb import Benchmark, Form, Source
 
 _PACKAGES = ["st_asym", "mteb", "sentence-transformers", "transformers", "torch", "numpy", "scipy"]
 _PACKAGES += ["pytrec-eval-terrier"]
@@ -103,10 +105,7 @@ def evaluate(
     """
     require_mteb()
     from st_asym.evaluation.baselines import Baselines
-    from st_asym.evaluation.compressed import check_forms
-    from st_asym.evaluation.mteb import undisturbed
-    from st_asym.evaluation.seen import seen_queries, trained_queries, training_documents
-    from st_asym.evaluation.tasks import benchmarks
+    from st_asym.evaluation.mteb import benchmarks, check_forms, undisturbed
 
     bar = Bar(at_least, significance)
     compressed = (compressed,) if isinstance(compressed, str | int) else tuple(compressed)

@@ -37,12 +37,11 @@ from st_asym.evaluation.checkpoints import (
 )
 from st_asym.evaluation.comparison import Comparison
 from st_asym.evaluation.evaluate import evaluate, require_mteb
-from st_asym.evaluation.models import Baseline, Model
+from st_asym.evaluation.models import Baseline, Model, Train, training_documents
 from st_asym.heads.model import load_encoder
 
 if TYPE_CHECKING:
-    from st_asym.evaluation.seen import Train
-    from st_asym.evaluation.tasks import Source
+    from st_asym.evaluation.mteb import Source
 
 logger = logging.getLogger(__name__)
 _PACKAGE = logging.getLogger("st_asym")
@@ -156,15 +155,8 @@ def follow_run(
             logger.info("%s", line)
             if tell is not None:
                 tell(line)
-    return evaluate_run(
-        run_dir,
-        asked.tasks,
-        models=asked.models,
-        cache=cache,
-        split=asked.split,
-        train=asked.train,
-        baselines=baselines,
-    )
+    options: dict[str, Any] = {"models": asked.models, "split": asked.split, "train": asked.train}
+    return evaluate_run(run_dir, asked.tasks, cache=cache, baselines=baselines, **options)
 
 
 def check_tasks(
@@ -172,8 +164,7 @@ def check_tasks(
 ) -> Source | Mapping[str, Source] | list[Source]:
     """Read what a model shall be evaluated on, hours before there is one; the tasks, those of a generator as a list."""
     require_mteb()
-    from st_asym.evaluation.seen import training_documents
-    from st_asym.evaluation.tasks import benchmarks
+    from st_asym.evaluation.mteb import benchmarks
 
     if isinstance(tasks, Iterable) and not isinstance(tasks, str | Mapping) and not hasattr(tasks, "column_names"):
         tasks = list(tasks)
@@ -239,25 +230,22 @@ class Asked:
         was on.
         """
         tasks = self.tasks if isinstance(self.tasks, list) else [self.tasks]
-        named = [*tasks, *self.models.values(), *([] if self.train is None else [self.train])]
-        if not all(isinstance(one, str | os.PathLike) for one in named):
+        train = [] if self.train is None else [self.train]
+        if not all(isinstance(one, str | os.PathLike) for one in (*tasks, *train, *self.models.values())):
             return None
         return {
             "tasks": [_lasting(one, run) for one in tasks],
             "split": self.split,
-            "train": None if self.train is None else _lasting(self.train, run),
+            "train": next((_lasting(one, run) for one in train), None),
             "models": {name: _lasting(one, run) for name, one in self.models.items()},
         }
 
     @classmethod
     def of_json(cls, content: Mapping[str, Any], run: Path) -> Asked:
         """What :meth:`as_json` gave; an AttributeError, KeyError or TypeError for something else."""
-        return cls(
-            tasks=[_found(one, run) for one in content["tasks"]],
-            split=str(content["split"]),
-            train=None if content["train"] is None else _found(content["train"], run),
-            models={name: _found(one, run) for name, one in content["models"].items()},
-        )
+        tasks = [_found(one, run) for one in content["tasks"]]
+        train = None if content["train"] is None else _found(content["train"], run)
+        return cls(tasks, str(content["split"]), train, {k: _found(one, run) for k, one in content["models"].items()})
 
 
 def _lasting(name: str | os.PathLike[str], run: Path) -> str:

@@ -10,8 +10,7 @@ import numpy as np
 
 from st_asym.data.collection import counted
 from st_asym.evaluation.comparison import FULL, MAIN, METRICS, Comparison, Group, Measurement, Row, Scores, mean
-from st_asym.evaluation.models import BM25, fused_name
-from st_asym.evaluation.seen import FEW
+from st_asym.evaluation.models import BM25, FEW, fused_name
 from st_asym.retrieval.metrics import Difference, corrected, difference
 from st_asym.retrieval.metrics import Scores as Floats
 

@@ -1,7 +1,6 @@
 """The one place that says a result in words or pictures: tables, pages in HTML, and the model card.
 
-From the bottom up: ``tables`` (text and Markdown), ``facts`` (what a saved model and its fit say of themselves),
-``plots``, ``html`` (any result as one file), ``card``.
+From the bottom up: ``tables`` (text and Markdown), ``plots``, ``card``, ``html`` (any result as one file).
 """
 
 from st_asym.report.card import write_card

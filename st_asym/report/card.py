@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-from jinja2 import TemplateError
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template, TemplateError, select_autoescape
 from sentence_transformers import SentenceTransformer, SentenceTransformerModelCardData
+from sentence_transformers.base.modules import Dense, Router
 
-from st_asym.cache import model_fingerprint
+from st_asym.cache import encoder_fingerprint, model_fingerprint
 from st_asym.data.collection import counted
 from st_asym.data.files import PLOT_FILE, REPORT_FILE
 from st_asym.evaluation.comparison import MAIN, METRICS, Comparison, Row, mean
 from st_asym.heads.anatomy import Encoder, without_heads
-from st_asym.report import facts as of_fit
+from st_asym.report import tables as of_fit
 from st_asym.report.card_file import TAG, Card, checked_license, usage
-from st_asym.report.facts import Facts, Report, read_report, template
 from st_asym.report.plots import candidate_forest
-from st_asym.report.tables import cell, code, notes, table, wide_tables
+from st_asym.report.tables import Report, cell, code, long_tables, notes, table
 from st_asym.trainer.columns import plain_encode
 
 NOT_RECORDED = "not recorded"
@@ -45,6 +47,95 @@ _FUNCTIONS: dict[str, Any] = {
     "table": table,
     "usage": usage,
 }
+
+
+def template(name: str, functions: dict[str, Any] | None = None) -> Template:
+    """A template of this package, and what it may call, also as filters; what is put into one in HTML is escaped."""
+    environment = Environment(
+        loader=PackageLoader("st_asym.report", "templates"),
+        autoescape=select_autoescape(["html.j2"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(functions or {})
+    return environment.get_template(name, globals=functions)
+
+
+class Facts(NamedTuple):
+    """What a model says of itself."""
+
+    dimension: int | None
+    max_tokens: int | None  # of a text; what is beyond is cut off. None where it does not say
+    similarity: str
+    dtype: str
+    prompts: dict[str, str]  # side to what is put before its texts
+    heads: dict[str, str]  # side to the widths of its head, "384 → 768 → 384, ReLU"; empty for a side without one
+    plain: str | None  # the side that plain encode takes; None where the model has no sides
+    trained: int  # how many weights the heads have
+    fingerprint: str  # of the encoder
+
+    @classmethod
+    def of(cls, model: SentenceTransformer) -> Facts:
+        """Look at a model with or without heads."""
+        router = next((module for module in model.children() if isinstance(module, Router)), None)
+        routes: Any = {} if router is None else router.sub_modules
+        length: float | None = model.max_seq_length  # encoders without a limit give none, or an infinite one
+        return cls(
+            dimension=model.get_embedding_dimension(),
+            max_tokens=int(length) if length is not None and math.isfinite(length) else None,
+            similarity=str(model.similarity_fn_name),
+            dtype=str(model.dtype).removeprefix("torch."),
+            prompts={name: prompt for name, prompt in model.prompts.items() if prompt},
+            heads={side: _widths(route) for side, route in routes.items()},
+            plain=None if router is None else router.default_route,
+            trained=0 if router is None else sum(parameter.numel() for parameter in router.parameters()),
+            fingerprint=encoder_fingerprint(model),
+        )
+
+
+def _widths(route: Any) -> str:
+    """The layers of one route."""
+    layers = [module for module in route if isinstance(module, Dense)]
+    if not layers:
+        return ""
+    widths = [layers[0].in_features, *(layer.out_features for layer in layers)]
+    names = [type(layer.activation_function).__name__ for layer in layers]
+    used = dict.fromkeys(name for name in names if name != "Identity")
+    return ", ".join([" → ".join(map(str, widths)), *used]) + ("" if used else ", linear")
+
+
+def read_report(folder: Path) -> dict[str, Any] | None:
+    """The report in the folder of a model, as this version writes it; None where there is none."""
+    path = folder / REPORT_FILE
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise TypeError(f"it is a {type(found).__name__}")
+    return found if "candidates" in found else _of_0_1(found)
+
+
+def _of_0_1(report: Mapping[str, Any]) -> dict[str, Any]:
+    """0.1 tried one system with one start, and its choices are epochs and dials alone."""
+    name = f"{report['system']}, {report['init']} start"
+
+    def named(entry: Mapping[str, Any]) -> dict[str, Any]:
+        return {**entry, "choice": {"candidate": name, **entry["choice"]}}
+
+    evidence = [named(entry) for entry in report["evidence"]]
+    chosen = None if report["chosen"] is None else named(report["chosen"])
+    best = chosen or max(evidence, key=lambda entry: entry["gain"], default=None)
+    return {
+        **report,
+        "settings": {"system": report["system"], "init": report["init"], **report["settings"]},
+        "expected_unseen": None,
+        "candidates": [] if best is None else [{"name": name, "evidence": best, "cuts": None, "seconds": None}],
+        "chosen": chosen,
+        "chance": None,
+        "evidence": evidence,
+        "training": [],
+    }
 
 
 def write_card(
@@ -252,7 +343,7 @@ class Own:
         """Tables and what they rest on; what to try next is for who trains, not for who reads the card."""
         plain = replace(self.comparison, rows=tuple(replace(row, next_steps=()) for row in self.comparison.rows))
         made = [f"Evaluated on {plain.created[:10]}."] if plain.created else []
-        return [*plain.cautions, *wide_tables(plain), *notes(plain), *made]
+        return [*plain.cautions, *(table(*one) for one in long_tables(plain)), *notes(plain), *made]
 
 
 class WrittenCardData(SentenceTransformerModelCardData):

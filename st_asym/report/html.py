@@ -19,10 +19,10 @@ from st_asym.diagnosis import Diagnosis
 from st_asym.diagnosis.relevance import Example
 from st_asym.evaluation.comparison import MAIN, Comparison, Row
 from st_asym.fitting.report import FitReport
-from st_asym.report import facts as of_fit
 from st_asym.report import plots
-from st_asym.report.facts import REQUIRES, template
-from st_asym.report.plots import Interval, Plot
+from st_asym.report import tables as of_fit
+from st_asym.report.card import template
+from st_asym.report.plots import REQUIRES, Interval, Plot
 from st_asym.report.tables import (
     heads_table,
     how_compared,
@@ -61,7 +61,7 @@ _DASHED = "Dashed: evaluation."
 
 def check_installed() -> None:
     """Refuse before hours of work whose report could not be written."""
-    if not all(map(find_spec, ("jinja2", "matplotlib"))):
+    if find_spec("matplotlib") is None:
         raise ModuleNotFoundError(REQUIRES)
 
 
@@ -90,7 +90,7 @@ def save_html(path: str | os.PathLike[str], *subjects: Subject) -> None:
     Raises:
         TypeError: Nothing, or something else.
         ValueError: A trainer that has logged nothing.
-        ModuleNotFoundError: jinja2 or matplotlib is missing.
+        ModuleNotFoundError: matplotlib is missing.
 
     Example:
         >>> result = fit("all-MiniLM-L6-v2", "scifact.zip", output_dir="model")  # doctest: +SKIP

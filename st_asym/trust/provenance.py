@@ -22,6 +22,7 @@ from sentence_transformers.util import load_file_path
 
 from st_asym.cache.fingerprint import data_digests, encoder_fingerprint, vocabulary_digest, weights_digest
 from st_asym.data import RetrievalData
+from st_asym.data.document import TrainedQueries
 from st_asym.data.files import (
     CARD_FILE,
     PLOT_FILE,
@@ -32,7 +33,7 @@ from st_asym.data.files import (
     take_over,
     write_json,
 )
-from st_asym.data.trained_queries import TrainedQueries
+from st_asym.data.sources import training_data
 from st_asym.heads.anatomy import encoder_modules, encoder_origin, public_name
 from st_asym.trust.folder import FindingError, Folder, VerificationError
 from st_asym.trust.modules import check_files, is_document, read_saved
@@ -160,7 +161,8 @@ def save_provenance(
     options["requirements"] = {**(options.get("requirements") or {}), **_REQUIREMENTS}
     write_json(path / _SETTINGS_FILE, options)
     parts = {} if data is None else data if isinstance(data, Mapping) else {"train": data}
-    trained = TrainedQueries.of(parts.values())
+    read = [found for part in parts.values() if (found := training_data(part)) is not None]
+    trained = TrainedQueries.of(read) if read else None
     if trained is not None and trained.query_digests is None:
         logger.warning(
             "%s does not say which queries were trained on, as they are %s: st_asym.evaluate cannot tell them.",

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from st_asym.data import Qrels, as_retrieval_data
+from st_asym.data import Qrels, as_retrieval_data, holdout
 from st_asym.data.holdout import HeldOut, folds, hold_out, seen_unseen
 
 
@@ -46,7 +46,10 @@ def check(cut: HeldOut, qrels: Qrels) -> None:
 def test_a_cut_shares_no_query_and_no_unseen_document_and_counts_what_it_costs(
     qrels: Qrels, share: float, unseen: float, max_lost: float, seed: int
 ) -> None:
-    cut = hold_out(qrels, share=share, unseen=unseen, max_lost=max_lost, seed=seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(holdout, "_UNSEEN", unseen)
+        patch.setattr(holdout, "_MOST_LOST", max_lost)
+        cut = hold_out(qrels, share=share, seed=seed)
     check(cut, qrels)
     assert len(cut.dev) == min(max(round(share * len(qrels)), 1), len(qrels) - 1)
     assert cut.train
@@ -115,13 +118,16 @@ def test_half_is_unseen_and_half_seen_at_no_cost_where_components_are_small() ->
     )
 
 
-def test_documents_are_withheld_within_the_limit_where_all_queries_are_connected() -> None:
+def test_documents_are_withheld_within_the_limit_where_all_queries_are_connected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     # One hub that all share, and a document of its own that each shares with its neighbour alone.
     qrels = {f"q{i}": {f"own{i // 2}": 1, **({} if i < 40 else {"hub": 1})} for i in range(200)}
     qrels |= {f"link{i}": {"hub": 1, f"own{i}": 1} for i in range(20)}
-    none = hold_out(qrels, max_lost=0.0)
+    cut = hold_out(qrels)
+    monkeypatch.setattr(holdout, "_MOST_LOST", 0.0)
+    none = hold_out(qrels)
     assert none.lost_positives == 0
-    cut = hold_out(qrels, max_lost=0.05)
     assert len(cut.unseen) > len(none.unseen)
     assert 0 < cut.lost_positives <= 0.05 * len(positives(qrels))
     assert f"That cost {cut.lost_positives} of" in str(cut)

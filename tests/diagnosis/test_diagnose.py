@@ -290,7 +290,7 @@ def test_more_queries_than_a_block_and_ties_in_another_order() -> None:
     mirrored = relevance.compare(queries, documents[order], none, none)
     other: Tensor = order[mirrored.top]
     swapped = relevance.Similarities(other, *list(vars(mirrored).values())[1:])
-    assert not relevance.entered(whole, swapped, queries, documents).any()
+    assert relevance.ranking(whole, swapped, queries, documents).replaced == 0
 
 
 @pytest.mark.parametrize(
