@@ -46,7 +46,7 @@ from experiment.run import (
 from experiment.training_run import chosen_model, train
 from st_asym import IsotropyLoss, asymmetric_model
 from st_asym.data import RetrievalData, load_data
-from st_asym.retrieval.metrics import difference
+from st_asym.retrieval.significance import difference
 
 Loss = Callable[[SentenceTransformer], nn.Module]
 

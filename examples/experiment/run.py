@@ -34,7 +34,7 @@ from experiment.systems import Init, get_system
 from experiment.training_run import chosen_model, start_from_pairs, train
 from st_asym import CachedSentenceTransformer, Comparison, EmbeddingCache, evaluate, fit
 from st_asym.data import RetrievalData, load_data
-from st_asym.retrieval.metrics import Difference
+from st_asym.retrieval.significance import Difference
 
 logger = logging.getLogger("experiment")
 

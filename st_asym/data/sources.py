@@ -36,7 +36,8 @@ from st_asym.data.formats import (
     table_rows,
 )
 from st_asym.data.pairs import into_splits, pairs_of_rows, pairs_of_tuples, with_test_queries_apart
-from st_asym.data.prepare import DEV_NAMES, check_texts, checked, pseudo_queries
+from st_asym.data.prepare import DEV_NAMES, check_texts, checked
+from st_asym.data.pseudo_queries import pseudo_queries
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict

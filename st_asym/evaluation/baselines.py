@@ -19,6 +19,7 @@ from torch import Tensor
 from st_asym.data.collection import Qrels, own_documents
 from st_asym.data.document import Document
 from st_asym.evaluation.comparison import FULL, Measurement, Scores, digest_of, kept_or_measured
+from st_asym.evaluation.compressed import KEPT
 from st_asym.evaluation.models import (
     BASELINES,
     BM25,
@@ -30,7 +31,8 @@ from st_asym.evaluation.models import (
     trained_queries,
     vectors_of,
 )
-from st_asym.evaluation.mteb import KEPT, Benchmark, FrozenEncoder, measured_by
+from st_asym.evaluation.mteb import FrozenEncoder, measured_by
+from st_asym.evaluation.tasks import Benchmark
 from st_asym.retrieval import Judgments
 from st_asym.retrieval.metrics import TOP
 from st_asym.retrieval.search import MOST_DOCUMENTS, Bm25Index, Similarities, bm25_is_installed, standardised

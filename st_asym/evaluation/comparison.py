@@ -16,7 +16,7 @@ import numpy as np
 
 from st_asym.data.document import text_key
 from st_asym.data.files import write_text
-from st_asym.retrieval.metrics import Difference
+from st_asym.retrieval.significance import Difference
 
 logger = logging.getLogger(__name__)
 

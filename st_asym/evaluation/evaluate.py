@@ -32,11 +32,12 @@ from st_asym.evaluation.models import (
     vectors_of,
 )
 from st_asym.evaluation.verdict import Bar, rows_of, scores_by_query
-from st_asym.retrieval.metrics import CONFIDENCE, RESAMPLES
+from st_asym.retrieval.significance import CONFIDENCE, RESAMPLES
 
 if TYPE_CHECKING:
     from st_asym.evaluation.baselines import Baselines
-    from st_asym.evaluation.mteb import Benchmark, Form, Source
+    from st_asym.evaluation.compressed import Form
+    from st_asym.evaluation.tasks import Benchmark, Source
 
 _PACKAGES = ["st_asym", "mteb", "sentence-transformers", "transformers", "torch", "numpy", "scipy"]
 _PACKAGES += ["pytrec-eval-terrier"]
@@ -105,7 +106,9 @@ def evaluate(
     """
     require_mteb()
     from st_asym.evaluation.baselines import Baselines
-    from st_asym.evaluation.mteb import benchmarks, check_forms, undisturbed
+    from st_asym.evaluation.compressed import check_forms
+    from st_asym.evaluation.mteb import undisturbed
+    from st_asym.evaluation.tasks import benchmarks
 
     bar = Bar(at_least, significance)
     compressed = (compressed,) if isinstance(compressed, str | int) else tuple(compressed)

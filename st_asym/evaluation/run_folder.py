@@ -41,7 +41,7 @@ from st_asym.evaluation.models import Baseline, Model, Train, training_documents
 from st_asym.heads.model import load_encoder
 
 if TYPE_CHECKING:
-    from st_asym.evaluation.mteb import Source
+    from st_asym.evaluation.tasks import Source
 
 logger = logging.getLogger(__name__)
 _PACKAGE = logging.getLogger("st_asym")
@@ -164,7 +164,7 @@ def check_tasks(
 ) -> Source | Mapping[str, Source] | list[Source]:
     """Read what a model shall be evaluated on, hours before there is one; the tasks, those of a generator as a list."""
     require_mteb()
-    from st_asym.evaluation.mteb import benchmarks
+    from st_asym.evaluation.tasks import benchmarks
 
     if isinstance(tasks, Iterable) and not isinstance(tasks, str | Mapping) and not hasattr(tasks, "column_names"):
         tasks = list(tasks)

@@ -11,8 +11,7 @@ import numpy as np
 from st_asym.data.collection import counted
 from st_asym.evaluation.comparison import FULL, MAIN, METRICS, Comparison, Group, Measurement, Row, Scores, mean
 from st_asym.evaluation.models import BM25, FEW, fused_name
-from st_asym.retrieval.metrics import Difference, corrected, difference
-from st_asym.retrieval.metrics import Scores as Floats
+from st_asym.retrieval.significance import Difference, Floats, corrected, difference
 
 if TYPE_CHECKING:
     from st_asym.evaluation.models import System

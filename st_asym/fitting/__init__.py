@@ -2,8 +2,8 @@
 
 From left to right: ``settings``; ``vectors`` (all that training sees); ``closed_form`` and ``candidates`` (what is
 tried); ``gate`` (the decision); ``loop`` (training, on vectors, and what is kept by the stock trainer); ``rehearsal``
-(candidates, and trials of more, on held-out queries); ``report``; ``fit``; ``fit_vectors`` (the same for vectors of any
-source, without texts and encoder).
+(candidates on held-out queries) and ``tuning`` (more of them); ``report``; ``fit``; ``fit_vectors`` (the same for
+vectors of any source, without texts and encoder).
 """
 
 from st_asym.fitting.closed_form import whitened_heads

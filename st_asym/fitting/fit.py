@@ -32,9 +32,10 @@ from st_asym.data.sources import Corpus, Pairs
 from st_asym.fitting.candidates import Candidate, candidates
 from st_asym.fitting.gate import Rehearsal, decide
 from st_asym.fitting.loop import refit
-from st_asym.fitting.rehearsal import check_optuna, cuts, rehearse, tune
+from st_asym.fitting.rehearsal import cuts, rehearse
 from st_asym.fitting.report import FitReport, bm25_sentence
 from st_asym.fitting.settings import Settings
+from st_asym.fitting.tuning import check_optuna, tune
 from st_asym.fitting.vectors import Vectors, read_vectors
 from st_asym.heads.anatomy import Encoder, public_name
 from st_asym.heads.model import asymmetric_model, load_encoder, saved_size

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from st_asym.cache.encoding import Precision
 from st_asym.data.collection import first_few
+from st_asym.losses.distributed import gather_rows, total, uniform
 from st_asym.losses.documents import Documents, Logits, Negatives, Relevance, Relevant, Texts, Vectors
 from st_asym.losses.isotropy import unit
-from st_asym.losses.sampled import HARD_NEGATIVES, HardNegatives, Sample, gather_rows, gathered, stretches, uniform
+from st_asym.losses.sampled import HARD_NEGATIVES, HardNegatives, Sample, stretches
 
 _CITATION = """
 @misc{oord2019representationlearningcontrastivepredictive,
@@ -193,7 +194,7 @@ class CorpusContrastiveLoss(nn.Module):
         """
         columns = list(sentence_features)
         # Asked of all processes: each must run the model equally often.
-        if labels is not None and not sum(gathered(int((labels < 0).sum()))):
+        if labels is not None and not total(int((labels < 0).sum()), labels.device):
             columns = columns[:1]
         return self.compute_loss_from_embeddings([self.model(c)["sentence_embedding"] for c in columns], labels)
 
@@ -210,7 +211,8 @@ class CorpusContrastiveLoss(nn.Module):
         positions = self._checked_labels(labels, len(embeddings[0]))
         device = embeddings[0].device
         judged = positions >= 0
-        rows, pairs = map(sum, zip(*gathered((len(positions), int((~judged).sum()))), strict=True))
+        rows = total(len(positions), device)
+        pairs = total(int((~judged).sum()), device)
         with torch.autocast(device.type, enabled=False):
             queries = unit(embeddings[0])
         value = queries.new_zeros(())
@@ -237,7 +239,7 @@ class CorpusContrastiveLoss(nn.Module):
         world = get_world_size()
         count = min(count, len(self._corpus) // world)
         starts, lengths = stretches(len(self._corpus), count * world)
-        documents = starts + (uniform(len(starts)) * lengths).long()
+        documents = starts + (uniform(len(starts), self._corpus.device) * lengths).long()
         rank = torch.distributed.get_rank() if world > 1 else 0
         return self._corpus.project(self._corpus.take(documents[rank * count : (rank + 1) * count]))
 
@@ -346,7 +348,7 @@ class CorpusContrastiveLoss(nn.Module):
     def _shared_negatives(self, labels: Tensor) -> Negatives:
         """What all queries of the batch are compared with."""
         if self._sample is not None:
-            return self._sample.draw()
+            return self._sample.draw(self._corpus.device)
         if self.negatives == "corpus":
             return self._everything
         known = self._relevance.of(gather_rows(labels.to(self._corpus.device)).cpu())

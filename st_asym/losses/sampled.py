@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TypeVar
 
 import torch
 import torch.distributed
 from sentence_transformers.util import get_world_size
 from torch import Tensor
 
+from st_asym.losses.distributed import gather_rows, uniform
 from st_asym.losses.documents import Documents, Negatives, Relevance, find
 from st_asym.retrieval import nearest
-
-Anything = TypeVar("Anything")
 
 # Documents that a scan takes through the head at once: without a gradient, they may be many.
 _SCAN_CHUNK = 4096
@@ -30,36 +28,6 @@ HARD_NEGATIVES = """
     primaryClass={cs.IR}
 }
 """
-
-
-def gathered(own: Anything) -> list[Anything]:
-    """What each process has, in the order of their ranks."""
-    world = get_world_size()
-    found = [own] * world
-    if world > 1:
-        torch.distributed.all_gather_object(found, own)
-    return found
-
-
-def gather_rows(tensor: Tensor) -> Tensor:
-    """Rows of all processes, shape ``(sum of n, ...)``, the own ones with their gradient.
-
-    A loss that each process computes over all rows then has its whole gradient with respect to the own rows, and
-    nothing is sent on the way back. Every process must call it.
-    """
-    if get_world_size() == 1:
-        return tensor
-    rows = [part.to(tensor.device) for part in gathered(tensor.detach().cpu())]
-    rows[torch.distributed.get_rank()] = tensor
-    return torch.cat(rows)
-
-
-def uniform(count: int) -> Tensor:
-    """Numbers from 0 to 1, float64, those of the first process on all of them.
-
-    They come from torch's CPU generator, whose state the trainer saves with each checkpoint.
-    """
-    return gathered(torch.rand(count, dtype=torch.float64))[0]
 
 
 class Sample:
@@ -79,9 +47,9 @@ class Sample:
         self._weights = self._sizes.double().log()
         self._weights[len(first[1]) :] += math.log(unlabelled_weight or 1.0)  # none are drawn at a weight of 0
 
-    def draw(self) -> Negatives:
-        """One document of each stretch, the same on every process."""
-        places = self._starts + (uniform(len(self._starts)) * self._sizes).long()
+    def draw(self, device: torch.device) -> Negatives:
+        """One document of each stretch, the same on every process, agreed upon through its device."""
+        places = self._starts + (uniform(len(self._starts), device) * self._sizes).long()
         positions, order = self._positions[places].sort()
         return Negatives(positions, self._weights[order])
 
@@ -156,7 +124,10 @@ class HardNegatives:
         similarities, places = (
             part.cpu() for part in nearest(queries, self._chunks(), self.size, excluded=(rows, columns))
         )
-        found = gathered((places if self._among is None else self._among[places], similarities))
+        found = [(places if self._among is None else self._among[places], similarities)]
+        if get_world_size() > 1:
+            own, found = found[0], [found[0]] * get_world_size()
+            torch.distributed.all_gather_object(found, own)
         documents, values = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
         candidates = torch.cat([kept, documents], dim=1), torch.cat([self._similarities[labels], values], dim=1)
         self.documents[labels], self._similarities[labels] = _hardest(*candidates, self.size)

@@ -1,6 +1,7 @@
 """The one place that says a result in words or pictures: tables, pages in HTML, and the model card.
 
-From the bottom up: ``tables`` (text and Markdown), ``plots``, ``card``, ``html`` (any result as one file).
+From the bottom up: ``tables`` (text and Markdown), ``plots``, ``card_file`` (a card's sections), ``card``,
+``html`` (any result as one file).
 """
 
 from st_asym.report.card import write_card

@@ -32,7 +32,7 @@ from st_asym.report.tables import (
     short_table,
     vectors_table,
 )
-from st_asym.retrieval.metrics import Difference
+from st_asym.retrieval.significance import Difference
 
 Subject: TypeAlias = Comparison | Diagnosis | FitReport | TrainerState
 

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple
 from st_asym.report.tables import HALVES, MOST, Report, how_far, is_kept
 
 if TYPE_CHECKING:
-    from st_asym.diagnosis.diagnose import Diagnosis, SideOf
+    from st_asym.diagnosis.diagnose import Diagnosis
+    from st_asym.diagnosis.findings import SideOf
     from st_asym.diagnosis.relevance import Histograms
-    from st_asym.retrieval.metrics import Difference
+    from st_asym.retrieval.significance import Difference
 
 REQUIRES = 'HTML reports need matplotlib: pip install "st_asym[report]".'
 SPREAD = "Of unit vectors, scaled by the root of the dimension: 1 is even, 0 is collapsed."

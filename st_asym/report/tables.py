@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from st_asym.diagnosis.diagnose import Diagnosis
     from st_asym.diagnosis.relevance import Example
     from st_asym.evaluation.comparison import Comparison
-    from st_asym.retrieval.metrics import Difference
+    from st_asym.retrieval.significance import Difference
 
 Rows = list[list[str]]
 

@@ -1,21 +1,15 @@
-"""nDCG@10 by query, from the positions of what was found; and whether a difference between systems is chance."""
+"""nDCG@10 by query, from the positions of what was found."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap, false_discovery_control, permutation_test
 
 Scores = NDArray[np.float64]
 TOP = 10
-RESAMPLES = 9_999
-CONFIDENCE = 0.95
-# Resamples that are held in memory at a time.
-_BATCH = 1_000
 _DISCOUNTS: Scores = 1.0 / np.log2(np.arange(TOP) + 2.0)
 
 
@@ -73,86 +67,3 @@ class Judgments:
         grades = self.grades(np.asarray(positions)[:, :TOP])
         gained = grades @ _DISCOUNTS[: grades.shape[1]]
         return np.divide(gained, self._ideal, out=np.zeros(len(self)), where=self._ideal > 0)
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A difference in mean score to the first system, paired by query.
-
-    Attributes:
-        points: The difference of the means.
-        relative: The same as a share of the first system's mean, None where that is 0.
-        low: Lower end of the 95 % interval, None for fewer than two queries.
-        high: Its upper end.
-        p: Of the randomisation test, two-sided.
-        p_corrected: The same, corrected for the number of comparisons where there are several.
-        queries: On how many queries.
-    """
-
-    points: float
-    relative: float | None
-    low: float | None
-    high: float | None
-    p: float
-    p_corrected: float
-    queries: int
-
-    def __str__(self) -> str:
-        """``+1.20 points [+0.31, +2.10], p = 0.009``, of which 100 are a score of 1; p is not corrected."""
-        interval = ""
-        if self.low is not None and self.high is not None:
-            interval = f" [{100 * self.low:+.2f}, {100 * self.high:+.2f}]"
-        return f"{100 * self.points:+.2f} points{interval}, p {'< .001' if self.p < 0.001 else f'= {self.p:.3f}'}"
-
-
-def difference(before: Sequence[Scores], after: Sequence[Scores], seed: int = 0) -> Difference:
-    """Compare two systems on one or several data sets, each of which counts the same.
-
-    The test is Fisher's randomisation test, which flips the sign of each query's difference (Smucker, Allan and
-    Carterette 2007, "A Comparison of Statistical Significance Tests for Information Retrieval Evaluation"), by
-    :func:`scipy.stats.permutation_test`: all flips where there are few queries, 9,999 random ones otherwise. The
-    interval is the percentile bootstrap of :func:`scipy.stats.bootstrap`, drawing from the queries of each data set.
-
-    Args:
-        before: Scores of the first system by query, shape ``(n,)`` for each data set.
-        after: The same of the other system, for the same queries.
-        seed: Of what is drawn at random.
-    """
-    gains = [new - old for old, new in zip(before, after, strict=True)]
-    base = float(np.mean([old.mean() for old in before]))
-    points = float(np.mean([gain.mean() for gain in gains]))
-    low, high = _interval(gains, seed)
-    # Each query counts as much as it does in the mean over data sets.
-    weighted = np.concatenate([gain / (len(gain) * len(gains)) for gain in gains])
-    p = 1.0
-    if weighted.any() and len(weighted) > 1:
-        test = permutation_test(
-            (weighted,), np.sum, permutation_type="samples", n_resamples=RESAMPLES, batch=_BATCH, rng=seed
-        )
-        p = float(test.pvalue)
-    return Difference(points, points / base if base else None, low, high, p, p, len(weighted))
-
-
-def corrected(p_values: Sequence[float]) -> list[float]:
-    """P-values corrected for their number, by Benjamini and Hochberg 1995 (false discovery rate)."""
-    return [float(p) for p in false_discovery_control(p_values, method="bh")] if len(p_values) else []
-
-
-def _interval(gains: Sequence[Scores], seed: int) -> tuple[float | None, float | None]:
-    if any(len(gain) < 2 for gain in gains):
-        return None, None
-
-    def mean_of_means(*samples: Scores, axis: int = -1) -> Scores:
-        return np.asarray(sum(sample.mean(axis=axis) for sample in samples) / len(samples))
-
-    interval = bootstrap(
-        tuple(gains),
-        mean_of_means,
-        n_resamples=RESAMPLES,
-        batch=_BATCH,
-        vectorized=True,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=seed,
-    ).confidence_interval
-    return float(interval.low), float(interval.high)

@@ -8,7 +8,7 @@ from evaluation_helpers import collection, ndcg_at_10
 from sentence_transformers import SentenceTransformer
 
 from st_asym import evaluate
-from st_asym.evaluation.mteb import CompressedIndex, Form, check_forms
+from st_asym.evaluation.compressed import CompressedIndex, Form, check_forms
 
 
 @pytest.fixture

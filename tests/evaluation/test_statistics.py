@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from st_asym.evaluation.comparison import Group
 from st_asym.evaluation.verdict import Bar, judge, next_steps
-from st_asym.retrieval.metrics import Difference, corrected, difference
+from st_asym.retrieval.significance import Difference, corrected, difference
 
 
 def test_few_queries_are_tested_by_all_flips_of_signs() -> None:

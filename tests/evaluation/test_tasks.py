@@ -18,7 +18,7 @@ from sentence_transformers import SentenceTransformer
 
 from st_asym import BeirModel, evaluate
 from st_asym.data import RetrievalData
-from st_asym.evaluation.mteb import benchmarks
+from st_asym.evaluation.tasks import benchmarks
 
 Make = Callable[..., SentenceTransformer]
 

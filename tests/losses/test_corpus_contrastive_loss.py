@@ -536,7 +536,7 @@ def test_the_sample_estimates_the_sum_over_negatives_without_bias(
 def test_each_kind_of_document_is_drawn_however_few_count(labelled: int, drawn: int) -> None:
     is_labelled = torch.arange(60) < labelled
     for weight, total in ((1.0, 60.0), (0.1, labelled + 0.1 * (60 - labelled)), (0.0, float(labelled))):
-        found = Sample(is_labelled, weight, drawn).draw()
+        found = Sample(is_labelled, weight, drawn).draw(torch.device("cpu"))
         assert found.positions is not None
         assert found.weights is not None
         assert found.weights.exp().sum().item() == pytest.approx(total)

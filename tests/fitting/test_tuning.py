@@ -11,7 +11,8 @@ from fitting_helpers import QUICK, rotated, vectors_of
 
 from st_asym.fitting.candidates import candidates
 from st_asym.fitting.gate import weigh
-from st_asym.fitting.rehearsal import Rehearsals, check_optuna, cuts, rehearse, tune
+from st_asym.fitting.rehearsal import Rehearsals, cuts, rehearse
+from st_asym.fitting.tuning import check_optuna, tune
 
 POOR = replace(QUICK, sides="both", init="identity", contrastive="in-batch", epochs=1, learning_rate=1e-6)
 
