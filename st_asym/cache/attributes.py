@@ -136,7 +136,11 @@ class Attributes:
             for one in self._foreign
             for name, value in _seen(one).items()
         ]
-        self._looked_at = [(each, copy.deepcopy(_quick(each.value))) for each in [*own, *_beside(found)]]
+        self._looked_at = [
+            (each, copy.deepcopy(now) if is_plain(each.value) else now)
+            for each in [*own, *_beside(found)]
+            for now in [_quick(each.value)]
+        ]
         self.tensors = [buffer for one in self._foreign for buffer in _hidden_buffers(one).values()]
         for each, _ in self._looked_at:
             within = [each.value] if isinstance(each.value, nn.Module) else _modules_in(each.value)
@@ -194,7 +198,7 @@ def _quick(value: Any) -> list[Any]:
     if isinstance(value, PreTrainedTokenizerBase):
         shown = quick_tokenizer(value)
     elif modules := _modules_in(value):
-        shown = list(map(id, modules))
+        shown = modules  # themselves, and no numbers: those of a module that is gone may be given to another
     elif not isinstance(value, Tensor | nn.Module) and not is_stock(type(value)):
         with contextlib.suppress(Undescribed):
             shown = described(value)

@@ -1,9 +1,9 @@
 """Retrieval collections: queries, documents and which answers which, out of files, data sets and lists.
 
-From the bottom up: ``document`` (which texts are the same, and which queries are known), ``collection``, ``formats``
-(rows of files and tables), ``prepare`` (checks), ``beir_layout`` and ``pairs`` (what rows mean), ``pseudo_queries``
-(for a corpus that has none), ``sources`` (any of these). Beside them, ``holdout`` cuts queries, and ``files`` writes
-what is whole or not there.
+From the bottom up: ``document`` (which texts are the same), ``collection``, ``formats`` (rows of files and tables),
+``prepare`` (checks), ``beir_layout`` and ``pairs`` (what rows mean), ``pseudo_queries`` (for a corpus that has none),
+``sources`` (any of these). Beside them, ``holdout`` cuts queries, ``trained_queries`` recognises them later, and
+``files`` writes what is whole or not there.
 """
 
 from st_asym.data.collection import Qrels, RetrievalData

@@ -160,7 +160,10 @@ def seen_unseen(
     Queries without a relevant document are in neither part. With the texts of a corpus, documents with the same text
     count as one.
     """
-    documents = _document_numbers((train, dev), corpus)
+    return _seen_unseen(train, dev, _document_numbers((train, dev), corpus))
+
+
+def _seen_unseen(train: Qrels, dev: Qrels, documents: Mapping[str, int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     known = {documents[d] for grades in train.values() for d in relevant_of(grades)}
     seen: list[str] = []
     unseen: list[str] = []
@@ -198,7 +201,7 @@ class _QueryGraph:
             units.setdefault(query_id if queries is None else text_key(queries[query_id]), []).append(query_id)
         if len(units) < 2:
             raise ValueError(f"Holding out takes at least two different queries, got {len(units)}.")
-        self.qrels, self.corpus = qrels, corpus
+        self.qrels = qrels
         self.units = list(units.values())
         self.sizes: Array = np.array([len(unit) for unit in self.units])
         self.documents = _document_numbers([qrels], corpus)
@@ -330,5 +333,5 @@ def _cut(graph: _QueryGraph, chosen: Array, withheld: Array) -> HeldOut:
             left = {d: grade for d, grade in grades.items() if d not in gone}
             if relevant_of(left):
                 train[query_id] = left
-    seen, unseen = seen_unseen(train, dev, corpus=graph.corpus)
+    seen, unseen = _seen_unseen(train, dev, graph.documents)
     return HeldOut(train, dev, seen, unseen, lost, tuple(query_id for query_id in lost if query_id not in train))

@@ -20,7 +20,7 @@ from st_asym.data.beir_layout import (
     read_texts,
 )
 from st_asym.data.collection import Qrels, RetrievalData, merged, with_documents
-from st_asym.data.document import MOST_QUERIES, Document, ReadDocuments
+from st_asym.data.document import Document, ReadDocuments
 from st_asym.data.formats import (
     DOCUMENT_NAMES,
     QUERY_NAMES,
@@ -38,6 +38,7 @@ from st_asym.data.formats import (
 from st_asym.data.pairs import into_splits, pairs_of_rows, pairs_of_tuples, with_test_queries_apart
 from st_asym.data.prepare import DEV_NAMES, check_texts, checked
 from st_asym.data.pseudo_queries import pseudo_queries
+from st_asym.data.trained_queries import MOST_QUERIES
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -126,7 +127,7 @@ def as_retrieval_data(
     - a :class:`RetrievalData`;
     - documents alone: a mapping of id to text, or to a dict of ``title`` and ``text``; a list of texts; a
       ``corpus.jsonl``, alone or in its folder; a table with ``text`` and perhaps ``title``. Then the queries are made
-      by :func:`st_asym.data.prepare`, and ``labels`` of the result says so.
+      by :func:`st_asym.data.pseudo_queries`, and ``labels`` of the result says so.
 
     Documents whose texts are the same by :func:`st_asym.data.text_key` are one, whether they come with pairs or in
     ``corpus``, whose ids and spellings then stay. Documents that come with ids keep them, copies included: those are

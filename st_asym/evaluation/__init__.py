@@ -1,9 +1,9 @@
 """Models on retrieval data sets: MTEB's scores, and tables that say what is more than chance.
 
-From the left to the right: ``comparison`` (scores by query, where they are kept, and rows of them), ``models`` (what is
-evaluated, and the queries that are no evidence for it), ``tasks`` (on what), ``compressed`` (another index), ``mteb``
-(one model on one task), ``baselines`` (BM25 on it), ``verdict`` (scores to rows, and which of two models stays),
-``evaluate`` (all of it); ``checkpoints`` and ``run_folder``, for the models of a run; ``beir``, for BEIR's own.
+From the left to the right: ``comparison`` (scores by query, where they are kept, and rows of them), ``models`` and
+``tasks`` (what is evaluated, and on what), ``seen`` (queries that are no evidence), ``compressed`` (another index),
+``mteb`` (one model on one task), ``baselines`` (BM25 on it), ``verdict`` (scores to rows, and which of two models
+stays), ``evaluate`` (all of it); ``checkpoints`` and ``run_folder``, for the models of a run; ``beir``, for BEIR's own.
 """
 
 from st_asym.evaluation.beir import BeirModel

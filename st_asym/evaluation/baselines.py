@@ -28,10 +28,10 @@ from st_asym.evaluation.models import (
     Models,
     System,
     fused_name,
-    trained_queries,
     vectors_of,
 )
 from st_asym.evaluation.mteb import FrozenEncoder, measured_by
+from st_asym.evaluation.seen import trained_queries
 from st_asym.evaluation.tasks import Benchmark
 from st_asym.retrieval import Judgments
 from st_asym.retrieval.metrics import TOP

@@ -20,15 +20,11 @@ from st_asym.evaluation.models import (
     Baseline,
     Models,
     System,
-    Train,
     answered_from,
     fused_name,
     queries_as_documents,
     same_models,
-    seen_queries,
     systems_of,
-    trained_queries,
-    training_documents,
     vectors_of,
 )
 from st_asym.evaluation.verdict import Bar, rows_of, scores_by_query
@@ -37,6 +33,7 @@ from st_asym.retrieval.significance import CONFIDENCE, RESAMPLES
 if TYPE_CHECKING:
     from st_asym.evaluation.baselines import Baselines
     from st_asym.evaluation.compressed import Form
+    from st_asym.evaluation.seen import Train
     from st_asym.evaluation.tasks import Benchmark, Source
 
 _PACKAGES = ["st_asym", "mteb", "sentence-transformers", "transformers", "torch", "numpy", "scipy"]
@@ -108,6 +105,7 @@ def evaluate(
     from st_asym.evaluation.baselines import Baselines
     from st_asym.evaluation.compressed import check_forms
     from st_asym.evaluation.mteb import undisturbed
+    from st_asym.evaluation.seen import seen_queries, trained_queries, training_documents
     from st_asym.evaluation.tasks import benchmarks
 
     bar = Bar(at_least, significance)

@@ -37,10 +37,11 @@ from st_asym.evaluation.checkpoints import (
 )
 from st_asym.evaluation.comparison import Comparison
 from st_asym.evaluation.evaluate import evaluate, require_mteb
-from st_asym.evaluation.models import Baseline, Model, Train, training_documents
+from st_asym.evaluation.models import Baseline, Model
 from st_asym.heads.model import load_encoder
 
 if TYPE_CHECKING:
+    from st_asym.evaluation.seen import Train
     from st_asym.evaluation.tasks import Source
 
 logger = logging.getLogger(__name__)
@@ -164,6 +165,7 @@ def check_tasks(
 ) -> Source | Mapping[str, Source] | list[Source]:
     """Read what a model shall be evaluated on, hours before there is one; the tasks, those of a generator as a list."""
     require_mteb()
+    from st_asym.evaluation.seen import training_documents
     from st_asym.evaluation.tasks import benchmarks
 
     if isinstance(tasks, Iterable) and not isinstance(tasks, str | Mapping) and not hasattr(tasks, "column_names"):

@@ -10,7 +10,8 @@ import numpy as np
 
 from st_asym.data.collection import counted
 from st_asym.evaluation.comparison import FULL, MAIN, METRICS, Comparison, Group, Measurement, Row, Scores, mean
-from st_asym.evaluation.models import BM25, FEW, fused_name
+from st_asym.evaluation.models import BM25, fused_name
+from st_asym.evaluation.seen import FEW
 from st_asym.retrieval.significance import Difference, Floats, corrected, difference
 
 if TYPE_CHECKING:

@@ -310,7 +310,7 @@ class UnitRows:
         if self._array.ndim != 2 or not self._array.size:
             raise ValueError(f"{name} must be of shape (n, d), one vector a row, not {self._array.shape}.")
         self.shape: tuple[int, int] = self._array.shape
-        self._keys = np.zeros(len(self), np.int64)
+        self._keys = np.zeros(len(self), np.uint64)
 
     def __len__(self) -> int:
         """The number of vectors."""
@@ -342,20 +342,31 @@ class UnitRows:
                 named = "" if ids is None else f" ({ids[row]!r:.80})"
                 kind = "zero: it has no direction" if lengths[bad[0]] == 0 else "not finite, or too long for float32"
                 raise ValueError(f"Row {row:,} of {self._name}{named} is {kind}. Leave it out, or embed it again.")
-            self._keys[part] = [hash(row.tobytes()) for row in rows[:, :_KEY]]
+            self._keys[part] = _keys(rows)
 
     def same(self, wanted: Iterable[int]) -> dict[Any, list[Any]]:
         """All rows that hold the vector of a row, itself among them, ascending; for rows that were looked at."""
         rows = list(wanted)
         groups: dict[bytes, list[int]] = {}
-        for row in np.flatnonzero(np.isin(self._keys, self._keys[rows])).tolist():
-            groups.setdefault(self._array[row].tobytes(), []).append(row)
+        keys = np.unique(self._keys[rows])
+        for part in self._parts():
+            places = np.minimum(np.searchsorted(keys, self._keys[part]), len(keys) - 1)
+            for row in (np.flatnonzero(keys[places] == self._keys[part]) + part.start).tolist():
+                groups.setdefault(self._array[row].tobytes(), []).append(row)
         return {row: groups[self._array[row].tobytes()] for row in rows}
 
     def _parts(self) -> Iterator[slice]:
         size = max(1, _AT_ONCE // self.shape[1])
         for start in range(0, len(self), size):
             yield slice(start, min(start + size, len(self)))
+
+
+def _keys(rows: Array) -> Array:
+    """A number for each row that is the same for equal rows: its first bits times random odd numbers, modulo 2^64."""
+    bits = np.ascontiguousarray(rows[:, :_KEY]).view(f"u{rows.dtype.itemsize}").astype(np.uint64)
+    odd = np.random.default_rng(0).integers(1 << 63, size=bits.shape[1], dtype=np.uint64) * 2 + 1
+    found: Array = (bits * odd).sum(axis=1, dtype=np.uint64)
+    return found
 
 
 def _as_array(source: Any, name: str) -> Array:

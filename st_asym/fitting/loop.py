@@ -15,7 +15,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers.base.modules import Router
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from torch import Tensor, nn
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from st_asym.cache import CachedSentenceTransformer, EmbeddingCache
 from st_asym.cache.encoding import Precision
@@ -254,8 +254,13 @@ class _Until(TrainerCallback):
     def __init__(self, epoch: int) -> None:
         self._epoch = epoch
 
-    def on_epoch_end(self, *context: Any, **_: Any) -> None:
+    def on_epoch_end(
+        self,
+        args: TrainingArguments,  # noqa: ARG002 - the library's signature
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
+    ) -> None:
         """End it."""
-        _, state, control = context
         if round(state.epoch or 0) >= self._epoch:
             control.should_training_stop = True

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from datasets import Dataset
 from sentence_transformers import SentenceTransformer
-from tqdm.auto import tqdm
+from sentence_transformers.util import hard_negatives as library
+from sentence_transformers.util import mine_hard_negatives
 
 from st_asym.data import Qrels, RetrievalData, text_key
 from st_asym.data.collection import own_documents
-from st_asym.retrieval import nearest
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
-# Documents that queries are compared with at a time.
-_PORTION = 65_536
+# Similarities that are held at once: 256 MiB.
+_SIMILARITIES = 2**26
+_QUIET: ContextVar[bool] = ContextVar("_QUIET", default=False)
 
 
 def mine_negatives(
@@ -36,11 +40,11 @@ def mine_negatives(
 ) -> Dataset:
     """Add to each relevant pair of a split the documents of the corpus that are most similar to its query.
 
-    This is what the library's ``mine_hard_negatives`` does, over a collection and by cosine. Documents that are
-    relevant to the query, or have the text of one that is, are never its negatives, nor is a query that is a document
-    itself, as in ArguAna; and no text is a negative of a pair twice. Texts are the same by
-    :func:`st_asym.data.text_key`. With a :class:`st_asym.CachedSentenceTransformer` the encoder does not run for texts
-    that the cache holds. The vectors of the whole corpus are held in memory.
+    This is the library's ``mine_hard_negatives`` over a collection. Documents that are relevant to the query, or have
+    the text of one that is, are never its negatives, nor is a query that is a document itself, as in ArguAna; and no
+    text is a negative of a pair twice. Texts are the same by :func:`st_asym.data.text_key`. With a
+    :class:`st_asym.CachedSentenceTransformer` the encoder does not run for texts that the cache holds. The vectors of
+    the whole corpus are held in memory.
 
     The result is for losses of in-batch negatives, which take further columns as negatives of every query.
     :class:`st_asym.CorpusContrastiveLoss` compares with the whole corpus, and needs none.
@@ -58,7 +62,7 @@ def mine_negatives(
         ignored: Query id to document ids that are no negatives either, as for
             :class:`st_asym.CorpusContrastiveLoss`.
         batch_size: Texts per batch where they are encoded or looked up.
-        show_progress_bar: Whether to show encoding and searching.
+        show_progress_bar: Whether to show the library's progress bars.
 
     Returns:
         A data set with the text columns ``query``, ``document`` and ``negative_1`` to ``negative_n``, the most similar
@@ -78,55 +82,90 @@ def mine_negatives(
         >>> mine_negatives(model, data)[0]
         {'query': 'head', 'document': 'red head', 'negative_1': 'small head'}
     """
-    pairs, judged = data.pairs(split), data.qrels[split]
-    if num_negatives < 1 or not len(pairs):
-        raise ValueError(
-            f"There are {len(pairs)} pairs in {split}, and num_negatives={num_negatives}: both must be above 0."
+    as_spelt = data.pairs(split)
+    data = _spelt_alike(data)
+    pairs = data.pairs(split)
+    # To the library they are positives too, so that it passes over them; their rows are dropped below.
+    judged = data.qrels[split]
+    known = {q: {**own, **dict.fromkeys((ignored or {}).get(q, ()), 1)} for q, own in judged.items()}
+    for document_id in own_documents(data.corpus, judged):
+        known[document_id][document_id] = 1
+    passed_over = replace(data, qrels={split: known}).pairs(split)
+    with contextlib.nullcontext() if show_progress_bar else _without_a_bar():
+        mined = mine_hard_negatives(
+            passed_over,
+            model if show_progress_bar else _Quiet(model),  # type: ignore[arg-type]
+            anchor_column_name="query",
+            positive_column_name="document",
+            corpus=list(data.corpus.values()),
+            num_negatives=num_negatives,
+            range_min=range_min,
+            relative_margin=relative_margin,
+            output_format="n-tuple",
+            batch_size=batch_size,
+            faiss_batch_size=max(1, _SIMILARITIES // len(data.corpus)),
+            verbose=False,
         )
-    first: dict[str, str] = {}  # of the texts that are the same
-    for text in data.corpus.values():
-        first.setdefault(text_key(text), text)
-    texts, places = list(first.values()), {key: place for place, key in enumerate(first)}
-    themselves = {key: [key] for key in own_documents(data.corpus, judged)}
-    passed = {q: [*(ignored or {}).get(q, ()), *themselves.get(q, ())] for q in judged}
-    known = {q: {**own, **dict.fromkeys(passed[q], 1)} for q, own in judged.items()}
-    asked, barred = _by_query(pairs, places), _by_query(replace(data, qrels={split: known}).pairs(split), places)
-    options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
-    documents = torch.as_tensor(model.encode_document(texts, normalize_embeddings=True, **options))
-    queries = torch.as_tensor(model.encode_query(list(asked), normalize_embeddings=True, **options))
-    starts = tqdm(range(0, len(texts), _PORTION), desc="Computing similarity", disable=not show_progress_bar)
-    many = range_min + num_negatives * (1 if relative_margin is None else 10) + 2 * max(map(len, barred.values()))
-    found = nearest(queries, ((start, documents[start : start + _PORTION]) for start in starts), many)
-    rows: list[list[str]] = []
-    for row, (query, own) in enumerate(asked.items()):
-        known_places = torch.tensor([*barred[query]])
-        similarities, positions = (part[row] for part in found)
-        wanted = ~torch.isin(positions, known_places)
-        if relative_margin is not None:
-            least = (documents[known_places] @ queries[row]).min()
-            wanted &= similarities <= least - least.abs() * relative_margin
-        mined = positions[wanted][range_min : range_min + num_negatives].tolist()
-        if len(mined) == num_negatives:
-            rows += [[query, spelt, *(texts[place] for place in mined)] for spelt in own.values()]
-    count = sum(map(len, asked.values()))
-    if not rows:
+    asked = set(zip(pairs["query"], pairs["document"], strict=True))
+    rows = zip(mined["query"], mined["document"], strict=True)
+    mined = mined.select([row for row, pair in enumerate(rows) if pair in asked])
+    if not len(mined):
         raise ValueError(
-            f"None of the {count:,} pairs of {split} has {num_negatives} negatives among {len(data.corpus):,} "
+            f"None of the {len(asked):,} pairs of {split} has {num_negatives} negatives among {len(data.corpus):,} "
             "documents: ask for fewer, or lower range_min or relative_margin."
         )
-    if len(rows) < count:
+    if len(mined) < len(asked):
         logger.warning(
             "%d of %d pairs of %s are dropped: they have fewer than %d negatives. Lower range_min or relative_margin "
             "to keep more.",
-            *(count - len(rows), count, split, num_negatives),
+            *(len(asked) - len(mined), len(asked), split, num_negatives),
         )
-    names = ["query", "document", *(f"negative_{place + 1}" for place in range(num_negatives))]
-    return Dataset.from_dict(dict(zip(names, zip(*rows, strict=True), strict=True)))
+    return _with_own_documents(mined, as_spelt)
 
 
-def _by_query(pairs: Dataset, places: Mapping[str, int]) -> dict[str, dict[int, str]]:
-    """Query to the places of its documents among the texts, each with its own spelling."""
-    found: dict[str, dict[int, str]] = {}
-    for query, document in zip(pairs["query"], pairs["document"], strict=True):
-        found.setdefault(query, {})[places[text_key(document)]] = document
-    return found
+def _spelt_alike(data: RetrievalData) -> RetrievalData:
+    """The collection with one spelling of each text of a document: the library compares them as they are."""
+    keys = {document_id: text_key(text) for document_id, text in data.corpus.items()}
+    first: dict[str, str] = {}
+    for document_id, key in keys.items():
+        first.setdefault(key, data.corpus[document_id])
+    return replace(data, corpus={document_id: first[key] for document_id, key in keys.items()})
+
+
+def _with_own_documents(mined: Dataset, pairs: Dataset) -> Dataset:
+    """What was mined, each relevant document in the spelling that it has in the pairs."""
+    spelt = {(q, text_key(d)): d for q, d in zip(pairs["query"], pairs["document"], strict=True)}
+    columns = {name: mined[name][:] for name in mined.column_names}
+    rows = zip(columns["query"], columns["document"], strict=True)
+    columns["document"] = [spelt[query, text_key(document)] for query, document in rows]
+    return type(mined).from_dict(columns)
+
+
+class _Quiet:
+    """A model that encodes without a progress bar, whatever the library asks for."""
+
+    def __init__(self, model: SentenceTransformer) -> None:
+        self._model = model
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._model, name)
+        if name not in ("encode_query", "encode_document"):
+            return found
+        return lambda *arguments, **options: found(*arguments, **{**options, "show_progress_bar": False})
+
+
+@contextlib.contextmanager
+def _without_a_bar() -> Iterator[None]:
+    """Without the library's bar over similarities, for which it has no argument; other threads keep theirs."""
+    original = vars(library)["trange"]
+
+    def trange(*arguments: Any, **options: Any) -> Any:
+        return original(*arguments, **{**options, **({"disable": True} if _QUIET.get() else {})})
+
+    token = _QUIET.set(True)
+    vars(library)["trange"] = trange
+    try:
+        yield
+    finally:
+        vars(library)["trange"] = original
+        _QUIET.reset(token)

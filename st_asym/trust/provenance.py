@@ -22,7 +22,6 @@ from sentence_transformers.util import load_file_path
 
 from st_asym.cache.fingerprint import data_digests, encoder_fingerprint, vocabulary_digest, weights_digest
 from st_asym.data import RetrievalData
-from st_asym.data.document import TrainedQueries
 from st_asym.data.files import (
     CARD_FILE,
     PLOT_FILE,
@@ -34,6 +33,7 @@ from st_asym.data.files import (
     write_json,
 )
 from st_asym.data.sources import training_data
+from st_asym.data.trained_queries import TrainedQueries
 from st_asym.heads.anatomy import encoder_modules, encoder_origin, public_name
 from st_asym.trust.folder import FindingError, Folder, VerificationError
 from st_asym.trust.modules import check_files, is_document, read_saved

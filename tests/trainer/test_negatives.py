@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import BoW
+from sentence_transformers.util import hard_negatives
 
 from st_asym import CachedSentenceTransformer, EmbeddingCache, Settings, fit, mine_negatives
 from st_asym.data import RetrievalData
 from st_asym.fitting.candidates import with_hard_negatives
 from st_asym.fitting.vectors import read_vectors
-from st_asym.retrieval import search
 from st_asym.trainer import negatives
 
 MakeEncoder = Callable[..., SentenceTransformer]
@@ -103,8 +103,7 @@ def test_a_bounded_number_of_similarities_at_once_finds_the_same(
     tiny_encoder: SentenceTransformer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     everything = mine_negatives(tiny_encoder, DATA, num_negatives=2)
-    monkeypatch.setattr(search, "_BLOCK", len(CORPUS) * 2)
-    monkeypatch.setattr(negatives, "_PORTION", 50)
+    monkeypatch.setattr(negatives, "_SIMILARITIES", len(CORPUS) * 2)
     assert mine_negatives(tiny_encoder, DATA, num_negatives=2).to_dict() == everything.to_dict()
     assert capfd.readouterr() == ("", "")
     mine_negatives(tiny_encoder, DATA, show_progress_bar=True)
@@ -115,10 +114,12 @@ def test_what_others_write_to_standard_error_meanwhile_is_shown(
     tiny_encoder: SentenceTransformer, capfd: pytest.CaptureFixture[str]
 ) -> None:
     tiny_encoder[1].register_forward_hook(lambda *_: sys.stderr.write("a warning\n") and None)
+    trange = hard_negatives.trange
     mine_negatives(tiny_encoder, DATA)
     found = capfd.readouterr()
     assert found.out == ""
     assert set(found.err.splitlines()) == {"a warning"}
+    assert hard_negatives.trange is trange
 
 
 def test_pairs_without_enough_negatives_are_counted(caplog: pytest.LogCaptureFixture) -> None:
