@@ -59,15 +59,20 @@ class Experiment:
         """The model, its encoder answered from the cache."""
         return CachedSentenceTransformer(model, self.cache, precision=self.precision)
 
-    def compare(self, models: dict[str, Any], tasks: dict[str, Any], train: RetrievalData) -> Comparison:
-        """Beside the untouched encoder; what was evaluated before is read from the output folder."""
+    def compare(
+        self, models: dict[str, Any], tasks: dict[str, Any], train: RetrievalData, *, bm25: bool = False
+    ) -> Comparison:
+        """Beside the untouched encoder, and with rows of BM25; earlier results are read from the output folder."""
         cached: dict[str, Any] = {UNTOUCHED: self.cached(self.encoder)}
         cached |= {name: {seed: self.cached(one) for seed, one in own.items()} for name, own in models.items()}
-        return evaluate(cached, tasks, cache=self.cache, results=self.output / "scores", train=train, baselines=())
+        options: dict[str, Any] = {"results": self.output / "scores", "baselines": ("bm25", "hybrid") if bm25 else ()}
+        return evaluate(cached, tasks, cache=self.cache, train=train, **options)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = parser_of(__doc__).parse_args(arguments)
+    parser = parser_of(__doc__)
+    parser.add_argument("--bm25", action="store_true", help="rows of BM25, and of each system with BM25 added")
+    options = parser.parse_args(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
     log_to(options.output / "log.txt")
     started = time.perf_counter()
@@ -90,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
                     else run_system(experiment, system, init, pairs, folder, seed, options.learning_rate)
                 )
                 models.setdefault(name, {})[seed] = trained
-    report(experiment, models, tasks, data, started)
+    report(experiment, models, tasks, data, started, bm25=options.bm25)
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:
@@ -201,10 +206,16 @@ def fitted(experiment: Experiment, data: RetrievalData, folder: Path, seed: int)
 
 
 def report(
-    experiment: Experiment, models: dict[str, Any], tasks: dict[str, Any], data: RetrievalData, started: float
+    experiment: Experiment,
+    models: dict[str, Any],
+    tasks: dict[str, Any],
+    data: RetrievalData,
+    started: float,
+    *,
+    bm25: bool,
 ) -> None:
     """The table, the verdict, the first batches and the JSON."""
-    comparison = experiment.compare(models, tasks, data)
+    comparison = experiment.compare(models, tasks, data, bm25=bm25)
     text = [comparison.to_markdown()]
     if set(JUDGED_ON) <= set(tasks):
         judged = experiment.compare(models, {name: tasks[name] for name in JUDGED_ON}, data)

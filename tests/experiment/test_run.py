@@ -96,12 +96,13 @@ def test_one_command_trains_evaluates_and_judges(
     monkeypatch.setattr(
         run, "tasks_of", lambda options: local(options) | {"FiQA2018": StandIn(), "SCIDOCS": Unreachable()}
     )
-    run.main([*arguments, "--smoke", "--systems", "asymmetric", "respred", "--init", "pairs", "random"])
+    run.main([*arguments, "--smoke", "--bm25", "--systems", "asymmetric", "respred", "--init", "pairs", "random"])
     out = tmp_path / "out"
     found = json.loads((out / "results.json").read_text())
     names = [f"{name}, {init} start" for name in ("asymmetric", "ResPred") for init in ("pairs", "random")]
-    assert list(found["rows"]) == [run.UNTOUCHED, *names]
-    assert list(found["verdicts"]) == list(found["rows"])
+    systems = [run.UNTOUCHED, *names]
+    assert set(found["rows"]) == {*systems, "BM25", *(f"{name} + BM25" for name in systems)}
+    assert list(found["verdicts"]) == systems
     assert {"SciFact", "NFCorpus", "FiQA2018"} <= set(found["rows"][names[0]])
     assert "no route to the Hub" in found["not run"]["SCIDOCS"]
     assert found["first batches"].count("\n") >= 2
