@@ -131,8 +131,8 @@ class Folder:
         """Parse a small JSON file of this kind; a ``FindingError`` where it is missing or anything else."""
         if name not in self.sizes:
             raise FindingError(name, "is missing. Save or download the model again.")
-        if self.sizes[name] > _MOST_JSON:
-            what = f"is {self.sizes[name]:,} bytes long, and no configuration is: at most {_MOST_JSON:,}."
+        if self.sizes[name] >= _MOST_JSON:
+            what = f"is {self.sizes[name]:,} bytes long, and that is longer than any configuration."
             raise FindingError(name, what)
         with self.open(name) as file:
             content = file.read(_MOST_JSON + 1)
@@ -142,8 +142,8 @@ class Folder:
             what = f"is not JSON that can be trusted ({shown(str(error))}). Save or download it again."
             raise FindingError(name, what) from error
         if not isinstance(value, kind):
-            expected = "an object" if kind is dict else "a list"
-            raise FindingError(name, f"holds {type(value).__name__}, not {expected}. Save or download it again.")
+            expected = "no JSON object" if kind is dict else "no list"
+            raise FindingError(name, f"holds {expected}, but {type(value).__name__}. Save or download it again.")
         return value
 
     def weights(self, name: str) -> Weights:
