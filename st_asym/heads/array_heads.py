@@ -128,31 +128,30 @@ class Heads:
     def load(cls, path: str | os.PathLike[str]) -> Heads:
         """Read heads that :func:`st_asym.save_heads`, :meth:`save` or :meth:`st_asym.HeadsResult.save` has saved.
 
-        The folder is verified first, by :func:`st_asym.verify`.
+        What is read is checked as by :func:`st_asym.verify`; other files may lie beside it.
 
         Args:
             path: The folder.
 
         Raises:
             FileNotFoundError: There are no heads.
-            VerificationError: The folder is damaged. It is a ``ValueError`` that names the files.
+            VerificationError: They are damaged. It is a ``ValueError`` that names the files.
             ValueError: A layer has an activation other than ReLU, GELU, SiLU, Tanh and Identity.
 
         Example:
             >>> heads = Heads.load("heads")  # doctest: +SKIP
             >>> scores = heads.query(queries) @ heads.document(documents).T  # doctest: +SKIP
         """
-        from st_asym.trust.verify import verify
+        from st_asym.trust.verify import read_heads
 
         if not Path(path, _ROUTER).is_file():
             raise FileNotFoundError(
                 f"{path} holds no heads (no {_ROUTER}): st_asym.save_heads(model, path) makes them."
             )
-        found = verify(path)
-        routes = json.loads((found.path / _ROUTER).read_bytes())["structure"]
-        layers = {name: _read_layer(found.path / name) for route in routes.values() for name in route}
+        routes, found = read_heads(path)
+        layers = {name: _read_layer(Path(path, name)) for route in routes.values() for name in route}
         query, document = (tuple(layers[name] for name in routes[side]) for side in ("query", "document"))
-        made = {} if found.provenance is None else found.provenance.as_dict()
+        made = {} if found is None else found.as_dict()
         normalises = made.get("encoder", {}).get("unit_vectors") is True
         return cls((*query, *document)[0].weight.shape[1], query, document, normalises, made)
 

@@ -62,10 +62,11 @@ class Weights(NamedTuple):
 class Folder:
     """The plain files of a folder, ``sizes`` with their bytes, and ``findings``: what is wrong with them.
 
-    A snapshot in the cache of ``huggingface_hub`` consists of links to the blobs beside it, which are files of it.
+    A snapshot in the cache of ``huggingface_hub`` consists of links to the blobs beside it, which are files of it. With
+    ``links`` any file may be a link, and what is no file is passed over.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, links: bool = False) -> None:
         self.path = Path(path).resolve()
         if not self.path.exists():
             raise FileNotFoundError(f"{path} does not exist: name the folder of a saved model.")
@@ -76,6 +77,7 @@ class Folder:
         self.sizes: dict[str, int] = {}
         snapshot = self.path.parent.name == "snapshots" and self.path.parent.parent.name.startswith("models--")
         self._blobs = self.path.parent.parent / "blobs" if snapshot else None
+        self._links = links
         self._walk()
 
     def add(self, where: str, what: str) -> None:
@@ -108,7 +110,7 @@ class Folder:
     def open(self, name: str) -> BinaryIO:
         """Open a plain file, and nothing that has taken its place since."""
         path = self.path / name
-        if self._blobs is not None and path.is_symlink():
+        if (self._links or self._blobs is not None) and path.is_symlink():
             path = path.resolve()
         before = path.lstat()
         if stat.S_ISREG(before.st_mode):
@@ -207,8 +209,11 @@ class Folder:
                     if is_folder:
                         below.append((name, level + 1))
                         continue
-                    with self.noting():
+                    try:
                         self.sizes[name] = self._size(name)
+                    except FindingError as error:
+                        if not self._links:
+                            self.add(*error.args)
 
     def _size(self, name: str) -> int:
         """The bytes of a plain file."""
@@ -216,7 +221,8 @@ class Folder:
         status = path.lstat()
         if stat.S_ISLNK(status.st_mode):
             target = path.resolve()
-            if self._blobs is None or target.parent != self._blobs.resolve() or not target.is_file():
+            blob = self._blobs is not None and target.parent == self._blobs.resolve()
+            if not (self._links or blob) or not target.is_file():
                 what = f"is a link to {shown(str(path.readlink()))}. A saved model has files alone: copy it there."
                 raise FindingError(name, what)
             status = target.stat()
@@ -228,25 +234,19 @@ class Folder:
 def parsed(content: bytes) -> Any:
     """JSON without what parsers disagree on or choke on: doubled keys, NaN, huge numbers, deep nesting."""
     try:
-        value = json.loads(
-            content.decode("utf-8"),
-            object_pairs_hook=_object,
-            parse_constant=_constant,
-            parse_int=_integer,
-            parse_float=_number,
-        )
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=_object, parse_int=_integer)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    if any(level >= _MOST_NESTED and isinstance(part, dict | list) for level, _, part in parts(value)):
-        raise ValueError("it is nested too deeply")
+    for level, _, part in parts(value):
+        if level >= _MOST_NESTED and isinstance(part, dict | list):
+            raise ValueError("it is nested too deeply")
+        if isinstance(part, float) and not math.isfinite(part):
+            raise ValueError(f"it has the number {part}, which JSON has not, or one that is too large")
     return value
 
 
 def parts(value: Any) -> Iterator[tuple[int, str, Any]]:
-    """What is in a parsed JSON value, itself first: how deep it lies, the last key above it, and the part.
-
-    Left out are what is empty, and numbers in lists.
-    """
+    """What is in a parsed JSON value and not empty, itself first: how deep it lies, the last key above it, the part."""
     below = [(0, "", value)]
     while below:
         level, key, part = below.pop()
@@ -254,7 +254,7 @@ def parts(value: Any) -> Iterator[tuple[int, str, Any]]:
         if isinstance(part, dict):
             below += [(level + 1, name, one) for name, one in part.items() if one]
         elif isinstance(part, list):
-            below += [(level + 1, key, one) for one in part if one and isinstance(one, str | dict | list)]
+            below += [(level + 1, key, one) for one in part if one]
 
 
 def shown(value: object, most: int = 120) -> str:
@@ -308,18 +308,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _constant(name: str) -> Any:
-    raise ValueError(f"it has {name}, which JSON has not")
-
-
 def _integer(digits: str) -> int:
     if len(digits) > _MOST_DIGITS:
         raise ValueError(f"it has a number of {len(digits)} digits")
     return int(digits)
-
-
-def _number(digits: str) -> float:
-    value = float(digits)
-    if not math.isfinite(value):
-        raise ValueError(f"it has the number {digits[:20]}, which is too large")
-    return value

@@ -258,3 +258,16 @@ def test_sides_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     with pytest.raises(ValueError, match="the document head takes vectors of 9 dimensions, and the other takes 12"):
         Heads.load(saved(tmp_path / "other", other))
+
+
+def test_what_lies_beside_heads_is_not_looked_at(tmp_path: Path) -> None:
+    folder = Heads(DIMENSION, random_layers(DIMENSION), random_layers(DIMENSION)).save(tmp_path / "heads")
+    before = Heads.load(folder).query(vectors())
+    (folder / "search.py").write_text("1")
+    (folder / "more").symlink_to(tmp_path)
+    (folder / "router_config.json").rename(tmp_path / "stored")
+    (folder / "router_config.json").symlink_to(tmp_path / "stored")
+    assert np.array_equal(Heads.load(folder).query(vectors()), before)
+    edit(tmp_path / "stored", parameters={"default_route": "query"})
+    with pytest.raises(ValueError, match=r"router_config.json: is not what was saved, by the digest in st_asym.json"):
+        Heads.load(folder)
