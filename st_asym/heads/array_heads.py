@@ -23,7 +23,6 @@ _ROWS = 1024
 _SHORTEST = 1e-12  # as in torch.nn.functional.normalize
 _EMBEDDING = "sentence_embedding"
 _ROUTER = "router_config.json"
-_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 # Of ONNX graphs. Opset 17 and version 8 of the format are what onnxruntime has read since 1.13.
 _OPSET, _FORMAT = 17, 8
 _ONNX = {"ReLU": "Relu", "Tanh": "Tanh", "Identity": "Identity"}
@@ -187,18 +186,11 @@ class Heads:
         """
         if not self.query_layers and not self.document_layers:
             raise ValueError("These heads have no layers and leave vectors as they are: there is nothing to save.")
-        from st_asym.data.files import new_folder
-        from st_asym.heads.saved import free_for_heads
-        from st_asym.trust.provenance import keep_what_is_not_ours, write_provenance
+        from st_asym.heads.saved import write_heads
 
-        output = free_for_heads(Path(path))
         facts = {key: self.made[key] for key in ("data", "trained", "settings", "seed", "model") if key in self.made}
         encoder = {**self.made.get("encoder", {}), "dimension": self.dimension, "unit_vectors": self.normalises}
-        with new_folder(output, free_for_heads, keep_what_is_not_ours) as new:
-            new.mkdir()
-            _router(self).save(str(new))
-            write_provenance(new, kind="heads", encoder=encoder, **facts)
-        return output
+        return write_heads(Path(path), _router(self), encoder, **facts)
 
     def to_onnx(self, path: str | os.PathLike[str], side: Side) -> Path:
         """Write one side as an ONNX graph of any batch size, from ``embedding`` to ``sentence_embedding``, float32.
@@ -280,6 +272,8 @@ def _read_layer(folder: Path) -> Layer:
     """A layer in a folder that is verified."""
     from safetensors import deserialize
 
+    from st_asym.trust.folder import floats
+
     config = json.loads((folder / "config.json").read_bytes())
     activation = config.get("activation_function", "torch.nn.Tanh").rpartition(".")[2]
     if activation not in _ACTIVATIONS:
@@ -287,10 +281,7 @@ def _read_layer(folder: Path) -> Layer:
         raise ValueError(f"{folder / 'config.json'} has the activation {activation}, and numpy knows {names}.")
     tensors: dict[str, Array] = {}
     for name, entry in deserialize((folder / "model.safetensors").read_bytes()):  # type: ignore[no-untyped-call]
-        values: Array = np.frombuffer(entry["data"], _DTYPES[entry["dtype"]])
-        if entry["dtype"] == "BF16":  # which numpy does not know: the upper half of a float32
-            values = (values.astype(np.uint32) << 16).view(np.float32)
-        tensors[name] = values.reshape(entry["shape"])
+        tensors[name] = floats(entry["data"], entry["dtype"]).reshape(entry["shape"])
     residual = tensors.get("residual.weight", bool(config.get("use_residual")))
     return Layer(tensors["linear.weight"], tensors.get("linear.bias"), activation, residual)
 

@@ -264,6 +264,13 @@ def shown(value: object, most: int = 120) -> str:
     return plain if len(plain) <= most else plain[:most] + "..."
 
 
+def floats(content: bytes, dtype: str) -> Any:
+    """The values of a tensor of one of :data:`FLOATS`, in one dimension."""
+    values = np.frombuffer(content, FLOATS[dtype])
+    # Of bfloat16, the upper half of a float32.
+    return (values.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else values
+
+
 def _header(path: Path, file: BinaryIO, where: str) -> tuple[dict[str, tuple[str, tuple[int, ...]]], bytes]:
     """Type and shape of the tensors in the order in which they lie in the file, and the bytes before the first."""
     first = file.read(8)
@@ -293,9 +300,7 @@ def _is_sound(chunk: bytes, dtype: str) -> bool:
     """Whether all values are finite, and small enough to be squared."""
     if dtype not in FLOATS:
         return True
-    values = np.frombuffer(chunk, FLOATS[dtype])
-    if dtype == "BF16":  # the upper half of a float32
-        values = (values.astype(np.uint32) << 16).view(np.float32)
+    values = floats(chunk, dtype)
     if dtype == "F16":  # the limit itself is infinite in float16, which ends far below it
         return bool(np.isfinite(values).all())
     return bool((np.abs(values) <= _LARGEST).all())  # False for NaN

@@ -268,7 +268,7 @@ def read_provenance(folder: Folder) -> Provenance | None:
     wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]
     wrong += sorted(set(found) - set(kinds))
     checks = {"files": _are_digests, "heads": _are_digests, "documents": _are_digests}
-    checks |= {"model": _are_prompts, "trained": _are_trained}
+    checks |= {"model": are_prompts, "trained": _are_trained}
     wrong += [name for name, are_sound in checks.items() if name not in wrong and not are_sound(found[name])]
     if wrong:
         raise FindingError(PROVENANCE_FILE, f"is damaged ({', '.join(wrong[:5])}). Download the model again.")
@@ -383,7 +383,8 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _are_prompts(value: Mapping[str, Any]) -> bool:
+def are_prompts(value: Mapping[str, Any]) -> bool:
+    """Whether these settings of a model have texts for prompts, and a default that is one of them."""
     prompts = value.get("prompts", {})
     if not isinstance(prompts, dict) or not all(isinstance(prompt, str | None) for prompt in prompts.values()):
         return False

@@ -17,7 +17,7 @@ from st_asym.trust.modules import (
     is_too_large,
     read_saved,
 )
-from st_asym.trust.provenance import Provenance, read_provenance
+from st_asym.trust.provenance import Provenance, are_prompts, read_provenance
 
 _SETTINGS_FILE = "config_sentence_transformers.json"
 _ROUTER_FILE = "router_config.json"
@@ -163,11 +163,9 @@ def _check_settings(folder: Folder, *, with_heads: bool) -> None:
         folder.add(
             _SETTINGS_FILE, f"compares vectors by {shown(similarity)}, and heads are trained for cosine. Set it so."
         )
-    prompts = settings.get("prompts", {})
-    if not isinstance(prompts, dict) or not all(isinstance(prompt, str | None) for prompt in prompts.values()):
-        folder.add(_SETTINGS_FILE, "has prompts that are no texts. Save or download the model again.")
-    elif settings.get("default_prompt_name") not in (None, *prompts):
-        folder.add(_SETTINGS_FILE, "has a default prompt that is not among its prompts. Save it again.")
+    if not are_prompts(settings):
+        what = "has prompts that are no texts, or a default prompt that is not among them. Save the model again."
+        folder.add(_SETTINGS_FILE, what)
     truncated = settings.get("truncate_dim")
     if truncated is not None and (type(truncated) is not int or truncated < 1):
         folder.add(_SETTINGS_FILE, f"truncates vectors to {shown(truncated)}, which is no dimension.")
