@@ -39,30 +39,26 @@ def write_text(path: str | os.PathLike[str], text: str, *, errors: str = "strict
     Any number of threads and processes may write one file. Nothing is left of one that could not be written. A link is
     replaced, not followed.
     """
-    target = Path(path)
-    beside = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.new")
-    try:
-        with beside.open("x", encoding="utf-8", errors=errors) as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        for _ in range(_TURNS):  # Windows does not replace a file while somebody reads it
-            with contextlib.suppress(PermissionError):
-                return beside.replace(target)
-            time.sleep(_PATIENCE)
-        return beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)
+    with new_file(path) as beside, beside.open("x", encoding="utf-8", errors=errors) as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    return Path(path)
 
 
 @contextlib.contextmanager
 def new_file(output: str | os.PathLike[str]) -> Iterator[Path]:
     """A file to write beside its place; when the block ends it is put there, and nothing is left where it fails."""
     target = Path(output)
-    beside = target.with_name(f".{target.stem[:100]}.{secrets.token_hex(8)}.new{target.suffix}")
+    beside = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.new")
     try:
         with disk_errors(target):
             yield beside
+        for _ in range(_TURNS):  # Windows does not replace a file while somebody reads it
+            with contextlib.suppress(PermissionError):
+                beside.replace(target)
+                return
+            time.sleep(_PATIENCE)
         beside.replace(target)
     finally:
         beside.unlink(missing_ok=True)

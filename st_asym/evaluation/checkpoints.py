@@ -13,6 +13,7 @@ from typing import Any
 from st_asym.data.collection import first_few
 from st_asym.data.files import EVALUATION_FOLDER, REPORT_FILE, write_text
 from st_asym.evaluation.comparison import MAIN, Comparison, digest_of
+from st_asym.retrieval.significance import Interval
 
 STATE_FILE = "trainer_state.json"
 # What marks the folder of a Sentence Transformers model: without it the library makes up a model of its own.
@@ -250,7 +251,7 @@ def _table_of(steps: list[Step]) -> str:
                 "" if one.epoch is None else f"{one.epoch:g}",
                 (one.problem or "") if one.average is None else f"{one.average:.4f}",
                 "" if one.points is None else f"{100 * one.points:+.2f}",
-                "" if one.interval is None else "[{:+.2f}, {:+.2f}]".format(*(100 * end for end in one.interval)),
+                "" if one.interval is None else Interval(0.0, *(100 * end for end in one.interval)).ends,
                 "" if one.p is None else f"{one.p:.3f}",
                 *(f"{one.scores[name]:.4f}" if name in one.scores else "" for name in several),
             ]

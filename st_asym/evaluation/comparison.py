@@ -8,9 +8,9 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -52,12 +52,6 @@ class Scores:
     mteb: dict[str, Any] = field(default_factory=dict)  # all else that MTEB measured
     bm25_weight: float | None = None  # how much BM25 counted beside the cosine, where it was added
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Scores:
-        """What ``asdict`` made of it, out of JSON."""
-        by_query = {metric: tuple(scores) for metric, scores in values["by_query"].items()}
-        return cls(**{**values, "queries": tuple(values["queries"]), "by_query": by_query})
-
 
 class Measurement(NamedTuple):
     """One record: what one model of a system scored on one data set, with vectors of one form."""
@@ -85,8 +79,8 @@ def kept_or_measured(
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["format"] != FORMAT or content["key"] != key:
                 raise ValueError("it is of another version")
-            return [Scores.from_dict(values) for values in content["scores"]]
-        except (KeyError, TypeError, ValueError) as error:
+            return [_of_json(Scores, values) for values in content["scores"]]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             logger.warning("%s cannot be used (%s): this is evaluated again.", path, error)
     logger.info("%s: %s", key["name"], what)
     found = list(measure())
@@ -147,27 +141,6 @@ class Row:
     verdict: str | None = None
     next_steps: tuple[str, ...] = ()
     baseline: bool = False
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Row:
-        """What ``asdict`` made of it, out of JSON."""
-        groups = {
-            data: {
-                name: Group(**{**group, "difference": _difference(group["difference"])}) for name, group in own.items()
-            }
-            for data, own in values["groups"].items()
-        }
-        return cls(
-            **{
-                **values,
-                "digests": tuple(values["digests"]),
-                "seeds": None if values["seeds"] is None else tuple(values["seeds"]),
-                "difference": _difference(values["difference"]),
-                "differences": {data: Difference(**own) for data, own in values["differences"].items()},
-                "groups": groups,
-                "next_steps": tuple(values["next_steps"]),
-            }
-        )
 
 
 @dataclass(frozen=True)
@@ -254,10 +227,9 @@ class Comparison:
                 f"the version that wrote it ({content.get('versions', {}).get('st_asym', 'unknown')})."
             )
         try:
-            rows = tuple(Row.from_dict(row) for row in content.pop("rows"))
-            several = {name: tuple(content.get(name, ())) for name in ("notes", "cautions")}  # 0.1 had no cautions
-            return cls(**{**content, "rows": rows, **several})
-        except (KeyError, TypeError) as error:
+            comparison: Comparison = _of_json(cls, content)
+            return comparison
+        except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a comparison that Comparison.to_json wrote: {error}.") from error
 
 
@@ -266,5 +238,14 @@ def mean(values: Sequence[float]) -> float:
     return float(np.mean(values))
 
 
-def _difference(values: Mapping[str, Any] | None) -> Difference | None:
-    return None if values is None else Difference(**values)
+def _of_json(kind: Any, value: Any) -> Any:
+    """A value of this type, out of what JSON made of its ``asdict``."""
+    if is_dataclass(kind):
+        types = get_type_hints(kind)
+        return kind(**{name: _of_json(types[name], part) for name, part in value.items()})  # type: ignore[operator]
+    inner = get_args(kind)
+    if get_origin(kind) is tuple:
+        return tuple(_of_json(inner[0], part) for part in value)
+    if get_origin(kind) is dict:
+        return {key: _of_json(inner[1], part) for key, part in value.items()}
+    return _of_json(inner[0], value) if type(None) in inner and value is not None else value

@@ -1,8 +1,7 @@
-"""Heads on arrays, with numpy alone; saved ones are read as if a stranger had packed them."""
+"""Heads on arrays, with numpy alone."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -23,10 +22,7 @@ Side = Literal["query", "document"]
 _ROWS = 1024
 _SHORTEST = 1e-12  # as in torch.nn.functional.normalize
 _EMBEDDING = "sentence_embedding"
-_ROUTER, _CONFIG, _WEIGHTS, _MADE = "router_config.json", "config.json", "model.safetensors", "st_asym.json"
-# What no sound file has: bytes of JSON, numbers on a side of a matrix, layers of a head.
-_MOST_JSON, _MOST_FEATURES, _MOST_LAYERS = 1 << 20, 1 << 16, 16
-_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_ROUTER = "router_config.json"
 # Of ONNX graphs. Opset 17 and version 8 of the format are what onnxruntime has read since 1.13.
 _OPSET, _FORMAT = 17, 8
 _ONNX = {"ReLU": "Relu", "Tanh": "Tanh", "Identity": "Identity"}
@@ -131,40 +127,32 @@ class Heads:
     def load(cls, path: str | os.PathLike[str]) -> Heads:
         """Read heads that :func:`st_asym.save_heads`, :meth:`save` or :meth:`st_asym.HeadsResult.save` has saved.
 
-        Nothing is unpickled or run. Sizes and digests are compared with what the folder says before weights are used.
+        What is read is checked as by :func:`st_asym.verify`; other files may lie beside it.
 
         Args:
             path: The folder.
 
         Raises:
             FileNotFoundError: There are no heads.
-            ValueError: A file is damaged, or has an activation other than ReLU, GELU, SiLU, Tanh and Identity, or
-                anything else that numpy cannot stand in for. The message names the file.
+            VerificationError: They are damaged. It is a ``ValueError`` that names the files.
+            ValueError: A layer has an activation other than ReLU, GELU, SiLU, Tanh and Identity.
 
         Example:
             >>> heads = Heads.load("heads")  # doctest: +SKIP
             >>> scores = heads.query(queries) @ heads.document(documents).T  # doctest: +SKIP
         """
-        folder = Path(path)
-        if not (folder / _ROUTER).is_file():
+        from st_asym.trust.verify import read_heads
+
+        if not Path(path, _ROUTER).is_file():
             raise FileNotFoundError(
-                f"{folder} holds no heads (no {_ROUTER}): st_asym.save_heads(model, path) makes them."
+                f"{path} holds no heads (no {_ROUTER}): st_asym.save_heads(model, path) makes them."
             )
-        made = _read_json(folder / _MADE) if (folder / _MADE).is_file() else {}
-        if not all(isinstance(made.get(key, {}), dict) for key in ("files", "encoder", "model")):
-            raise _damaged(folder / _MADE, "does not say what was saved")
-        routes = _read_routes(folder, digests := made.get("files", {}))
-        layers = {name: _read_layer(folder / name, digests) for route in routes.values() for name in route}
+        routes, found = read_heads(path)
+        layers = {name: _read_layer(Path(path, name)) for route in routes.values() for name in route}
         query, document = (tuple(layers[name] for name in routes[side]) for side in ("query", "document"))
-        dimension = (*query, *document)[0].weight.shape[1]
-        for route in (query, document):
-            for size, layer in zip([dimension, *(len(one.weight) for one in route)], route, strict=False):
-                if (takes := layer.weight.shape[1]) != size:
-                    raise _damaged(folder, f"has a layer that takes {takes} dimensions after one of {size}")
-        ends = {len(route[-1].weight) if route else dimension for route in (query, document)}
-        if len(ends) > 1:
-            raise _damaged(folder, f"gives queries and documents vectors of different dimensions, {sorted(ends)}")
-        return cls(dimension, query, document, made.get("encoder", {}).get("unit_vectors") is True, made)
+        made = {} if found is None else found.as_dict()
+        normalises = made.get("encoder", {}).get("unit_vectors") is True
+        return cls((*query, *document)[0].weight.shape[1], query, document, normalises, made)
 
     def query(self, vectors: Any) -> Array:
         """Vectors of queries to search with.
@@ -198,18 +186,11 @@ class Heads:
         """
         if not self.query_layers and not self.document_layers:
             raise ValueError("These heads have no layers and leave vectors as they are: there is nothing to save.")
-        from st_asym.data.files import new_folder
-        from st_asym.heads.saved import free_for_heads
-        from st_asym.trust.provenance import keep_what_is_not_ours, write_provenance
+        from st_asym.heads.saved import write_heads
 
-        output = free_for_heads(Path(path))
         facts = {key: self.made[key] for key in ("data", "trained", "settings", "seed", "model") if key in self.made}
         encoder = {**self.made.get("encoder", {}), "dimension": self.dimension, "unit_vectors": self.normalises}
-        with new_folder(output, free_for_heads, keep_what_is_not_ours) as new:
-            new.mkdir()
-            _router(self).save(str(new))
-            write_provenance(new, kind="heads", encoder=encoder, **facts)
-        return output
+        return write_heads(Path(path), _router(self), encoder, **facts)
 
     def to_onnx(self, path: str | os.PathLike[str], side: Side) -> Path:
         """Write one side as an ONNX graph of any batch size, from ``embedding`` to ``sentence_embedding``, float32.
@@ -287,99 +268,22 @@ def _lengths(part: Floats, start: int, what: str) -> Floats:
     return lengths
 
 
-def _read_routes(folder: Path, digests: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Side to the folders of its layers, in order."""
-    path = folder / _ROUTER
-    router = _read_json(path, digests.get(_ROUTER))
-    structure, types = router.get("structure"), router.get("types")
-    if not isinstance(structure, dict) or set(structure) != {"query", "document"} or not isinstance(types, dict):
-        raise _damaged(path, "has no routes for query and document alone")
-    names = [name for route in structure.values() if isinstance(route, list) for name in route]
-    if not names or not all(isinstance(route, list) and len(route) <= _MOST_LAYERS for route in structure.values()):
-        raise _damaged(path, f"has no layers, or more than {_MOST_LAYERS} on a side")
-    for name in names:
-        if not isinstance(name, str) or not name.replace("_", "").isalnum() or not name.isascii():
-            raise _damaged(path, f"names the layer {name!r:.80}, which is no folder in it")
-        if str(types.get(name)).rpartition(".")[2] != "Dense":
-            raise _damaged(path, f"has a layer {name} of type {types.get(name)!r:.80}, and heads consist of Dense")
-    return structure
+def _read_layer(folder: Path) -> Layer:
+    """A layer in a folder that is verified."""
+    from safetensors import deserialize
 
+    from st_asym.trust.folder import floats
 
-def _read_layer(folder: Path, digests: Mapping[str, Any]) -> Layer:
-    path = folder / _CONFIG
-    config = _read_json(path, digests.get(f"{folder.name}/{_CONFIG}"))
-    columns, rows = config.get("in_features"), config.get("out_features")
-    if not all(type(size) is int and 0 < size <= _MOST_FEATURES for size in (columns, rows)):
-        raise _damaged(path, f"goes from {columns!r:.20} to {rows!r:.20} dimensions")
-    if any(config.get(key) not in (None, _EMBEDDING) for key in ("module_input_name", "module_output_name")):
-        raise _damaged(path, f"reads or writes something else than {_EMBEDDING}")
-    home, _, activation = str(config.get("activation_function", "torch.nn.Tanh")).rpartition(".")
-    if activation not in _ACTIVATIONS or not f"{home}.".startswith("torch.nn."):
-        what = f"has the activation {home}.{activation}"[:120]
-        raise _damaged(path, f"{what}, and numpy knows {', '.join(_ACTIVATIONS)}")
-    residual = config.get("use_residual", False) is True
-    shapes: dict[str, tuple[int, ...]] = {"linear.weight": (rows, columns)}
-    shapes |= {"linear.bias": (rows,)} if config.get("bias", True) else {}
-    shapes |= {"residual.weight": (rows, columns)} if residual and rows != columns else {}
-    tensors = _read_weights(folder / _WEIGHTS, shapes, digests.get(f"{folder.name}/{_WEIGHTS}"))
-    return Layer(
-        tensors["linear.weight"], tensors.get("linear.bias"), activation, tensors.get("residual.weight", residual)
-    )
-
-
-def _read_weights(path: Path, shapes: Mapping[str, tuple[int, ...]], digest: Any) -> dict[str, Array]:
-    """Tensors of these shapes and no others, all of them finite."""
-    from safetensors import SafetensorError, deserialize
-
-    # Checked before it is read: what a file says of its own size may be anything.
-    most = 8 * sum(math.prod(shape) for shape in shapes.values()) + _MOST_JSON
-    content = _read(path, most, digest)
-    try:
-        entries = dict(deserialize(content))  # type: ignore[no-untyped-call]
-    except SafetensorError as error:
-        raise _damaged(path, f"is no whole safetensors file ({error!s:.80})") from error
-    if {name: tuple(entry["shape"]) for name, entry in entries.items()} != dict(shapes):
-        raise _damaged(path, f"has other tensors than {_CONFIG} asks for, {dict(shapes)}")
-    found = {}
-    for name, entry in entries.items():
-        if entry["dtype"] not in _DTYPES:
-            raise _damaged(path, f"has a tensor {name} of type {entry['dtype']}, and weights are {', '.join(_DTYPES)}")
-        values: Array = np.frombuffer(entry["data"], _DTYPES[entry["dtype"]])
-        if entry["dtype"] == "BF16":  # which numpy does not know: the upper half of a float32
-            values = (values.astype(np.uint32) << 16).view(np.float32)
-        found[name] = values.reshape(shapes[name])
-        if not np.isfinite(found[name]).all():
-            raise _damaged(path, f"has a tensor {name} with values that are not finite")
-    return found
-
-
-def _read(path: Path, most: int, digest: Any = None) -> bytes:
-    """A file of at most so many bytes, which is what ``st_asym.json`` says it was."""
-    if not path.is_file():
-        raise _damaged(path, "is missing")
-    with path.open("rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise _damaged(path, f"is longer than the {most:,} bytes that it can have")
-    if digest is not None and hashlib.sha256(content).hexdigest() != digest:
-        raise _damaged(path, f"is not what was saved, by its digest in {_MADE}")
-    return content
-
-
-def _read_json(path: Path, digest: Any = None) -> Any:
-    content = _read(path, _MOST_JSON, digest)
-    try:
-        found = json.loads(content)
-    except (ValueError, RecursionError) as error:  # a number may have more digits than Python reads
-        raise _damaged(path, "is not JSON") from error
-    if not isinstance(found, dict):
-        raise _damaged(path, "holds no JSON object")
-    return found
-
-
-def _damaged(path: Path, what: str) -> ValueError:
-    """What is raised of a file, or folder, that cannot be used."""
-    return ValueError(f"{path} {what}. Save or download the heads again.")
+    config = json.loads((folder / "config.json").read_bytes())
+    activation = config.get("activation_function", "torch.nn.Tanh").rpartition(".")[2]
+    if activation not in _ACTIVATIONS:
+        names = ", ".join(_ACTIVATIONS)
+        raise ValueError(f"{folder / 'config.json'} has the activation {activation}, and numpy knows {names}.")
+    tensors: dict[str, Array] = {}
+    for name, entry in deserialize((folder / "model.safetensors").read_bytes()):  # type: ignore[no-untyped-call]
+        tensors[name] = floats(entry["data"], entry["dtype"]).reshape(entry["shape"])
+    residual = tensors.get("residual.weight", bool(config.get("use_residual")))
+    return Layer(tensors["linear.weight"], tensors.get("linear.bias"), activation, residual)
 
 
 def _router(heads: Heads) -> Any:

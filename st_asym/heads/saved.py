@@ -48,7 +48,7 @@ def save_heads(model: SentenceTransformer | str | os.PathLike[str], path: str | 
         >>> save_heads("fitted-model", "fitted-heads")  # doctest: +SKIP
         >>> attach_heads("sentence-transformers/all-MiniLM-L6-v2", "fitted-heads")  # doctest: +SKIP
     """
-    output = free_for_heads(Path(path))
+    free_for_heads(Path(path))
     facts: dict[str, Any] = {}
     known: dict[str, Any] = {}
     if not isinstance(model, SentenceTransformer):
@@ -59,11 +59,17 @@ def save_heads(model: SentenceTransformer | str | os.PathLike[str], path: str | 
         model = load_encoder(model)
     router = _router(model)
     encoder = {**describe_encoder(model), **known}
+    settings = {"prompts": dict(model.prompts), "default_prompt_name": model.default_prompt_name}
+    return write_heads(Path(path), router, encoder, model=settings, **facts)
+
+
+def write_heads(path: Path, router: Router, encoder: dict[str, Any], **facts: Any) -> Path:
+    """Write heads, and what they were made of, in a place that is empty or holds earlier heads."""
+    output = free_for_heads(path)
     with new_folder(output, free_for_heads, keep_what_is_not_ours) as new:
         new.mkdir()
         router.save(str(new))
-        settings = {"prompts": dict(model.prompts), "default_prompt_name": model.default_prompt_name}
-        write_provenance(new, kind="heads", encoder=encoder, model=settings, **facts)
+        write_provenance(new, kind="heads", encoder=encoder, **facts)
     return output
 
 

@@ -22,17 +22,16 @@ from st_asym.fitting.report import FitReport
 from st_asym.report import plots
 from st_asym.report import tables as of_fit
 from st_asym.report.card import template
-from st_asym.report.plots import REQUIRES, Interval, Plot
+from st_asym.report.plots import REQUIRES, Plot
 from st_asym.report.tables import (
     heads_table,
     how_compared,
     long_tables,
-    p_value,
     search_table,
     short_table,
     vectors_table,
 )
-from st_asym.retrieval.significance import Difference
+from st_asym.retrieval.significance import Difference, p_value
 
 Subject: TypeAlias = Comparison | Diagnosis | FitReport | TrainerState
 
@@ -171,7 +170,7 @@ def comparison_page(comparison: Comparison) -> Page:
 def _verdict(row: Row) -> Note:
     words = [f"{row.name}:"]
     if row.difference is not None:
-        words.append(f"{Interval.of(row.difference)} points of nDCG@10 on {row.difference.queries:,} queries.")
+        words.append(f"{row.difference.interval} points of nDCG@10 on {row.difference.queries:,} queries.")
     label = f"{(row.verdict or ('baseline' if row.baseline else 'no verdict')).capitalize()}."
     return Note(" ".join([*words, *row.next_steps]), row.verdict == "fails", label)
 
@@ -195,7 +194,7 @@ def _groups(comparison: Comparison) -> Section:
         for name, group in groups.items():
             beside = ["", ""]
             if group.difference is not None:
-                beside = [str(Interval.of(group.difference)), p_value(group.difference.p_corrected)]
+                beside = [str(group.difference.interval), p_value(group.difference.p_corrected)]
                 found.setdefault(name, {})[row.name] = group.difference
             rows.append([f"{row.name}: {name}", f"{group.queries:,}", f"{group.score:.4f}", *beside])
     title, first = "Difference on seen and unseen documents", comparison.rows[0].name

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple
 
 from st_asym.report.tables import HALVES, MOST, Report, how_far, is_kept
+from st_asym.retrieval.significance import Interval
 
 if TYPE_CHECKING:
     from st_asym.diagnosis.diagnose import Diagnosis
@@ -115,32 +116,6 @@ def _wrapped(name: str, width: int, lines: int = 3) -> str:
     return f" {text}" if text.startswith("_") else text
 
 
-class Interval(NamedTuple):
-    """A difference in points of nDCG@10, and the ends of its bar; None where it has none."""
-
-    points: float
-    low: float | None = None
-    high: float | None = None
-
-    @classmethod
-    def of(cls, difference: Difference) -> Interval:
-        """A difference and its 95 % interval."""
-        low, high = (None if end is None else 100 * end for end in (difference.low, difference.high))
-        return cls(100 * difference.points, low, high)
-
-    def __str__(self) -> str:
-        """``+1.20 [+0.40, +2.00]``."""
-        if self.low is None or self.high is None:
-            return f"{self.points:+.2f}"
-        return f"{self.points:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
-
-    @property
-    def reach(self) -> tuple[float, float]:
-        """How far the bar reaches to the left and to the right."""
-        low, high = (self.points if end is None else end for end in (self.low, self.high))
-        return max(0.0, self.points - low), max(0.0, high - self.points)
-
-
 def _forest(title: str, caption: str, groups: Mapping[str, Mapping[str, Interval]], letters: int = 20) -> Plot:
     """Groups of rows, such as a data set, with an interval of each kind, such as a system, which has one colour.
 
@@ -157,7 +132,7 @@ def _forest(title: str, caption: str, groups: Mapping[str, Mapping[str, Interval
             axes.errorbar(
                 [one.points for one in own.values()],
                 list(own),
-                xerr=list(zip(*(one.reach for one in own.values()), strict=True)),
+                xerr=list(zip(*map(_reach, own.values()), strict=True)),
                 fmt=_MARKERS[number % len(_MARKERS)],
                 color=theme.lines[number % len(theme.lines)],
                 markersize=6,
@@ -180,9 +155,15 @@ def _forest(title: str, caption: str, groups: Mapping[str, Mapping[str, Interval
     return Plot(draw, f"Forest plot of differences in points of nDCG@10. {told}.", caption, height)
 
 
+def _reach(one: Interval) -> tuple[float, float]:
+    """How far a bar reaches to the left and to the right."""
+    low, high = (one.points if end is None else end for end in (one.low, one.high))
+    return max(0.0, one.points - low), max(0.0, high - one.points)
+
+
 def difference_forest(title: str, differences: Mapping[str, Mapping[str, Difference]], first: str) -> Plot:
     """Of what the differences are on, such as a data set, to system to its difference to ``first``."""
-    groups = {group: {system: Interval.of(one) for system, one in own.items()} for group, own in differences.items()}
+    groups = {group: {system: one.interval for system, one in own.items()} for group, own in differences.items()}
     return _forest(title, f"To {first}. Bars are 95 % intervals: one that crosses the line at 0 may be chance.", groups)
 
 

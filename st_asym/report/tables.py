@@ -13,6 +13,7 @@ from rich.table import Table
 
 from st_asym.data.collection import counted
 from st_asym.evaluation.comparison import MAIN, METRICS
+from st_asym.retrieval.significance import p_value
 
 if TYPE_CHECKING:
     from st_asym.diagnosis.diagnose import Diagnosis
@@ -182,19 +183,12 @@ def _short(difference: Difference) -> str:
 def _difference(difference: Difference | None) -> list[str]:
     if difference is None:
         return ["", "", "", ""]
-    interval = ""
-    if difference.low is not None and difference.high is not None:
-        interval = f"[{100 * difference.low:+.2f}, {100 * difference.high:+.2f}]"
-    return [f"{100 * difference.points:+.2f}", _percent(difference), interval, p_value(difference.p_corrected)]
+    points, ends = f"{100 * difference.points:+.2f}", difference.interval.ends
+    return [points, _percent(difference), ends, p_value(difference.p_corrected)]
 
 
 def _percent(difference: Difference) -> str:
     return "" if difference.relative is None else f"{difference.relative:+.1%}"
-
-
-def p_value(value: float, sign: str = "") -> str:
-    """``0.012``, with ``sign`` before it, or ``< .001``."""
-    return "< .001" if value < 0.001 else f"{sign}{value:.3f}"
 
 
 def _spread(value: float, spread: float | None) -> str:

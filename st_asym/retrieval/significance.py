@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,23 @@ RESAMPLES = 9_999
 CONFIDENCE = 0.95
 # Resamples that are held in memory at a time.
 _BATCH = 1_000
+
+
+class Interval(NamedTuple):
+    """A difference in points, of which 100 are a score of 1, and the ends of its bar; None where it has none."""
+
+    points: float
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        """``+1.20 [+0.40, +2.00]``."""
+        return f"{self.points:+.2f} {self.ends}".rstrip()
+
+    @property
+    def ends(self) -> str:
+        """``[+0.40, +2.00]``; nothing where there are none."""
+        return "" if self.low is None or self.high is None else f"[{self.low:+.2f}, {self.high:+.2f}]"
 
 
 @dataclass(frozen=True)
@@ -41,10 +59,18 @@ class Difference:
 
     def __str__(self) -> str:
         """``+1.20 points [+0.31, +2.10], p = 0.009``, of which 100 are a score of 1; p is not corrected."""
-        interval = ""
-        if self.low is not None and self.high is not None:
-            interval = f" [{100 * self.low:+.2f}, {100 * self.high:+.2f}]"
-        return f"{100 * self.points:+.2f} points{interval}, p {'< .001' if self.p < 0.001 else f'= {self.p:.3f}'}"
+        points = f"{100 * self.points:+.2f} points {self.interval.ends}".rstrip()
+        return f"{points}, p {p_value(self.p, '= ')}"
+
+    @property
+    def interval(self) -> Interval:
+        """In points, with the ends of its 95 % interval."""
+        return Interval(100 * self.points, *(None if end is None else 100 * end for end in (self.low, self.high)))
+
+
+def p_value(value: float, sign: str = "") -> str:
+    """``0.012``, with ``sign`` before it, or ``< .001``."""
+    return "< .001" if value < 0.001 else f"{sign}{value:.3f}"
 
 
 def difference(before: Sequence[Floats], after: Sequence[Floats], seed: int = 0) -> Difference:

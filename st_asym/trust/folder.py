@@ -62,10 +62,11 @@ class Weights(NamedTuple):
 class Folder:
     """The plain files of a folder, ``sizes`` with their bytes, and ``findings``: what is wrong with them.
 
-    A snapshot in the cache of ``huggingface_hub`` consists of links to the blobs beside it, which are files of it.
+    A snapshot in the cache of ``huggingface_hub`` consists of links to the blobs beside it, which are files of it. With
+    ``links`` any file may be a link, and what is no file is passed over.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, links: bool = False) -> None:
         self.path = Path(path).resolve()
         if not self.path.exists():
             raise FileNotFoundError(f"{path} does not exist: name the folder of a saved model.")
@@ -76,6 +77,7 @@ class Folder:
         self.sizes: dict[str, int] = {}
         snapshot = self.path.parent.name == "snapshots" and self.path.parent.parent.name.startswith("models--")
         self._blobs = self.path.parent.parent / "blobs" if snapshot else None
+        self._links = links
         self._walk()
 
     def add(self, where: str, what: str) -> None:
@@ -108,7 +110,7 @@ class Folder:
     def open(self, name: str) -> BinaryIO:
         """Open a plain file, and nothing that has taken its place since."""
         path = self.path / name
-        if self._blobs is not None and path.is_symlink():
+        if (self._links or self._blobs is not None) and path.is_symlink():
             path = path.resolve()
         before = path.lstat()
         if stat.S_ISREG(before.st_mode):
@@ -131,8 +133,8 @@ class Folder:
         """Parse a small JSON file of this kind; a ``FindingError`` where it is missing or anything else."""
         if name not in self.sizes:
             raise FindingError(name, "is missing. Save or download the model again.")
-        if self.sizes[name] > _MOST_JSON:
-            what = f"is {self.sizes[name]:,} bytes long, and no configuration is: at most {_MOST_JSON:,}."
+        if self.sizes[name] >= _MOST_JSON:
+            what = f"is {self.sizes[name]:,} bytes long, and that is longer than any configuration."
             raise FindingError(name, what)
         with self.open(name) as file:
             content = file.read(_MOST_JSON + 1)
@@ -142,8 +144,8 @@ class Folder:
             what = f"is not JSON that can be trusted ({shown(str(error))}). Save or download it again."
             raise FindingError(name, what) from error
         if not isinstance(value, kind):
-            expected = "an object" if kind is dict else "a list"
-            raise FindingError(name, f"holds {type(value).__name__}, not {expected}. Save or download it again.")
+            expected = "no JSON object" if kind is dict else "no list"
+            raise FindingError(name, f"holds {expected}, but {type(value).__name__}. Save or download it again.")
         return value
 
     def weights(self, name: str) -> Weights:
@@ -207,8 +209,11 @@ class Folder:
                     if is_folder:
                         below.append((name, level + 1))
                         continue
-                    with self.noting():
+                    try:
                         self.sizes[name] = self._size(name)
+                    except FindingError as error:
+                        if not self._links:
+                            self.add(*error.args)
 
     def _size(self, name: str) -> int:
         """The bytes of a plain file."""
@@ -216,7 +221,8 @@ class Folder:
         status = path.lstat()
         if stat.S_ISLNK(status.st_mode):
             target = path.resolve()
-            if self._blobs is None or target.parent != self._blobs.resolve() or not target.is_file():
+            blob = self._blobs is not None and target.parent == self._blobs.resolve()
+            if not (self._links or blob) or not target.is_file():
                 what = f"is a link to {shown(str(path.readlink()))}. A saved model has files alone: copy it there."
                 raise FindingError(name, what)
             status = target.stat()
@@ -228,25 +234,19 @@ class Folder:
 def parsed(content: bytes) -> Any:
     """JSON without what parsers disagree on or choke on: doubled keys, NaN, huge numbers, deep nesting."""
     try:
-        value = json.loads(
-            content.decode("utf-8"),
-            object_pairs_hook=_object,
-            parse_constant=_constant,
-            parse_int=_integer,
-            parse_float=_number,
-        )
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=_object, parse_int=_integer)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    if any(level >= _MOST_NESTED and isinstance(part, dict | list) for level, _, part in parts(value)):
-        raise ValueError("it is nested too deeply")
+    for level, _, part in parts(value):
+        if level >= _MOST_NESTED and isinstance(part, dict | list):
+            raise ValueError("it is nested too deeply")
+        if isinstance(part, float) and not math.isfinite(part):
+            raise ValueError(f"it has the number {part}, which JSON has not, or one that is too large")
     return value
 
 
 def parts(value: Any) -> Iterator[tuple[int, str, Any]]:
-    """What is in a parsed JSON value, itself first: how deep it lies, the last key above it, and the part.
-
-    Left out are what is empty, and numbers in lists.
-    """
+    """What is in a parsed JSON value and not empty, itself first: how deep it lies, the last key above it, the part."""
     below = [(0, "", value)]
     while below:
         level, key, part = below.pop()
@@ -254,7 +254,7 @@ def parts(value: Any) -> Iterator[tuple[int, str, Any]]:
         if isinstance(part, dict):
             below += [(level + 1, name, one) for name, one in part.items() if one]
         elif isinstance(part, list):
-            below += [(level + 1, key, one) for one in part if one and isinstance(one, str | dict | list)]
+            below += [(level + 1, key, one) for one in part if one]
 
 
 def shown(value: object, most: int = 120) -> str:
@@ -262,6 +262,13 @@ def shown(value: object, most: int = 120) -> str:
     text = value if isinstance(value, str) else repr(value)
     plain = "".join(one if one.isprintable() else "?" for one in text[: most + 1])
     return plain if len(plain) <= most else plain[:most] + "..."
+
+
+def floats(content: bytes, dtype: str) -> Any:
+    """The values of a tensor of one of :data:`FLOATS`, in one dimension."""
+    values = np.frombuffer(content, FLOATS[dtype])
+    # Of bfloat16, the upper half of a float32.
+    return (values.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else values
 
 
 def _header(path: Path, file: BinaryIO, where: str) -> tuple[dict[str, tuple[str, tuple[int, ...]]], bytes]:
@@ -293,9 +300,7 @@ def _is_sound(chunk: bytes, dtype: str) -> bool:
     """Whether all values are finite, and small enough to be squared."""
     if dtype not in FLOATS:
         return True
-    values = np.frombuffer(chunk, FLOATS[dtype])
-    if dtype == "BF16":  # the upper half of a float32
-        values = (values.astype(np.uint32) << 16).view(np.float32)
+    values = floats(chunk, dtype)
     if dtype == "F16":  # the limit itself is infinite in float16, which ends far below it
         return bool(np.isfinite(values).all())
     return bool((np.abs(values) <= _LARGEST).all())  # False for NaN
@@ -308,18 +313,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _constant(name: str) -> Any:
-    raise ValueError(f"it has {name}, which JSON has not")
-
-
 def _integer(digits: str) -> int:
     if len(digits) > _MOST_DIGITS:
         raise ValueError(f"it has a number of {len(digits)} digits")
     return int(digits)
-
-
-def _number(digits: str) -> float:
-    value = float(digits)
-    if not math.isfinite(value):
-        raise ValueError(f"it has the number {digits[:20]}, which is too large")
-    return value

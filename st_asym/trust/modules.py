@@ -54,6 +54,7 @@ _ACTIVATIONS = frozenset(
     }
 )
 _EMBEDDING = "sentence_embedding"
+_MOST_LAYERS = 16
 
 
 def is_document(name: str) -> bool:
@@ -145,7 +146,6 @@ def read_saved(folder: Folder, *, heads_alone: bool) -> Saved:
     try:
         if heads_alone:
             _read_heads(folder, saved, "")
-            saved.dimension = next((size for _, size in saved.sizes.values()), None)
         else:
             _read_modules(folder, saved)
     except FindingError as error:
@@ -203,7 +203,6 @@ def _follow(folder: Folder, saved: Saved, kind: str, path: str) -> None:
     if kind == "Router":
         saved.encoder_dimension = saved.dimension
         _read_heads(folder, saved, path)
-        _check_sides(folder, saved, path)
     elif kind == "Dense":
         takes, gives = _dense(folder, path)
         _check_fit(folder, path, saved.dimension, takes)
@@ -276,7 +275,8 @@ def _dense(folder: Folder, path: str) -> tuple[int, int]:
         expected["residual.weight"] = (rows, columns)
     shapes = {key: shape for key, (_, shape) in tensors.items()}
     if shapes != expected:
-        raise FindingError(file, f"has tensors of shapes {shown(shapes)}, and {name} asks for {shown(expected)}.")
+        what = f"has other tensors, of shapes {shown(shapes)}, than {name} asks for, {shown(expected)}."
+        raise FindingError(file, what)
     if any(dtype not in FLOATS for dtype, _ in tensors.values()):
         folder.add(file, "holds weights that are no floating point numbers. Save the model again.")
     return columns, rows
@@ -295,7 +295,8 @@ def _read_heads(folder: Folder, saved: Saved, path: str) -> None:
     if not isinstance(types, dict) or not isinstance(structure, dict) or not isinstance(parameters, dict):
         raise FindingError(name, "lacks types, structure or parameters. Save or download the model again.")
     if set(structure) != set(ROUTES):
-        raise FindingError(name, f"has the routes {shown(sorted(structure))}, not query and document.")
+        what = f"has no routes for query and document alone, but {shown(sorted(structure))}."
+        raise FindingError(name, what)
     _check_layers(name, types, structure)
     for sentence in _wrong_routing(structure, parameters):
         folder.add(name, sentence)
@@ -305,6 +306,7 @@ def _read_heads(folder: Folder, saved: Saved, path: str) -> None:
             saved.digests[route], sizes = _read_route(folder, [prefix + layer for layer in structure[route]])
             if sizes is not None:
                 saved.sizes[route] = sizes
+    _check_sides(folder, saved, path or name)
 
 
 def _check_layers(name: str, types: Mapping[str, Any], structure: Mapping[str, Any]) -> None:
@@ -314,14 +316,14 @@ def _check_layers(name: str, types: Mapping[str, Any], structure: Mapping[str, A
             raise FindingError(name, f"leads out of the folder, to {shown(layer)!r}. Do not load it.")
         if stock_name(kind) != "Dense":
             raise FindingError(
-                name, f"layer {shown(layer)!r} is a {shown(kind)!r}: heads consist of the library's Dense."
+                name, f"layer {shown(layer)!r} is a {shown(kind)!r}, and heads consist of Dense of the library."
             )
     for route, layers in structure.items():
         if not isinstance(layers, list) or not all(isinstance(layer, str) and layer in types for layer in layers):
-            what = f"route {route!r} names layers that are not there. Save or download the model again."
+            what = f"route {route!r} names a layer that is no folder in it. Save or download the model again."
             raise FindingError(name, what)
-    if not any(structure.values()):
-        raise FindingError(name, "has no layers on either route. Save the encoder alone.")
+    if not any(structure.values()) or max(map(len, structure.values())) > _MOST_LAYERS:
+        raise FindingError(name, f"has no layers on either route, or more than {_MOST_LAYERS} on one.")
 
 
 def _wrong_routing(structure: Mapping[str, list[str]], parameters: Mapping[str, Any]) -> Iterator[str]:
@@ -347,7 +349,7 @@ def _read_route(folder: Folder, layers: Sequence[str]) -> tuple[str | None, tupl
         configuration = folder.json(f"{path}/config.json")
         keys = [configuration.get(key) for key in ("module_input_name", "module_output_name")]
         if any(key not in (None, _EMBEDDING) for key in keys):
-            folder.add(path, f"reads and writes {shown(keys)}, not {_EMBEDDING}. Save the model again.")
+            folder.add(path, f"reads or writes something else than {_EMBEDDING}, {shown(keys)}. Save it again.")
         if len(sizes) > 1:
             _check_fit(folder, path, sizes[-2][1], sizes[-1][0])
         digests.append((folder.digest(f"{path}/config.json"), folder.weights(f"{path}/model.safetensors").digest))
@@ -364,14 +366,15 @@ def _check_fit(folder: Folder, path: str, before: int | None, takes: int) -> Non
 def _check_sides(folder: Folder, saved: Saved, path: str) -> None:
     """Heads take the encoder's vectors, and both sides give vectors that can be compared."""
     outputs = {}
+    given = saved.encoder_dimension or next((takes for takes, _ in saved.sizes.values()), None)
     for route in ROUTES:
-        takes, outputs[route] = saved.sizes.get(route, (saved.encoder_dimension, saved.encoder_dimension))
-        if None not in (takes, saved.encoder_dimension) and takes != saved.encoder_dimension:
-            folder.add(
-                path,
-                f"the {route} head takes vectors of {takes} dimensions, and the encoder gives "
-                f"{saved.encoder_dimension}: it is another encoder's.",
+        takes, outputs[route] = saved.sizes.get(route, (given, given))
+        if takes != given:
+            other = "the encoder gives" if saved.encoder_dimension else "the other takes"
+            what = (
+                f"the {route} head takes vectors of {takes} dimensions, and {other} {given}: it is another encoder's."
             )
+            folder.add(path, what)
     known = {size for size in outputs.values() if size is not None}
     if len(known) > 1:
         folder.add(path, f"gives queries and documents vectors of different dimensions, {shown(outputs)}.")

@@ -1,4 +1,7 @@
-"""What a saved model was made of, in a file beside it that loading ignores; and what becomes of an earlier result."""
+"""What a saved model was made of, in a file beside it that loading ignores; and what becomes of an earlier result.
+
+It is read without torch, which is loaded to describe a model.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Router
-from sentence_transformers.util import load_file_path
-
-from st_asym.cache.fingerprint import data_digests, encoder_fingerprint, vocabulary_digest, weights_digest
 from st_asym.data import RetrievalData
 from st_asym.data.files import (
     CARD_FILE,
@@ -34,12 +32,12 @@ from st_asym.data.files import (
 )
 from st_asym.data.sources import training_data
 from st_asym.data.trained_queries import TrainedQueries
-from st_asym.heads.anatomy import encoder_modules, encoder_origin, public_name
 from st_asym.trust.folder import FindingError, Folder, VerificationError
 from st_asym.trust.modules import check_files, is_document, read_saved
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
 
@@ -154,6 +152,9 @@ def save_provenance(
         >>> model.save_pretrained("errors-model")  # doctest: +SKIP
         >>> save_provenance("errors-model", model, data=pairs, seed=0)  # doctest: +SKIP
     """
+    from st_asym.cache.fingerprint import data_digests
+    from st_asym.heads.anatomy import public_name
+
     path = Path(path)
     if not (path / "modules.json").is_file():
         raise FileNotFoundError(f"{path} holds no saved model: call model.save_pretrained({str(path)!r}) first.")
@@ -189,6 +190,10 @@ def made_with_heads(model: SentenceTransformer | str | os.PathLike[str] | Any) -
 
 def has_heads(model: SentenceTransformer | str | os.PathLike[str] | Any) -> bool:
     """Whether a model, by itself, its folder or Hub id, has routes of its own for queries and documents."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Router
+    from sentence_transformers.util import load_file_path
+
     if isinstance(model, SentenceTransformer):
         return any(isinstance(module, Router) for module in model.modules())
     if not isinstance(model, str | os.PathLike):
@@ -203,6 +208,9 @@ def has_heads(model: SentenceTransformer | str | os.PathLike[str] | Any) -> bool
 
 def _folder_of(model: Any) -> Path | None:
     """Where a model is saved, as far as it is known."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.util import load_file_path
+
     if isinstance(model, SentenceTransformer):
         config = getattr(model.transformers_model, "config", None) if has_heads(model) else None
         name = getattr(config, "name_or_path", None)
@@ -260,7 +268,7 @@ def read_provenance(folder: Folder) -> Provenance | None:
     wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]
     wrong += sorted(set(found) - set(kinds))
     checks = {"files": _are_digests, "heads": _are_digests, "documents": _are_digests}
-    checks |= {"model": _are_prompts, "trained": _are_trained}
+    checks |= {"model": are_prompts, "trained": _are_trained}
     wrong += [name for name, are_sound in checks.items() if name not in wrong and not are_sound(found[name])]
     if wrong:
         raise FindingError(PROVENANCE_FILE, f"is damaged ({', '.join(wrong[:5])}). Download the model again.")
@@ -269,6 +277,9 @@ def read_provenance(folder: Folder) -> Provenance | None:
 
 def describe_encoder(model: SentenceTransformer) -> dict[str, Any]:
     """What tells an encoder from others, as :class:`Provenance` holds it."""
+    from st_asym.cache.fingerprint import encoder_fingerprint, vocabulary_digest, weights_digest
+    from st_asym.heads.anatomy import encoder_modules, encoder_origin
+
     name, revision = encoder_origin(model)
     modules = list(encoder_modules(model).values())
     longest = getattr(modules[0], "max_seq_length", None)
@@ -372,7 +383,8 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _are_prompts(value: Mapping[str, Any]) -> bool:
+def are_prompts(value: Mapping[str, Any]) -> bool:
+    """Whether these settings of a model have texts for prompts, and a default that is one of them."""
     prompts = value.get("prompts", {})
     if not isinstance(prompts, dict) or not all(isinstance(prompt, str | None) for prompt in prompts.values()):
         return False

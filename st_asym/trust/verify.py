@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from st_asym.data.files import PROVENANCE_FILE
@@ -17,9 +17,10 @@ from st_asym.trust.modules import (
     is_too_large,
     read_saved,
 )
-from st_asym.trust.provenance import Provenance, read_provenance
+from st_asym.trust.provenance import Provenance, are_prompts, read_provenance
 
 _SETTINGS_FILE = "config_sentence_transformers.json"
+_ROUTER_FILE = "router_config.json"
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def verify(path: str | os.PathLike[str]) -> Verification:
     with folder.noting():
         provenance = read_provenance(folder)
     if provenance is None:
-        heads_alone = "router_config.json" in folder.sizes and "modules.json" not in folder.sizes
+        heads_alone = _ROUTER_FILE in folder.sizes and "modules.json" not in folder.sizes
     else:
         heads_alone = provenance.kind == "heads"
     saved = read_saved(folder, heads_alone=heads_alone)
@@ -109,6 +110,9 @@ def verify(path: str | os.PathLike[str]) -> Verification:
             _check_settings(folder, with_heads=saved.digests is not None)
     if provenance is not None:
         _check_made(folder, provenance, saved)
+        for name in folder.sizes:
+            if name not in provenance.files and name != PROVENANCE_FILE and not is_document(name):
+                folder.add(name, f"was not there when {PROVENANCE_FILE} was written, and might be loaded. Remove it.")
     folder.check(path)
     return Verification(
         path=folder.path,
@@ -119,6 +123,25 @@ def verify(path: str | os.PathLike[str]) -> Verification:
         provenance=provenance,
         notes=() if provenance is not None else _notes(saved),
     )
+
+
+def read_heads(path: str | os.PathLike[str]) -> tuple[dict[str, list[str]], Provenance | None]:
+    """Side to the folders of its layers, of heads saved alone, and what these were made of, where the folder says it.
+
+    What is read of them is checked as by :func:`verify`, and nothing else that lies there.
+    """
+    folder, provenance = Folder(path, links=True), None
+    with folder.noting():
+        provenance = read_provenance(folder)
+    saved = read_saved(folder, heads_alone=True)
+    folder.check(path)
+    structure = folder.json(_ROUTER_FILE)["structure"]
+    if provenance is not None:
+        layers = {layer for route in structure.values() for layer in route}
+        own = {n: d for n, d in provenance.files.items() if n == _ROUTER_FILE or n.partition("/")[0] in layers}
+        _check_made(folder, replace(provenance, files=own), saved)
+        folder.check(path)
+    return structure, provenance
 
 
 def _notes(saved: Saved) -> tuple[str, ...]:
@@ -140,11 +163,9 @@ def _check_settings(folder: Folder, *, with_heads: bool) -> None:
         folder.add(
             _SETTINGS_FILE, f"compares vectors by {shown(similarity)}, and heads are trained for cosine. Set it so."
         )
-    prompts = settings.get("prompts", {})
-    if not isinstance(prompts, dict) or not all(isinstance(prompt, str | None) for prompt in prompts.values()):
-        folder.add(_SETTINGS_FILE, "has prompts that are no texts. Save or download the model again.")
-    elif settings.get("default_prompt_name") not in (None, *prompts):
-        folder.add(_SETTINGS_FILE, "has a default prompt that is not among its prompts. Save it again.")
+    if not are_prompts(settings):
+        what = "has prompts that are no texts, or a default prompt that is not among them. Save the model again."
+        folder.add(_SETTINGS_FILE, what)
     truncated = settings.get("truncate_dim")
     if truncated is not None and (type(truncated) is not int or truncated < 1):
         folder.add(_SETTINGS_FILE, f"truncates vectors to {shown(truncated)}, which is no dimension.")
@@ -169,9 +190,6 @@ def _check_made(folder: Folder, provenance: Provenance, saved: Saved) -> None:
                     f"is not what was saved, by the digest in {PROVENANCE_FILE}{whose}. Download it again, "
                     "or, if the change is your own, write the file anew with st_asym.save_provenance.",
                 )
-    for name in folder.sizes:
-        if name not in provenance.files and name != PROVENANCE_FILE and not is_document(name):
-            folder.add(name, f"was not there when {PROVENANCE_FILE} was written, and might be loaded. Remove it.")
 
 
 def _check_routes(folder: Folder, provenance: Provenance, saved: Saved) -> None:

@@ -178,8 +178,9 @@ def grow(path: Path) -> None:
         ("router_config.json", lambda p: edit(p, structure={"query": [], "document": []}), "has no layers"),
         ("router_config.json", lambda p: edit(p, structure={"text": []}), "no routes for query and document"),
         ("router_config.json", lambda p: edit(p, types={"query_0_Dense": "os.system"}), "heads consist of Dense"),
-        ("query_0_Dense/config.json", lambda p: edit(p, activation_function="torch.nn.Softplus"), "numpy knows"),
-        ("query_0_Dense/config.json", lambda p: edit(p, activation_function="evil.ReLU"), "numpy knows"),
+        ("query_0_Dense/config.json", lambda p: edit(p, activation_function="torch.nn.ELU"), "numpy knows"),
+        ("query_0_Dense/config.json", lambda p: edit(p, activation_function="torch.nn.Softplus"), "none of those of t"),
+        ("query_0_Dense/config.json", lambda p: edit(p, activation_function="evil.ReLU"), "none of those of torch.nn"),
         ("query_0_Dense/config.json", lambda p: edit(p, in_features=10**9), "dimensions"),
         ("query_0_Dense/config.json", lambda p: edit(p, out_features="24"), "dimensions"),
         ("query_0_Dense/config.json", lambda p: edit(p, out_features=23), "has other tensors"),
@@ -187,7 +188,7 @@ def grow(path: Path) -> None:
         ("query_0_Dense/config.json", lambda p: p.unlink(), "is missing"),
         ("query_0_Dense/model.safetensors", add_tensor, "has other tensors"),
         ("query_0_Dense/model.safetensors", poison, "not finite"),
-        ("query_0_Dense/model.safetensors", grow, "is longer than"),
+        ("query_0_Dense/model.safetensors", grow, "file not fully covered"),
         ("query_0_Dense/model.safetensors", lambda p: p.write_bytes(p.read_bytes()[:-4]), "no whole safetensors"),
         ("query_0_Dense/model.safetensors", lambda p: p.write_bytes(b"\xff" * 64), "no whole safetensors"),
     ],
@@ -206,7 +207,7 @@ def test_a_changed_file_is_known_by_its_digest(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"model.safetensors is not what was saved, by its digest in st_asym.json"):
+    with pytest.raises(ValueError, match=r"model.safetensors: is not what was saved, by the digest in st_asym.json"):
         Heads.load(folder)
     with pytest.raises(FileNotFoundError, match="holds no heads"):
         Heads.load(tmp_path)
@@ -247,3 +248,26 @@ def test_the_graph_gives_the_same_in_batches_of_any_size(tmp_path: Path, activat
             np.testing.assert_allclose(found, getattr(heads, side)(x), atol=1e-5)
     with pytest.raises(ValueError, match="side must be"):
         heads.to_onnx(tmp_path / "x.onnx", "both")  # type: ignore[arg-type]
+
+
+def test_sides_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
+    narrower = Router.for_query_document([Dense(DIMENSION, 7)], [])
+    with pytest.raises(ValueError, match="vectors of different dimensions"):
+        Heads.load(saved(tmp_path, narrower))
+    other = Router.for_query_document([Dense(DIMENSION, 7)], [Dense(9, 7)])
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ValueError, match="the document head takes vectors of 9 dimensions, and the other takes 12"):
+        Heads.load(saved(tmp_path / "other", other))
+
+
+def test_what_lies_beside_heads_is_not_looked_at(tmp_path: Path) -> None:
+    folder = Heads(DIMENSION, random_layers(DIMENSION), random_layers(DIMENSION)).save(tmp_path / "heads")
+    before = Heads.load(folder).query(vectors())
+    (folder / "search.py").write_text("1")
+    (folder / "more").symlink_to(tmp_path)
+    (folder / "router_config.json").rename(tmp_path / "stored")
+    (folder / "router_config.json").symlink_to(tmp_path / "stored")
+    assert np.array_equal(Heads.load(folder).query(vectors()), before)
+    edit(tmp_path / "stored", parameters={"default_route": "query"})
+    with pytest.raises(ValueError, match=r"router_config.json: is not what was saved, by the digest in st_asym.json"):
+        Heads.load(folder)

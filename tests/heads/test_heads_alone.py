@@ -88,7 +88,7 @@ def test_under_other_versions_the_encoder_is_known_by_its_weights(
 ) -> None:
     model = trained(make_encoder())
     folder = save_heads(model, tmp_path / "heads")
-    monkeypatch.setattr("st_asym.trust.provenance.encoder_fingerprint", lambda _: "0" * 64)
+    monkeypatch.setattr("st_asym.cache.fingerprint.encoder_fingerprint", lambda _: "0" * 64)
     monkeypatch.setattr("st_asym.heads.saved.installed", lambda: {"transformers": "99"})
     again = attach_heads(make_encoder(), folder)
     assert "was described under another" in caplog.text
