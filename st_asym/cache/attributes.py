@@ -324,7 +324,7 @@ def _layer_like(layer: nn.Module) -> nn.Module | None:
     if isinstance(layer, nn.LayerNorm):
         return nn.LayerNorm(1)
     if isinstance(layer, nn.EmbeddingBag | nn.Embedding):
-        return type(layer)(1, 1)
+        return type(layer)(1, 1, device="meta")  # which draws nothing from the caller's generator
     if not type(layer).__module__.startswith("torch.nn.modules.activation"):
         return None
     try:
