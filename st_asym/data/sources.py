@@ -165,10 +165,10 @@ def as_retrieval_data(
     found = read(corpus, "corpus", documents=True) if train is None else read(train, "train")
     if isinstance(found, RetrievalData):
         data = found
-        if corpus is not None:
-            data = with_documents(data, _documents_of(corpus))
         if dev is not None:
             data = _with_dev(data, dev)
+        if corpus is not None:
+            data = with_documents(data, _documents_of(corpus))
     else:
         if dev is not None or (train is not None and corpus is not None):
             other = "dev" if dev is not None else "corpus"
