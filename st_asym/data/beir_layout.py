@@ -244,7 +244,10 @@ def _qrels_files(folder: Folder, notes: list[str]) -> dict[str, Folder]:
         if other is not file:
             raise ValueError(f"qrels/{other.name} and qrels/{file.name} are both {split!r}: keep one.")
     if not files:
-        raise FileNotFoundError(f"There is no file in {folder} that holds judgments: qrels/SPLIT.tsv, of each split.")
+        passed = "".join(f" {note}" for note in notes if note.startswith("qrels/"))
+        raise FileNotFoundError(
+            f"There is no file in {folder} that holds judgments: qrels/SPLIT.tsv, of each split.{passed}"
+        )
     return files
 
 

@@ -184,7 +184,10 @@ def with_documents(data: RetrievalData, documents: ReadDocuments) -> RetrievalDa
     takes its spelling and, unless that is a number given on reading, its id. Where the collection has ids of its own,
     those and its spellings stay. Documents that have ids keep them, also where several have one text.
     """
-    added = documents.joined
+    added, notes = documents.joined, [*data.notes, *documents.notes]
+    if data.numbered and (titled := _with_titles(data.corpus, documents)):
+        data = replace(data, corpus={**data.corpus, **titled})
+        notes += noted([*titled], "document", "of pairs taken with the title that corpus has")
     document_ids: dict[str, str] = {}
     if data.numbered and not documents.numbered:
         corpus, document_ids, respelt = _with_texts(added, data.corpus, "train")
@@ -195,11 +198,21 @@ def with_documents(data: RetrievalData, documents: ReadDocuments) -> RetrievalDa
             for key, new in reversed(new_ids.items()):
                 corpus[new] = added[key]
     qrels = {split: _renamed(judged, {}, document_ids) for split, judged in data.qrels.items()}
-    notes = [*data.notes, *documents.notes]
     if respelt:
         notes.append(spelling_note("corpus", respelt))
     numbered = data.numbered and documents.numbered
     return replace(data, corpus=corpus, qrels=qrels, notes=tuple(notes), numbered=numbered)
+
+
+def _with_titles(texts: Mapping[str, str], documents: ReadDocuments) -> dict[str, str]:
+    """Texts that are the text of one of the documents, and of one alone, with its title; by id."""
+    whole = {text_key(document.joined) for document in documents.by_id.values()}
+    joined: dict[str, set[str]] = {}
+    for document in documents.by_id.values():
+        if document.title.strip():
+            joined.setdefault(text_key(document.text), set()).add(document.joined)
+    found = {key: joined.get(text_key(text), ()) for key, text in texts.items() if text_key(text) not in whole}
+    return {key: next(iter(one)) for key, one in found.items() if len(one) == 1}
 
 
 def _with_texts(

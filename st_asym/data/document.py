@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,6 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from st_asym.data.collection import Qrels
+
+# Zero-width characters, marks of direction and soft hyphens, which tokenizers drop.
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
 
 
 class Document(NamedTuple):
@@ -63,13 +67,15 @@ def is_missing(value: Any) -> bool:
 def text_key(text: str) -> str:
     r"""What is the same for texts that are one: they may differ in white space, case and Unicode form (NFKC).
 
+    What cannot be seen, such as a zero-width space or a soft hyphen, does not count either.
+
     Example:
         >>> text_key(" Care of\u00a0the\nPUMP ") == text_key("care of the pump")
         True
     """
     if text.isascii():  # the same, four times as fast
         return " ".join(text.lower().split())
-    folded = unicodedata.normalize("NFKC", text).casefold()
+    folded = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text)).casefold()
     return " ".join(unicodedata.normalize("NFKC", folded).split())
 
 

@@ -165,10 +165,10 @@ def as_retrieval_data(
     found = read(corpus, "corpus", documents=True) if train is None else read(train, "train")
     if isinstance(found, RetrievalData):
         data = found
-        if corpus is not None:
-            data = with_documents(data, _documents_of(corpus))
         if dev is not None:
             data = _with_dev(data, dev)
+        if corpus is not None:
+            data = with_documents(data, _documents_of(corpus))
     else:
         if dev is not None or (train is not None and corpus is not None):
             other = "dev" if dev is not None else "corpus"
@@ -225,7 +225,9 @@ def read(source: Any, name: str, *, documents: bool = False) -> RetrievalData | 
         return _read_rows(*table_of(source, name), name, [], documents=documents)
     if isinstance(source, Mapping):
         return _read_mapping(source, name)
-    if not isinstance(source, Iterable) or hasattr(source, "read") or isinstance(source, bytes | bytearray):
+    # What has columns and is no known table would be gone through by their names.
+    unread = any(hasattr(source, name) for name in ("read", "columns")) or isinstance(source, bytes | bytearray)
+    if unread or not isinstance(source, Iterable):
         raise TypeError(
             f"{name} cannot be a {type(source).__name__}: give a path, a data set or data frame, pairs, "
             "(queries, corpus, qrels) or documents."

@@ -177,6 +177,7 @@ def fit(
         asymmetric_model(model, **settings.projection())  # what cannot be built is refused before anything is encoded
         check_place(output, saved_size(model))
         given, store = Encoder.of(encoder, model), open_cache(cache)
+        _free_place(output)  # where the cache may be now
     with report.timed("encode"):
         copied = copies(data.with_all_split().qrels["all"], data.corpus)
         vectors = read_vectors(

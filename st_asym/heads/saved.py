@@ -20,7 +20,15 @@ from st_asym.heads.anatomy import public_name, taken_apart
 from st_asym.heads.model import behind_encoder, load_encoder
 from st_asym.trust import verify
 from st_asym.trust.modules import stock_name
-from st_asym.trust.provenance import Provenance, describe_encoder, installed, keep_what_is_not_ours, write_provenance
+from st_asym.trust.provenance import (
+    Provenance,
+    describe_encoder,
+    installed,
+    keep_what_is_not_ours,
+    made_with_heads,
+    remember,
+    write_provenance,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +65,8 @@ def save_heads(model: SentenceTransformer | str | os.PathLike[str], path: str | 
             facts = {"data": made.data, "trained": made.trained, "settings": made.settings, "seed": made.seed}
             known = {key: made.encoder.get(key) for key in ("name", "revision")}
         model = load_encoder(model)
+    elif (made := made_with_heads(model)) is not None:
+        facts = {"trained": made.trained}
     router = _router(model)
     encoder = {**describe_encoder(model), **known}
     settings = {"prompts": dict(model.prompts), "default_prompt_name": model.default_prompt_name}
@@ -121,6 +131,7 @@ def attach_heads(
     model = behind_encoder(encoder, Router.load(str(found.path), local_files_only=True))
     model.prompts = {str(name): str(prompt or "") for name, prompt in made.model.get("prompts", {}).items()}
     model.default_prompt_name = made.model.get("default_prompt_name")
+    remember(model, made)
     return model.eval()
 
 

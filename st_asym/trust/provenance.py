@@ -18,6 +18,7 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
+from weakref import WeakKeyDictionary
 
 from st_asym.data import RetrievalData
 from st_asym.data.files import (
@@ -38,6 +39,7 @@ from st_asym.trust.modules import check_files, is_document, read_saved
 if TYPE_CHECKING:
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer
+    from torch import nn
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,8 @@ _REQUIREMENTS = {
 }
 # Among the documents of a result: its card with what somebody wrote into an earlier one.
 _COMPLETED = f"{CARD_FILE}, completed"
+# By the heads of models in memory, which do not say where they are saved.
+_MADE: WeakKeyDictionary[nn.Module, Provenance] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -100,12 +104,14 @@ class Provenance:
         """Read that of a saved model, or heads; None where it has none.
 
         Raises:
-            VerificationError: It is damaged.
+            VerificationError: It is damaged, or a link.
         """
         folder, found = Folder(path), None
         with folder.noting():
             found = read_provenance(folder)
-        folder.check(path)
+        # What else lies in the folder says nothing against it: weights that are links, for instance.
+        if own := [finding for finding in folder.findings if finding.startswith(f"{PROVENANCE_FILE}: ")]:
+            raise VerificationError(path, own)
         return found
 
     @property
@@ -170,7 +176,7 @@ def save_provenance(
             PROVENANCE_FILE,
             f"{trained.queries:,}",
         )
-    return write_provenance(
+    made = write_provenance(
         path,
         kind="model",
         encoder=describe_encoder(model),
@@ -179,10 +185,26 @@ def save_provenance(
         settings=dict(settings or {}),
         seed=seed,
     )
+    remember(model, made)
+    return made
+
+
+def remember(model: SentenceTransformer, made: Provenance) -> None:
+    """Know in this process what the heads of a model were made of, also behind a cache and as they train further."""
+    from st_asym.heads.anatomy import taken_apart
+
+    _MADE.update(dict.fromkeys(taken_apart(model)[1][:1], made))
 
 
 def made_with_heads(model: SentenceTransformer | str | os.PathLike[str] | Any) -> Provenance | None:
-    """That of a saved model with heads, by the model, its folder or Hub id; None where it is not known, or damaged."""
+    """That of a model with heads, by the model, its folder or Hub id; None where it is not known, or damaged."""
+    from sentence_transformers import SentenceTransformer
+
+    from st_asym.heads.anatomy import taken_apart
+
+    heads = taken_apart(model)[1][:1] if isinstance(model, SentenceTransformer) else []
+    if heads and heads[0] in _MADE:
+        return _MADE[heads[0]]
     folder = _folder_of(model)
     made = _made(folder) if folder is not None and (folder / PROVENANCE_FILE).is_file() else None
     return made if made is not None and any(made.heads.values()) else None
@@ -312,10 +334,11 @@ def keep_what_is_not_ours(earlier: Path, new: Path) -> list[str]:
     that somebody completed gives its own sections, licence and metadata to the new one, and is kept whole as
     ``README.earlier.md``; any other document that was changed is kept with ``.earlier`` in its name.
     """
-    replaced, changed = _written(earlier, new)
+    made = _made(earlier)
+    replaced, changed = _written(earlier, new, made)
     completed = CARD_FILE not in replaced and all((folder / CARD_FILE).is_file() for folder in (earlier, new))
     if completed:
-        _complete_card(earlier, new)
+        _complete_card(earlier, new, made)
         replaced.add(CARD_FILE)
     kept = sorted({*take_over(earlier, new, replaced), *([CARD_FILE] if completed else [])})
     if kept:
@@ -325,7 +348,7 @@ def keep_what_is_not_ours(earlier: Path, new: Path) -> list[str]:
     return kept
 
 
-def _written(earlier: Path, new: Path) -> tuple[set[str], list[str]]:
+def _written(earlier: Path, new: Path, made: Provenance | None) -> tuple[set[str], list[str]]:
     """What of an earlier result is its own, to be replaced, and which of that was changed since it was saved.
 
     The names in the new result stand for those of an earlier one that does not say what it wrote.
@@ -334,7 +357,6 @@ def _written(earlier: Path, new: Path) -> tuple[set[str], list[str]]:
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # the folders of modules, which may be empty
         modules = json.loads((earlier / "modules.json").read_text(encoding="utf-8"))
         own |= {str(module["path"]) for module in modules}
-    made = _made(earlier)
     if made is None:
         names = {path.relative_to(new).as_posix() for path in new.rglob("*")}
         return own | names - {CARD_FILE}, []
@@ -347,12 +369,11 @@ def _written(earlier: Path, new: Path) -> tuple[set[str], list[str]]:
     return own | set(made.files), changed
 
 
-def _complete_card(earlier: Path, new: Path) -> None:
+def _complete_card(earlier: Path, new: Path, made: Provenance | None) -> None:
     """Give the new card what somebody wrote into the earlier one, and keep that too, unless it came about like this."""
     from st_asym.report.card_file import Card  # report stands to the right
 
     aside = new / f"{Path(CARD_FILE).stem}.earlier.md"
-    made = _made(earlier)
     ours = made is not None and made.documents.get(_COMPLETED) == _sha256(earlier / CARD_FILE)
     if not ours and not are_same(earlier / CARD_FILE, aside):
         shutil.copy2(earlier / CARD_FILE, free_name(aside, "2"))
@@ -375,8 +396,11 @@ def _complete_card(earlier: Path, new: Path) -> None:
 def _made(folder: Path) -> Provenance | None:
     try:
         return Provenance.of(folder)
-    except (OSError, VerificationError):
-        return None
+    except VerificationError as error:
+        logger.warning("What %s was made of cannot be read: %s", folder, " ".join(error.findings))
+    except OSError:
+        pass
+    return None
 
 
 def _sha256(path: Path) -> str:

@@ -1,13 +1,16 @@
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cache_helpers import save_tiny_bert, tiny_bert
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Router
-from sentence_transformers.sentence_transformer.modules import BoW
+from sentence_transformers.sentence_transformer.modules import BoW, StaticEmbedding
+from transformers import PreTrainedTokenizerFast
 
 from st_asym import asymmetric_model, encoder_fingerprint
 from st_asym.cache import fingerprint as fingerprint_module
@@ -114,6 +117,19 @@ def test_is_remembered(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(5):
         encoder_fingerprint(encoder)
     assert len(reads) == 1
+
+
+@pytest.mark.parametrize("kind", [torch.nn.EmbeddingBag, torch.nn.Embedding])
+def test_draws_nothing_from_the_callers_generators(bert: Path, kind: type[torch.nn.Module]) -> None:
+    """It is read again whenever time has passed: what a training draws would depend on how fast it runs."""
+    static = StaticEmbedding(PreTrainedTokenizerFast.from_pretrained(bert), embedding_dim=4)
+    static.embedding = kind(20, 4)
+    for encoder in (SentenceTransformer(modules=[static], device="cpu"), tiny_bert(bert)):
+        states = []
+        for _ in range(2):
+            states.append((random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()))  # noqa: NPY002
+            encoder_fingerprint(encoder)
+        assert states[0] == states[1]
 
 
 def test_works_on_a_model_made_in_inference_mode() -> None:

@@ -127,10 +127,28 @@ def test_columns_that_cannot_be_told_are_named() -> None:
         as_retrieval_data(PAIRS, corpus=pd.DataFrame({"text": []}))
 
 
+class Frame:
+    """Of a library that nobody here knows, which gives its columns' names, as many do."""
+
+    columns = ("query", "text")
+
+    def __iter__(self) -> Any:
+        return iter(self.columns)
+
+
 @pytest.mark.parametrize(
     "source",
-    [7, b"query,text", io.StringIO("query,text\na,b\n"), [pd.DataFrame({"a": [1]})], object(), len, [object()]],
-    ids=["number", "bytes", "file", "list", "object", "function", "objects"],
+    [
+        7,
+        b"query,text",
+        io.StringIO("query,text\na,b\n"),
+        [pd.DataFrame({"a": [1]})],
+        object(),
+        len,
+        [object()],
+        Frame(),
+    ],
+    ids=["number", "bytes", "file", "list", "object", "function", "objects", "frame"],
 )
 def test_what_cannot_be_read_is_a_type_error_that_names_what_can(source: Any) -> None:
     for arguments in ({"train": source}, {"train": PAIRS, "corpus": source}, {"train": PAIRS, "dev": source}):

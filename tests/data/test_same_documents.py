@@ -31,8 +31,8 @@ def relevant_texts(data: RetrievalData, split: str = "train") -> dict[str, set[s
 
 @pytest.mark.parametrize(
     "other",
-    [" d", "D", "\td\r\n", "\u00a0d", "\uff44", "\ufeff d".replace("\ufeff", "\u3000")],
-    ids=["space", "case", "lines", "no-break", "wide", "ideographic"],
+    [" d", "D", "\td\r\n", "\u00a0d", "\uff44", "\u3000 d", "\ufeffd", "d\u200b", "\u00add", "\u200ed"],
+    ids=["space", "case", "lines", "no-break", "wide", "ideographic", "mark", "zero-width", "soft-hyphen", "direction"],
 )
 def test_spellings_of_one_text_have_one_key(other: str) -> None:
     assert text_key(other) == text_key("d")
@@ -120,6 +120,17 @@ def test_a_negative_that_is_the_positive_in_capitals_is_the_positive() -> None:
     assert data.corpus == {"d0": "d", "d1": "e"}
     assert data.qrels == {"train": {"q0": {"d0": 1, "d1": 0}}}
     assert any("1 pair given again with another grade" in note for note in data.notes)
+
+
+def test_a_pair_without_the_title_that_the_corpus_has_is_its_document() -> None:
+    corpus = {"a": {"title": "T", "text": "x"}, "b": {"title": "U", "text": "y"}, "c": {"title": "V", "text": "y"}}
+    corpus |= {"d": {"title": "W", "text": "z"}, "e": {"text": "z"}}
+    for documents in (corpus, [*corpus.values()]):
+        data = as_retrieval_data([("p", "X"), ("q", "y"), ("r", "z")], corpus=documents, dev=[("s", "x")])
+        assert relevant_texts(data) == {"p": {"T x"}, "q": {"y"}, "r": {"z"}}  # which y it is cannot be told
+        assert relevant_texts(data, "dev") == {"s": {"T x"}}
+        assert sorted(data.corpus.values()) == ["T x", "U y", "V y", "W z", "y", "z"]
+        assert any("document of pairs taken with the title that corpus has" in note for note in data.notes)
 
 
 def test_a_title_beside_a_text_is_joined_as_in_a_corpus(tmp_path: Path) -> None:

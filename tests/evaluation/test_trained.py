@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,21 @@ from evaluation_helpers import collection, with_heads
 from sentence_transformers import SentenceTransformer
 from typer.testing import CliRunner
 
-from st_asym import Comparison, asymmetric_model, diagnose, evaluate, save_provenance
+from st_asym import (
+    CachedSentenceTransformer,
+    Comparison,
+    EmbeddingCache,
+    asymmetric_model,
+    attach_heads,
+    diagnose,
+    evaluate,
+    save_heads,
+    save_provenance,
+)
 from st_asym.cli import app
 from st_asym.data import RetrievalData, as_retrieval_data, load_data
 from st_asym.report import save_html
+from st_asym.trust.provenance import made_with_heads
 
 Make = Callable[..., SentenceTransformer]
 
@@ -79,6 +91,32 @@ def test_the_verdict_is_by_the_queries_that_were_not_trained_on(make_encoder: Ma
     assert group.difference.points == pytest.approx(gain)
     assert "on 4 queries" in " ".join(found["heads"].next_steps)
     assert "on 6 queries" in " ".join(found["others"].next_steps)  # the same heads, of whose training nothing is known
+
+
+def test_a_model_in_memory_or_among_links_is_known_too(
+    make_encoder: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = collection()
+    model = with_heads(make_encoder(), 1)
+    model.save_pretrained(str(tmp_path / "model"))
+    save_provenance(
+        tmp_path / "model", model, data=RetrievalData(data.queries, data.corpus, {"train": data.qrels["test"]})
+    )
+    save_heads(model, tmp_path / "heads")
+    shutil.move(tmp_path / "model" / "model.safetensors", tmp_path / "weights")
+    (tmp_path / "model" / "model.safetensors").symlink_to(tmp_path / "weights")
+    (tmp_path / "model" / "latest").symlink_to("nowhere")
+    attached = attach_heads(make_encoder(), tmp_path / "heads")
+    for one in (model, CachedSentenceTransformer(model, EmbeddingCache(tmp_path)), attached, tmp_path / "model"):
+        made = made_with_heads(one)
+        assert made is not None
+        assert made.trained_queries is not None
+        assert made.trained_queries.among(data.queries) == set(data.qrels["test"])
+    assert made_with_heads(with_heads(make_encoder(), 1)) is None
+    assert caplog.text == ""
+    (tmp_path / "model" / "st_asym.json").write_text("{")
+    assert made_with_heads(tmp_path / "model") is None
+    assert "made of cannot be read: st_asym.json: is not JSON" in caplog.text
 
 
 def test_without_new_queries_there_is_no_verdict(make_encoder: Make, tmp_path: Path) -> None:

@@ -241,6 +241,15 @@ def test_a_folder_of_something_else_is_refused_before_anything_is_encoded(
     assert (tmp_path / "model" / "thesis.tex").read_text() == "all of it"
 
 
+def test_a_cache_in_the_place_of_the_model_is_refused_before_anything_is_encoded(
+    tmp_path: Path, quick: Callable[..., FitResult]
+) -> None:
+    encoder, data = rotated(20)
+    with pytest.raises(FileExistsError, match="is not an earlier result of fit"):
+        quick(encoder, data, cache=tmp_path / "model" / "vectors")
+    assert len(EmbeddingCache(tmp_path / "model" / "vectors")) == 0
+
+
 def test_what_came_into_the_place_while_it_fitted_stays(
     tmp_path: Path, quick: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,6 +90,20 @@ def test_a_card_that_somebody_completed_is_kept(output: Path, tiny_encoder: Sent
     assert {"README.earlier.md"} == {name for name in names(output) if "earlier" in name}
 
 
+def test_what_is_no_file_beside_it_hides_nothing(output: Path, tiny_encoder: SentenceTransformer) -> None:
+    before = names(output)
+    (output / "latest").symlink_to("nowhere")
+    with (output / "README.md").open("a") as card:
+        card.write("\n## Who made it\n\nWe did.\n")
+    (output / "old_settings.json").write_text("{}")
+    made = json.loads((output / "st_asym.json").read_text())
+    made["files"]["old_settings.json"] = "0" * 64
+    (output / "st_asym.json").write_text(json.dumps(made))
+    for _ in range(2):
+        save(tiny_encoder, output)
+        assert names(output) == before | {"latest", "README.earlier.md"}
+
+
 def test_the_scores_of_an_earlier_model_are_not_taken_over(output: Path, tiny_encoder: SentenceTransformer) -> None:
     text = (output / "README.md").read_text()
     scores = "model-index:\n- name: Heads\n  results: []\nmetrics:\n- ndcg\nlanguage: de\n---\n\n# Heads"
