@@ -22,6 +22,9 @@ def verify(
     side: Annotated[
         Literal["query", "document"] | None, typer.Option(help="The only side that the server has.")
     ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="ST_ASYM_API_KEY", help="Of the server, where it wants one.")
+    ] = None,
     debug: options.Debug = False,
 ) -> None:
     """Check that a saved model is whole, finite, stock and on its own encoder; or that a server gives its vectors."""
@@ -39,6 +42,7 @@ def verify(
                 sides=("query", "document") if side is None else (side,),
                 query_model=query_model,
                 document_model=document_model,
+                api_key=api_key,
             )
             options.show(str(compared))
             raise typer.Exit(0 if compared.right else 1)

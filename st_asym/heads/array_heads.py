@@ -87,11 +87,11 @@ def _fixed_point(rows: Array) -> Floats:
     """Each row rounded to whole multiples of a power of two, of so few bits that products of rows are exact in float64.
 
     Sums of products then have the same bits in whatever order a BLAS adds them up, which changes with the number of
-    rows. Of 384 numbers there are 22 bits below the largest of the row; float32 has 24 of each number.
+    rows. There are 26 bits below the length of a row, and no sum of some of the products is larger than the product of
+    both lengths, of 52 bits. Float32 has 24 bits of each number.
     """
-    bits = (53 - (rows.shape[1] - 1).bit_length()) // 2
-    _, exponents = np.frexp(np.abs(rows).max(axis=1, keepdims=True).astype(np.float64))
-    unit = np.ldexp(1.0, exponents - bits)
+    _, exponents = np.frexp(np.linalg.norm(np.asarray(rows, np.float64), axis=1, keepdims=True))
+    unit = np.ldexp(1.0, exponents - 26)
     found: Floats = np.rint(rows / unit) * unit
     return found
 
@@ -247,7 +247,7 @@ class Heads:
         rows = given.reshape(-1, self.dimension)
         found = np.empty((len(rows), len(layers[-1].weight) if layers else self.dimension), given.dtype)
         for start in range(0, len(rows), _ROWS):
-            part = rows[start : start + _ROWS].astype(np.float64)
+            part = rows[start : start + _ROWS].astype(np.float64, order="C")  # sums have the order of memory
             lengths = _lengths(part, start, "Vector")
             if self.normalises:
                 part /= lengths

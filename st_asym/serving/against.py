@@ -87,6 +87,7 @@ def compare_with_server(
     sides: Sequence[Side] = ("query", "document"),
     query_model: str | None = None,
     document_model: str | None = None,
+    api_key: str | None = None,
     texts: Sequence[str] = TEXTS,
 ) -> ServerComparison:
     """Ask a running server for vectors of a few texts and say whether they are those of a model.
@@ -103,6 +104,7 @@ def compare_with_server(
         query_model: What the server calls the model for queries. If None, the one model that it lists, that whose name
             ends in ``query``, or ``NAME-query`` where it lists none.
         document_model: The same for documents.
+        api_key: What the server asks its clients for, sent as a bearer token, as OpenAI's clients do. It is kept nowhere.
         texts: What to ask for.
 
     Raises:
@@ -117,7 +119,7 @@ def compare_with_server(
     """
     if not sides or not set(sides) <= set(_OTHER):
         raise ValueError(f"sides must name 'query', 'document' or both, got {sides!r}.")
-    server = _Server(url)
+    server = _Server(url, api_key)
     name = "model" if isinstance(model, SentenceTransformer) else public_name(model)
     wanted = {"query": query_model, "document": document_model}
     listed = server.model_names() if any(wanted[side] is None for side in sides) else []
@@ -273,7 +275,7 @@ class _NoRedirects(HTTPRedirectHandler):
 class _Server:
     """A server at an address, which is given with or without ``/v1``, ``/v1/embeddings`` or ``/embed``."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, api_key: str | None) -> None:
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"{url!r} is no address of a server: write http://127.0.0.1:8000, for example.")
         given = url.rstrip("/")
@@ -281,6 +283,9 @@ class _Server:
         path = given.removeprefix(self.url)
         self._v1 = "" if path == "/embeddings" else "/v1"
         self._embed = path == "/embed"
+        if api_key and not (api_key.isascii() and api_key.isprintable()):
+            raise ValueError("The API key has characters that no header may hold, such as a line break.")
+        self._key = api_key or ""
 
     def model_names(self) -> list[str]:
         """The ids that ``/v1/models`` lists; none where it is not served."""
@@ -306,22 +311,31 @@ class _Server:
     def _ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
         url = self.url + path
         data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
         # The address is the user's own, and http or https, as the constructor saw to.
-        request = Request(url, data, {"Content-Type": "application/json"})  # noqa: S310
+        request = Request(url, data, headers)  # noqa: S310
         try:
             with build_opener(_NoRedirects).open(request, timeout=_SECONDS) as answer:
                 return json.loads(answer.read())
         except HTTPError as error:
             if moved := error.headers.get("Location"):
                 raise ValueError(f"{url} redirects to {moved}: give the address of the server itself.") from None
-            said = error.read(500).decode(errors="replace").strip()
-            raise _AnswerError(url, error.code, said or error.reason) from None
+            raise _AnswerError(url, error.code, self._said(error)) from None
         except (URLError, TimeoutError, ConnectionError) as error:
             raise OSError(f"No answer from {url}: {getattr(error, 'reason', error)}. Is the server running?") from None
         except HTTPException as error:  # no HTTP, an answer that breaks off, or an address that is none
             raise ValueError(f"{url} gives no whole answer in HTTP ({error}): is it a server of embeddings?") from None
         except ValueError:
             raise ValueError(f"{url} does not answer with JSON: is it a server of embeddings?") from None
+
+    def _said(self, error: HTTPError) -> str:
+        """What an error says, without the key, and what to do about a key that is missing or wrong."""
+        said = error.read(500).decode(errors="replace").strip() or error.reason
+        if error.code not in (401, 403):
+            return said
+        if self._key:
+            return f"{said.replace(self._key, '...')} The server does not take this API key."
+        return f"{said} The server wants an API key: give it as --api-key (api_key=), or set ST_ASYM_API_KEY."
 
     def _checked(self, rows: Any, count: int) -> Vectors:
         try:

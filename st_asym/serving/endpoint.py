@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -94,7 +95,8 @@ def app(
     if sizes[0] != sizes[1]:
         raise ValueError(f"The model's query vectors have {sizes[0]} numbers and its document vectors {sizes[1]}.")
     batches = _Batches(loaded, max_batch)
-    models = [{"id": f"{name}-{side}", "object": "model", "owned_by": "st_asym"} for side in ("query", "document")]
+    kind = {"object": "model", "created": int(time.time()), "owned_by": "st_asym"}
+    models = [{"id": f"{name}-{side}", **kind} for side in ("query", "document")]
 
     async def embeddings(request: Request) -> Response:
         asked = _asked_for(await _body(request, max_bytes), name, sizes[0], max_texts)

@@ -116,6 +116,15 @@ def test_the_same_bits_in_any_portions(dimension: int, dtype: Any, activation: s
     np.testing.assert_allclose(lengths, 1.0, atol=3e-3 if dtype is np.float16 else 1e-6)
 
 
+def test_small_weights_beside_large_ones_count(tmp_path: Path) -> None:
+    router = AsymmetricProjection(384).eval()
+    for parameter in router.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.02)
+    heads, x = Heads.load(saved(tmp_path, router)), vectors(3000, 384)
+    np.testing.assert_allclose(heads.query(x), by_torch(router, x, "query"), rtol=0, atol=4e-7)
+    assert np.array_equal(heads.query(np.asfortranarray(x)), heads.query(x))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_of_any_precision(tmp_path: Path, dtype: torch.dtype) -> None:
     router = shaken(AsymmetricProjection(DIMENSION)).to(dtype).eval()

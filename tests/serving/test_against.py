@@ -36,13 +36,16 @@ def model(tiny_bert: Path) -> SentenceTransformer:
 
 
 @contextmanager
-def server(answer: Callable[[str, Any], Answer]) -> Iterator[str]:
-    """A server whose ``answer`` to a path and a body, None of a GET, is a status and JSON."""
+def server(answer: Callable[[str, Any], Answer], key: str | None = None) -> Iterator[str]:
+    """A server whose ``answer`` to a path and a body, None of a GET, is a status and JSON; to those with its key."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             length = int(self.headers.get("Content-Length") or 0)
             status, found = answer(self.path, json.loads(self.rfile.read(length)) if length else None)
+            given = self.headers.get("Authorization")
+            if key is not None and given != f"Bearer {key}":
+                status, found = 401 if given is None else 403, {"error": f"Incorrect API key: {given}"}
             body = found if isinstance(found, bytes) else json.dumps(found).encode()
             self.send_response(status)
             if status in (301, 302, 307, 308):
@@ -252,6 +255,30 @@ def test_no_server(model: SentenceTransformer) -> None:
         compare_with_server(model, "localhost:8000", texts=WORDS)
     with pytest.raises(ValueError, match="sides must name"):
         compare_with_server(model, "http://127.0.0.1:9", sides=["left"])  # type: ignore[list-item]
+
+
+def test_the_key_of_a_server(model: SentenceTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "clicks"
+    model.save_pretrained(str(path))
+
+    def run(*arguments: str) -> Any:
+        return CliRunner().invoke(app, ["verify", str(path), "--against", url, *arguments])
+
+    monkeypatch.delenv("ST_ASYM_API_KEY", raising=False)
+    with server(openai(rightly(model), NAMES), key="sk-right") as url:
+        missing = run()
+        assert (missing.exit_code, missing.stderr.count("\n")) == (2, 1)
+        assert "answers 401" in missing.stderr and "wants an API key" in missing.stderr
+        wrong = run("--api-key", "sk-wrong")
+        assert (wrong.exit_code, "sk-wrong" in wrong.output) == (2, False)
+        assert "answers 403" in wrong.stderr and "does not take this API key" in wrong.stderr
+        right = run("--api-key", "sk-right")
+        assert (right.exit_code, "sk-right" in right.output) == (0, False), right.output
+        monkeypatch.setenv("ST_ASYM_API_KEY", "sk-right")
+        assert run().exit_code == 0
+        broken = run("--api-key", "sk-\nright")
+        assert (broken.exit_code, "right" in broken.output) == (2, False)
+        assert "line break" in broken.stderr
 
 
 def test_the_command(model: SentenceTransformer, tmp_path: Path) -> None:

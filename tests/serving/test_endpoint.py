@@ -5,6 +5,7 @@ import copy
 import itertools
 import random
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -139,7 +140,9 @@ def test_what_is_not_there(client: TestClient) -> None:
 
 def test_health_and_models(client: TestClient) -> None:
     assert client.get("/health").json() == {"status": "ok"}
-    assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["clicks-query", "clicks-document"]
+    models = client.get("/v1/models").json()["data"]
+    assert [model["id"] for model in models] == ["clicks-query", "clicks-document"]
+    assert all(0 <= time.time() - model["created"] < 3600 and model["object"] == "model" for model in models)
 
 
 def test_requests_that_arrive_together_share_a_batch_and_not_their_vectors(
