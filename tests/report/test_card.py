@@ -23,6 +23,11 @@ from st_asym.data import RetrievalData
 from st_asym.report.card_file import Card
 
 
+@pytest.fixture(autouse=True)
+def no_pictures_in_cards() -> None:
+    """They are drawn here."""
+
+
 @pytest.fixture(scope="module")
 def fits(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Any], tuple[Path, FitResult]]:
     """A fit on words into ``model``, the encoder in a folder with a card of its own; once for equal options."""
