@@ -72,6 +72,21 @@ def no_pictures_in_cards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots are made and not rendered, which takes most of the time of a page: for what stands beside them."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda _self, target, **_: target.write(b"<svg/>"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_seeds_of_absent_devices() -> None:
+    """Each seeding of torch notes, with a traceback, that CUDA is to be seeded once it is there."""
+    import torch
+
+    if not torch.cuda.is_available():
+        torch.cuda.manual_seed_all = lambda _: None
+
+
+@pytest.fixture
 def patch_os(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[..., Any]], None]:
     """Put a function into the place of one of ``os``, also where pathlib of Python 3.10 keeps the original."""
 

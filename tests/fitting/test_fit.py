@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from fitting_helpers import DIMENSION, QUICK, both_sides, encoder_of, rotated
+from fitting_helpers import DIMENSION, ONE, QUICK, both_sides, encoder_of, rotated
 from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback
 
@@ -26,8 +26,6 @@ from st_asym.data.files import REPORT_FILE
 from st_asym.fitting import loop, vectors
 from st_asym.fitting.candidates import Candidate
 
-# One way to train, where what is asked does not depend on how many are tried.
-ONE = replace(QUICK, sides="both", init="identity", contrastive="in-batch")
 SHORT = replace(ONE, epochs=1)
 BOTH_SIDES = replace(QUICK, sides="both", epochs=1)  # in closed form, and trained from each start
 # Enough training that a few dozen held-out queries are evidence.
