@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import gc
 import importlib.metadata
-import io
 import multiprocessing
 import os
 import pathlib
 import sys
-import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -27,6 +24,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: one thread 
 
 import jinja2
 from hypothesis import settings
+from without_st_asym import answer
 
 if TYPE_CHECKING:  # the process that only hands out tests to workers need not wait for them
     from sentence_transformers import SentenceTransformer
@@ -48,6 +46,7 @@ def pytest_collection_finish() -> None:
     """Each training run collects garbage: not among the objects of all modules that were imported until here."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
@@ -180,37 +179,17 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
-def _answer(requests: Connection, other_end: Connection) -> None:
-    """Run the code of each request, and answer with what it printed and its error, until nobody asks any more."""
-    other_end.close()
-    sys.modules["st_asym"] = None  # type: ignore[assignment]
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):
-        os.dup2(nowhere, stream)
-    while True:
-        try:
-            code, *arguments = requests.recv()
-        except EOFError:
-            return
-        sys.argv, printed, error = ["-c", *arguments], io.StringIO(), ""
-        try:
-            with contextlib.redirect_stdout(printed):
-                exec(code, {"__name__": "__main__", "sys": sys})  # noqa: S102 - of our tests
-        except BaseException:
-            error = traceback.format_exc()
-        requests.send((printed.getvalue(), error))
-
-
 def pytest_collection(session: pytest.Session) -> None:
     """Split off the process of ``run_without_st_asym`` while st_asym is not imported, and the libraries are."""
     if session.config.getoption("dist", "no") != "no" and "PYTEST_XDIST_WORKER" not in os.environ:
         return  # the workers have theirs
+    gc.disable()  # nothing that is imported is garbage
     import sentence_transformers  # noqa: F401
 
-    assert "st_asym" not in sys.modules
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    fork = sys.platform == "linux" and "st_asym" not in sys.modules
+    context = multiprocessing.get_context("fork" if fork else "spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_answer, args=(theirs, ours), daemon=True)
+    process = context.Process(target=answer, args=(theirs, ours), daemon=True)
     process.start()
     theirs.close()
     session.config.stash[_WITHOUT_ST_ASYM] = process, ours
