@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -34,3 +35,9 @@ def test_the_public_names_of_the_design_are_there() -> None:
     names = {"AsymmetricProjection", "asymmetric_model", "IsotropyLoss", "EmbeddingCache", "CachedSentenceTransformer"}
     assert names <= set(st_asym.__all__)
     assert all(hasattr(st_asym, name) for name in st_asym.__all__)
+
+
+def test_the_process_without_st_asym_cannot_import_it(run_without_st_asym: Callable[..., str]) -> None:
+    with pytest.raises(AssertionError, match="import of st_asym halted"):
+        run_without_st_asym("import st_asym")
+    assert run_without_st_asym("print(sys.argv[1:], 'st_asym.heads' in sys.modules)", "a") == "['a'] False\n"

@@ -16,6 +16,7 @@ from sentence_transformers import SentenceTransformer
 
 from st_asym import (
     EmbeddingCache,
+    Settings,
     asymmetric_model,
     attach_heads,
     export_side,
@@ -101,7 +102,8 @@ def _refuse_open_files(patch_os: Callable[[str, Callable[..., Any]], None]) -> N
 
 @pytest.mark.usefixtures("windows")
 def test_fit_saves_what_verifies_and_can_be_fitted_again(tmp_path: Path, tiny_encoder: SentenceTransformer) -> None:
-    options: dict[str, Any] = {"cache": tmp_path / "vectors", "show_progress_bar": False}
+    settings = Settings(epochs=1)
+    options: dict[str, Any] = {"settings": settings, "cache": tmp_path / "vectors", "show_progress_bar": False}
     for _ in range(2):
         fit(tiny_encoder, PAIRS, output_dir=tmp_path / "model", **options)
         assert verify(tmp_path / "model").provenance is not None

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,8 +50,9 @@ _FUNCTIONS: dict[str, Any] = {
 }
 
 
-def template(name: str, functions: dict[str, Any] | None = None) -> Template:
-    """A template of this package, and what it may call, also as filters; what is put into one in HTML is escaped."""
+@cache
+def template(name: str) -> Template:
+    """A template of this package, compiled once; what is put into one in HTML is escaped."""
     environment = Environment(
         loader=PackageLoader("st_asym.report", "templates"),
         autoescape=select_autoescape(["html.j2"]),
@@ -58,8 +60,8 @@ def template(name: str, functions: dict[str, Any] | None = None) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(functions or {})
-    return environment.get_template(name, globals=functions)
+    environment.filters.update(_FUNCTIONS)
+    return environment.get_template(name, globals=_FUNCTIONS)
 
 
 class Facts(NamedTuple):
@@ -253,7 +255,7 @@ def _new_card(
     forest = None
     if report is not None and report["evidence"] and find_spec("matplotlib") is not None:
         forest = candidate_forest(report)
-    text = template("card.md.j2", _FUNCTIONS).render(
+    text = template("card.md.j2").render(
         title=_title(encoder.name) if learned else f"{encoder.name or 'An encoder'}, as it is",
         what=what if learned else "an encoder without heads",
         facts=facts,
@@ -286,7 +288,7 @@ def _title(encoder: str | None) -> str:
 
 def _section(block: str, **context: Any) -> str:
     """One section of a card, which is a block of the template."""
-    card = template("card.md.j2", _FUNCTIONS)
+    card = template("card.md.j2")
     return "".join(card.blocks[block](card.new_context(context)))
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Normalize, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers.utils import logging as transformers_logging
 from typer.testing import CliRunner
 
@@ -20,12 +23,31 @@ from st_asym.heads.model import load_encoder
 PAIRS = [("red head", "big red head"), ("small text", "the small text"), ("query", "answers query"), ("vector", "big")]
 
 
-@pytest.fixture
-def folder(tmp_path: Path, tiny_encoder: SentenceTransformer) -> Path:
-    """A folder with an encoder and a file of pairs."""
-    tiny_encoder.save_pretrained(str(tmp_path / "encoder"))
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory, tiny_transformer: Transformer) -> Path:
+    """A folder with an encoder and a file of pairs, and the same pairs as a BEIR folder and heads on the encoder."""
+    folder = tmp_path_factory.mktemp("saved")
+    encoder = SentenceTransformer(modules=[tiny_transformer, Pooling(16, "mean"), Normalize()], device="cpu")
+    encoder.save_pretrained(str(folder / "encoder"))
     rows = [json.dumps({"query": query, "positive": document}) for query, document in PAIRS]
-    (tmp_path / "pairs.jsonl").write_text("\n".join(rows))
+    (folder / "pairs.jsonl").write_text("\n".join(rows))
+    loaded = SentenceTransformer(str(folder / "encoder"), device="cpu")
+    st_asym.asymmetric_model(loaded).save_pretrained(str(folder / "heads"))
+    beir = folder / "beir"
+    (beir / "qrels").mkdir(parents=True)
+    documents = [{"_id": f"d{i}", "title": "", "text": text} for i, (_, text) in enumerate(PAIRS)]
+    (beir / "corpus.jsonl").write_text("\n".join(map(json.dumps, documents)))
+    queries = [{"_id": f"q{i}", "text": text} for i, (text, _) in enumerate(PAIRS)]
+    (beir / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
+    (beir / "qrels" / "test.tsv").write_text("".join(f"q{i}\td{i}\t1\n" for i in range(len(PAIRS))))
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path, saved: Path) -> Path:
+    """A folder with an encoder and a file of pairs."""
+    shutil.copytree(saved / "encoder", tmp_path / "encoder")
+    shutil.copy(saved / "pairs.jsonl", tmp_path)
     return tmp_path
 
 
@@ -212,18 +234,10 @@ def test_the_module_runs_as_the_command() -> None:
 
 
 @pytest.fixture
-def beir(folder: Path) -> Path:
+def beir(folder: Path, saved: Path) -> Path:
     """A BEIR folder, and a model with heads in ``model`` beside it."""
-    tiny = SentenceTransformer(str(folder / "encoder"), device="cpu")
-    st_asym.asymmetric_model(tiny).save_pretrained(str(folder / "model"))
-    beir = folder / "beir"
-    (beir / "qrels").mkdir(parents=True)
-    documents = [{"_id": f"d{i}", "title": "", "text": text} for i, (_, text) in enumerate(PAIRS)]
-    (beir / "corpus.jsonl").write_text("\n".join(map(json.dumps, documents)))
-    queries = [{"_id": f"q{i}", "text": text} for i, (text, _) in enumerate(PAIRS)]
-    (beir / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
-    (beir / "qrels" / "test.tsv").write_text("".join(f"q{i}\td{i}\t1\n" for i in range(len(PAIRS))))
-    return beir
+    shutil.copytree(saved / "heads", folder / "model")
+    return Path(shutil.copytree(saved / "beir", folder / "beir"))
 
 
 def test_a_model_is_diagnosed(folder: Path, beir: Path) -> None:

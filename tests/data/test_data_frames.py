@@ -242,15 +242,16 @@ def test_evaluate_and_diagnose_take_data_frames(tiny_encoder: SentenceTransforme
         {"a": {"x": 1}, "b": {"y": 1}, "c": {"z": 1}},
     )
     tuples = list(zip(*pairs.values(), strict=True))
+    options: dict[str, Any] = {"results": None, "baselines": ()}
     for source in (pd.DataFrame(pairs), pa.table(pairs), pairs, rows, tuple(rows), tuples, judged):
-        found = evaluate({"plain": tiny_encoder}, source, results=None, train=pd.DataFrame(pairs).iloc[:1])
+        found = evaluate({"plain": tiny_encoder}, source, **options, train=pd.DataFrame(pairs).iloc[:1])
         assert found.data["data set 1"]["queries"] == 3
         assert len(found.queries["data set 1"]["seen"]) == 1
     for pairs_or_sets in (np.array(tuples), iter(tuples), iter([tuples]), {"data set 1": np.array(tuples)}):
-        assert evaluate({"plain": tiny_encoder}, pairs_or_sets, results=None).data["data set 1"]["queries"] == 3
-    several = evaluate({"plain": tiny_encoder}, [pd.DataFrame(pairs), Dataset.from_dict(pairs), judged], results=None)
+        assert evaluate({"plain": tiny_encoder}, pairs_or_sets, **options).data["data set 1"]["queries"] == 3
+    several = evaluate({"plain": tiny_encoder}, [pd.DataFrame(pairs), Dataset.from_dict(pairs), judged], **options)
     assert list(several.data) == ["data set 1", "data set 2", "data set 3"]
-    named = evaluate({"plain": tiny_encoder}, {"mine": pd.DataFrame(pairs)}, results=None, train={"mine": tuples})
+    named = evaluate({"plain": tiny_encoder}, {"mine": pd.DataFrame(pairs)}, **options, train={"mine": tuples})
     assert len(named.queries["mine"]["seen"]) == 3
 
     model = asymmetric_model(tiny_encoder)

@@ -36,7 +36,7 @@ def no_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_scores_are_those_of_the_formula_and_means_are_those_of_mteb(make_encoder: Make) -> None:
     encoder, data = make_encoder(), collection()
     model = with_heads(encoder, 1)
-    comparison = evaluate({"plain": encoder, "heads": model}, {"tiny": data}, results=None)
+    comparison = evaluate({"plain": encoder, "heads": model}, {"tiny": data}, results=None, baselines=())
     own = comparison.queries["tiny"]
     assert own["ids"] == [f"q{i}" for i in range(6)]
     for name, one in (("plain", encoder), ("heads", model)):
@@ -167,7 +167,7 @@ def test_a_results_file_that_cannot_be_used_is_written_anew(make_encoder: Make, 
 def test_seeds_are_one_row_with_spread(make_encoder: Make) -> None:
     encoder, data = make_encoder(), collection()
     models = {7: with_heads(encoder, 1), 8: with_heads(encoder, 2)}
-    comparison = evaluate({"plain": encoder, "heads": models}, {"tiny": data}, results=None)
+    comparison = evaluate({"plain": encoder, "heads": models}, {"tiny": data}, results=None, baselines=())
     row = comparison["heads"]
     by_seed = [ndcg_at_10(model, data) for model in models.values()]
     assert row.seeds == (7, 8)
@@ -178,19 +178,21 @@ def test_seeds_are_one_row_with_spread(make_encoder: Make) -> None:
     assert row.difference is not None
     assert row.difference.points == pytest.approx(gains.mean(), abs=1e-6)
     assert " ± " in str(comparison)
-    twice = evaluate({"plain": encoder, "heads": [models[7], models[7]]}, {"tiny": data}, results=None)
+    twice = evaluate({"plain": encoder, "heads": [models[7], models[7]]}, {"tiny": data}, results=None, baselines=())
     assert "heads: 2 models were given, 1 different." in twice.notes
 
 
 def test_a_model_that_did_not_move_is_said_to(make_encoder: Make) -> None:
     encoder = make_encoder()
-    comparison = evaluate({"plain": encoder, "fresh": asymmetric_model(encoder)}, {"tiny": collection()}, results=None)
+    comparison = evaluate(
+        {"plain": encoder, "fresh": asymmetric_model(encoder)}, {"tiny": collection()}, results=None, baselines=()
+    )
     row = comparison["fresh"]
     assert row.verdict == "marginal"
     assert row.difference is not None
     assert (row.difference.points, row.difference.p) == (0.0, 1.0)
     assert "did not move" in row.next_steps[0]
-    kept = evaluate({"plain": encoder, "kept": encoder}, {"tiny": collection()}, results=None)
+    kept = evaluate({"plain": encoder, "kept": encoder}, {"tiny": collection()}, results=None, baselines=())
     assert kept["kept"].next_steps == ()  # fit has left it alone: no learning rate is to blame
     assert "kept and plain are the same model." in kept.notes
 
@@ -205,7 +207,7 @@ def test_queries_on_training_documents_are_told_from_others(make_encoder: Make) 
         qrels={"train": {q: {f"other-{d}": g for d, g in own.items()} for q, own in data.qrels["train"].items()}},
     )
     for train in (data.qrels["train"], renumbered, {"tiny": data}):
-        comparison = evaluate(models, {"tiny": data}, results=None, train=train)
+        comparison = evaluate(models, {"tiny": data}, results=None, train=train, baselines=())
         assert comparison.queries["tiny"]["seen"] == ["q0", "q1", "q4"]  # d0 and d2
         groups = comparison["plain"].groups["tiny"]
         assert (groups["seen"].queries, groups["unseen"].queries) == (3, 3)
@@ -234,11 +236,11 @@ def test_training_data_are_looked_at_before_anything_is_evaluated(
 def test_all_pairs_of_a_file_count_as_training_data(make_encoder: Make, tmp_path: Path) -> None:
     data, file = collection(), tmp_path / "pairs.csv"
     file.write_text("query,positive\n" + "".join(f"query {key},{text}\n" for key, text in data.corpus.items()))
-    found = evaluate({"plain": make_encoder()}, {"tiny": data}, results=None, train=file)
+    found = evaluate({"plain": make_encoder()}, {"tiny": data}, results=None, train=file, baselines=())
     assert found.queries["tiny"]["seen"] == [f"q{i}" for i in range(6)]
     file.write_text("_id,text\nd0,alone\n")
     with pytest.raises(ValueError, match=r"pairs.csv holds documents alone: no query was trained on"):
-        evaluate({"plain": make_encoder()}, {"tiny": data}, results=None, train=file)
+        evaluate({"plain": make_encoder()}, {"tiny": data}, results=None, train=file, baselines=())
 
 
 @pytest.mark.parametrize(
@@ -246,7 +248,7 @@ def test_all_pairs_of_a_file_count_as_training_data(make_encoder: Make, tmp_path
 )
 def test_models_of_all_shapes_are_evaluated(make_encoder: Make, tmp_path: Path, options: dict[str, Any]) -> None:
     data, model = collection(), asymmetric_model(make_encoder(), init="random", **options)
-    comparison = evaluate({"heads": model}, {"tiny": data}, results=None)
+    comparison = evaluate({"heads": model}, {"tiny": data}, results=None, baselines=())
     found = comparison.queries["tiny"]["scores"]["heads"]["ndcg@10"][0]
     assert found == pytest.approx(ndcg_at_10(model, data), abs=1e-6)
     model.save_pretrained(str(tmp_path / "model"))
@@ -256,7 +258,9 @@ def test_models_of_all_shapes_are_evaluated(make_encoder: Make, tmp_path: Path, 
 def test_several_data_sets_are_averaged(make_encoder: Make) -> None:
     encoder, data = make_encoder(), collection()
     half = replace(data, qrels={"test": {q: data.qrels["test"][q] for q in ("q0", "q1")}})
-    comparison = evaluate({"plain": encoder, "heads": with_heads(encoder, 1)}, {"all": data, "two": half}, results=None)
+    comparison = evaluate(
+        {"plain": encoder, "heads": with_heads(encoder, 1)}, {"all": data, "two": half}, results=None, baselines=()
+    )
     row = comparison["heads"]
     assert row.average["ndcg@10"] == pytest.approx(np.mean([row.scores[name]["ndcg@10"] for name in ("all", "two")]))
     assert set(row.differences) == {"all", "two"}
@@ -332,7 +336,7 @@ def test_real_abstracts_score_as_by_the_formula(real_encoder: SentenceTransforme
     wanted = {document for documents in judged.values() for document in documents}
     corpus = {key: text for key, text in data.corpus.items() if key in wanted or int(key) % 211 == 0}
     part = replace(data, corpus=corpus, qrels={"test": judged})
-    comparison = evaluate({"MiniLM": real_encoder}, {"SciFact": part}, results=None)
+    comparison = evaluate({"MiniLM": real_encoder}, {"SciFact": part}, results=None, baselines=())
     found = comparison.queries["SciFact"]["scores"]["MiniLM"]["ndcg@10"][0]
     assert found == pytest.approx(ndcg_at_10(real_encoder, part), abs=1e-6)
 
@@ -348,14 +352,17 @@ def test_a_file_of_pairs_is_trained_on_without_the_queries_that_are_judged(make_
         model.save_pretrained(str(tmp_path / name))
         save_provenance(tmp_path / name, model, data=data)
     found = {
-        name: evaluate({"plain": make_encoder(), name: str(tmp_path / name)}, file, results=None, train=file)
+        name: evaluate(
+            {"plain": make_encoder(), name: str(tmp_path / name)}, file, results=None, train=file, baselines=()
+        )
         for name in ("whole", "part")
     }
     assert found["whole"].notes[0].startswith("whole was trained on all queries of clicks, those judged here included")
     assert not any("was trained on" in note for note in found["part"].notes)
     assert found["part"].queries["clicks"]["seen"] == []  # each query has a document of its own
     (tmp_path / "whole" / "st_asym.json").write_text("{")
-    evaluate({"whole": str(tmp_path / "whole")}, file, results=None)  # the model itself is as good as before
+    # The model itself is as good as before.
+    evaluate({"whole": str(tmp_path / "whole")}, file, results=None, baselines=())
 
 
 def test_no_test_is_held_out_of_pairs_that_have_none_or_one() -> None:

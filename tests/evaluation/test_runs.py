@@ -411,7 +411,7 @@ def test_bad_checkpoints_do_not_end_a_watch(
 
     monkeypatch.setattr(watching, "load_encoder", load)
     lines: list[str] = []
-    follow_run(run, [beir], cache=vectors, tell=lines.append)
+    follow_run(run, [beir], cache=vectors, tell=lines.append, baselines=())
     assert lines[0].startswith("checkpoint-1: not evaluated. checkpoint-1 gives vectors that are not finite")
     assert lines[1].startswith("checkpoint-2: not evaluated. It holds no model of Sentence Transformers")
     assert lines[2] == "checkpoint-3 was removed before it was evaluated."
@@ -437,16 +437,16 @@ def test_the_table_of_another_training_or_other_data_is_not_gone_on_with(
 
     for step in (2, 4, 6):
         save(with_heads(encoder, step), run, step)
-    follow_run(run, [beir], cache=vectors)
+    follow_run(run, [beir], cache=vectors, baselines=())
     shutil.rmtree(run / "checkpoint-2")
     shutil.rmtree(run / "checkpoint-4")
     other = write_beir(tmp_path / "other" / "tiny", replace(collection(), qrels={"test": {"q0": {"d3": 1}}}))
-    follow_run(run, [other], cache=vectors)
+    follow_run(run, [other], cache=vectors, baselines=())
     assert names() == ["checkpoint-6"]
     save(with_heads(encoder, 1), run, 4, of=4, log_history=[{"loss": 9.0, "step": 4}])
     shutil.rmtree(run / "checkpoint-6")
-    follow_run(run, [other], cache=vectors)
+    follow_run(run, [other], cache=vectors, baselines=())
     assert names() == ["checkpoint-4"]
     (run / "evaluation" / "checkpoints.json").write_text('{"format": 0}')
-    follow_run(run, [other], cache=vectors)
+    follow_run(run, [other], cache=vectors, baselines=())
     assert names() == ["checkpoint-4"]

@@ -51,7 +51,7 @@ def test_a_folder_a_zip_and_a_collection_score_the_same(tiny_encoder: SentenceTr
 
 def test_all_pairs_of_a_data_set_are_judged(tiny_encoder: SentenceTransformer) -> None:
     pairs = Dataset.from_dict({"query": ["red head", "big text"], "positive": ["small red head", "vector"]})
-    comparison = evaluate({"plain": tiny_encoder}, pairs, results=None)
+    comparison = evaluate({"plain": tiny_encoder}, pairs, results=None, baselines=())
     assert comparison.data["data set 1"]["queries"] == 2
     assert comparison.data["data set 1"]["documents"] == 2
 
@@ -70,7 +70,7 @@ def test_without_a_network_it_says_what_to_give(
 
     monkeypatch.setattr(AbsTaskRetrieval, "load_data", unreachable)
     with pytest.raises(OSError, match=r"SciFact cannot be read from the Hub \(Couldn't reach.*path of a BEIR folder"):
-        evaluate({"plain": tiny_encoder}, "SciFact", results=None)
+        evaluate({"plain": tiny_encoder}, "SciFact", results=None, baselines=())
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ class TwoSplits(AbsTaskRetrieval):
 
 def test_each_split_of_a_task_is_a_data_set(tiny_encoder: SentenceTransformer) -> None:
     data = collection()
-    comparison = evaluate({"plain": tiny_encoder}, TwoSplits(), results=None, train=data)
+    comparison = evaluate({"plain": tiny_encoder}, TwoSplits(), results=None, train=data, baselines=())
     assert list(comparison.data) == ["TwoSplits (default, dev)", "TwoSplits (default, test)"]
     own = comparison.queries["TwoSplits (default, test)"]
     assert own["scores"]["plain"]["ndcg@10"][0] == pytest.approx(ndcg_at_10(tiny_encoder, data), abs=1e-6)
@@ -153,7 +153,7 @@ def test_a_missing_split_names_those_that_are_there() -> None:
 
 def test_the_queries_of_all_splits_are_judged_together(tiny_encoder: SentenceTransformer) -> None:
     data = collection()
-    comparison = evaluate({"plain": tiny_encoder}, {"tiny": data}, results=None, split="all")
+    comparison = evaluate({"plain": tiny_encoder}, {"tiny": data}, results=None, split="all", baselines=())
     assert comparison.queries["tiny"]["ids"] == sorted({*data.qrels["train"], *data.qrels["test"]})
 
 
@@ -161,7 +161,7 @@ def test_queries_without_answers_and_documents_without_text_are_counted(tiny_enc
     data = collection()
     data.corpus["d12"] = "  "
     data.qrels["test"]["t0"] = {"d1": 0}
-    comparison = evaluate({"plain": tiny_encoder}, {"tiny": data}, results=None)
+    comparison = evaluate({"plain": tiny_encoder}, {"tiny": data}, results=None, baselines=())
     assert comparison.data["tiny"]["queries"] == 6
     assert comparison.data["tiny"]["documents"] == 13
     assert "1 query without a relevant document left out: t0." in comparison.notes
@@ -172,7 +172,7 @@ def test_a_query_does_not_find_itself(tiny_encoder: SentenceTransformer) -> None
     data = collection()
     alone = replace(data, queries={**data.queries, "d7": data.corpus["d7"]}, qrels={"test": {"d7": {"d8": 1}}})
     without = replace(alone, corpus={key: text for key, text in data.corpus.items() if key != "d7"})
-    comparison = evaluate({"plain": tiny_encoder}, {"tiny": alone}, results=None)
+    comparison = evaluate({"plain": tiny_encoder}, {"tiny": alone}, results=None, baselines=())
     found = comparison.queries["tiny"]["scores"]["plain"]["ndcg@10"][0]
     assert found == pytest.approx(ndcg_at_10(tiny_encoder, without), abs=1e-6)
     assert found[0] > ndcg_at_10(tiny_encoder, alone)[0]
@@ -182,7 +182,7 @@ def test_a_query_does_not_find_itself(tiny_encoder: SentenceTransformer) -> None
 def test_ids_that_are_the_same_by_chance_hide_no_relevant_document(tiny_encoder: SentenceTransformer) -> None:
     data = collection()
     chance = replace(data, queries={"d0": "big red", "d1": "text"}, qrels={"test": {"d0": {"d0": 1}, "d1": {"d2": 1}}})
-    comparison = evaluate({"plain": tiny_encoder}, {"tiny": chance}, results=None)
+    comparison = evaluate({"plain": tiny_encoder}, {"tiny": chance}, results=None, baselines=())
     found = comparison.queries["tiny"]["scores"]["plain"]["ndcg@10"][0]
     assert found == pytest.approx(ndcg_at_10(tiny_encoder, chance), abs=1e-6)
 
@@ -200,7 +200,7 @@ def test_beir_gives_the_scores_of_mteb(make_encoder: Make) -> None:
     }
     run = retriever.retrieve(documents, {key: data.queries[key] for key in data.qrels["test"]})
     ndcg, mean_average_precision, recall, _ = retriever.evaluate(data.qrels["test"], run, retriever.k_values)
-    row = evaluate({"heads": model}, {"tiny": data}, results=None)["heads"]
+    row = evaluate({"heads": model}, {"tiny": data}, results=None, baselines=())["heads"]
     assert ndcg["NDCG@10"] == pytest.approx(row.average["ndcg@10"], abs=1e-5)
     assert mean_average_precision["MAP@100"] == pytest.approx(row.average["map@100"], abs=1e-5)
     assert recall["Recall@100"] == pytest.approx(row.average["recall@100"], abs=1e-5)

@@ -80,7 +80,7 @@ def test_the_verdict_is_by_the_queries_that_were_not_trained_on(make_encoder: Ma
     encoder = make_encoder()
     path = saved(encoder, tmp_path / "model", part)
     models = {"plain": encoder, "heads": path, "others": with_heads(encoder, 1)}
-    found = evaluate(models, {"tiny": data}, results=None)
+    found = evaluate(models, {"tiny": data}, results=None, baselines=())
     assert "heads was trained on 2 of 6 judged queries of tiny (1 with a document" in found.cautions[0]
     assert len(found.cautions) == 1
     scores = found.queries["tiny"]["scores"]
@@ -119,11 +119,12 @@ def test_a_model_in_memory_or_among_links_is_known_too(
     assert "made of cannot be read: st_asym.json: is not JSON" in caplog.text
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_without_new_queries_there_is_no_verdict(make_encoder: Make, tmp_path: Path) -> None:
     data = collection()
     train = RetrievalData(data.queries, data.corpus, {"train": data.qrels["test"]})
     path = saved(make_encoder(), tmp_path / "model", train)
-    found = evaluate({"plain": make_encoder(), "heads": path}, {"tiny": data}, results=None)
+    found = evaluate({"plain": make_encoder(), "heads": path}, {"tiny": data}, results=None, baselines=())
     assert (found["heads"].verdict, found["heads"].next_steps) == (None, ())
     assert "was trained on all 6 judged queries of tiny" in found.cautions[0]
     assert "It was not trained on those of the split train: evaluate on them." in found.cautions[0]
@@ -138,13 +139,13 @@ def test_what_was_kept_out_is_recommended_and_not_what_was_done(make_encoder: Ma
     file = clicks(tmp_path / "clicks.csv", range(80))
     path = saved(make_encoder(), tmp_path / "model", as_retrieval_data(file, hold_out_test=True))
     models = {"plain": make_encoder(), "heads": path}
-    assert evaluate(models, file, results=None).cautions == ()
-    (note,) = evaluate(models, file, results=None, split="dev").cautions
+    assert evaluate(models, file, results=None, baselines=()).cautions == ()
+    (note,) = evaluate(models, file, results=None, split="dev", baselines=()).cautions
     dev = len(load_data(file).qrels["dev"])
     assert f"was trained on all {dev} judged queries of clicks (split dev)" in note
     assert "It was not trained on those of the split test: evaluate on them." in note
     assert "Keep a part out" not in note
-    (note,) = evaluate(models, file, results=None, split="all").cautions
+    (note,) = evaluate(models, file, results=None, split="all", baselines=()).cautions
     left = len(load_data(file).qrels["test"])
     assert f"was trained on {80 - left} of 80 judged queries" in note
 
@@ -153,11 +154,11 @@ def test_models_without_digests_are_read_as_before(make_encoder: Make, tmp_path:
     file = clicks(tmp_path / "clicks.csv", range(40))
     path = saved(make_encoder(), tmp_path / "model", as_retrieval_data(file))
     without_digests(path)
-    found = evaluate({"plain": make_encoder(), "heads": path}, file, results=None)
+    found = evaluate({"plain": make_encoder(), "heads": path}, file, results=None, baselines=())
     assert found.notes[0].startswith("heads was trained on all queries of clicks, those judged here included")
     assert found["heads"].verdict is None
     other = clicks(tmp_path / "other.csv", range(41))
-    assert evaluate({"plain": make_encoder(), "heads": path}, other, results=None).cautions == ()
+    assert evaluate({"plain": make_encoder(), "heads": path}, other, results=None, baselines=()).cautions == ()
 
 
 def test_too_many_queries_are_left_out_and_that_is_said(
@@ -168,7 +169,7 @@ def test_too_many_queries_are_left_out_and_that_is_said(
     path = saved(make_encoder(), tmp_path / "model", as_retrieval_data(file))
     assert "does not say which queries were trained on, as they are 40" in caplog.text
     other = clicks(tmp_path / "other.csv", range(41))
-    (note,) = evaluate({"plain": make_encoder(), "heads": path}, other, results=None).cautions
+    (note,) = evaluate({"plain": make_encoder(), "heads": path}, other, results=None, baselines=()).cautions
     assert note == (
         "heads was trained on 40 queries, too many for a digest of each: whether queries of other were among them is "
         "not known."
@@ -216,17 +217,20 @@ def test_queries_that_go_through_the_document_side_are_pointed_out(make_encoder:
     encoder = make_encoder(prompts=prompts)
     stock = with_heads(encoder, 1)
     plain = Plain(modules=list(stock.children()), device="cpu", prompts=prompts)
-    (note,) = evaluate({"plain": encoder, "odd": plain, "stock": stock}, {"tiny": collection()}, results=None).cautions
+    (note,) = evaluate(
+        {"plain": encoder, "odd": plain, "stock": stock}, {"tiny": collection()}, results=None, baselines=()
+    ).cautions
     assert note.startswith("odd: queries go through the document side. Plain `encode` sends every text")
     assert 'task="query"' in note
     assert len(note.splitlines()) == 1
     for same in (asymmetric_model(encoder), asymmetric_model(encoder, document=False)):  # whose sides are one yet
         plain = Plain(modules=list(same.children()), device="cpu", prompts=prompts)
-        assert evaluate({"plain": encoder, "odd": plain}, {"tiny": collection()}, results=None).cautions == ()
+        models = {"plain": encoder, "odd": plain}
+        assert evaluate(models, {"tiny": collection()}, results=None, baselines=()).cautions == ()
 
 
 def test_a_method_that_was_exchanged_is_pointed_out(tiny_encoder: SentenceTransformer) -> None:
     model = with_heads(tiny_encoder, 1)
     model.encode_query = model.encode  # type: ignore[method-assign]
-    found = evaluate({"plain": tiny_encoder, "odd": model}, {"tiny": collection()}, results=None)
+    found = evaluate({"plain": tiny_encoder, "odd": model}, {"tiny": collection()}, results=None, baselines=())
     assert "odd: queries go through the document side." in found.cautions[0]

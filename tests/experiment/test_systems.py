@@ -152,7 +152,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
         if not weights:
             start = {key: value.clone() for key, value in model.state_dict().items()}
         used = model if kind == "text" else CachedSentenceTransformer(model, EmbeddingCache(tmp_path / "vectors"))
-        train(name, used, tmp_path / run, resume=checkpoint, save_strategy="epoch", num_train_epochs=5)
+        train(name, used, tmp_path / run, resume=checkpoint, save_strategy="epoch", num_train_epochs=3)
         weights.append(model.state_dict())
     assert not all(torch.equal(value, start[key]) for key, value in weights[0].items())
     for key, value in weights[0].items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from st_asym.fitting.vectors import Vectors, read_vectors
 
 DIMENSION = 12
 QUICK = Settings(epochs=3, batch_size=16, learning_rate=1e-2)
+# One way to train, where what is asked does not depend on how many are tried.
+ONE = replace(QUICK, sides="both", init="identity", contrastive="in-batch")
 
 
 def encoder_of(vectors: dict[str, Any]) -> SentenceTransformer:

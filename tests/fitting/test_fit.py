@@ -11,13 +11,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from fitting_helpers import DIMENSION, QUICK, both_sides, encoder_of, rotated
+from fitting_helpers import DIMENSION, ONE, QUICK, both_sides, encoder_of, rotated
 from sentence_transformers import SentenceTransformer
+from transformers import TrainerCallback, set_seed
 
 from st_asym import EmbeddingCache, FitResult, Settings, fit
 from st_asym.data import RetrievalData
@@ -25,6 +26,8 @@ from st_asym.data.files import REPORT_FILE
 from st_asym.fitting import loop, vectors
 from st_asym.fitting.candidates import Candidate
 
+SHORT = replace(ONE, epochs=1)
+BOTH_SIDES = replace(QUICK, sides="both", epochs=1)  # in closed form, and trained from each start
 # Enough training that a few dozen held-out queries are evidence.
 SURE = replace(QUICK, epochs=12, init="identity", contrastive="in-batch")
 main = sys.modules["st_asym.fitting.fit"]  # the name is that of the function
@@ -45,15 +48,61 @@ def triple(data: RetrievalData) -> tuple[Any, Any, Any]:
     return data.queries, data.corpus, data.qrels["train"]
 
 
-def test_heads_that_win_are_kept_and_the_saved_model_is_stock(
-    tmp_path: Path,
-    quick: Callable[..., FitResult],
-    run_without_st_asym: Callable[..., str],
-    capfd: pytest.CaptureFixture[str],
-) -> None:
+def spied(patch: pytest.MonkeyPatch) -> list[set[str]]:
+    """The queries of each training run from now on."""
+    found: list[set[str]] = []
+    loss = Candidate.loss
+
+    def spy(candidate: Candidate, model: Any, own: Any, qrels: Any, withheld: Any) -> Any:
+        found.append(set(qrels))
+        return loss(candidate, model, own, qrels, withheld)
+
+    patch.setattr(Candidate, "loss", spy)
+    return found
+
+
+class Count(TrainerCallback):
+    """How many steps the stock trainer took."""
+
+    steps = 0
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.steps += 1
+
+
+def states() -> Any:
+    """Those of the generators that a caller may use."""
+    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+
+
+class Won(NamedTuple):
+    """A fit whose heads are kept, and what was seen of it."""
+
+    data: RetrievalData
+    result: FitResult
+    folder: Path
+    trained: list[set[str]]
+    steps: int
+    states: tuple[Any, Any]
+
+
+@pytest.fixture(scope="module")
+def won(tmp_path_factory: pytest.TempPathFactory) -> Won:
     encoder, data = rotated(60)
-    result = quick(encoder, data)
-    assert capfd.readouterr().out == ""
+    set_seed(1)  # another state than fit begins with
+    folder, count, before = tmp_path_factory.mktemp("won"), Count(), states()
+    options: dict[str, Any] = {"settings": QUICK, "cache": folder / "vectors", "show_progress_bar": False}
+    with pytest.MonkeyPatch.context() as patch:
+        trained = spied(patch)
+        callbacks = {"callbacks": [count], "report_to": ["tensorboard"]}
+        result = fit(encoder, data, output_dir=folder / "model", **options, **callbacks)
+    return Won(data, result, folder, trained, count.steps, (before, states()))
+
+
+def test_heads_that_win_are_kept_and_the_saved_model_is_stock(
+    won: Won, run_without_st_asym: Callable[..., str]
+) -> None:
+    tmp_path, data, result = won.folder, won.data, won.result
     assert result.report.kept
     assert result.report.first_line.startswith("Trained heads are kept")
     assert result.report.refitted
@@ -92,63 +141,32 @@ def test_where_nothing_can_be_learned_the_model_is_the_untouched_encoder(
     assert result.report.first_line in (tmp_path / "model" / "README.md").read_text()
 
 
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
-    """The queries of each training run."""
-    found: list[set[str]] = []
-    loss = Candidate.loss
-
-    def spy(candidate: Candidate, model: Any, own: Any, qrels: Any, withheld: Any) -> Any:
-        found.append(set(qrels))
-        return loss(candidate, model, own, qrels, withheld)
-
-    monkeypatch.setattr(Candidate, "loss", spy)
-    return found
-
-
-def test_the_last_training_is_on_all_training_queries(quick: Callable[..., FitResult], trained: list[set[str]]) -> None:
-    encoder, data = rotated(60)
-    result = quick(encoder, data)
+def test_the_last_training_is_on_all_training_queries(won: Won) -> None:
+    result = won.result
     assert result.report.refitted
     assert [entry["epoch"] for entry in result.report.training] == list(range(1, result.report.chosen.choice.epoch + 1))
-    *rehearsed, first, second = trained  # the average of heads that are trained in two ways
-    assert first == second == set(data.qrels["train"])
+    *rehearsed, first, second = won.trained  # the average of heads that are trained in two ways
+    assert first == second == set(won.data.qrels["train"])
     assert rehearsed
     assert all(fold < first for fold in rehearsed)
 
 
-def test_callbacks_and_report_to_reach_the_trainer(quick: Callable[..., FitResult]) -> None:
-    from transformers import TrainerCallback
-
-    class Count(TrainerCallback):
-        steps = 0
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            self.steps += 1
-
-    encoder, data = rotated(60)
-    count = Count()
-    result = quick(encoder, data, callbacks=[count], report_to=["tensorboard"])
+def test_callbacks_and_report_to_reach_the_trainer(won: Won) -> None:
     # 60 queries, 16 a step, and heads that are the average of two trainings.
-    assert count.steps == 2 * 4 * result.report.chosen.choice.epoch
+    assert won.steps == 2 * 4 * won.result.report.chosen.choice.epoch
 
 
-def test_the_generators_of_the_caller_stay_as_they_are(quick: Callable[..., FitResult]) -> None:
-    encoder, data = rotated(40)
-    states = []
-    for _ in range(2):
-        states.append((random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()))  # noqa: NPY002
-        if len(states) == 1:
-            quick(encoder, data)
-    assert states[0] == states[1]
+def test_the_generators_of_the_caller_stay_as_they_are(won: Won) -> None:
+    before, after = won.states
+    assert before == after
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("dtype", "contrastive"), [(torch.float16, "in-batch"), (torch.bfloat16, "corpus")])
 def test_an_encoder_in_half_precision_is_fitted_in_float32(
-    quick: Callable[..., FitResult], tmp_path: Path, dtype: torch.dtype
+    quick: Callable[..., FitResult], tmp_path: Path, dtype: torch.dtype, contrastive: Any
 ) -> None:
     encoder, data = rotated(60)
-    result = quick(encoder.to(dtype), data)
+    result = quick(encoder.to(dtype), data, settings=replace(QUICK, contrastive=contrastive))
     assert result.report.kept
     saved = SentenceTransformer(str(tmp_path / "model"), device="cpu")
     np.testing.assert_allclose(both_sides(saved, data), both_sides(result.model, data), atol=1e-2)
@@ -156,15 +174,20 @@ def test_an_encoder_in_half_precision_is_fitted_in_float32(
     assert ((queries.astype(float) @ documents.T.astype(float)).argmax(axis=1) == np.arange(60)).mean() > 0.8
 
 
-def test_a_seed_gives_the_same_model_whatever_ran_before(quick: Callable[..., FitResult]) -> None:
-    encoder, data = rotated(40)
-    first = both_sides(quick(encoder, data).model, data)
+def test_a_seed_gives_the_same_model_whatever_ran_before_and_prints_nothing(
+    won: Won, quick: Callable[..., FitResult], capfd: pytest.CaptureFixture[str]
+) -> None:
+    encoder, data = rotated(60)
     torch.manual_seed(99)
-    quick(encoder, data, "other", seed=5, settings=replace(QUICK, sides="query"))
-    assert np.array_equal(both_sides(quick(encoder, data, "again").model, data), first)
+    quick(encoder, data, "other", seed=5, settings=replace(SHORT, sides="query"))
+    assert np.array_equal(both_sides(quick(encoder, data, "again").model, data), both_sides(won.result.model, data))
+    assert capfd.readouterr().out == ""
 
 
-def test_queries_of_an_own_dev_set_never_train(quick: Callable[..., FitResult], trained: list[set[str]]) -> None:
+def test_queries_of_an_own_dev_set_never_train(
+    quick: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = spied(monkeypatch)
     encoder, data = rotated(60)
     queries, corpus, qrels = triple(data)
     dev = {query_id: qrels[query_id] for query_id in list(qrels)[:30]}
@@ -184,7 +207,7 @@ def test_queries_of_an_own_dev_set_never_train(quick: Callable[..., FitResult], 
 )
 def test_the_traffic_to_expect(quick: Callable[..., FitResult], options: dict[str, Any], share: float) -> None:
     encoder, data = rotated(30)
-    assert quick(encoder, data, **options).report.expected_unseen == share
+    assert quick(encoder, data, settings=SHORT, **options).report.expected_unseen == share
 
 
 # A third of all are quick: each pair of sides and contrastive is among them, and each init.
@@ -263,7 +286,7 @@ def test_what_came_into_the_place_while_it_fitted_stays(
 
     monkeypatch.setattr(main, "_save", save)
     with pytest.raises(FileExistsError, match="is not an earlier result of fit"):
-        quick(encoder, data)
+        quick(encoder, data, settings=SHORT)
     assert (tmp_path / "model" / "thesis.tex").read_text() == "all of it"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "vectors"]
 
@@ -272,7 +295,7 @@ def test_an_error_leaves_an_earlier_result_as_it_was(
     tmp_path: Path, quick: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder, data = rotated(40)
-    quick(encoder, data)
+    quick(encoder, data, settings=ONE)
     before = {path: path.read_bytes() for path in sorted((tmp_path / "model").rglob("*")) if path.is_file()}
 
     def fail(*_: Any, **__: Any) -> None:
@@ -282,16 +305,16 @@ def test_an_error_leaves_an_earlier_result_as_it_was(
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, fail)
             with pytest.raises(OSError, match="no space left"):
-                quick(encoder, data, seed=1)
+                quick(encoder, data, seed=1, settings=ONE)
     # The last step of all: the new folder cannot be put in the place of the old one.
     rename = Path.rename
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", lambda path, to: fail() if path.name == "new" else rename(path, to))
         with pytest.raises(OSError, match="no space left"):
-            quick(encoder, data, seed=1)
+            quick(encoder, data, seed=1, settings=ONE)
     assert {path: path.read_bytes() for path in sorted((tmp_path / "model").rglob("*")) if path.is_file()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "vectors"]
-    quick(encoder, data, seed=1)
+    quick(encoder, data, seed=1, settings=ONE)
     assert json.loads((tmp_path / "model" / REPORT_FILE).read_text())["seed"] == 1
 
 
@@ -324,7 +347,7 @@ def test_a_corpus_larger_than_memory_is_judged_on_a_part_that_has_all_relevant_d
 def test_documents_with_the_same_text_are_no_negatives_of_each_other(quick: Callable[..., FitResult]) -> None:
     encoder, data = rotated(40)
     copies = {f"copy{i}": f"d{i}" for i in range(40)}
-    result = quick(encoder, replace(data, corpus=data.corpus | copies))
+    result = quick(encoder, replace(data, corpus=data.corpus | copies), settings=replace(QUICK, sides="both"))
     assert result.report.kept
     assert result.report.counts["documents"] == 80
 
@@ -344,7 +367,7 @@ def test_trials(quick: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch
 def test_without_labels_titles_stand_for_queries(quick: Callable[..., FitResult], tmp_path: Path) -> None:
     encoder, _ = rotated(60)
     documents = {f"x{i}": {"title": f"q{i}", "text": f"d{i}"} for i in range(60)}
-    result = quick(encoder, corpus=documents)
+    result = quick(encoder, corpus=documents, settings=ONE)
     assert result.report.labels == "titles"
     assert "There were no labels: queries are the documents' own titles." in str(result.report)
     assert result.report.kept
@@ -419,7 +442,7 @@ def test_what_has_a_remedy_gives_a_sound_result(
     quick: Callable[..., FitResult], changes: dict[str, Any], note: str
 ) -> None:
     encoder, data = changed(**changes)
-    result = quick(encoder, data)
+    result = quick(encoder, data, settings=BOTH_SIDES)
     assert note in str(result.report)
     assert np.isfinite(result.model.encode_query(["q0", "q1"])).all()
     if "only" in changes:
@@ -471,7 +494,9 @@ def test_a_corpus_smaller_than_the_batch(quick: Callable[..., FitResult], contra
     encoder, (queries, corpus, _) = changed()
     two = {key: corpus[key] for key in ("d0", "d1")}
     qrels = {f"q{i}": {f"d{i % 2}": 1} for i in range(12)}
-    result = quick(encoder, (queries, two, qrels), settings=replace(QUICK, batch_size=256, contrastive=contrastive))
+    result = quick(
+        encoder, (queries, two, qrels), settings=replace(BOTH_SIDES, batch_size=256, contrastive=contrastive)
+    )
     assert np.isfinite(result.model.encode_query(list(queries.values()))).all()
 
 
@@ -489,7 +514,7 @@ def test_unusual_collections_give_a_sound_model(quick: Callable[..., FitResult],
         queries = {query_id: corpus[f"d{query_id[1:]}"] for query_id in queries}
     if case == "fewer than dimensions":
         qrels = dict(list(qrels.items())[:4])
-    result = quick(encoder, (queries, corpus, qrels))
+    result = quick(encoder, (queries, corpus, qrels), settings=BOTH_SIDES)
     for model in (result.model, SentenceTransformer(str(tmp_path / "model"), device="cpu")):
         sides = model.encode_query(list(queries.values())), model.encode_document(list(corpus.values()))
         assert np.isfinite(np.concatenate(sides)).all()
@@ -500,7 +525,7 @@ def test_unusual_collections_give_a_sound_model(quick: Callable[..., FitResult],
 def test_pairs_that_are_given_twice_are_one(quick: Callable[..., FitResult]) -> None:
     encoder, _ = rotated(12)
     pairs = [(f"q{i}", f"d{i}") for i in range(12)]
-    result = quick(encoder, pairs + pairs)
+    result = quick(encoder, pairs + pairs, settings=SHORT)
     assert result.report.counts == {"documents": 12, "train": 12}
 
 

@@ -24,6 +24,7 @@ from st_asym.losses.documents import Relevance
 COUNT = 60
 # The closed forms and one that trains.
 FEW = replace(QUICK, sides="both", init="pairs", contrastive="in-batch")
+ONE = replace(FEW, whitening=1.0, epochs=1)
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ RELEVANT = {row: [row] for row in range(COUNT)}
 
 
 def quick(queries: Any, documents: Any, relevant: Any = RELEVANT, **options: Any) -> Any:
-    return fit_vectors(queries, documents, relevant, **{"settings": FEW, "show_progress_bar": False, **options})
+    return fit_vectors(queries, documents, relevant, **{"settings": ONE, "show_progress_bar": False, **options})
 
 
 def found_at_once(heads: Heads, queries: Any, documents: Any) -> float:
@@ -47,7 +48,7 @@ def found_at_once(heads: Heads, queries: Any, documents: Any) -> float:
 
 def test_they_are_fitted_kept_saved_and_applied(pairs: Any, tmp_path: Path) -> None:
     queries, documents = pairs
-    result = quick(queries, documents)
+    result = quick(queries, documents, settings=FEW)
     assert result.report.first_line.startswith("Trained heads are kept: nDCG@10 of held-out queries +")
     assert "to the untouched vectors" in result.report.first_line
     assert "encode" not in str(result.report)
@@ -56,7 +57,8 @@ def test_they_are_fitted_kept_saved_and_applied(pairs: Any, tmp_path: Path) -> N
     assert np.array_equal(heads.query(queries), result.heads.query(queries))
     # Their length does not matter, in training nor afterwards.
     np.testing.assert_allclose(heads.query(7 * queries), heads.query(queries), atol=1e-6)
-    again = quick(queries * np.linspace(1, 9, COUNT)[:, None].astype(np.float32), 3 * documents)
+    scaled = queries * np.linspace(1, 9, COUNT)[:, None].astype(np.float32), 3 * documents
+    again = quick(*scaled, settings=FEW)
     np.testing.assert_allclose(again.heads.query(queries), heads.query(queries), atol=1e-4)
 
 
@@ -76,7 +78,8 @@ def test_the_decision_is_that_of_fit(tmp_path: Path) -> None:
     options: Any = {"settings": FEW, "show_progress_bar": False}
     with_texts = fit(model, renamed, output_dir=tmp_path / "model", cache=tmp_path / "cache", **options)
     arrays = [model.encode(list(texts.values())) for texts in (queries, corpus)]
-    result = quick(*arrays, relevant, query_ids=list(queries), document_ids=np.array(list(corpus)))
+    ids: Any = {"query_ids": list(queries), "document_ids": np.array(list(corpus))}
+    result = quick(*arrays, relevant, settings=FEW, **ids)
     assert result.report.chosen is not None
     assert with_texts.report.chosen is not None
     assert result.report.chosen.choice == with_texts.report.chosen.choice
@@ -88,7 +91,7 @@ def test_the_decision_is_that_of_fit(tmp_path: Path) -> None:
 def test_what_cannot_be_learnt_leaves_the_vectors_alone(pairs: Any, tmp_path: Path) -> None:
     queries, documents = pairs
     answers = np.random.default_rng(0).permutation(COUNT)
-    result = quick(queries, documents, {row: [int(answers[row])] for row in range(COUNT)})
+    result = quick(queries, documents, {row: [int(answers[row])] for row in range(COUNT)}, settings=FEW)
     assert result.report.first_line.startswith("No heads are kept, and the vectors are best left as they are: ")
     assert result.heads.query_layers == result.heads.document_layers == ()
     np.testing.assert_allclose(
@@ -142,7 +145,7 @@ def test_documents_on_disk_give_what_documents_in_memory_give(
     pairs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contrastive: Any
 ) -> None:
     queries, documents = pairs
-    settings = replace(FEW, contrastive=contrastive)
+    settings = replace(ONE, contrastive=contrastive)
     monkeypatch.setattr("st_asym.fitting.fit_vectors._AT_ONCE", 7 * DIMENSION)
     monkeypatch.setattr("st_asym.fitting.candidates._DOCUMENTS_PER_STEP", 16)
     monkeypatch.setattr("st_asym.fitting.vectors._SEARCHED", 30)
@@ -154,7 +157,7 @@ def test_documents_on_disk_give_what_documents_in_memory_give(
 
 
 def test_hard_negatives_are_searched_in_stretches(pairs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = replace(FEW, hard_negatives=2)
+    settings = replace(ONE, hard_negatives=2)
     whole = quick(*pairs, settings=settings)
     monkeypatch.setattr("st_asym.fitting.vectors._PORTION", 7)
     parts = quick(*pairs, settings=settings)
@@ -298,7 +301,7 @@ def test_saved_with_their_encoder_they_are_attached_to_it_and_to_no_other(tmp_pa
     encoder, data = rotated(COUNT)
     model = SentenceTransformer(modules=[*encoder, Normalize()], device="cpu", prompts={"query": ""})
     queries, documents = (model.encode(list(texts.values())) for texts in (data.queries, data.corpus))
-    result = quick(queries, documents)
+    result = quick(queries, documents, settings=FEW)
     path = result.save(tmp_path / "heads")
     assert verify(path).kind == "heads"
     with pytest.raises(ValueError, match=r"were fitted on vectors, and do not say by which encoder"):

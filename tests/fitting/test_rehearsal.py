@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fitting_helpers import DIMENSION, QUICK, encoder_of, rotated, vectors_of
+from fitting_helpers import DIMENSION, ONE, QUICK, encoder_of, rotated, vectors_of
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
@@ -22,8 +22,6 @@ from st_asym.fitting.gate import Choice
 from st_asym.fitting.rehearsal import Rehearsals, cuts, rehearse
 from st_asym.fitting.settings import Settings
 from st_asym.fitting.vectors import Vectors
-
-ONE = replace(QUICK, sides="both", init="identity", contrastive="in-batch")
 
 
 def rehearsed(vectors: Vectors, parts: list[HeldOut], wanted: Settings = ONE, deadline: float = math.inf) -> Rehearsals:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fitting_helpers import QUICK, encoder_of, rotated
+from fitting_helpers import ONE, QUICK, encoder_of, rotated
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from sentence_transformers import SentenceTransformer
@@ -21,6 +21,11 @@ from st_asym import Comparison, FitResult, Settings, asymmetric_model, encoder_f
 from st_asym.cli import app
 from st_asym.data import RetrievalData
 from st_asym.report.card_file import Card
+
+
+@pytest.fixture(autouse=True)
+def no_pictures_in_cards() -> None:
+    """They are drawn here."""
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +121,7 @@ def test_an_encoder_in_the_cache_of_the_hub_goes_by_its_id(tmp_path: Path) -> No
     folder = tmp_path / "models--someone--words" / "snapshots" / ("ab" * 20)
     encoder.save_pretrained(str(folder))
     (folder / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# Words\n")
-    options: Any = {"cache": tmp_path / "vectors", "settings": QUICK, "show_progress_bar": False}
+    options: Any = {"cache": tmp_path / "vectors", "settings": ONE, "show_progress_bar": False}
     fit(folder, data, output_dir=tmp_path / "model", **options)
     found = card_of(tmp_path / "model").data.to_dict()
     assert (found["base_model"], found["license"]) == ("someone/words", "cc-by-4.0")
@@ -275,7 +280,7 @@ def test_the_licence_is_that_of_the_encoder_or_unknown(
         [("red head", "red"), ("text", "small")],
         output_dir=tmp_path / "model",
         cache=tmp_path / "vectors",
-        settings=Settings(epochs=1),
+        settings=ONE,
         show_progress_bar=False,
     )
     card = card_of(tmp_path / "model")

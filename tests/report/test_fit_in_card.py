@@ -19,6 +19,11 @@ from st_asym.trainer.columns import plain_encode
 KEPT, BEHIND = "both sides, identity start, in-batch", "query side, whitening 1"
 
 
+@pytest.fixture(autouse=True)
+def no_pictures_in_cards() -> None:
+    """They are drawn here."""
+
+
 @pytest.fixture
 def card_with(tmp_path: Path, tiny_encoder: SentenceTransformer) -> Callable[..., str]:
     """The text of a new card for a model with that report beside it."""

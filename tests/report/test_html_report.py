@@ -40,7 +40,7 @@ from st_asym import (
     watch,
 )
 from st_asym.report import as_html, check_installed, save_html
-from st_asym.report.plots import by_query
+from st_asym.report.plots import Plot, by_query
 
 
 @pytest.fixture
@@ -51,6 +51,13 @@ def diagnosis(tiny_encoder: SentenceTransformer, tmp_path: Path) -> Diagnosis:
 @pytest.fixture
 def fit_report() -> FitReport:
     return a_fit_report()
+
+
+@pytest.fixture
+def light_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures for dark pages are left out."""
+    uri = Plot.uri
+    monkeypatch.setattr(Plot, "uri", lambda plot, name: uri(plot, name) if name == "light" else "data:,")
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +108,7 @@ def test_everything_is_in_the_file_and_every_picture_is_one(diagnosis: Diagnosis
     assert "prefers-color-scheme: dark" in text
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_figures_findings_and_examples_are_shown_and_escaped(diagnosis: Diagnosis, fit_report: FitReport) -> None:
     text = as_html(diagnosis, fit_report)
     words = "".join(Page(text).texts)
@@ -169,12 +177,14 @@ def test_the_queries_of_a_comparison_are_counted_and_the_largest_changes_listed(
     assert listed[-1][3] == "-0.150"
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_many_data_sets_are_one_scatter_plot_per_system() -> None:
     text = as_html(a_comparison(data=[f"set {place}" for place in range(7)]))
     scatters = [alt for alt in alts(text) if alt.startswith("Scatter")]
     assert ["102 queries gained" in alt for alt in scatters] == [True, False]
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_one_model_alone_has_nothing_to_be_compared_with() -> None:
     comparison = replace(a_comparison(), rows=a_comparison().rows[:1])
     words = "".join(Page(as_html(comparison)).texts)
@@ -205,6 +215,7 @@ def test_a_fit_shows_its_candidates_and_why_this_one(fit_report: FitReport, fit_
     assert [kept, "epoch 1, dial 1", "+0.050 ± 0.020", "-0.010 ± 0.030", "+0.038 ± 0.017", ""] in rows
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_where_none_is_kept_the_page_says_why(fit_report: FitReport) -> None:
     may_be_chance = replace(fit_report, chosen=None, chance=0.04, refitted=False)
     text = as_html(may_be_chance)
@@ -220,6 +231,7 @@ def test_where_none_is_kept_the_page_says_why(fit_report: FitReport) -> None:
     assert "of cases" not in words
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_many_candidates_are_listed_and_the_first_drawn(fit_report: FitReport) -> None:
     first = fit_report.candidates[0]
     many = [replace(first, name=f"trial {number}") for number in range(30)]
@@ -247,6 +259,7 @@ def test_the_settings_and_trials_of_a_fit_are_listed(fit_text: str) -> None:
     assert not any(row[0] == "whitening" for row in rows)  # it shapes no heads that start as the identity
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_heads_in_closed_form_have_no_curves(fit_report: FitReport) -> None:
     closed = fit_report.candidates[1].evidence
     settings = Settings(sides="query", init="pairs", whitening=0.3, hidden_features=None, bias=False, epochs=20)
@@ -261,6 +274,7 @@ def test_heads_in_closed_form_have_no_curves(fit_report: FitReport) -> None:
     assert not {"learning rate", "epochs", "contrastive"} & {row[0] for row in rows if len(row) == 2}
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_the_training_of_a_fit_is_drawn(fit_report: FitReport, fit_text: str) -> None:
     found = alts(fit_text)
     assert "by epoch" in found[1]
@@ -273,6 +287,7 @@ def test_the_training_of_a_fit_is_drawn(fit_report: FitReport, fit_text: str) ->
     assert "Training" not in words
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_the_log_of_a_trainer_is_drawn(tiny_encoder: SentenceTransformer, tmp_path: Path) -> None:
     model = asymmetric_model(tiny_encoder)
     rows = Dataset.from_dict({"query": ["red head", "text"], "positive": ["big head", "small text"]})
@@ -309,6 +324,7 @@ def test_the_log_of_a_trainer_is_drawn(tiny_encoder: SentenceTransformer, tmp_pa
     assert "2 of 2 steps, 2 epochs." in "".join(Page(as_html(saved)).texts)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_evaluators_are_drawn_and_other_figures_listed() -> None:
     text = as_html(a_trainer_state())
     assert any("eval dev cosine ndcg@10 from 0.3 to 0.6" in alt for alt in alts(text))
@@ -318,6 +334,7 @@ def test_evaluators_are_drawn_and_other_figures_listed() -> None:
         as_html(TrainerState())
 
 
+@pytest.mark.usefixtures("light_pictures")
 @pytest.mark.parametrize(
     ("gains", "loses"),
     [("$\\undefined$", "_hidden"), ("名前", ""), ("x" * 999, "a\nb")],
@@ -328,6 +345,7 @@ def test_any_name_can_be_drawn(gains: str, loses: str) -> None:
     assert any(f"{loses} data, {gains}: +" in alt and f"{gains} data, {loses}: -" in alt for alt in alts(text))
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_without_qrels_and_without_heads_on_a_side(tiny_encoder: SentenceTransformer, tmp_path: Path) -> None:
     model = asymmetric_model(tiny_encoder, document=False)
     diagnosis = diagnose(model, QUERIES, DOCUMENTS, cache=EmbeddingCache(tmp_path / "vectors"))

@@ -153,7 +153,7 @@ def test_a_fit_trains_on_them_and_leaves_out_what_was_withheld(
 
 
 def test_fit_takes_them_as_a_setting(tiny_encoder: SentenceTransformer, tmp_path: Path) -> None:
-    settings = Settings(contrastive="in-batch", hard_negatives=1, epochs=2)
+    settings = Settings(sides="both", init="identity", contrastive="in-batch", hard_negatives=1, epochs=2)
     pairs = [(QUERIES[q], CORPUS[d]) for q, documents in RELEVANT.items() for d, grade in documents.items() if grade]
     result = fit(
         tiny_encoder, pairs, output_dir=tmp_path / "model", cache=tmp_path / "vectors", settings=settings,

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from typer.testing import CliRunner
 
-from st_asym import VerificationError, asymmetric_model, fit, save_heads, save_provenance, verify
+from st_asym import Settings, VerificationError, asymmetric_model, fit, save_heads, save_provenance, verify
 from st_asym.cli import app
 from st_asym.trust.folder import parsed
 
@@ -334,7 +334,7 @@ def test_the_command_lists_findings_and_its_exit_code_tells(bare: Path, sealed: 
 
 def test_what_fit_saves_passes(tmp_path: Path, tiny_encoder: SentenceTransformer) -> None:
     pairs = [("red head", "big red head"), ("small text", "the small text"), ("query", "answers query")]
-    options = {"cache": tmp_path / "vectors", "show_progress_bar": False}
+    options = {"settings": Settings(epochs=1), "cache": tmp_path / "vectors", "show_progress_bar": False}
     fit(tiny_encoder, pairs, output_dir=tmp_path / "model", seed=3, **options)  # type: ignore[arg-type]
     provenance = verify(tmp_path / "model").provenance
     assert provenance is not None
