@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer, SentenceTransformerModelCardData
-from sentence_transformers.base.modules import Transformer
+from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import nn
 
@@ -28,6 +28,7 @@ from st_asym.export.servers import (
     max_seq_length,
     not_served,
     rename_modules,
+    write_dense,
     write_pooling,
     write_transformer,
 )
@@ -262,6 +263,8 @@ def _write(part: SentenceTransformer, folder: Path, side: Side) -> None:
             write_transformer(folder, module)
         elif isinstance(module, Pooling):
             write_pooling(folder / f"{position}_Pooling", module)
+        elif isinstance(module, Dense):
+            write_dense(folder / f"{position}_Dense", module)
     with (folder / "README.md").open("a", encoding="utf-8") as card:
         card.write(f"\n## The {side} side\n\nThis model encodes {side} texts alone. Exported with st_asym.\n")
 

@@ -79,6 +79,13 @@ def write_pooling(folder: Path, pooling: Pooling) -> None:
     write_json(folder / "config.json", config)
 
 
+def write_dense(folder: Path, dense: Dense) -> None:
+    """Write a Dense's ``config.json`` without the names of what it reads and writes: version 3 knows none."""
+    names = ("module_input_name", "module_output_name") if on_vectors(dense) else ()
+    found = {key: value for key, value in dense.get_config_dict().items() if key not in names}
+    write_json(folder / "config.json", found)
+
+
 def hide_activations(folder: Path) -> None:
     """Name activations so that servers which would run a ``Dense`` wrongly do not run it at all.
 

@@ -104,7 +104,7 @@ def compare_with_server(
         query_model: What the server calls the model for queries. If None, the one model that it lists, that whose name
             ends in ``query``, or ``NAME-query`` where it lists none.
         document_model: The same for documents.
-        api_key: What the server asks its clients for, sent as a bearer token, as OpenAI's clients do. Kept nowhere.
+        api_key: What the server asks its clients for, sent as a bearer token, as OpenAI's do; kept nowhere.
         texts: What to ask for.
 
     Raises:

@@ -108,6 +108,8 @@ def test_who_can_serve_it(
     model = trained(asymmetric_model(make_encoder(ending), **options))
     with caplog.at_level(logging.WARNING, "st_asym"):
         assert list(export_side(model, "query", tmp_path / "side", texts=TEXTS).not_served) == servers
+    for dense in (tmp_path / "side").glob("*_Dense/config.json"):  # version 3, as in Infinity, takes no others
+        assert set(json.loads(dense.read_text())) == {"in_features", "out_features", "bias", "activation_function"}
     said = caplog.text
     assert all(server in said for server in servers)
     assert ("refit with Settings(hidden_features=None, bias=False)" in said) == bool(servers)
