@@ -77,7 +77,6 @@ def without_configuration(modules: Sequence[nn.Module]) -> list[Any]:
             else:
                 for name, value in replaced_methods(module).items():
                     found.append([position, path, kind, name, _told(value, who, kind, name)])
-            found += [[position, path, kind, _told(hook, who, kind, "hooks")] for hook in hooks_of(module)]
         found += [[position, *deviation] for deviation in _deviations(top)]
     # The libraries' classes, whose methods somebody may have replaced for all of a kind.
     for stock in {above for one in _walk(modules) for above in type(one).__mro__ if is_stock(above)}:
@@ -123,7 +122,6 @@ class Attributes:
         kinds = {type(one) for one in found} | {kind for one in self._foreign for kind in own_kinds(type(one))}
         configs = [config for one in found if isinstance(config := vars(one).get("config"), PretrainedConfig)]
         self._parts, self._settings = _parts(modules), copy.deepcopy(_settings(modules))
-        self._hooks = [hooks_of(one) for one in self._parts]
         # What ``==`` compares at once: a mapping, how many it has (None for any number), and what some of them were.
         self._plain: list[tuple[Mapping[str, Any], int | None, dict[str, Any]]]
         self._plain = [(vars(one), len(vars(one)), _scalars(one)) for one in found]
@@ -152,8 +150,7 @@ class Attributes:
     def have_changed(self, modules: Sequence[nn.Module]) -> bool:
         """Whether a module has come, gone or changed: looked at in every step, so in a tenth of a millisecond."""
         return (
-            (parts := _parts(modules)) != self._parts
-            or [hooks_of(one) for one in parts] != self._hooks
+            _parts(modules) != self._parts
             or _settings(modules) != self._settings
             or any(
                 (count is not None and len(now) != count) or not before.items() <= now.items()
@@ -180,8 +177,7 @@ def _beside(modules: Iterable[nn.Module]) -> list[Beside]:
     starts: dict[int, Any] = {}
     for module in modules:
         values: list[Any] = [type(module)] if not is_stock(type(module)) else []
-        own = (*vars(module).values(), *hooks_of(module))
-        values += [value for value in own if isinstance(value, types.FunctionType)]
+        values += [value for value in vars(module).values() if isinstance(value, types.FunctionType)]
         starts.update({id(value): value for value in values})
     parts = {id(part): part for start in starts.values() for part in reached(start)}
     found: dict[tuple[Any, str], Beside] = {}
@@ -270,14 +266,6 @@ def _seen(module: nn.Module) -> dict[str, Any]:
         and not is_origin(name)
         and (name != "forward" or "forward" in replaced_methods(module))
     }
-
-
-def hooks_of(module: nn.Module) -> list[Any]:
-    """What somebody lets run before and after a module, apart from what the libraries do."""
-    if not module._forward_pre_hooks and not module._forward_hooks:
-        return []
-    hooks: list[Any] = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-    return [hook for hook in hooks if not is_stock(getattr(hook, "func", hook))]
 
 
 def _scalars(module: nn.Module) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from sentence_transformers.base.modules import Module, Router
 from sentence_transformers.util import fullname
 from torch import Tensor, nn
 
-from st_asym.cache.attributes import Attributes, hooks_of, replaced_methods, without_configuration
+from st_asym.cache.attributes import Attributes, replaced_methods, without_configuration
 from st_asym.cache.described import (
     Undescribed,
     described,
@@ -83,20 +83,16 @@ def check_ways_to_run(model: SentenceTransformer, names: Iterable[str]) -> None:
     """Refuse a model in which some methods are not those of SentenceTransformer, as it is these that run."""
     if (name := way_of_its_own(model, names)) is not None:
         raise ValueError(
-            f"The encoder, a {fullname(model)}, has {name} of its own, and the cache runs the modules as "
+            f"The encoder, a {fullname(model)}, has a method {name} of its own, and the cache runs the modules as "
             "SentenceTransformer does: its vectors would be others. Put what the method does into a module."
         )
 
 
 def way_of_its_own(model: SentenceTransformer, names: Iterable[str]) -> str | None:
-    """The first of some methods that is not SentenceTransformer's, as the model's class or it itself has another.
-
-    Or a hook on the model as a whole; those on its modules run with them.
-    """
+    """The first of some methods that is not SentenceTransformer's: the model's class has another, or it itself."""
     kinds = {name: next(kind for kind in type(model).__mro__ if name in vars(kind)) for name in names}
     own = replaced_methods(model)
-    ways = [f"a method {name}" for name, kind in kinds.items() if name in own or not is_stock(kind)]
-    return next(iter([*ways, *(["a hook"] if hooks_of(model) else [])]), None)
+    return next((name for name, kind in kinds.items() if name in own or not is_stock(kind)), None)
 
 
 def is_fingerprint(digest: str, model: SentenceTransformer) -> bool:

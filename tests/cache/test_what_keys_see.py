@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import importlib.util
 import os
 import subprocess
@@ -65,10 +64,6 @@ def foreign() -> SentenceTransformer:
     return SentenceTransformer(modules=[BoW(WORDS), Foreign()], device="cpu").requires_grad_(False).eval()
 
 
-def flipped(_module: Any, _inputs: Any, features: dict[str, Any]) -> dict[str, Any]:
-    return {**features, "sentence_embedding": features["sentence_embedding"].flip(-1)}
-
-
 def same(a: Any, b: Any) -> bool:
     return bool(np.abs(np.asarray(a) - np.asarray(b)).max() < 1e-6)
 
@@ -100,39 +95,12 @@ OF_FOREIGN: dict[str, Change] = {
     "another held layer": lambda m: m[1].held.__setitem__(0, nn.Linear(4, 4)),
     "setting of a layer of torch": lambda m: setattr(m[1].inner, "eps", 1.0),
     "forward": lambda m: setattr(m[1], "forward", lambda features: features),
-    "hook": lambda m: m[1].register_forward_hook(flipped),
-    "hook of a layer": lambda m: m[1].inner.register_forward_pre_hook(lambda _, inputs: (inputs[0].flip(-1),)),
-    "half applied hook": lambda m: m[0].register_forward_hook(functools.partial(flipped)),
 }
 
 
 @pytest.mark.parametrize("change", OF_FOREIGN.values(), ids=OF_FOREIGN)
 def test_attributes_of_other_modules(tmp_path: Path, change: Change) -> None:
     check(foreign(), tmp_path, change)
-
-
-def test_hooks_on_the_librarys_modules(tmp_path: Path) -> None:
-    encoder = tiny_bert(save_tiny_bert(tmp_path / "bert")).requires_grad_(False)
-    layer = encoder[0].model.encoder.layer[0]
-    hook: list[Any] = []
-    check(
-        encoder, tmp_path / "a", lambda _: hook.append(layer.register_forward_pre_hook(lambda _, x: (x[0] * 2, *x[1:])))
-    )
-    other = encoder_fingerprint(encoder)
-    cached = CachedSentenceTransformer(encoder, EmbeddingCache(tmp_path / "a"))
-    hook[0].remove()
-    with pytest.raises(ValueError, match="The encoder has changed"):
-        cached.encode(TEXTS)
-    seen: list[Any] = []
-    layer.register_forward_hook(lambda *_: seen.append(1))  # which looks on, and remembers
-    assert len({other, encoder_fingerprint(encoder)}) == 2
-    cached = CachedSentenceTransformer(encoder, EmbeddingCache(tmp_path / "b"))
-    for _ in range(3):
-        assert same(cached.encode(TEXTS), encoder.encode(TEXTS))
-    assert EmbeddingCache(tmp_path / "b").fill(encoder, TEXTS) == 0
-    encoder.register_forward_hook(flipped)
-    with pytest.raises(ValueError, match="has a hook of its own"):
-        EmbeddingCache(tmp_path / "b").fill(encoder, TEXTS)
 
 
 def test_a_change_there_and_back_finds_what_is_kept(tmp_path: Path) -> None:
