@@ -82,8 +82,8 @@ def write_pooling(folder: Path, pooling: Pooling) -> None:
 def write_dense(folder: Path, dense: Dense) -> None:
     """Write a Dense's ``config.json`` without the names of what it reads and writes: version 3 knows none."""
     names = ("module_input_name", "module_output_name") if on_vectors(dense) else ()
-    found = {key: value for key, value in dense.get_config_dict().items() if key not in names}
-    write_json(folder / "config.json", found)
+    config: dict[str, Any] = dense.get_config_dict()  # type: ignore[no-untyped-call]
+    write_json(folder / "config.json", {key: value for key, value in config.items() if key not in names})
 
 
 def hide_activations(folder: Path) -> None:
