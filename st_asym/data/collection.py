@@ -206,13 +206,16 @@ def with_documents(data: RetrievalData, documents: ReadDocuments) -> RetrievalDa
 
 def _with_titles(texts: Mapping[str, str], documents: ReadDocuments) -> dict[str, str]:
     """Texts that are the text of one of the documents, and of one alone, with its title; by id."""
-    whole = {text_key(document.joined) for document in documents.by_id.values()}
     joined: dict[str, set[str]] = {}
     for document in documents.by_id.values():
         if document.title.strip():
             joined.setdefault(text_key(document.text), set()).add(document.joined)
-    found = {key: joined.get(text_key(text), ()) for key, text in texts.items() if text_key(text) not in whole}
-    return {key: next(iter(one)) for key, one in found.items() if len(one) == 1}
+    if not joined:
+        return {}
+    for document in documents.by_id.values():
+        joined.pop(text_key(document.joined), None)  # as it stands, it is one of them
+    found = {document_id: joined.get(text_key(text), ()) for document_id, text in texts.items()}
+    return {document_id: next(iter(one)) for document_id, one in found.items() if len(one) == 1}
 
 
 def _with_texts(

@@ -22,6 +22,7 @@ CARD_FILE = "README.md"
 # What st_asym calls its own files in the folder of a model or a run; loading a model ignores them.
 REPORT_FILE = "st_asym_report.json"
 PROVENANCE_FILE = "st_asym.json"
+ROUTER_FILE = "router_config.json"
 PLOT_FILE = "held_out_queries.png"
 EVALUATION_FOLDER = "evaluation"
 

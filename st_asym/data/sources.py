@@ -226,7 +226,7 @@ def read(source: Any, name: str, *, documents: bool = False) -> RetrievalData | 
     if isinstance(source, Mapping):
         return _read_mapping(source, name)
     # What has columns and is no known table would be gone through by their names.
-    unread = any(hasattr(source, name) for name in ("read", "columns")) or isinstance(source, bytes | bytearray)
+    unread = hasattr(source, "read") or hasattr(source, "columns") or isinstance(source, bytes | bytearray)
     if unread or not isinstance(source, Iterable):
         raise TypeError(
             f"{name} cannot be a {type(source).__name__}: give a path, a data set or data frame, pairs, "

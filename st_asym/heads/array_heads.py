@@ -22,7 +22,6 @@ Side = Literal["query", "document"]
 _ROWS = 1024
 _SHORTEST = 1e-12  # as in torch.nn.functional.normalize
 _EMBEDDING = "sentence_embedding"
-_ROUTER = "router_config.json"
 # Of ONNX graphs. Opset 17 and version 8 of the format are what onnxruntime has read since 1.13.
 _OPSET, _FORMAT = 17, 8
 _ONNX = {"ReLU": "Relu", "Tanh": "Tanh", "Identity": "Identity"}
@@ -141,11 +140,12 @@ class Heads:
             >>> heads = Heads.load("heads")  # doctest: +SKIP
             >>> scores = heads.query(queries) @ heads.document(documents).T  # doctest: +SKIP
         """
+        from st_asym.data.files import ROUTER_FILE
         from st_asym.trust.verify import read_heads
 
-        if not Path(path, _ROUTER).is_file():
+        if not Path(path, ROUTER_FILE).is_file():
             raise FileNotFoundError(
-                f"{path} holds no heads (no {_ROUTER}): st_asym.save_heads(model, path) makes them."
+                f"{path} holds no heads (no {ROUTER_FILE}): st_asym.save_heads(model, path) makes them."
             )
         routes, found = read_heads(path)
         layers = {name: _read_layer(Path(path, name)) for route in routes.values() for name in route}

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Router
 
-from st_asym.data.files import PROVENANCE_FILE, new_folder
+from st_asym.data.files import PROVENANCE_FILE, ROUTER_FILE, new_folder
 from st_asym.heads.anatomy import public_name, taken_apart
 from st_asym.heads.model import behind_encoder, load_encoder
 from st_asym.trust import verify
@@ -220,7 +220,7 @@ def _router(model: SentenceTransformer) -> Router:
 def free_for_heads(output: Path) -> Path:
     """A place that is empty, or holds earlier heads."""
     output = output.resolve()
-    earlier = (output / PROVENANCE_FILE).is_file() and (output / "router_config.json").is_file()
+    earlier = (output / PROVENANCE_FILE).is_file() and (output / ROUTER_FILE).is_file()
     if output.exists() and not earlier and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output} exists and does not hold heads that were saved alone: name another folder.")
     return output

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from st_asym.data.files import PROVENANCE_FILE
+from st_asym.data.files import PROVENANCE_FILE, ROUTER_FILE
 from st_asym.trust.folder import Folder, shown
 from st_asym.trust.modules import (
     ROUTES,
@@ -20,7 +20,6 @@ from st_asym.trust.modules import (
 from st_asym.trust.provenance import Provenance, are_prompts, read_provenance
 
 _SETTINGS_FILE = "config_sentence_transformers.json"
-_ROUTER_FILE = "router_config.json"
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def verify(path: str | os.PathLike[str]) -> Verification:
     with folder.noting():
         provenance = read_provenance(folder)
     if provenance is None:
-        heads_alone = _ROUTER_FILE in folder.sizes and "modules.json" not in folder.sizes
+        heads_alone = ROUTER_FILE in folder.sizes and "modules.json" not in folder.sizes
     else:
         heads_alone = provenance.kind == "heads"
     saved = read_saved(folder, heads_alone=heads_alone)
@@ -135,10 +134,10 @@ def read_heads(path: str | os.PathLike[str]) -> tuple[dict[str, list[str]], Prov
         provenance = read_provenance(folder)
     saved = read_saved(folder, heads_alone=True)
     folder.check(path)
-    structure = folder.json(_ROUTER_FILE)["structure"]
+    structure = folder.json(ROUTER_FILE)["structure"]
     if provenance is not None:
         layers = {layer for route in structure.values() for layer in route}
-        own = {n: d for n, d in provenance.files.items() if n == _ROUTER_FILE or n.partition("/")[0] in layers}
+        own = {n: d for n, d in provenance.files.items() if n == ROUTER_FILE or n.partition("/")[0] in layers}
         _check_made(folder, replace(provenance, files=own), saved)
         folder.check(path)
     return structure, provenance
