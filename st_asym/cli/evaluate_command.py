@@ -13,7 +13,7 @@ from st_asym.cli import options
 
 if TYPE_CHECKING:
     from st_asym.evaluation import Comparison
-    from st_asym.evaluation.models import Baseline, Model
+    from st_asym.evaluation.evaluate import Baseline, Model
     from st_asym.evaluation.verdict import Replacement
     from st_asym.heads.model import DType
 

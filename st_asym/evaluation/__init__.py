@@ -1,9 +1,10 @@
 """Models on retrieval data sets: MTEB's scores, and tables that say what is more than chance.
 
-From the left to the right: ``comparison`` (scores by query, where they are kept, and rows of them), ``models`` and
-``tasks`` (what is evaluated, and on what), ``seen`` (queries that are no evidence), ``compressed`` (another index),
-``mteb`` (one model on one task), ``baselines`` (BM25 on it), ``verdict`` (scores to rows, and which of two models
-stays), ``evaluate`` (all of it); ``checkpoints`` and ``run_folder``, for the models of a run; ``beir``, for BEIR's own.
+From the left to the right: ``comparison`` (scores by query, and rows of them), ``verdict`` (what the rows say, and
+which of two models stays), ``evaluate`` (models through data sets, with all that follows), ``seen`` (queries that are
+no evidence), ``tasks`` (what models are evaluated on), ``compressed`` (another index), ``mteb`` (one model on one task,
+and where its scores are kept), ``baselines`` (BM25); ``checkpoints`` and ``run_folder``, for the models of a run;
+``beir``, for BEIR's own.
 """
 
 from st_asym.evaluation.beir import BeirModel

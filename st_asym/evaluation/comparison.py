@@ -1,35 +1,27 @@
-"""What models scored, by query, and where that is kept; and a comparison of them, as rows, a table and a file."""
+"""A comparison of models: scores by query, rows of their means and differences; as a table and a file."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from st_asym.data.document import text_key
 from st_asym.data.files import write_text
 from st_asym.retrieval.significance import Difference
-
-logger = logging.getLogger(__name__)
 
 METRICS = ("ndcg@10", "map@100", "mrr@10", "recall@100")
 MAIN = METRICS[0]
 # The form of vectors that are not compressed.
 FULL = "full"
+BM25 = "BM25"
+# Fewer queries say little.
+FEW = 20
 FORMAT = 1
-
-
-def text_digest(text: str) -> str:
-    """A short digest of a text, whatever its case and white space."""
-    return hashlib.blake2b(text_key(text).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def digest_of(content: Any) -> str:
@@ -37,58 +29,9 @@ def digest_of(content: Any) -> str:
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-@dataclass(frozen=True)
-class Scores:
-    """What one model scored on one data set."""
-
-    benchmark: str  # the name of the task
-    data: str  # that of the data set, which is the task's where it has only one
-    split: str
-    documents: int  # how many were searched
-    queries: tuple[str, ...]  # their ids
-    means: dict[str, float]  # each of METRICS over all queries, as MTEB gives it
-    by_query: dict[str, tuple[float, ...]]  # the same for each query, in the order of queries
-    relevant: dict[str, dict[str, str]]  # query id to the ids of its relevant documents, each with a digest of its text
-    mteb: dict[str, Any] = field(default_factory=dict)  # all else that MTEB measured
-    bm25_weight: float | None = None  # how much BM25 counted beside the cosine, where it was added
-
-
-class Measurement(NamedTuple):
-    """One record: what one model of a system scored on one data set, with vectors of one form."""
-
-    system: str
-    number: int  # which of its models: there is one per seed
-    form: str  # "full", "int8", "binary" or a number of dimensions
-    scores: Scores
-
-
-def kept_or_measured(
-    folder: Path | None, key: Mapping[str, str], what: str, measure: Callable[[], Sequence[Scores]]
-) -> Sequence[Scores]:
-    """The scores that a folder has under exactly this key; measured, logged and kept where there are none.
-
-    A file is written when a model has been through a data set, in one step, so that an interrupted evaluation goes on
-    with the next one. A file that is damaged, or of another format or version, counts as missing.
-    """
-    path = None
-    if folder is not None:
-        file = f"{key['model'][:12]}-{key['form']}-{digest_of(key)}.json"
-        path = folder / re.sub(r"[^\w.-]+", "_", key["name"]) / file
-    if path is not None and path.is_file():
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["format"] != FORMAT or content["key"] != key:
-                raise ValueError("it is of another version")
-            return [_of_json(Scores, values) for values in content["scores"]]
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            logger.warning("%s cannot be used (%s): this is evaluated again.", path, error)
-    logger.info("%s: %s", key["name"], what)
-    found = list(measure())
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = {"format": FORMAT, "key": key, "scores": [asdict(one) for one in found]}
-        write_text(path, json.dumps(content))
-    return found
+def fused_name(name: str) -> str:
+    """The row of a system with BM25 added."""
+    return f"{name} + {BM25}"
 
 
 @dataclass(frozen=True)
@@ -219,33 +162,30 @@ class Comparison:
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             found = content.pop("format")
+            if found == FORMAT:
+                comparison: Comparison = of_json(cls, content)
+                return comparison
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is not a comparison that Comparison.to_json wrote.") from error
-        if found != FORMAT:
-            raise ValueError(
-                f"{path} is of format {found}, this version of st_asym reads {FORMAT}: evaluate again, or read it with "
-                f"the version that wrote it ({content.get('versions', {}).get('st_asym', 'unknown')})."
-            )
-        try:
-            comparison: Comparison = _of_json(cls, content)
-            return comparison
-        except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a comparison that Comparison.to_json wrote: {error}.") from error
+        raise ValueError(
+            f"{path} is of format {found}, this version of st_asym reads {FORMAT}: evaluate again, or read it with "
+            f"the version that wrote it ({content.get('versions', {}).get('st_asym', 'unknown')})."
+        )
 
 
-def mean(values: Sequence[float]) -> float:
+def mean(values: Any) -> float:
     """As Python's own float, which JSON knows."""
     return float(np.mean(values))
 
 
-def _of_json(kind: Any, value: Any) -> Any:
+def of_json(kind: Any, value: Any) -> Any:
     """A value of this type, out of what JSON made of its ``asdict``."""
     if is_dataclass(kind):
         types = get_type_hints(kind)
-        return kind(**{name: _of_json(types[name], part) for name, part in value.items()})  # type: ignore[operator]
+        return kind(**{name: of_json(types[name], part) for name, part in value.items()})  # type: ignore[operator]
     inner = get_args(kind)
     if get_origin(kind) is tuple:
-        return tuple(_of_json(inner[0], part) for part in value)
+        return tuple(of_json(inner[0], part) for part in value)
     if get_origin(kind) is dict:
-        return {key: _of_json(inner[1], part) for key, part in value.items()}
-    return _of_json(inner[0], value) if type(None) in inner and value is not None else value
+        return {key: of_json(inner[1], part) for key, part in value.items()}
+    return of_json(inner[0], value) if type(None) in inner and value is not None else value

@@ -1,13 +1,18 @@
-"""One model on one task by MTEB, and what it measured, by query."""
+"""One model on one task by MTEB, what it measured, by query, and where that is kept."""
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 import random
+import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import datasets
 import mteb
@@ -20,14 +25,103 @@ from sentence_transformers import SentenceTransformer
 from st_asym.cache import CachedSentenceTransformer
 from st_asym.data.collection import counted, first_few
 from st_asym.data.document import Document, relevant_of
-from st_asym.evaluation.comparison import FULL, METRICS, Scores, text_digest
+from st_asym.data.files import write_text
+from st_asym.evaluation.comparison import FORMAT, FULL, MAIN, METRICS, digest_of, mean, of_json
 from st_asym.evaluation.compressed import CompressedIndex, Form
-from st_asym.evaluation.models import check_finite
+from st_asym.evaluation.evaluate import check_finite
+from st_asym.evaluation.seen import text_digest
 from st_asym.evaluation.tasks import Benchmark
+
+logger = logging.getLogger(__name__)
 
 _BATCH = 32
 # Vectors that are looked up cost nothing to batch.
 _CACHED_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one model scored on one data set."""
+
+    benchmark: str  # the name of the task
+    data: str  # that of the data set, which is the task's where it has only one
+    split: str
+    documents: int  # how many were searched
+    queries: tuple[str, ...]  # their ids
+    means: dict[str, float]  # each of METRICS over all queries, as MTEB gives it
+    by_query: dict[str, tuple[float, ...]]  # the same for each query, in the order of queries
+    relevant: dict[str, dict[str, str]]  # query id to the ids of its relevant documents, each with a digest of its text
+    mteb: dict[str, Any] = field(default_factory=dict)  # all else that MTEB measured
+    bm25_weight: float | None = None  # how much BM25 counted beside the cosine, where it was added
+
+
+class Measurement(NamedTuple):
+    """One record: what one model of a system scored on one data set, with vectors of one form."""
+
+    system: str
+    number: int  # which of its models: there is one per seed
+    form: str  # "full", "int8", "binary" or a number of dimensions
+    scores: Scores
+
+
+def kept_or_measured(
+    folder: Path | None, key: Mapping[str, str], what: str, measure: Callable[[], Sequence[Scores]]
+) -> Sequence[Scores]:
+    """The scores that a folder has under exactly this key; measured, logged and kept where there are none.
+
+    A file is written when a model has been through a data set, in one step, so that an interrupted evaluation goes on
+    with the next one. A file that is damaged, or of another format or version, counts as missing.
+    """
+    path = None
+    if folder is not None:
+        file = f"{key['model'][:12]}-{key['form']}-{digest_of(key)}.json"
+        path = folder / re.sub(r"[^\w.-]+", "_", key["name"]) / file
+    if path is not None and path.is_file():
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["format"] != FORMAT or content["key"] != key:
+                raise ValueError("it is of another version")
+            return [of_json(Scores, values) for values in content["scores"]]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            logger.warning("%s cannot be used (%s): this is evaluated again.", path, error)
+    logger.info("%s: %s", key["name"], what)
+    found = list(measure())
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {"format": FORMAT, "key": key, "scores": [asdict(one) for one in found]}
+        write_text(path, json.dumps(content))
+    return found
+
+
+def scores_by_query(measured: Sequence[Measurement], parts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every score of every query with full vectors, as :class:`st_asym.Comparison` keeps it.
+
+    ``parts`` are groups of the queries of a data set, see :func:`st_asym.evaluation.seen.seen_queries`.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for system, _, form, scores in measured:
+        if form == FULL:
+            part: Mapping[str, Any] = parts.get(scores.data, {})
+            seen = list(part["seen"]) if "seen" in part else None
+            known = {"ids": list(scores.queries), "seen": seen, "trained on": list(part.get("trained on", ()))}
+            own = found.setdefault(scores.data, {**known, "scores": {}})["scores"].setdefault(system, {})
+            for metric in METRICS:
+                own.setdefault(metric, []).append(list(scores.by_query[metric]))
+    return found
+
+
+def compressed_scores(measured: Sequence[Measurement]) -> dict[str, dict[str, dict[str, float]]]:
+    """System to form to data set, and ``"average"``, to nDCG@10 with compressed vectors."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    scores: dict[tuple[str, str, str], list[float]] = {}
+    for system, _, form, one in measured:
+        if form != FULL:
+            scores.setdefault((system, form, one.data), []).extend(one.by_query[MAIN])
+    for (system, form, data), own in scores.items():
+        found.setdefault(system, {}).setdefault(form, {})[data] = mean(own)
+    for means in (means for forms in found.values() for means in forms.values()):
+        means["average"] = mean([*means.values()])
+    return found
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,24 +13,29 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 from st_asym.cache.fingerprint import data_digests
 from st_asym.data import Qrels, RetrievalData
 from st_asym.data.collection import counted, first_few
+from st_asym.data.document import text_key
 from st_asym.data.formats import is_table
 from st_asym.data.sources import is_one_source, read
-from st_asym.evaluation.comparison import Scores, text_digest
-from st_asym.evaluation.models import Models, models_of
+from st_asym.evaluation.comparison import FEW
+from st_asym.evaluation.evaluate import Models, models_of
 from st_asym.trust.provenance import Provenance, made_with_heads
 
 if TYPE_CHECKING:
+    from st_asym.evaluation.mteb import Scores
     from st_asym.evaluation.tasks import Benchmark
 
 Train: TypeAlias = Union[RetrievalData, Qrels, str, "os.PathLike[str]", Any]
 
 TRAINED, OTHERS = "trained on", "not trained on"
-# Fewer queries say little.
-FEW = 20
 _KEEP_OUT = (
     "Keep a part out of training: fit(..., hold_out_test=True), or st-asym fit with --evaluate of the file that is "
     "trained on."
 )
+
+
+def text_digest(text: str) -> str:
+    """A short digest of a text, whatever its case and white space."""
+    return hashlib.blake2b(text_key(text).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def seen_queries(

@@ -9,19 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from st_asym.data.collection import counted
-from st_asym.evaluation.comparison import FULL, MAIN, METRICS, Comparison, Group, Measurement, Row, Scores, mean
-from st_asym.evaluation.models import BM25, fused_name
-from st_asym.evaluation.seen import FEW
+from st_asym.evaluation.comparison import BM25, FEW, MAIN, METRICS, Comparison, Group, Row, fused_name, mean
 from st_asym.retrieval.significance import Difference, Floats, corrected, difference
 
 if TYPE_CHECKING:
-    from st_asym.evaluation.models import System
+    from st_asym.evaluation.evaluate import System
 
 Verdict = Literal["works", "marginal", "fails"]
 # Data set to the name of a group of its queries to their ids.
 Parts = Mapping[str, Mapping[str, Sequence[str]]]
 # Data set to rows of queries.
-Rows = Mapping[str, list[int]]
+Rows = Mapping[str, Sequence[int]]
 # Data set to system to the ids of judged queries that it was trained on.
 Trained = Mapping[str, Mapping[str, Collection[str]]]
 
@@ -43,84 +41,126 @@ class Bar:
 
 def rows_of(
     systems: Sequence[System],
-    measured: Sequence[Measurement],
+    queries: Mapping[str, Any],
     parts: Parts,
     bar: Bar,
     seed: int,
     trained: Trained | None = None,
+    compressed: Mapping[str, dict[str, dict[str, float]]] | None = None,
 ) -> tuple[Row, ...]:
     """Compare all systems with the first, on all data sets, on each, and on groups of queries (``parts``).
 
-    Queries that a system or the first one was trained on (``trained``) are no evidence for its verdict.
+    ``queries`` are those of a :class:`Comparison`. Those that a system or the first one was trained on (``trained``)
+    are no evidence for its verdict. Baselines, the systems without models, have none.
     """
     first, *others = (system.name for system in systems)
-    table = _Table(measured, first, seed, {system.name for system in systems if not system.models})
-    everything = {data: list(range(len(ids))) for data, ids in table.ids.items()}
-    groups = {(data, name): table.rows(data, ids) for data, part in parts.items() for name, ids in part.items() if ids}
-    # Four families of comparisons, each corrected by itself: a reader looks at averages, at data sets or at groups.
-    total = table.differences({(other,): everything for other in others})
-    single = table.differences({(other, d): {d: rows} for other in others for d, rows in everything.items()})
-    in_groups = table.differences({(other, *key): {key[0]: rows} for other in others for key, rows in groups.items()})
-    left = {(other,): table.not_trained_on((first, other), trained or {}) for other in others}
-    evidence = table.differences({key: rows for key, rows in left.items() if rows})
-    base, *rows = (table.row(system, groups, in_groups) for system in systems)
-    compared = [
-        replace(row, difference=total[row.name,], differences={data: single[row.name, data] for data in table.ids})
-        for row in rows
-    ]
-    return (
-        base,
-        *(
-            replace(row, baseline=True, next_steps=_on_top(row.name, first, left[row.name,], table))
-            if row.name in table.baselines
-            else _judged(row, evidence.get((row.name,)), bar, base, table)
-            for row in compared
-        ),
-    )
+    baselines = {system.name for system in systems if not system.models}
+    places = {data: {query: row for row, query in enumerate(own["ids"])} for data, own in queries.items()}
+    groups = {
+        (data, name): [places[data][query] for query in ids]
+        for data, part in parts.items()
+        for name, ids in part.items()
+        if ids
+    }
+    # Four families of differences, each corrected by itself: a reader looks at averages, at data sets or at groups.
+    wanted: dict[tuple[str, ...], Rows] = {}
+    for name in others:
+        wanted["average", name] = {data: [*own.values()] for data, own in places.items()}
+        wanted |= {("data", name, data): {data: [*own.values()]} for data, own in places.items()}
+        wanted |= {("group", name, *key): {key[0]: rows} for key, rows in groups.items()}
+        if left := _not_trained_on(places, trained or {}, (first, name)):
+            wanted["evidence", name] = left
+    found = _differences(queries, first, wanted, baselines, seed)
+    rows: list[Row] = []
+    for system in systems:
+        row = _averages(system, queries, (compressed or {}).get(system.name, {}))
+        for (data, group), own in groups.items():
+            score = mean(_by_query(queries[data], row.name)[own])
+            row.groups.setdefault(data, {})[group] = Group(len(own), score, found.get(("group", row.name, data, group)))
+        row.differences.update({data: found["data", row.name, data] for data in places if row.name != first})
+        row = replace(row, difference=found.get(("average", row.name)), baseline=row.name in baselines)
+        gain, both = found.get(("evidence", row.name)), fused_name(first)
+        if gain is not None and not row.baseline:
+            row = _judged(row, rows[0], gain, bar, queries)
+        elif (
+            gain is not None and row.name not in (BM25, both) and both in baselines
+        ):  # what BM25 and the heads gain over BM25 alone
+            gain = _difference(queries, both, row.name, wanted["evidence", row.name], seed)
+            on = counted(gain.queries, "query", "queries")
+            row = replace(row, next_steps=(f"{gain}, to {both!r} on {on} that neither was trained on.",))
+        rows.append(row)
+    return tuple(rows)
 
 
-def _on_top(name: str, first: str, rows: Rows, table: _Table) -> tuple[str, ...]:
-    """What a system with BM25 added gains over the first one with BM25 added, on queries that it was not trained on."""
-    both = fused_name(first)
-    if name in (BM25, both) or both not in table.baselines or not rows:
-        return ()
-    gain = table.difference(both, name, rows)
-    queries = counted(gain.queries, "query", "queries")
-    return (f"{gain}, to {both!r} on {queries} that neither was trained on.",)
+def _not_trained_on(places: Mapping[str, Mapping[str, int]], trained: Trained, systems: Sequence[str]) -> Rows:
+    """Data set to the rows of queries that none of the systems was trained on, where there are any."""
+    found = {}
+    for data, own in places.items():
+        again = {query for name in systems for query in trained.get(data, {}).get(name, ())}
+        if rows := [row for query, row in own.items() if query not in again]:
+            found[data] = rows
+    return found
 
 
-def _judged(row: Row, gain: Difference | None, bar: Bar, base: Row, table: _Table) -> Row:
+def _differences(
+    queries: Mapping[str, Any],
+    first: str,
+    wanted: Mapping[tuple[str, ...], Rows],
+    baselines: Collection[str],
+    seed: int,
+) -> dict[tuple[str, ...], Difference]:
+    """Differences to the first system under keys that begin with their family and the other system.
+
+    They are corrected for their number in a family, in which baselines are one of their own.
+    """
+    found: dict[tuple[str, ...], Difference] = {}
+    known: dict[Any, Difference] = {}  # a single data set is also the average, and mostly the evidence
+    for key, rows in wanted.items():
+        on = (key[1], *((data, *own) for data, own in rows.items()))
+        if on not in known:
+            known[on] = _difference(queries, first, key[1], rows, seed)
+        found[key] = known[on]
+    families: dict[tuple[str, bool], list[tuple[str, ...]]] = {}
+    for key in wanted:
+        families.setdefault((key[0], key[1] in baselines), []).append(key)
+    for keys in families.values():
+        for key, p in zip(keys, corrected([found[key].p for key in keys]), strict=True):
+            found[key] = replace(found[key], p_corrected=p)
+    return found
+
+
+def _judged(row: Row, base: Row, gain: Difference, bar: Bar, queries: Mapping[str, Any]) -> Row:
     """A row with its verdict, and what the evidence suggests."""
-    if gain is None:
-        return row
     verdict = judge(gain, bar)
     if set(row.digests) <= set(base.digests):  # as where fit has kept the encoder: a note says so
         return replace(row, verdict=verdict)
-    moved = any((table.by_query[row.name, data] != table.by_query[base.name, data]).any() for data in table.ids)
+    moved = any((_by_query(own, row.name) != _by_query(own, base.name)).any() for own in queries.values())
     steps = next_steps(verdict, gain, bar, moved=moved, differences=row.differences, groups=row.groups)
     return replace(row, verdict=verdict, next_steps=steps)
 
 
-def scores_by_query(measured: Sequence[Measurement], parts: Parts) -> dict[str, dict[str, Any]]:
-    """Every score of every query, as :class:`st_asym.Comparison` keeps it."""
-    found: dict[str, dict[str, Any]] = {}
-    for system, _, form, scores in measured:
-        if form != FULL:
-            continue
-        part = parts.get(scores.data, {})
-        own = found.setdefault(
-            scores.data,
-            {
-                "ids": list(scores.queries),
-                "seen": list(part["seen"]) if "seen" in part else None,
-                "trained on": list(part.get("trained on", ())),
-                "scores": {},
-            },
-        )
-        by_metric = own["scores"].setdefault(system, {metric: [] for metric in METRICS})
-        for metric in METRICS:
-            by_metric[metric].append(list(scores.by_query[metric]))
-    return found
+def _averages(system: System, queries: Mapping[str, Any], compressed: dict[str, dict[str, float]]) -> Row:
+    """A row without differences."""
+    own = {data: known["scores"][system.name] for data, known in queries.items()}
+    scores = {data: {metric: mean(found[metric]) for metric in METRICS} for data, found in own.items()}
+    average = {metric: mean([one[metric] for one in scores.values()]) for metric in METRICS}
+    spread = {}
+    if len(system.digests) > 1:
+        by_model = {data: np.mean(found[MAIN], axis=1) for data, found in own.items()}
+        by_model["average"] = np.mean([*by_model.values()], axis=0)
+        spread = {data: float(np.std(one, ddof=1)) for data, one in by_model.items()}
+    return Row(system.name, system.digests, system.seeds, scores, average, spread, compressed=compressed)
+
+
+def _by_query(known: Mapping[str, Any], name: str) -> Floats:
+    """nDCG@10 of each query of a data set, the mean over the models of a system, shape ``(n,)``."""
+    return np.asarray(np.mean(known["scores"][name][MAIN], axis=0))
+
+
+def _difference(queries: Mapping[str, Any], before: str, after: str, rows: Rows, seed: int) -> Difference:
+    """Between two systems, on these queries of data sets."""
+    old, new = ([_by_query(queries[data], name)[[*own]] for data, own in rows.items()] for name in (before, after))
+    return difference(old, new, seed)
 
 
 def judge(gain: Difference, bar: Bar) -> Verdict:
@@ -177,102 +217,6 @@ def _overall(verdict: Verdict, gain: Difference, bar: Bar, *, moved: bool) -> st
         f"The difference is not distinguishable from chance on {gain.queries:,} queries: evaluate on more of "
         "them, or train on more pairs."
     )
-
-
-class _Table:
-    """Measurements, found by system, data set and form."""
-
-    def __init__(self, measured: Sequence[Measurement], first: str, seed: int, baselines: Collection[str]) -> None:
-        self._first, self._seed, self.baselines = first, seed, baselines
-        # By the queries that it is on: a single data set is also the average, and mostly the evidence.
-        self._known: dict[Any, Difference] = {}
-        self._runs: dict[tuple[str, str, str], list[Scores]] = {}
-        for system, _, form, scores in measured:
-            self._runs.setdefault((system, scores.data, form), []).append(scores)
-        self._forms = list(dict.fromkeys(form for *_, form in self._runs if form != FULL))
-        # Data set to the ids of its queries.
-        self.ids = {data: runs[0].queries for (_, data, _), runs in self._runs.items()}
-        # Mean nDCG@10 of each query over the models of a system, shape (n,).
-        self.by_query: dict[tuple[str, str], Floats] = {
-            (system, data): np.asarray(np.mean([one.by_query[MAIN] for one in runs], axis=0))
-            for (system, data, form), runs in self._runs.items()
-            if form == FULL
-        }
-
-    def rows(self, data: str, queries: Sequence[str]) -> list[int]:
-        """The rows of some queries."""
-        places = {query: row for row, query in enumerate(self.ids[data])}
-        return [places[query] for query in queries]
-
-    def not_trained_on(self, systems: Sequence[str], trained: Trained) -> dict[str, list[int]]:
-        """Data set to the rows of queries that none of the systems was trained on, where there are any."""
-        found = {}
-        for data, ids in self.ids.items():
-            again = {query for system in systems for query in trained.get(data, {}).get(system, ())}
-            if rows := [row for row, query in enumerate(ids) if query not in again]:
-                found[data] = rows
-        return found
-
-    def differences(self, wanted: Mapping[tuple[str, ...], Rows]) -> dict[tuple[str, ...], Difference]:
-        """A family of differences to the first system, corrected for their number; baselines are one of their own.
-
-        Each is wanted under a key that begins with the other system, on these queries of data sets.
-        """
-        found = {}
-        for key, rows in wanted.items():
-            queries = (key[0], tuple((data, tuple(own)) for data, own in rows.items()))
-            if queries not in self._known:
-                self._known[queries] = self.difference(self._first, key[0], rows)
-            found[key] = self._known[queries]
-        for family in (True, False):
-            keys = [key for key in found if (key[0] in self.baselines) == family]
-            for key, p in zip(keys, corrected([found[key].p for key in keys]), strict=True):
-                found[key] = replace(found[key], p_corrected=p)
-        return found
-
-    def difference(self, before: str, after: str, rows: Rows) -> Difference:
-        """Between two systems, on these queries of data sets."""
-        old, new = ([self.by_query[system, data][own] for data, own in rows.items()] for system in (before, after))
-        return difference(old, new, self._seed)
-
-    def mains(self, system: str, form: str = FULL) -> dict[str, list[float]]:
-        """Data set to the nDCG@10 of each of the system's models."""
-        return {data: [run.means[MAIN] for run in self._runs[system, data, form]] for data in self.ids}
-
-    def row(
-        self,
-        system: System,
-        groups: Mapping[tuple[str, str], list[int]],
-        gains: Mapping[tuple[str, ...], Difference],
-    ) -> Row:
-        """A row without its differences, other than those in groups."""
-        own_groups: dict[str, dict[str, Group]] = {}
-        for (data, group), rows in groups.items():
-            score = float(self.by_query[system.name, data][rows].mean())
-            own_groups.setdefault(data, {})[group] = Group(len(rows), score, gains.get((system.name, data, group)))
-        scores = {
-            data: {m: mean([run.means[m] for run in self._runs[system.name, data, FULL]]) for m in METRICS}
-            for data in self.ids
-        }
-        spread = {}
-        if len(system.digests) > 1:
-            by_model = self.mains(system.name)
-            by_model["average"] = [mean(own) for own in zip(*by_model.values(), strict=True)]
-            spread = {data: float(np.std(own, ddof=1)) for data, own in by_model.items()}
-        compressed = {}
-        for form in self._forms if system.models else ():
-            found = {data: mean(own) for data, own in self.mains(system.name, form).items()}
-            compressed[form] = {**found, "average": mean(list(found.values()))}
-        return Row(
-            name=system.name,
-            digests=system.digests,
-            seeds=system.seeds,
-            scores=scores,
-            average={metric: mean([scores[data][metric] for data in self.ids]) for metric in METRICS},
-            spread=spread,
-            groups=own_groups,
-            compressed=compressed,
-        )
 
 
 @dataclass(frozen=True)
@@ -351,16 +295,12 @@ def replacement(
 
 def _gain(comparison: Comparison, old: str, new: str, half: str | None, seed: int) -> Difference | None:
     """The difference on queries that were not trained on, all or those of a half; None where there are none."""
-    before: list[Floats] = []
-    after: list[Floats] = []
-    for known in comparison.queries.values():
-        trained = set(known["trained on"])
-        places = {key: row for row, key in enumerate(known["ids"]) if key not in trained}
+    rows: dict[str, list[int]] = {}
+    for data, known in comparison.queries.items():
+        trained, seen = set(known["trained on"]), set(known["seen"] or ())
+        left = [row for row, key in enumerate(known["ids"]) if key not in trained]
         if half is not None:
-            seen = set(known["seen"]) if known["seen"] is not None else None
-            places = {key: row for key, row in places.items() if seen is not None and (key in seen) == (half == "seen")}
-        if places:
-            scores = [np.mean(known["scores"][name][MAIN], axis=0)[list(places.values())] for name in (old, new)]
-            before.append(scores[0])
-            after.append(scores[1])
-    return difference(before, after, seed) if before else None
+            left = [row for row in left if (known["ids"][row] in seen) == (half == "seen")]
+        if left and (half is None or known["seen"] is not None):
+            rows[data] = left
+    return _difference(comparison.queries, old, new, rows, seed) if rows else None

@@ -11,9 +11,10 @@ from torch import nn
 from transformers import TrainerState
 
 from st_asym import Comparison, Diagnosis, EmbeddingCache, FitReport, Settings, asymmetric_model, diagnose
-from st_asym.evaluation.comparison import METRICS, Measurement, Scores
-from st_asym.evaluation.models import System
-from st_asym.evaluation.verdict import Bar, rows_of, scores_by_query
+from st_asym.evaluation.comparison import METRICS
+from st_asym.evaluation.evaluate import System
+from st_asym.evaluation.mteb import Measurement, Scores, compressed_scores, scores_by_query
+from st_asym.evaluation.verdict import Bar, rows_of
 from st_asym.fitting.gate import Choice, Evidence, Gain
 from st_asym.fitting.report import Tried
 
@@ -100,11 +101,11 @@ def a_comparison(
         *run(third, 1, "int8", -0.3),
     ]
     parts = {data[0]: {"seen": [f"q{i}" for i in range(10)], "unseen": [f"q{i}" for i in range(10, 30)]}}
-    bar = Bar()
+    bar, queries = Bar(), scores_by_query(measured, parts)
     return Comparison(
-        rows=rows_of(systems, measured, parts, bar, 0),
+        rows=rows_of(systems, queries, parts, bar, 0, compressed=compressed_scores(measured)),
         data={name: {"split": "test", "queries": len(base[name]), "documents": 99, "version": "v"} for name in data},
-        queries=scores_by_query(measured, parts),
+        queries=queries,
         settings={"at_least": bar.at_least, "significance": bar.significance, "seed": 0},
         versions={"mteb": "2.26"},
         notes=("2 queries were left out.",),
