@@ -24,7 +24,7 @@ from st_asym.data.collection import counted
 from st_asym.data.files import PLOT_FILE, REPORT_FILE
 from st_asym.evaluation.comparison import MAIN, METRICS, Comparison, Row, mean
 from st_asym.heads.anatomy import Encoder, without_heads
-from st_asym.report import tables as of_fit
+from st_asym.report import tables
 from st_asym.report.card_file import TAG, Card, checked_license, usage
 from st_asym.report.plots import candidate_forest
 from st_asym.report.tables import Report, cell, code, long_tables, notes, table
@@ -42,10 +42,10 @@ _FUNCTIONS: dict[str, Any] = {
     "cell": cell,
     "code": code,
     "counted": counted,
-    "fit": of_fit,
     "number": "{:,}".format,
     "plain_encode": plain_encode,
     "table": table,
+    "tables": tables,
     "usage": usage,
 }
 
@@ -60,8 +60,9 @@ def template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals.update(_FUNCTIONS)
     environment.filters.update(_FUNCTIONS)
-    return environment.get_template(name, globals=_FUNCTIONS)
+    return environment.get_template(name)
 
 
 class Facts(NamedTuple):

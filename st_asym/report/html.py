@@ -1,10 +1,12 @@
-"""Any result as one HTML file that needs nothing from elsewhere: a comparison, a diagnosis, a fit or a training."""
+"""Any result as one HTML file that needs nothing from elsewhere: a comparison, a diagnosis, a fit or a training.
+
+Each kind has a template, ``templates/*.html.j2``; here is what these show beside the result itself.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,24 +15,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from transformers import TrainerState
 
-from st_asym.data.collection import counted
 from st_asym.data.files import write_text
 from st_asym.diagnosis import Diagnosis
-from st_asym.diagnosis.relevance import Example
 from st_asym.evaluation.comparison import MAIN, Comparison, Row
 from st_asym.fitting.report import FitReport
-from st_asym.report import plots
-from st_asym.report import tables as of_fit
+from st_asym.report import plots, tables
 from st_asym.report.card import template
 from st_asym.report.plots import REQUIRES, Plot
-from st_asym.report.tables import (
-    heads_table,
-    how_compared,
-    long_tables,
-    search_table,
-    short_table,
-    vectors_table,
-)
 from st_asym.retrieval.significance import Difference, p_value
 
 Subject: TypeAlias = Comparison | Diagnosis | FitReport | TrainerState
@@ -40,11 +31,6 @@ _NAMES = "a Comparison, a Diagnosis, a FitReport or a TrainerState"
 _MANY = 12
 # Queries that are listed on either end.
 _LISTED = 10
-_SEEN = (
-    "Seen: a relevant document of the query was a training positive. Unseen: none was. Trained on: so was the query "
-    "itself."
-)
-_LOOK = "The texts are in the data set; st-asym diagnose shows them beside what was found."
 
 # What is in the log of a fit, and is no loss.
 _FIGURES = {"accuracy": "nearest document is relevant", "query_std": "queries", "document_std": "documents"}
@@ -74,7 +60,7 @@ def as_html(*subjects: Subject) -> str:
         if page is None:
             raise TypeError(f"A report is made of {_NAMES}, not of a {type(subject).__name__}.")
         pages.append(page(subject))
-    return template("page.html.j2").render(pages=pages, title=" and ".join(page.title for page in pages))
+    return template("page.html.j2").render(pages=pages, title=" and ".join(page["title"] for page in pages))
 
 
 def save_html(path: str | os.PathLike[str], *subjects: Subject) -> None:
@@ -103,76 +89,34 @@ def save_html(path: str | os.PathLike[str], *subjects: Subject) -> None:
     write_text(target, text, errors="replace")
 
 
-# What a page consists of
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table whose first column names the rows; a folded one, which needs a caption, is opened by the reader."""
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    caption: str = ""
-    folded: bool = False
-
-
-@dataclass(frozen=True)
-class Note:
-    """A sentence or two that stand out, as trouble or as news, after a word for what they are."""
-
-    text: str
-    trouble: bool = False
-    label: str = ""
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of a page under a heading, left out where nothing is in it; cards are examples, each with its heading."""
-
-    title: str
-    text: str = ""
-    notes: Sequence[Note] = ()
-    tables: Sequence[Table] = ()
-    pictures: Sequence[Plot] = ()
-    cards: Sequence[tuple[str, Mapping[str, str]]] = ()
-
-
-@dataclass(frozen=True)
-class Page:
-    """One report: what is reported on, what came of it in one sentence, sections, and versions for its foot."""
-
-    title: str
-    lead: str
-    sections: Sequence[Section]
-    versions: Mapping[str, str] = field(default_factory=dict)
-
-
-def comparison_page(comparison: Comparison) -> Page:
+def comparison_page(comparison: Comparison) -> dict[str, Any]:
     """Verdicts, tables, differences with their intervals, queries, and what it all rests on."""
     first, *others = comparison.rows
-    verdicts = [*(Note(one, trouble=True) for one in comparison.cautions), *map(_verdict, others)]
-    tables = [Table(header, rows) for header, rows in (short_table(comparison), *long_tables(comparison))]
-    notes = [Note(note) for note in comparison.notes if note not in comparison.cautions]
-    how = how_compared(comparison, first.name) if others else ""
-    sections = [
-        Section("Verdicts", notes=verdicts),
-        Section("Scores", how, tables=tables, pictures=_differences(comparison)),
-        _groups(comparison),
-        Section("Query by query", pictures=_scatters(comparison)),
-        Section("Largest gains and losses", _LOOK, tables=_changes(comparison)),
-        Section("What was compared", notes=notes, tables=_basis(comparison)),
-    ]
     verdict = "; ".join(f"{row.name}: {row.verdict or 'no verdict'}" for row in others if not row.baseline)
-    lead = verdict or f"{first.name}: {first.average[MAIN]:.4f}"
-    return Page("Comparison", f"{lead}.", sections, dict(comparison.versions))
-
-
-def _verdict(row: Row) -> Note:
-    words = [f"{row.name}:"]
-    if row.difference is not None:
-        words.append(f"{row.difference.interval} points of nDCG@10 on {row.difference.queries:,} queries.")
-    label = f"{(row.verdict or ('baseline' if row.baseline else 'no verdict')).capitalize()}."
-    return Note(" ".join([*words, *row.next_steps]), row.verdict == "fails", label)
+    groups, group_differences = _groups(comparison)
+    settings = [[name.replace("_", " "), value] for name, value in comparison.settings.items()]
+    return {
+        "title": "Comparison",
+        "lead": f"{verdict or f'{first.name}: {first.average[MAIN]:.4f}'}.",
+        "body": "comparison.html.j2",
+        "versions": comparison.versions,
+        "of": comparison,
+        "differences": _differences(comparison),
+        "groups": groups,
+        "group_differences": group_differences,
+        "scatters": _scatters(comparison),
+        "changes": _changes(comparison),
+        "models": [
+            [row.name, "" if seed is None else seed, digest]
+            for row in comparison.rows
+            for digest, seed in zip(row.digests, row.seeds or [None] * len(row.digests), strict=True)
+        ],
+        "data": [
+            [name, facts["split"], f"{facts['queries']:,}", f"{facts['documents']:,}", facts["version"]]
+            for name, facts in comparison.data.items()
+        ],
+        "settings": [*settings, ["created", comparison.created]],
+    }
 
 
 def _differences(comparison: Comparison) -> list[Plot]:
@@ -185,8 +129,8 @@ def _differences(comparison: Comparison) -> list[Plot]:
     return [plots.difference_forest("Difference in nDCG@10", found, first.name)] if others else []
 
 
-def _groups(comparison: Comparison) -> Section:
-    """Queries on seen and on unseen documents apart."""
+def _groups(comparison: Comparison) -> tuple[list[list[str]], list[Plot]]:
+    """Rows of queries on seen and on unseen documents apart, and their differences drawn."""
     rows = []
     found: dict[str, dict[str, Difference]] = {}
     for row in comparison.rows:
@@ -198,12 +142,7 @@ def _groups(comparison: Comparison) -> Section:
                 found.setdefault(name, {})[row.name] = group.difference
             rows.append([f"{row.name}: {name}", f"{group.queries:,}", f"{group.score:.4f}", *beside])
     title, first = "Difference on seen and unseen documents", comparison.rows[0].name
-    return Section(
-        "Seen and unseen documents",
-        _SEEN,
-        tables=[Table(["", "queries", "nDCG@10", "points, 95 %", "p"], rows)] if rows else [],
-        pictures=[plots.difference_forest(title, found, first)] if found else [],
-    )
+    return rows, [plots.difference_forest(title, found, first)] if found else []
 
 
 def _scores(comparison: Comparison, row: Row, data: str) -> list[float]:
@@ -233,10 +172,10 @@ def _scatters(comparison: Comparison) -> list[Plot]:
     return pictures
 
 
-def _changes(comparison: Comparison) -> list[Table]:
-    """The queries that gained and lost most, of each system on each data set."""
+def _changes(comparison: Comparison) -> list[tuple[list[str], list[list[str]], str]]:
+    """The queries that gained and lost most, of each system on each data set: header, rows and caption."""
     first, *others = comparison.rows
-    tables = []
+    found = []
     for row in others:
         for data in comparison.data:
             ids, seen = comparison.queries[data]["ids"], comparison.queries[data]["seen"]
@@ -252,107 +191,66 @@ def _changes(comparison: Comparison) -> list[Table]:
             ]
             header = ["query", first.name, row.name, "difference", *([] if seen is None else ["documents"])]
             if rows:
-                tables.append(Table(header, rows, f"{data}: {row.name}", folded=True))
-    return tables
+                found.append((header, rows, f"{data}: {row.name}"))
+    return found
 
 
-def _basis(comparison: Comparison) -> list[Table]:
-    """Models by their digests, data by their versions, and the settings."""
-    models = [
-        [row.name, "" if seed is None else str(seed), digest]
-        for row in comparison.rows
-        for digest, seed in zip(row.digests, row.seeds or [None] * len(row.digests), strict=True)
-    ]
-    data = [
-        [name, str(facts["split"]), f"{facts['queries']:,}", f"{facts['documents']:,}", str(facts["version"])]
-        for name, facts in comparison.data.items()
-    ]
-    settings = [[name.replace("_", " "), str(value)] for name, value in comparison.settings.items()]
-    return [
-        Table(["model", "seed", "digest of weights and settings"], models),
-        Table(["data set", "split", "queries", "documents", "version"], data),
-        Table(["setting", "value"], [*settings, ["created", comparison.created]]),
-    ]
-
-
-def diagnosis_page(diagnosis: Diagnosis) -> Page:
+def diagnosis_page(diagnosis: Diagnosis) -> dict[str, Any]:
     """Findings, search, vectors, heads and examples."""
-    findings = [Note(finding.text, finding.trouble) for finding in diagnosis.findings]
-    search, vectors, heads = (
-        [Table(header, rows)]
-        for header, *rows in (make(diagnosis) for make in (search_table, vectors_table, heads_table))
-    )
-    pictures = [plots.cosines(diagnosis.histograms, "negative", "other pairs" if diagnosis.judged else "all pairs")]
+    found = [plots.cosines(diagnosis.histograms, "negative", "other pairs" if diagnosis.judged else "all pairs")]
     examples = []
     if (judged := diagnosis.judged) is not None:
         scatter = plots.by_query("nDCG@10 by query", judged.ndcg_before, judged.ndcg_after, ("encoder", "with heads"))
-        pictures = [plots.cosines(diagnosis.histograms, "positive", "relevant pairs"), *pictures, scatter]
-        examples = [
-            Section("Largest gains in nDCG@10", cards=_cards(judged.gains)),
-            Section("Largest losses in nDCG@10", cards=_cards(judged.losses)),
-        ]
+        found = [plots.cosines(diagnosis.histograms, "positive", "relevant pairs"), *found, scatter]
+        examples = [("Largest gains in nDCG@10", judged.gains), ("Largest losses in nDCG@10", judged.losses)]
     spectra = [plots.spectra(diagnosis.query, "queries"), plots.spectra(diagnosis.document, "documents")]
-    sections = [
-        Section("Findings", notes=findings or [Note("Nothing is out of range.")]),
-        Section("Search", tables=search, pictures=pictures),
-        Section("Vectors", tables=vectors, pictures=spectra),
-        Section("Heads", tables=heads, pictures=plots.singular_values(diagnosis)),
-        *examples,
-    ]
-    return Page("Diagnosis of the heads", diagnosis.first_line, sections, dict(diagnosis.versions))
+    return {
+        "title": "Diagnosis of the heads",
+        "lead": diagnosis.first_line,
+        "body": "diagnosis.html.j2",
+        "versions": diagnosis.versions,
+        "of": diagnosis,
+        "parts": [
+            ("Search", tables.search_table(diagnosis), found),
+            ("Vectors", tables.vectors_table(diagnosis), spectra),
+            ("Heads", tables.heads_table(diagnosis), plots.singular_values(diagnosis)),
+        ],
+        "examples": examples,
+    }
 
 
-def _cards(examples: Sequence[Example]) -> list[tuple[str, Mapping[str, str]]]:
-    return [
-        (
-            f"{one.before:.2f} → {one.after:.2f}: {one.query}",
-            {"relevant": one.relevant, "first before": one.first_before, "first now": one.first_after},
-        )
-        for one in examples
-    ]
-
-
-def fit_page(report: FitReport) -> Page:
+def fit_page(report: FitReport) -> dict[str, Any]:
     """The decision, what it rests on, how heads were trained, and on what."""
     facts = report.as_dict()
-    best, forest = of_fit.best(facts), plots.candidate_forest(facts)
-    tried = [Table(*of_fit.candidate_table(facts), " ".join(of_fit.how_to_read(facts)))] if facts["candidates"] else []
-    held_out = list(dict.fromkeys(report.held_out))
-    if report.refitted:
-        held_out.append("The kept heads were then made of all queries, those held out included.")
-    if report.labels != "judged":
-        held_out.append(f"There were no labels: queries are the documents' own {report.labels}.")
-    data = Table(["texts", "number"], [[name, f"{number:,}"] for name, number in report.counts.items()])
+    best, forest = tables.best(facts), plots.candidate_forest(facts)
     candidate = None if best is None else best["choice"]["candidate"]
     own = [entry for entry in facts["evidence"] if entry["choice"]["candidate"] == candidate]
-    how = "" if best is None else f"{candidate}: means over the cuts on which it was rehearsed."
-    settings = Table(["setting", "value"], of_fit.settings_rows(facts))
-    seconds = Table(["part", "seconds"], [[part, f"{taken:.1f}"] for part, taken in report.seconds.items()])
-    sections = [
-        Section("Data", " ".join(held_out), notes=[Note(note) for note in report.notes], tables=[data]),
-        Section("Candidates", " ".join(of_fit.why(facts)), tables=tried, pictures=[] if forest is None else [forest]),
-        Section("Held-out queries", tables=_choices(facts), pictures=plots.gain_curves(own, facts["chosen"])),
-        Section("Training", how, pictures=_training(facts)),
-        Section("Settings", tables=[settings, *_trials(report)]),
-        Section("Time", tables=[seconds]),
-    ]
-    return Page("Fit", report.first_line, sections, dict(report.versions))
+    return {
+        "title": "Fit",
+        "lead": report.first_line,
+        "body": "fit.html.j2",
+        "versions": report.versions,
+        "of": facts,
+        "counts": [[name, f"{number:,}"] for name, number in report.counts.items()],
+        "forest": [] if forest is None else [forest],
+        "choices": [
+            [
+                entry["choice"]["candidate"],
+                tables.how_far(entry["choice"]),
+                *(tables.half(entry[name]) for name in tables.HALVES),
+                tables.difference(entry["gain"], entry["error"]),
+                "kept" if entry == facts["chosen"] else "",
+            ]
+            for entry in facts["evidence"]
+        ],
+        "gains": plots.gain_curves(own, facts["chosen"]),
+        "training": _training(facts),
+        "trials": _trials(report),
+        "seconds": [[part, f"{taken:.1f}"] for part, taken in report.seconds.items()],
+    }
 
 
-def _choices(facts: of_fit.Report) -> list[Table]:
-    """All that was judged."""
-    rows = []
-    for entry in facts["evidence"]:
-        row = [entry["choice"]["candidate"], of_fit.how_far(entry["choice"])]
-        row += [of_fit.half(entry[name]) for name in of_fit.HALVES]
-        row += [of_fit.difference(entry["gain"], entry["error"]), "kept" if entry == facts["chosen"] else ""]
-        rows.append(row)
-    caption = f"Difference in nDCG@10 to the untouched encoder of {counted(len(rows), 'choice')}, ± standard error"
-    header = ["candidate", "how far", *of_fit.HALVES.values(), "together", ""]
-    return [Table(header, rows, caption, folded=True)] if rows else []
-
-
-def _training(facts: of_fit.Report) -> list[Plot]:
+def _training(facts: tables.Report) -> list[Plot]:
     """Losses, and what they do not show, by epoch; and the losses of the last training."""
     log, last = facts["log"], facts["training"]
     kept = None if facts["chosen"] is None else facts["chosen"]["choice"]["epoch"]
@@ -369,20 +267,19 @@ def _losses(log: Sequence[Mapping[str, float]]) -> dict[str, str]:
     return {name: name for entry in log for name in entry if name != "epoch" and name not in _FIGURES}
 
 
-def _trials(report: FitReport) -> list[Table]:
-    """Gains of the trials, and the settings in which they differ."""
+def _trials(report: FitReport) -> list[list[str]]:
+    """Header and rows: gains of the trials, and the settings in which they differ."""
     trials = [{**trial.get("settings", {}), **trial} for trial in report.trials]
     names = dict.fromkeys(name for trial in trials for name in trial if name != "settings")
     columns = [name for name in names if len(trials) == 1 or len({str(trial.get(name)) for trial in trials}) > 1]
-    rows = []
+    rows = [["trial", *(name.replace("_", " ") for name in columns)]]
     for number, trial in enumerate(trials, 1):
         values = (trial.get(name) for name in columns)
-        rows.append([str(number), *("" if value is None else of_fit.shown(value) for value in values)])
-    caption = f"{counted(len(rows), 'trial')}, with what they differ in."
-    return [Table(["trial", *(name.replace("_", " ") for name in columns)], rows, caption)] if rows else []
+        rows.append([str(number), *("" if value is None else tables.shown(value) for value in values)])
+    return rows
 
 
-def training_page(state: TrainerState) -> Page:
+def training_page(state: TrainerState) -> dict[str, Any]:
     """Curves of everything that was logged, and the last figures."""
     log = [
         {name: value for name, value in entry.items() if isinstance(value, int | float)}
@@ -405,11 +302,14 @@ def training_page(state: TrainerState) -> Page:
     lead = f"{state.global_step:,} of {state.max_steps:,} steps, {state.epoch or 0:.3g} epochs."
     if state.best_metric is not None:
         lead += f" Best checkpoint: {state.best_metric:.4g} at step {state.best_global_step or 0:,}."
-    sections = [
-        Section("Curves", pictures=_logged(log, names)),
-        Section("First and last", tables=[Table(["figure", "first", "last"], ends)]),
-    ]
-    return Page("Training", lead, sections, {name: version(name) for name in _PACKAGES})
+    return {
+        "title": "Training",
+        "lead": lead,
+        "body": "training.html.j2",
+        "versions": {name: version(name) for name in _PACKAGES},
+        "curves": _logged(log, names),
+        "ends": ends,
+    }
 
 
 def _logged(log: list[dict[str, float]], names: list[str]) -> list[Plot]:
@@ -433,7 +333,7 @@ def _logged(log: list[dict[str, float]], names: list[str]) -> list[Plot]:
     ]
 
 
-_PAGES: dict[type, Callable[[Any], Page]] = {
+_PAGES: dict[type, Callable[[Any], dict[str, Any]]] = {
     Comparison: comparison_page,
     Diagnosis: diagnosis_page,
     FitReport: fit_page,

@@ -317,37 +317,6 @@ def candidate_table(report: Report, most: int | None = None) -> tuple[list[str],
     return header, rows
 
 
-def how_to_read(report: Report) -> list[str]:
-    """What the figures of the table are, in sentences."""
-    lines = ["Differences in nDCG@10 to the untouched encoder on held-out queries, ± one standard error."]
-    share, shown = report["expected_unseen"], best(report)
-    if share is not None and shown is not None:
-        missing = [name for key, name in HALVES.items() if not shown[key]["queries"]]
-        together = f"Together: in proportion of the traffic to expect, {share:.0%} of which asks for unseen documents."
-        lines.append(f"No query on {missing[0]} was held out: the others count alone." if missing else together)
-    if len({one["cuts"] for one in report["candidates"]}) > 1:
-        lines.append("What has fewer cuts than others was clearly behind after these, or was stopped.")
-    return lines
-
-
-def why(report: Report) -> list[str]:
-    """Why this choice was kept, or none, in sentences; of 0.1, which did not say, what was kept."""
-    chance, chosen = report["chance"], report["chosen"]
-    lines = []
-    if chosen is not None:
-        lines.append(f"Kept: {chosen['choice']['candidate']}, {how_far(chosen['choice'])}.")
-    if chance is None:
-        return lines
-    if chance >= 1:
-        return ["None was kept: none gains without a loss beyond noise on seen or on unseen documents."]
-    what = "of what was rehearsed on all cuts and loses beyond noise neither on seen nor on unseen documents"
-    lines.append(
-        f"It has the largest gain {what}." if chosen else f"None was kept: the largest gain {what} may be chance."
-    )
-    tried = counted(len(report["evidence"]), "choice")
-    return [*lines, f"If none were worth anything, the best of {tried} would look as good in {chance:.2%} of cases."]
-
-
 def settings_rows(report: Report) -> list[list[str]]:
     """Name and value: how the kept heads were made, or what was given, where none were kept."""
     chosen, settings = report["chosen"], dict(report["settings"])
