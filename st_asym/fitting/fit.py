@@ -255,7 +255,7 @@ def _save(
     ``sources`` are what ``data`` was read from, as the user named it. Where the disk is full or does not take the
     model, the error says where the heads are kept.
     """
-    from st_asym.report.card import attach, fitted_card
+    from st_asym.report.card import attach, new_card
     from st_asym.report.tables import code
 
     with rescued_heads(model, output), new_folder(output, _free_place, keep_what_is_not_ours) as new:
@@ -263,7 +263,8 @@ def _save(
         report.save(new / REPORT_FILE)
         # Data in memory have no name.
         data_name = code(public_name(sources[0])) if isinstance(sources[0], str | os.PathLike) else None
-        card = fitted_card(model, report.as_dict(), encoder, data_name, new)
+        card = new_card(model, encoder, report.as_dict(), data_name, new)
+        card.save(new)
         if report.kept:  # otherwise it is the user's own encoder, with the encoder's own card
             attach(model, card, new)
         settings = {**report.settings.as_dict(), **{k: getattr(report, k) for k in ("collection", "expected_unseen")}}

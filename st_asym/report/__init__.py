@@ -1,6 +1,6 @@
 """The one place that says a result in words or pictures: tables, pages in HTML, and the model card.
 
-From the bottom up: ``tables`` (text and Markdown), ``plots``, ``card_file`` (a card's sections), ``card``,
+From the bottom up: ``tables`` (text and Markdown), ``plots``, ``card`` (a card as sections, and what is in them),
 ``html`` (any result as one file).
 """
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template, TemplateError, select_autoescape
 from sentence_transformers import SentenceTransformer, SentenceTransformerModelCardData
@@ -21,22 +21,30 @@ from sentence_transformers.base.modules import Dense, Router
 
 from st_asym.cache import encoder_fingerprint, model_fingerprint
 from st_asym.data.collection import counted
-from st_asym.data.files import PLOT_FILE, REPORT_FILE
+from st_asym.data.files import CARD_FILE, PLOT_FILE, REPORT_FILE, write_text
 from st_asym.evaluation.comparison import MAIN, METRICS, Comparison, Row, mean
-from st_asym.heads.anatomy import Encoder, without_heads
+from st_asym.heads.anatomy import Encoder, is_license, without_heads
 from st_asym.report import tables
-from st_asym.report.card_file import TAG, Card, checked_license, usage
 from st_asym.report.plots import candidate_forest
-from st_asym.report.tables import Report, cell, code, long_tables, notes, table
+from st_asym.report.tables import Report, cell, code, table
 from st_asym.trainer.columns import plain_encode
 
 NOT_RECORDED = "not recorded"
 
+# The sections of a card in this order; written anew with each model.
+SECTIONS = ("Use", "Model", "Training", "Held-out queries", "Evaluation", "Limits", "License")
+TAG = "st-asym"
 _TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", TAG]
 _TRAINED_SINCE = "> The model was trained further since this card was written: it describes what it was before.\n\n"
 # As MTEB names them in its own results.
 _METRIC_TYPES = {metric: metric.replace("@", "_at_") for metric in METRICS}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+# The line that loads the model, in which sentence-transformers names the repository when it uploads a loaded model.
+_LOADS = re.compile(r'(model = SentenceTransformer\(")([^"\n]*)(")')
+_LICENSE_HEADING = "License"
+_OF_LICENSE = ("license", "license_name", "license_link")
+# What was measured on the earlier model.
+_OF_SCORES = ("model-index", "model_name", "eval_results", "metrics")
 # What the template calls.
 _FUNCTIONS: dict[str, Any] = {
     "cell": cell,
@@ -46,7 +54,6 @@ _FUNCTIONS: dict[str, Any] = {
     "plain_encode": plain_encode,
     "table": table,
     "tables": tables,
-    "usage": usage,
 }
 
 
@@ -63,6 +70,93 @@ def template(name: str) -> Template:
     environment.globals.update(_FUNCTIONS)
     environment.filters.update(_FUNCTIONS)
     return environment.get_template(name)
+
+
+@dataclass
+class Card:
+    """A model card: its metadata, and what people read, in Markdown."""
+
+    data: ModelCardData
+    text: str
+
+    @classmethod
+    def parse(cls, content: str) -> Card:
+        """Read a card; a ValueError where its metadata are not what a card may have."""
+        try:
+            card = ModelCard(content)
+        except Exception as error:  # of YAML, or of what metadata may hold
+            raise ValueError(f"its metadata cannot be read: {' '.join(str(error).split())}") from error
+        assert isinstance(card.data, ModelCardData)  # noqa: S101 - for the type checker
+        return cls(card.data, card.text.lstrip("\n"))
+
+    @classmethod
+    def load(cls, folder: Path) -> Card | None:
+        """The card of a saved model; None where there is none."""
+        path = folder / CARD_FILE
+        if not path.is_file():
+            return None
+        try:
+            return cls.parse(path.read_text(encoding="utf-8-sig"))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}. Mend it, or write a new card (new=True).") from error
+
+    def __str__(self) -> str:
+        """The card as it stands in ``README.md``."""
+        return f"---\n{self.data.to_yaml()}\n---\n\n{self.text}"
+
+    def save(self, folder: Path) -> Path:
+        """Write it."""
+        return write_text(folder / CARD_FILE, str(self))
+
+    @property
+    def title(self) -> str:
+        """Its first heading."""
+        first = re.search(r"^# (.+)$", self.text, re.MULTILINE)
+        return first[1].strip() if first else "Query and document heads"
+
+    def set_model_id(self, model_id: str) -> None:
+        """Name the model in the line that loads it."""
+        self.text = _LOADS.sub(lambda match: match[1] + model_id + match[3], self.text)
+
+    def put(self, heading: str, text: str, order: Sequence[str] = SECTIONS) -> None:
+        """Replace a section, or add it: in that order, before the first of those after it, else at the end."""
+        lines, places = self._places()
+        new = f"## {heading}\n\n{text.strip()}\n"
+        spans = {name: (start, end) for (start, name), (end, _) in itertools.pairwise(places)}
+        later = order[order.index(heading) + 1 :] if heading in order else ()
+        place = next((start for start, name in places if name in later), len(lines))
+        start, end = spans.get(heading, (place, place))
+        before, after = "".join(lines[:start]).rstrip("\n"), "".join(lines[end:])
+        self.text = "\n\n".join(filter(None, [before, f"{new}\n{after}" if after else new]))
+
+    def sections(self) -> dict[str, str]:
+        """The text of each section by its heading."""
+        lines, places = self._places()
+        return {name: "".join(lines[start + 1 : end]) for (start, name), (end, _) in itertools.pairwise(places)}
+
+    def keep(self, earlier: Card) -> None:
+        """Take over from the card of an earlier model what this one does not say anew.
+
+        These are sections that it has not, licence and data, and other metadata, apart from the earlier model's scores.
+        """
+        own = self.sections()
+        for heading, text in earlier.sections().items():
+            if heading not in own or heading == _LICENSE_HEADING:
+                self.put(heading, text)
+        said: dict[str, Any] = self.data.to_dict()  # type: ignore[no-untyped-call]
+        before: dict[str, Any] = earlier.data.to_dict()  # type: ignore[no-untyped-call]
+        for name, value in before.items():
+            if said.get(name) is None and name not in (*_OF_LICENSE, *_OF_SCORES):
+                setattr(self.data, name, value)
+        if "license" in before:
+            for name in _OF_LICENSE:
+                setattr(self.data, name, before.get(name))
+        self.data.tags = list(dict.fromkeys([*(self.data.tags or []), *(earlier.data.tags or [])]))
+
+    def _places(self) -> tuple[list[str], list[tuple[int, str]]]:
+        """The lines of the text, and those of its headings with their names, and the end."""
+        lines = self.text.splitlines(keepends=True)
+        return lines, [*_headings(lines), (len(lines), "")]
 
 
 class Facts(NamedTuple):
@@ -106,39 +200,6 @@ def _widths(route: Any) -> str:
     names = [type(layer.activation_function).__name__ for layer in layers]
     used = dict.fromkeys(name for name in names if name != "Identity")
     return ", ".join([" → ".join(map(str, widths)), *used]) + ("" if used else ", linear")
-
-
-def read_report(folder: Path) -> dict[str, Any] | None:
-    """The report in the folder of a model, as this version writes it; None where there is none."""
-    path = folder / REPORT_FILE
-    if not path.is_file():
-        return None
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
-        raise TypeError(f"it is a {type(found).__name__}")
-    return found if "candidates" in found else _of_0_1(found)
-
-
-def _of_0_1(report: Mapping[str, Any]) -> dict[str, Any]:
-    """0.1 tried one system with one start, and its choices are epochs and dials alone."""
-    name = f"{report['system']}, {report['init']} start"
-
-    def named(entry: Mapping[str, Any]) -> dict[str, Any]:
-        return {**entry, "choice": {"candidate": name, **entry["choice"]}}
-
-    evidence = [named(entry) for entry in report["evidence"]]
-    chosen = None if report["chosen"] is None else named(report["chosen"])
-    best = chosen or max(evidence, key=lambda entry: entry["gain"], default=None)
-    return {
-        **report,
-        "settings": {"system": report["system"], "init": report["init"], **report["settings"]},
-        "expected_unseen": None,
-        "candidates": [] if best is None else [{"name": name, "evidence": best, "cuts": None, "seconds": None}],
-        "chosen": chosen,
-        "chance": None,
-        "evidence": evidence,
-        "training": [],
-    }
 
 
 def write_card(
@@ -186,21 +247,21 @@ def write_card(
     folder = Path(path)
     if not (folder / "modules.json").is_file():
         raise FileNotFoundError(f"{folder} holds no saved model: it has no modules.json.")
-    encoder = None
-    if base_model is not None:
-        hub_id, _, revision = base_model.partition("@")
-        validate_repo_id(hub_id)
-        encoder = Encoder(hub_id, revision or None)
     for name in [*(datasets or []), *([] if model_id is None else [model_id])]:
         validate_repo_id(name)
     card = None if new else Card.load(folder)
-    if card is None or encoder is not None or comparison is not None:
+    if card is None or base_model is not None or comparison is not None:
         model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
         card = _fresh(model, folder) if card is None else card
-        _complete(card, model, encoder, comparison)
+        _complete(card, model, base_model, comparison)
     card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *_TAGS]))
     if license is not None:
-        card.data.license, card.data.license_name, card.data.license_link = checked_license(license), None, None
+        if not is_license(license):
+            raise ValueError(
+                f"license must be an identifier of the Hub, such as 'apache-2.0' or 'other', got {license!r}: see "
+                "https://huggingface.co/docs/hub/repositories-licenses."
+            )
+        card.data.license, card.data.license_name, card.data.license_link = license, None, None
         card.put("License", _section("license", license=license))
     if datasets is not None:
         card.data.datasets = list(datasets)
@@ -212,11 +273,14 @@ def write_card(
 def _complete(
     card: Card,
     model: SentenceTransformer,
-    encoder: Encoder | None,
+    base_model: str | None,
     comparison: Comparison | str | os.PathLike[str] | None,
 ) -> None:
     """Say where the encoder is from, and what the model scores, as far as either is given."""
-    if encoder is not None:
+    if base_model is not None:
+        hub_id, _, revision = base_model.partition("@")
+        validate_repo_id(hub_id)
+        encoder = Encoder(hub_id, revision or None)
         card.data.base_model = encoder.name
         card.text = card.text.replace(f"# {_title(None)}\n", f"# {_title(encoder.name)}\n", 1)
         card.put("Model", _section("model", facts=Facts.of(model), encoder=encoder))
@@ -231,7 +295,7 @@ def _complete(
 def _fresh(model: SentenceTransformer, folder: Path) -> Card:
     """A card of a model, and of the report of ``fit`` beside it."""
     try:
-        return _new_card(model, Encoder(recorded=False), read_report(folder), NOT_RECORDED, folder)
+        return new_card(model, Encoder(recorded=False), tables.read_report(folder), NOT_RECORDED, folder)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, TemplateError) as error:
         raise ValueError(
             f"{folder / REPORT_FILE} is not a report that this version of st_asym can read ({type(error).__name__}: "
@@ -239,17 +303,10 @@ def _fresh(model: SentenceTransformer, folder: Path) -> Card:
         ) from error
 
 
-def fitted_card(model: SentenceTransformer, report: Report, encoder: Encoder, data: str | None, folder: Path) -> Card:
-    """Write the card of what ``fit`` saves in a folder; ``data`` is the name of the training data, if they have one."""
-    card = _new_card(model, encoder, report, data, folder)
-    card.save(folder)
-    return card
-
-
-def _new_card(
+def new_card(
     model: SentenceTransformer, encoder: Encoder, report: Report | None, data: str | None, folder: Path
 ) -> Card:
-    """A card of what is known; its plot is written into the folder."""
+    """A card of what is known; its plot is written into the folder. ``data`` is the name of the training data."""
     facts = Facts.of(model)
     learned = [plural for side, plural in (("query", "queries"), ("document", "documents")) if facts.heads.get(side)]
     what = f"a frozen encoder with a small trained head for {' and one for '.join(learned)}"
@@ -337,17 +394,6 @@ class Own:
                     metric_value=round(self.score(name, metric), 5),
                 )
 
-    @property
-    def tells_seen(self) -> bool:
-        """Whether queries on seen and on unseen documents are told apart."""
-        return any("seen" in group or "unseen" in group for group in self.comparison.rows[0].groups.values())
-
-    def paragraphs(self) -> list[str]:
-        """Tables and what they rest on; what to try next is for who trains, not for who reads the card."""
-        plain = replace(self.comparison, rows=tuple(replace(row, next_steps=()) for row in self.comparison.rows))
-        made = [f"Evaluated on {plain.created[:10]}."] if plain.created else []
-        return [*plain.cautions, *(table(*one) for one in long_tables(plain)), *notes(plain), *made]
-
 
 class WrittenCardData(SentenceTransformerModelCardData):
     """A card that is written already, in the place of one that sentence-transformers would generate."""
@@ -386,3 +432,16 @@ def attach(model: SentenceTransformer, card: Card, folder: Path) -> None:
     picture = folder / PLOT_FILE
     model.model_card_data = WrittenCardData(card, picture.read_bytes() if picture.is_file() else None)
     model.model_card_data.register_model(model)
+
+
+def _headings(lines: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """The sections' lines; a heading inside a block of code or a comment is none."""
+    fence, comment = "", False
+    for place, line in enumerate(lines):
+        mark = re.match(r" {0,3}(`{3,}|~{3,})", line)
+        if mark and (not fence or (line.strip() == mark[1] and mark[1].startswith(fence))):
+            fence = "" if fence else mark[1]
+        if not fence and ("<!--" in line or "-->" in line):
+            comment = line.rfind("<!--") > line.rfind("-->")
+        if line.startswith("## ") and not fence and not comment:
+            yield place, line[3:].strip()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rich import box
@@ -12,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from st_asym.data.collection import counted
+from st_asym.data.files import REPORT_FILE
 from st_asym.evaluation.comparison import MAIN, METRICS
 from st_asym.retrieval.significance import p_value
 
@@ -146,8 +149,8 @@ def terminal_tables(comparison: Comparison) -> str:
     return "\n".join([*lines, *notes(comparison)])
 
 
-def notes(comparison: Comparison) -> list[str]:
-    """What the table rests on, a line each, without what stands above it."""
+def notes(comparison: Comparison, *, steps: bool = True) -> list[str]:
+    """What the table rests on, a line each, without what stands above it; with what to try next, or without."""
     data = (
         f"{name}: split {facts['split']}, {counted(facts['queries'], 'query', 'queries')}, "
         f"{counted(facts['documents'], 'document')}"
@@ -159,7 +162,7 @@ def notes(comparison: Comparison) -> list[str]:
     seeds = [f"{row.name} {len(row.digests)}" for row in comparison.rows if len(row.digests) > 1 and not row.baseline]
     if seeds:
         lines.append(f"Several seeds, mean ± standard deviation: {', '.join(seeds)}.")
-    lines += [f"{row.name}: {step}" for row in comparison.rows for step in row.next_steps]
+    lines += [f"{row.name}: {step}" for row in comparison.rows for step in row.next_steps if steps]
     lines += [note for note in comparison.notes if note not in comparison.cautions]
     lines.append(", ".join(f"{name} {version}" for name, version in comparison.versions.items()))
     return lines
@@ -274,6 +277,39 @@ def _examples(title: str, examples: Sequence[Example]) -> list[str]:
 
 
 # What a fit says of itself, for its page and for the card
+
+
+def read_report(folder: Path) -> dict[str, Any] | None:
+    """The report in the folder of a model, as this version writes it; None where there is none."""
+    path = folder / REPORT_FILE
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise TypeError(f"it is a {type(found).__name__}")
+    return found if "candidates" in found else _of_0_1(found)
+
+
+def _of_0_1(report: Mapping[str, Any]) -> dict[str, Any]:
+    """0.1 tried one system with one start, and its choices are epochs and dials alone."""
+    name = f"{report['system']}, {report['init']} start"
+
+    def named(entry: Mapping[str, Any]) -> dict[str, Any]:
+        return {**entry, "choice": {"candidate": name, **entry["choice"]}}
+
+    evidence = [named(entry) for entry in report["evidence"]]
+    chosen = None if report["chosen"] is None else named(report["chosen"])
+    best = chosen or max(evidence, key=lambda entry: entry["gain"], default=None)
+    return {
+        **report,
+        "settings": {"system": report["system"], "init": report["init"], **report["settings"]},
+        "expected_unseen": None,
+        "candidates": [] if best is None else [{"name": name, "evidence": best, "cuts": None, "seconds": None}],
+        "chosen": chosen,
+        "chance": None,
+        "evidence": evidence,
+        "training": [],
+    }
 
 
 def best(report: Report) -> Mapping[str, Any] | None:

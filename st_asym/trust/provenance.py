@@ -371,7 +371,7 @@ def _written(earlier: Path, new: Path, made: Provenance | None) -> tuple[set[str
 
 def _complete_card(earlier: Path, new: Path, made: Provenance | None) -> None:
     """Give the new card what somebody wrote into the earlier one, and keep that too, unless it came about like this."""
-    from st_asym.report.card_file import Card  # report stands to the right
+    from st_asym.report.card import Card  # report stands to the right
 
     aside = new / f"{Path(CARD_FILE).stem}.earlier.md"
     ours = made is not None and made.documents.get(_COMPLETED) == _sha256(earlier / CARD_FILE)

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from st_asym import Comparison, FitResult, Settings, asymmetric_model, encoder_fingerprint, evaluate, fit, write_card
 from st_asym.cli import app
 from st_asym.data import RetrievalData
-from st_asym.report.card_file import Card
+from st_asym.report.card import Card
 
 
 @pytest.fixture(autouse=True)

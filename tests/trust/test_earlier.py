@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 
 from st_asym import asymmetric_model, save_heads, save_provenance, verify, write_card
 from st_asym.data.files import REPORT_FILE, new_folder
-from st_asym.report.card_file import Card
+from st_asym.report.card import Card
 from st_asym.trust.provenance import keep_what_is_not_ours
 
 
