@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +89,7 @@ def evaluate_run(
     chosen = choose_model(run_dir)
     if chosen.name in (models or {}):
         raise ValueError(f"{chosen.name!r} is the model of the run itself: give the other one another name.")
-    asked = Asked.now_or_before(run_dir, tasks, split, train, models, found=chosen.why)
+    asked = Asked(tasks, split, train, models).now_or_before(Path(run_dir), chosen.why)
     folder = Path(run_dir) / EVALUATION_FOLDER
     with _logged(folder):
         logger.info("%s", chosen.why)
@@ -148,15 +148,14 @@ def follow_run(
     for name, seconds in (("interval", interval), ("patience", patience)):
         if not seconds > 0:
             raise ValueError(f"{name} must be above 0 seconds, got {seconds}.")
-    asked = Asked.now_or_before(run_dir, tasks, split, train, models, found="It is to be watched.")
+    asked = Asked(tasks, split, train, models).now_or_before(Path(run_dir), "It is to be watched.")
     cache = open_cache(cache)
     with _logged(Path(run_dir) / EVALUATION_FOLDER):
         for line in _watch(Path(run_dir), asked, cache, interval, patience):
             logger.info("%s", line)
             if tell is not None:
                 tell(line)
-    options: dict[str, Any] = {"models": asked.models, "split": asked.split, "train": asked.train}
-    return evaluate_run(run_dir, asked.tasks, cache=cache, baselines=baselines, **options)
+    return evaluate_run(run_dir, **vars(asked), cache=cache, baselines=baselines)
 
 
 def check_tasks(
@@ -175,43 +174,34 @@ def check_tasks(
 
 @dataclass(frozen=True)
 class Asked:
-    """What a run is evaluated on, and the models that it is compared with, as :func:`st_asym.evaluate` takes them."""
+    """What a run is evaluated on, and the models that it is compared with, as :func:`st_asym.evaluate` takes them.
+
+    None is what it was before.
+    """
 
     tasks: Any
-    split: str = "test"
+    split: str | None = None
     train: Any = None
-    models: Mapping[str, Any] = field(default_factory=dict)
+    models: Mapping[str, Any] | None = None
 
-    @classmethod
-    def now_or_before(
-        cls,
-        run_dir: str | os.PathLike[str],
-        tasks: Any,
-        split: str | None,
-        train: Any,
-        models: Mapping[str, Model] | None,
-        *,
-        found: str,
-    ) -> Asked:
+    def now_or_before(self, run: Path, found: str) -> Asked:
         """What is asked for now, or was before: looked at before anything else is done, and remembered where it can be.
 
         The error, where it is neither, says what is ``found`` in the folder.
         """
-        run = Path(run_dir)
         file = run / EVALUATION_FOLDER / "asked.json"
-        if tasks is not None:
-            split = split or "test"
-            asked = cls(check_tasks(tasks, split, train), split, train, models or {})
+        if self.tasks is not None:
+            split = self.split or "test"
+            asked = Asked(check_tasks(self.tasks, split, self.train), split, self.train, self.models or {})
         else:
             try:
-                before = cls.of_json(json.loads(file.read_text(encoding="utf-8")), run)
+                before = self.of_json(json.loads(file.read_text(encoding="utf-8")), run)
             except (OSError, AttributeError, KeyError, TypeError, ValueError):
                 raise ValueError(
                     f"{run}: {found} It was not evaluated before: say what to evaluate it on (on the command line with "
                     "--on)."
                 ) from None
-            split, train = split or before.split, train or before.train
-            asked = cls(before.tasks, split, train, before.models if models is None else models)
+            asked = replace(before, **{name: own for name, own in vars(self).items() if own is not None})
         content = asked.as_json(run)
         if content is None:
             file.unlink(missing_ok=True)
@@ -222,7 +212,8 @@ class Asked:
 
     def evaluate(self, name: str, model: Model, **options: Any) -> Comparison:
         """One model of the run, as the last row but that with BM25 added."""
-        return evaluate({**self.models, name: model}, self.tasks, split=self.split, train=self.train, **options)
+        others, split = self.models or {}, self.split or "test"
+        return evaluate({**others, name: model}, self.tasks, split=split, train=self.train, **options)
 
     def as_json(self, run: Path) -> dict[str, Any] | None:
         """The same for another time, None where a part of it is in memory alone.
@@ -230,15 +221,15 @@ class Asked:
         Paths are told from the run's folder on, so that what is uploaded with a model does not say whose machine it
         was on.
         """
-        tasks = self.tasks if isinstance(self.tasks, list) else [self.tasks]
+        tasks, models = self.tasks if isinstance(self.tasks, list) else [self.tasks], self.models or {}
         train = [] if self.train is None else [self.train]
-        if not all(isinstance(one, str | os.PathLike) for one in (*tasks, *train, *self.models.values())):
+        if not all(isinstance(one, str | os.PathLike) for one in (*tasks, *train, *models.values())):
             return None
         return {
             "tasks": [_lasting(one, run) for one in tasks],
             "split": self.split,
             "train": next((_lasting(one, run) for one in train), None),
-            "models": {name: _lasting(one, run) for name, one in self.models.items()},
+            "models": {name: _lasting(one, run) for name, one in models.items()},
         }
 
     @classmethod
@@ -322,36 +313,23 @@ def _files(folder: Path) -> set[Path]:
 def _logged(folder: Path) -> Iterator[None]:
     """Write what the package logs, and an error, to ``log.txt``; what the console gets stays the same."""
     folder.mkdir(parents=True, exist_ok=True)
-    handler = _LogFile(folder / "log.txt", _PACKAGE.getEffectiveLevel())
-    level, propagated = _PACKAGE.level, _PACKAGE.propagate
-    _PACKAGE.addHandler(handler)
+    file = logging.FileHandler(folder / "log.txt", encoding="utf-8", errors="backslashreplace")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    level, propagated, parent = _PACKAGE.level, _PACKAGE.propagate, _PACKAGE.parent
+    console = logging.Handler(_PACKAGE.getEffectiveLevel())  # passes on what would have been shown without the file
+    console.emit = parent.callHandlers if parent and propagated else lambda _: None  # type: ignore[assignment, method-assign]
     _PACKAGE.setLevel(min(logging.INFO, _PACKAGE.getEffectiveLevel()))
     _PACKAGE.propagate = False
     try:
+        for handler in (file, console):
+            _PACKAGE.addHandler(handler)
         yield
     except BaseException as error:
-        handler.write(f"{type(error).__name__}: {error}")
+        file.emit(logging.LogRecord(logger.name, logging.ERROR, "", 0, f"{type(error).__name__}: {error}", None, None))
         raise
     finally:
-        _PACKAGE.removeHandler(handler)
+        for handler in (file, console):
+            _PACKAGE.removeHandler(handler)
+            handler.close()
         _PACKAGE.setLevel(level)
         _PACKAGE.propagate = propagated
-        handler.close()
-
-
-class _LogFile(logging.FileHandler):
-    """Writes to a file, and passes on what would have been shown without it."""
-
-    def __init__(self, path: Path, shown: int) -> None:
-        super().__init__(path, encoding="utf-8", errors="backslashreplace")
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        self._shown = shown
-
-    def emit(self, record: logging.LogRecord) -> None:
-        super().emit(record)
-        if record.levelno >= self._shown and _PACKAGE.parent is not None:
-            _PACKAGE.parent.callHandlers(record)
-
-    def write(self, error: str) -> None:
-        """A line on an error, for the file alone."""
-        super().emit(logging.LogRecord(logger.name, logging.ERROR, "", 0, error, None, None))
