@@ -13,8 +13,7 @@ from st_asym.cli import options
 
 if TYPE_CHECKING:
     from st_asym.evaluation import Comparison
-    from st_asym.evaluation.evaluate import Baseline, Model
-    from st_asym.evaluation.verdict import Replacement
+    from st_asym.evaluation.evaluate import Baseline, Model, Replacement
     from st_asym.heads.model import DType
 
 _BASELINES: dict[str, tuple[Baseline, ...]] = {"all": ("bm25", "hybrid"), "bm25": ("bm25",), "none": ()}
@@ -120,7 +119,7 @@ def evaluate(
 
 def _answer(found: Comparison, named: dict[str, Model], *, asked: bool) -> Replacement | None:
     """Whether the second of two models replaces the first, where that is asked, or ``fit`` made both."""
-    from st_asym.evaluation.verdict import replacement
+    from st_asym.evaluation.evaluate import replacement
     from st_asym.trust.provenance import has_heads, made_with_heads
 
     made = {name: made_with_heads(model) for name, model in named.items()}

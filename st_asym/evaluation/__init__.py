@@ -1,18 +1,16 @@
 """Models on retrieval data sets: MTEB's scores, and tables that say what is more than chance.
 
-From the left to the right: ``comparison`` (scores by query, and rows of them), ``verdict`` (what the rows say, and
-which of two models stays), ``evaluate`` (models through data sets, with all that follows), ``seen`` (queries that are
-no evidence), ``tasks`` (what models are evaluated on), ``compressed`` (another index), ``mteb`` (one model on one task,
-and where its scores are kept), ``baselines`` (BM25); ``checkpoints`` and ``run_folder``, for the models of a run;
-``beir``, for BEIR's own.
+From the left to the right: ``comparison`` (scores by query, rows of them, and what these say), ``evaluate`` (models
+through data sets, and which of two stays), ``seen`` (queries that are no evidence), ``tasks`` (what models are
+evaluated on), ``compressed`` (another index), ``mteb`` (one model on one task, and where its scores are kept),
+``baselines`` (BM25); ``checkpoints`` and ``run_folder``, for the models of a run; ``beir``, for BEIR's own.
 """
 
 from st_asym.evaluation.beir import BeirModel
 from st_asym.evaluation.checkpoints import choose_model
 from st_asym.evaluation.comparison import Comparison
-from st_asym.evaluation.evaluate import evaluate
+from st_asym.evaluation.evaluate import Replacement, evaluate, replacement
 from st_asym.evaluation.run_folder import evaluate_run, follow_run
-from st_asym.evaluation.verdict import Replacement, replacement
 
 __all__ = [
     "BeirModel",

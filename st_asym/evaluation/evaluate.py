@@ -1,4 +1,4 @@
-"""Models through data sets, and the table of it: models are loaded, told apart, and answered from the cache."""
+"""Models through data sets, and the table of it; and which of two models stays."""
 
 from __future__ import annotations
 
@@ -21,12 +21,11 @@ from sentence_transformers.base.modules import Router
 
 from st_asym.cache import CachedSentenceTransformer, EmbeddingCache, model_fingerprint
 from st_asym.cache.cached_model import encodes_in_its_own_way
-from st_asym.data.collection import first_few
-from st_asym.evaluation.comparison import FULL, Comparison, fused_name
-from st_asym.evaluation.verdict import Bar, rows_of
+from st_asym.data.collection import counted, first_few
+from st_asym.evaluation.comparison import FEW, FULL, Bar, Comparison, difference_on, fused_name, rows_of
 from st_asym.heads.anatomy import encoder_modules, sides_differ, without_heads
 from st_asym.heads.model import load_encoder
-from st_asym.retrieval.significance import CONFIDENCE, RESAMPLES
+from st_asym.retrieval.significance import CONFIDENCE, RESAMPLES, Difference
 from st_asym.trainer.columns import plain_encode
 
 if TYPE_CHECKING:
@@ -335,3 +334,90 @@ def check_finite(vectors: Any, name: str, side: str) -> None:
             f"{name} gives vectors that are not finite for {len(wrong):,} of {len(finite):,} texts ({side} side, rows "
             f"{first_few(wrong)}): there is nothing to rank by. Its weights are damaged, or its training has diverged."
         )
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """Whether ``new`` replaces ``old``: ``print(replacement)`` is a sentence.
+
+    Attributes:
+        old: The name of the model in service.
+        new: The name of the one that may replace it.
+        replaces: The answer.
+        reason: For it, in words.
+        gain: In mean nDCG@10 from the old to the new one, None where no queries are left.
+        halves: The same for ``"seen"`` and ``"unseen"`` queries, where the comparison knows them.
+    """
+
+    old: str
+    new: str
+    replaces: bool
+    reason: str
+    gain: Difference | None = None
+    halves: dict[str, Difference] | None = None
+
+    def __str__(self) -> str:
+        """``Replace last by next: nDCG@10 +1.20 points [+0.31, +2.10], p = 0.009, on 412 queries ...``."""
+        return f"{f'Replace {self.old} by {self.new}' if self.replaces else f'Keep {self.old}'}: {self.reason}"
+
+
+def replacement(
+    comparison: Comparison,
+    old: str,
+    new: str,
+    *,
+    unknown: Sequence[str] = (),
+    significance: float = 0.05,
+    seed: int = 0,
+) -> Replacement:
+    """Decide between two models of a comparison.
+
+    The new one replaces the old one if its mean nDCG@10 is higher, on the queries that no model of the comparison was
+    trained on, and if it is not significantly lower on those of them whose documents were trained on, or on the others
+    (where the comparison was given ``train``). The difference need not be significant: both models passed their own
+    tests against the encoder, the new one has seen more, and a week has few queries. Without a new query, or a
+    difference, the old one stays; so it does where it is not known what was trained on.
+
+    Args:
+        comparison: Of :func:`st_asym.evaluate`; data sets count the same.
+        old: The name of the model in service.
+        new: The name of the one that may replace it.
+        unknown: Models that were trained on queries of which there are no digests.
+        significance: What a p-value must be below for a loss to count on a half.
+        seed: Of the tests' random draws.
+
+    Raises:
+        KeyError: The comparison has no model of such a name.
+
+    Example:
+        >>> comparison = evaluate({"last": "current", "next": "next"}, "week.csv", split="all")  # doctest: +SKIP
+        >>> replacement(comparison, "last", "next").replaces  # doctest: +SKIP
+        True
+    """
+    old, new = (comparison[name].name for name in (old, new))  # or an error says which there are
+    if unknown:
+        reason = f"it is not known which queries {' and '.join(unknown)} learnt from."
+        return Replacement(old, new, replaces=False, reason=reason)
+    gain = _gain_on(comparison, old, new, None, seed)
+    if gain is None:
+        return Replacement(old, new, replaces=False, reason=f"it or {new} was trained on every query.")
+    both = {half: _gain_on(comparison, old, new, half, seed) for half in ("seen", "unseen")}
+    halves = {half: own for half, own in both.items() if own is not None}
+    lost = [half for half, own in halves.items() if own.points < 0 and own.p < significance]
+    reason = f"nDCG@10 {gain}, on {counted(gain.queries, 'query', 'queries')} that neither was trained on"
+    reason += "".join(f"; {halves[half]}, on {half} documents, which is beyond noise" for half in lost)
+    reason += f". Fewer than {FEW} say little." if gain.queries < FEW else "."
+    return Replacement(old, new, gain.points > 0 and not lost, reason, gain, halves)
+
+
+def _gain_on(comparison: Comparison, old: str, new: str, half: str | None, seed: int) -> Difference | None:
+    """The difference on queries that were not trained on, all or those of a half; None where there are none."""
+    rows: dict[str, list[int]] = {}
+    for data, known in comparison.queries.items():
+        trained, seen = set(known["trained on"]), set(known["seen"] or ())
+        left = [row for row, key in enumerate(known["ids"]) if key not in trained]
+        if half is not None:
+            left = [row for row in left if (known["ids"][row] in seen) == (half == "seen")]
+        if left and (half is None or known["seen"] is not None):
+            rows[data] = left
+    return difference_on(comparison.queries, old, new, rows, seed) if rows else None

@@ -17,7 +17,7 @@ from st_asym import Comparison, save_provenance
 from st_asym.cli import app
 from st_asym.data import as_retrieval_data
 from st_asym.evaluation.comparison import Row
-from st_asym.evaluation.verdict import replacement
+from st_asym.evaluation.evaluate import replacement
 
 
 def compared(

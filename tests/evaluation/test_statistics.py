@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from st_asym.evaluation.comparison import Group
-from st_asym.evaluation.verdict import Bar, judge, next_steps
+from st_asym.evaluation.comparison import Bar, Group, judge, next_steps
 from st_asym.retrieval.significance import Difference, corrected, difference
 
 
