@@ -22,8 +22,7 @@ from st_asym.evaluation.comparison import BM25, FULL, digest_of, fused_name
 from st_asym.evaluation.compressed import KEPT
 from st_asym.evaluation.evaluate import BASELINES, UNTOUCHED, Baseline, Models, System, vectors_of
 from st_asym.evaluation.mteb import FrozenEncoder, Measurement, Scores, kept_or_measured, measured_by
-from st_asym.evaluation.seen import trained_queries
-from st_asym.evaluation.tasks import Benchmark
+from st_asym.evaluation.tasks import Benchmark, trained_queries
 from st_asym.retrieval import Judgments
 from st_asym.retrieval.metrics import TOP
 from st_asym.retrieval.search import MOST_DOCUMENTS, Bm25Index, Similarities, bm25_is_installed, standardised

@@ -32,8 +32,7 @@ if TYPE_CHECKING:
     from st_asym.evaluation.baselines import Baselines
     from st_asym.evaluation.compressed import Form
     from st_asym.evaluation.mteb import Measurement
-    from st_asym.evaluation.seen import Train
-    from st_asym.evaluation.tasks import Benchmark, Source
+    from st_asym.evaluation.tasks import Benchmark, Source, Train
 
 Model: TypeAlias = Union[SentenceTransformer, str, "os.PathLike[str]"]
 Models: TypeAlias = Mapping[str, Model | Sequence[Model] | Mapping[int, Model]]
@@ -124,8 +123,7 @@ def evaluate(
     from st_asym.evaluation.baselines import Baselines
     from st_asym.evaluation.compressed import check_forms
     from st_asym.evaluation.mteb import compressed_scores, scores_by_query, undisturbed
-    from st_asym.evaluation.seen import seen_queries, trained_queries, training_documents
-    from st_asym.evaluation.tasks import benchmarks
+    from st_asym.evaluation.tasks import benchmarks, seen_queries, trained_queries, training_documents
 
     bar = Bar(at_least, significance)
     compressed = (compressed,) if isinstance(compressed, str | int) else tuple(compressed)

@@ -29,8 +29,7 @@ from st_asym.data.files import write_text
 from st_asym.evaluation.comparison import FORMAT, FULL, MAIN, METRICS, digest_of, mean, of_json
 from st_asym.evaluation.compressed import CompressedIndex, Form
 from st_asym.evaluation.evaluate import check_finite
-from st_asym.evaluation.seen import text_digest
-from st_asym.evaluation.tasks import Benchmark
+from st_asym.evaluation.tasks import Benchmark, text_digest
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +95,7 @@ def kept_or_measured(
 def scores_by_query(measured: Sequence[Measurement], parts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Every score of every query with full vectors, as :class:`st_asym.Comparison` keeps it.
 
-    ``parts`` are groups of the queries of a data set, see :func:`st_asym.evaluation.seen.seen_queries`.
+    ``parts`` are groups of the queries of a data set, see :func:`st_asym.evaluation.tasks.seen_queries`.
     """
     found: dict[str, dict[str, Any]] = {}
     for system, _, form, scores in measured:

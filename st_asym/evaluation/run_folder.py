@@ -40,8 +40,7 @@ from st_asym.evaluation.evaluate import Baseline, Model, evaluate, require_mteb
 from st_asym.heads.model import load_encoder
 
 if TYPE_CHECKING:
-    from st_asym.evaluation.seen import Train
-    from st_asym.evaluation.tasks import Source
+    from st_asym.evaluation.tasks import Source, Train
 
 logger = logging.getLogger(__name__)
 _PACKAGE = logging.getLogger("st_asym")
@@ -163,8 +162,7 @@ def check_tasks(
 ) -> Source | Mapping[str, Source] | list[Source]:
     """Read what a model shall be evaluated on, hours before there is one; the tasks, those of a generator as a list."""
     require_mteb()
-    from st_asym.evaluation.seen import training_documents
-    from st_asym.evaluation.tasks import benchmarks
+    from st_asym.evaluation.tasks import benchmarks, training_documents
 
     if isinstance(tasks, Iterable) and not isinstance(tasks, str | Mapping) and not hasattr(tasks, "column_names"):
         tasks = list(tasks)
