@@ -9,6 +9,7 @@ import math
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -73,7 +74,7 @@ class Folder:
         if not self.path.is_dir():
             raise NotADirectoryError(f"{path} is a file: name the folder of a saved model.")
         self._findings: dict[str, None] = {}
-        self._weights: dict[str, Weights | FindingError] = {}
+        self.weights = cache(self._read_weights)  # read once, unless it is not whole
         self.sizes: dict[str, int] = {}
         snapshot = self.path.parent.name == "snapshots" and self.path.parent.parent.name.startswith("models--")
         self._blobs = self.path.parent.parent / "blobs" if snapshot else None
@@ -148,21 +149,10 @@ class Folder:
             raise FindingError(name, f"holds {expected}, but {type(value).__name__}. Save or download it again.")
         return value
 
-    def weights(self, name: str) -> Weights:
-        """What is in a safetensors file, read once; a ``FindingError`` where it is not whole."""
-        if name not in self._weights:
-            try:
-                self._weights[name] = self._read_weights(name)
-            except FindingError as error:
-                self._weights[name] = error
-        found = self._weights[name]
-        if isinstance(found, FindingError):
-            raise found
-        return found
-
     def _read_weights(self, name: str) -> Weights:
-        """Read a file a megabyte at a time, and note values that are not finite.
+        """What is in a safetensors file, read a megabyte at a time; a ``FindingError`` where it is not whole.
 
+        Values that are not finite are noted.
         The header is read by the library that loads the file, which allows no holes, overlaps or bytes too many.
         """
         if name not in self.sizes:

@@ -202,11 +202,15 @@ def made_with_heads(model: SentenceTransformer | str | os.PathLike[str] | Any) -
 
     from st_asym.heads.anatomy import taken_apart
 
-    heads = taken_apart(model)[1][:1] if isinstance(model, SentenceTransformer) else []
-    if heads and heads[0] in _MADE:
-        return _MADE[heads[0]]
-    folder = _folder_of(model)
-    made = _made(folder) if folder is not None and (folder / PROVENANCE_FILE).is_file() else None
+    local = isinstance(model, SentenceTransformer)
+    if isinstance(model, SentenceTransformer):
+        heads = taken_apart(model)[1][:1]
+        if heads and heads[0] in _MADE:
+            return _MADE[heads[0]]
+        config = getattr(model.transformers_model, "config", None) if has_heads(model) else None
+        model = getattr(config, "name_or_path", None)
+    file = _file_of(model, PROVENANCE_FILE, local=local)
+    made = None if file is None else _made(file.parent)
     return made if made is not None and any(made.heads.values()) else None
 
 
@@ -214,38 +218,28 @@ def has_heads(model: SentenceTransformer | str | os.PathLike[str] | Any) -> bool
     """Whether a model, by itself, its folder or Hub id, has routes of its own for queries and documents."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules import Router
-    from sentence_transformers.util import load_file_path
 
     if isinstance(model, SentenceTransformer):
         return any(isinstance(module, Router) for module in model.modules())
-    if not isinstance(model, str | os.PathLike):
-        return False
+    file = _file_of(model, "modules.json")
     try:
-        found = load_file_path(os.fspath(model), "modules.json")
-        listed = [] if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # as for _folder_of
+        listed = [] if file is None else json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # as for _file_of
         return False
     return any(str(module.get("type")).endswith(".Router") for module in listed)
 
 
-def _folder_of(model: Any) -> Path | None:
-    """Where a model is saved, as far as it is known."""
-    from sentence_transformers import SentenceTransformer
+def _file_of(model: Any, name: str, *, local: bool = False) -> Path | None:
+    """A file of a saved model, by its folder or Hub id; whether it can be read is for who loads the model to say."""
     from sentence_transformers.util import load_file_path
 
-    if isinstance(model, SentenceTransformer):
-        config = getattr(model.transformers_model, "config", None) if has_heads(model) else None
-        name = getattr(config, "name_or_path", None)
-        return Path(name) if name else None
-    if not isinstance(model, str | os.PathLike):
+    if not model or not isinstance(model, str | os.PathLike):
         return None
-    if Path(model).is_dir() or os.fspath(model).count("/") != 1:
-        return Path(model)
     try:
-        found = load_file_path(os.fspath(model), PROVENANCE_FILE)
-    except OSError:  # whether it can be read is for who loads it to say
+        found = load_file_path(os.fspath(model), name, local_files_only=local)
+    except OSError:
         return None
-    return None if found is None else Path(found).parent
+    return None if found is None else Path(found)
 
 
 def write_provenance(path: Path, *, kind: str, **facts: Any) -> Provenance:
