@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +20,7 @@ from st_asym.data.document import Document
 from st_asym.evaluation.comparison import BM25, FULL, digest_of, fused_name
 from st_asym.evaluation.compressed import KEPT
 from st_asym.evaluation.evaluate import BASELINES, UNTOUCHED, Baseline, Models, System, vectors_of
-from st_asym.evaluation.mteb import FrozenEncoder, Measurement, Scores, kept_or_measured, measured_by
+from st_asym.evaluation.mteb import FrozenEncoder, Measurement, kept_or_measured, measured_by
 from st_asym.evaluation.tasks import Benchmark, trained_queries
 from st_asym.retrieval import Judgments
 from st_asym.retrieval.metrics import TOP
@@ -203,9 +202,10 @@ class Baselines:
         key |= {package: version(package) for package in ("mteb", "bm25s")}
         found = []
         if "bm25" in self._wanted:
-            measure = partial(_scored, benchmark, partial(Bm25Search, self._indexed))
-            scores = kept_or_measured(store, {**key, "model": BM25}, BM25, measure)
-            found += [Measurement(BM25, 0, FULL, one) for one in scores]
+            kept = kept_or_measured(
+                store, {**key, "model": BM25}, BM25, lambda: measured_by(Bm25Search(self._indexed), benchmark)
+            )
+            found += [Measurement(BM25, 0, FULL, one) for one in kept]
         if "hybrid" in self._wanted:
             for system in systems:
                 found += self._fused(benchmark, system, key, store)
@@ -222,9 +222,9 @@ class Baselines:
         digest_of_dev = digest_of(dev) if dev else ""
         for number, (model, digest) in enumerate(zip(system.models, system.digests, strict=True)):
             own = {**key, "model": digest, "vectors": vectors_of(model), "dev": digest_of_dev}
-            encoder = FrozenEncoder(system.name, model, digest)
-            measure = partial(_scored, benchmark, partial(FusedSearch, self._indexed, encoder, dev))
-            found += [Measurement(name, number, FULL, one) for one in kept_or_measured(store, own, name, measure)]
+            search = FusedSearch(self._indexed, FrozenEncoder(system.name, model, digest), dev)
+            kept = kept_or_measured(store, own, name, partial(measured_by, search, benchmark))
+            found += [Measurement(name, number, FULL, one) for one in kept]
         weights = ", ".join(dict.fromkeys(f"{one.scores.bm25_weight:g}" for one in found))
         chosen = f"chosen on {len(dev[1]):,} dev queries" if dev else "without dev queries"
         self.notes.append(f"{name}: BM25 weighs {weights} on {benchmark.name}, {chosen}.")
@@ -260,8 +260,3 @@ class Baselines:
             if (name := fused_name(system.name)) in whole:
                 rows.append(System(name, (), system.seeds, tuple(f"{digest} + {BM25}" for digest in system.digests)))
         return rows, [one for one in measured if one.system in whole]
-
-
-def _scored(benchmark: Benchmark, make: Callable[[], Bm25Search]) -> list[Scores]:
-    search = make()
-    return [replace(one, bm25_weight=search.weight) for one in measured_by(search, benchmark)]

@@ -256,7 +256,7 @@ def rows_of(
     for system in systems:
         row = _averages(system, queries, (compressed or {}).get(system.name, {}))
         for (data, group), own in groups.items():
-            score = mean(_by_query(queries[data], row.name)[own])
+            score = mean(by_query(queries[data], row.name)[own])
             row.groups.setdefault(data, {})[group] = Group(len(own), score, found.get(("group", row.name, data, group)))
         row.differences.update({data: found["data", row.name, data] for data in places if row.name != first})
         row = replace(row, difference=found.get(("average", row.name)), baseline=row.name in baselines)
@@ -315,7 +315,7 @@ def _judged(row: Row, base: Row, gain: Difference, bar: Bar, queries: Mapping[st
     verdict = judge(gain, bar)
     if set(row.digests) <= set(base.digests):  # as where fit has kept the encoder: a note says so
         return replace(row, verdict=verdict)
-    moved = any((_by_query(own, row.name) != _by_query(own, base.name)).any() for own in queries.values())
+    moved = any((by_query(own, row.name) != by_query(own, base.name)).any() for own in queries.values())
     steps = next_steps(verdict, gain, bar, moved=moved, differences=row.differences, groups=row.groups)
     return replace(row, verdict=verdict, next_steps=steps)
 
@@ -333,14 +333,14 @@ def _averages(system: System, queries: Mapping[str, Any], compressed: dict[str, 
     return Row(system.name, system.digests, system.seeds, scores, average, spread, compressed=compressed)
 
 
-def _by_query(known: Mapping[str, Any], name: str) -> Floats:
+def by_query(known: Mapping[str, Any], name: str) -> Floats:
     """nDCG@10 of each query of a data set, the mean over the models of a system, shape ``(n,)``."""
     return np.asarray(np.mean(known["scores"][name][MAIN], axis=0))
 
 
 def difference_on(queries: Mapping[str, Any], before: str, after: str, rows: Rows, seed: int) -> Difference:
     """Between two systems, on these queries of data sets."""
-    old, new = ([_by_query(queries[data], name)[[*own]] for data, own in rows.items()] for name in (before, after))
+    old, new = ([by_query(queries[data], name)[[*own]] for data, own in rows.items()] for name in (before, after))
     return difference(old, new, seed)
 
 

@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -169,7 +169,8 @@ def measured_by(searcher: Any, benchmark: Benchmark, batch_size: int = _CACHED_B
     quiet: Any = {"cache": None, "co2_tracker": False, "show_progress_bar": False}
     result = mteb.evaluate(searcher, task, encode_kwargs=options, **quiet).task_results[0]
     means = {(split, part["hf_subset"]): part for split, parts in result.scores.items() for part in parts}
-    return [_scores(benchmark, split, subset, means) for split, subset in task.by_query]
+    weight = getattr(searcher, "weight", None)
+    return [replace(_scores(benchmark, *part, means), bm25_weight=weight) for part in task.by_query]
 
 
 class FrozenEncoder(SentenceTransformerEncoderWrapper):

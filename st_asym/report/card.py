@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
@@ -159,40 +159,30 @@ class Card:
         return lines, [*_headings(lines), (len(lines), "")]
 
 
-class Facts(NamedTuple):
-    """What a model says of itself."""
+def facts_of(model: SentenceTransformer) -> dict[str, Any]:
+    """What a model with or without heads says of itself; what it does not say is None.
 
-    dimension: int | None
-    max_tokens: int | None  # of a text; what is beyond is cut off. None where it does not say
-    similarity: str
-    dtype: str
-    prompts: dict[str, str]  # side to what is put before its texts
-    heads: dict[str, str]  # side to the widths of its head, "384 → 768 → 384, ReLU"; empty for a side without one
-    plain: str | None  # the side that plain encode takes; None where the model has no sides
-    trained: int  # how many weights the heads have
-    fingerprint: str  # of the encoder
-
-    @classmethod
-    def of(cls, model: SentenceTransformer) -> Facts:
-        """Look at a model with or without heads."""
-        router = next((module for module in model.children() if isinstance(module, Router)), None)
-        routes: Any = {} if router is None else router.sub_modules
-        length: float | None = model.max_seq_length  # encoders without a limit give none, or an infinite one
-        return cls(
-            dimension=model.get_embedding_dimension(),
-            max_tokens=int(length) if length is not None and math.isfinite(length) else None,
-            similarity=str(model.similarity_fn_name),
-            dtype=str(model.dtype).removeprefix("torch."),
-            prompts={name: prompt for name, prompt in model.prompts.items() if prompt},
-            heads={side: _widths(route) for side, route in routes.items()},
-            plain=None if router is None else router.default_route,
-            trained=0 if router is None else sum(parameter.numel() for parameter in router.parameters()),
-            fingerprint=encoder_fingerprint(model),
-        )
+    ``max_tokens`` are those of a text, what is beyond is cut off; ``heads`` has the widths of each side's head, empty
+    for one without; ``plain`` is the side that plain encode takes; ``trained`` counts the weights of the heads.
+    """
+    router = next((module for module in model.children() if isinstance(module, Router)), None)
+    routes: Any = {} if router is None else router.sub_modules
+    length: float | None = model.max_seq_length  # encoders without a limit give none, or an infinite one
+    return {
+        "dimension": model.get_embedding_dimension(),
+        "max_tokens": int(length) if length is not None and math.isfinite(length) else None,
+        "similarity": str(model.similarity_fn_name),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "prompts": {name: prompt for name, prompt in model.prompts.items() if prompt},
+        "heads": {side: _widths(route) for side, route in routes.items()},
+        "plain": None if router is None else router.default_route,
+        "trained": 0 if router is None else sum(parameter.numel() for parameter in router.parameters()),
+        "fingerprint": encoder_fingerprint(model),
+    }
 
 
 def _widths(route: Any) -> str:
-    """The layers of one route."""
+    """The layers of one route: ``384 → 768 → 384, ReLU``."""
     layers = [module for module in route if isinstance(module, Dense)]
     if not layers:
         return ""
@@ -283,7 +273,7 @@ def _complete(
         encoder = Encoder(hub_id, revision or None)
         card.data.base_model = encoder.name
         card.text = card.text.replace(f"# {_title(None)}\n", f"# {_title(encoder.name)}\n", 1)
-        card.put("Model", _section("model", facts=Facts.of(model), encoder=encoder))
+        card.put("Model", _section("model", facts=facts_of(model), encoder=encoder))
     if comparison is not None:
         own = Own.of(comparison if isinstance(comparison, Comparison) else Comparison.load(comparison), model)
         card.put("Evaluation", _section("evaluation", own=own))
@@ -307,8 +297,8 @@ def new_card(
     model: SentenceTransformer, encoder: Encoder, report: Report | None, data: str | None, folder: Path
 ) -> Card:
     """A card of what is known; its plot is written into the folder. ``data`` is the name of the training data."""
-    facts = Facts.of(model)
-    learned = [plural for side, plural in (("query", "queries"), ("document", "documents")) if facts.heads.get(side)]
+    facts = facts_of(model)
+    learned = [plural for side, plural in (("query", "queries"), ("document", "documents")) if facts["heads"].get(side)]
     what = f"a frozen encoder with a small trained head for {' and one for '.join(learned)}"
     forest = None
     if report is not None and report["evidence"] and find_spec("matplotlib") is not None:

@@ -12,12 +12,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 from transformers import TrainerState
 
 from st_asym.data.files import write_text
 from st_asym.diagnosis import Diagnosis
-from st_asym.evaluation.comparison import MAIN, Comparison, Row
+from st_asym.evaluation.comparison import MAIN, Comparison, by_query
 from st_asym.fitting.report import FitReport
 from st_asym.report import plots, tables
 from st_asym.report.card import template
@@ -145,12 +144,6 @@ def _groups(comparison: Comparison) -> tuple[list[list[str]], list[Plot]]:
     return rows, [plots.difference_forest(title, found, first)] if found else []
 
 
-def _scores(comparison: Comparison, row: Row, data: str) -> list[float]:
-    """nDCG@10 of each query, the mean over the models of the row."""
-    scores = comparison.queries[data]["scores"][row.name][MAIN]
-    return [float(value) for value in np.mean(scores, axis=0)]
-
-
 def _scatters(comparison: Comparison) -> list[Plot]:
     """Of each system, by data set, or of many all together."""
     first, *others = comparison.rows
@@ -159,7 +152,8 @@ def _scatters(comparison: Comparison) -> list[Plot]:
     for row in others:
         for part in [names] if len(others) * len(names) > _MANY else [[name] for name in names]:
             before, after = (
-                [score for data in part for score in _scores(comparison, one, data)] for one in (first, row)
+                [float(score) for data in part for score in by_query(comparison.queries[data], one.name)]
+                for one in (first, row)
             )
             known = [comparison.queries[data] for data in part]
             seen = None
@@ -179,7 +173,7 @@ def _changes(comparison: Comparison) -> list[tuple[list[str], list[list[str]], s
     for row in others:
         for data in comparison.data:
             ids, seen = comparison.queries[data]["ids"], comparison.queries[data]["seen"]
-            before, after = _scores(comparison, first, data), _scores(comparison, row, data)
+            before, after = (by_query(comparison.queries[data], one.name).tolist() for one in (first, row))
             order = sorted(range(len(ids)), key=lambda place: before[place] - after[place])
             ends = [place for place in order[:_LISTED] if after[place] > before[place]]
             ends += [place for place in order[-_LISTED:] if after[place] < before[place]]
