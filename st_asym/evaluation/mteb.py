@@ -165,12 +165,14 @@ def measured_by(searcher: Any, benchmark: Benchmark, batch_size: int = _CACHED_B
             raise OSError(
                 f"{benchmark.name} cannot be read from the Hub ({error}). Without it, give the path of a BEIR folder."
             ) from error
-    task.by_query = {}
     quiet: Any = {"cache": None, "co2_tracker": False, "show_progress_bar": False}
     result = mteb.evaluate(searcher, task, encode_kwargs=options, **quiet).task_results[0]
-    means = {(split, part["hf_subset"]): part for split, parts in result.scores.items() for part in parts}
-    weight = getattr(searcher, "weight", None)
-    return [replace(_scores(benchmark, *part, means), bm25_weight=weight) for part in task.by_query]
+    weight, several = getattr(searcher, "weight", None), sum(map(len, result.scores.values())) > 1
+    return [
+        replace(_scores(benchmark, split, dict(part), several=several), bm25_weight=weight)
+        for split, parts in result.scores.items()
+        for part in parts
+    ]
 
 
 class FrozenEncoder(SentenceTransformerEncoderWrapper):
@@ -192,11 +194,11 @@ class FrozenEncoder(SentenceTransformerEncoderWrapper):
         return vectors
 
 
-def _scores(benchmark: Benchmark, split: str, subset: str, means: Mapping[tuple[str, str], Any]) -> Scores:
-    """What was measured on one subset and split of a task."""
+def _scores(benchmark: Benchmark, split: str, measured: dict[str, Any], *, several: bool) -> Scores:
+    """What was measured on one subset and split of a task, one of ``several`` or the only one."""
     data: Any = benchmark.task.dataset
+    subset, by_query = measured["hf_subset"], measured.pop("by_query")
     part = data[subset][split] if subset in data else data[split]
-    by_query, measured = benchmark.task.by_query[split, subset], means[split, subset]
     if missing := [query_id for query_id in part["relevant_docs"] if query_id not in by_query]:
         raise ValueError(
             f"{benchmark.name}: {counted(len(missing), 'judged query has', 'judged queries have')} no text or no "
@@ -207,7 +209,7 @@ def _scores(benchmark: Benchmark, split: str, subset: str, means: Mapping[tuple[
     unknown = {key for key, value in measured.items() if isinstance(value, float) and not math.isfinite(value)}
     return Scores(
         benchmark=benchmark.name,
-        data=f"{benchmark.name} ({subset}, {split})" if len(means) > 1 else benchmark.name,
+        data=f"{benchmark.name} ({subset}, {split})" if several else benchmark.name,
         split=split,
         documents=len(part["corpus"]),
         queries=tuple(queries),

@@ -46,10 +46,7 @@ _KEEP_OUT = (
 
 
 class ScoredByQuery(AbsTaskRetrieval):
-    """A task that keeps the scores of each query, which MTEB hands to this hook of its tasks."""
-
-    # Split and subset to query id to metric to score.
-    by_query: dict[tuple[str, str], dict[str, dict[str, float]]]
+    """A task with the scores of each query, which MTEB hands to this hook of its tasks, beside the means."""
 
     def task_specific_scores(
         self,
@@ -58,10 +55,10 @@ class ScoredByQuery(AbsTaskRetrieval):
         results: dict[str, dict[str, float]],
         hf_split: str,
         hf_subset: str,
-    ) -> dict[str, float]:
-        """Keep MTEB's own values, and the reciprocal rank, which it gives as a mean only."""
+    ) -> dict[str, Any]:
+        """MTEB's own values, and the reciprocal rank, which it gives as a mean only, under ``by_query``."""
         ranks = pytrec_eval.RelevanceEvaluator(qrels, {"recip_rank"}).evaluate(results)
-        self.by_query[hf_split, hf_subset] = {
+        by_query = {
             query_id: {
                 "ndcg@10": values["ndcg_cut_10"],
                 "map@100": values["map_cut_100"],
@@ -70,7 +67,8 @@ class ScoredByQuery(AbsTaskRetrieval):
             }
             for query_id, values in scores.items()
         }
-        return super().task_specific_scores(scores, qrels, results, hf_split=hf_split, hf_subset=hf_subset)
+        more = super().task_specific_scores(scores, qrels, results, hf_split=hf_split, hf_subset=hf_subset)
+        return {**more, "by_query": by_query}
 
 
 class LocalRetrieval(ScoredByQuery):
