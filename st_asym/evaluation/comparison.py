@@ -193,10 +193,10 @@ def mean(values: Any) -> float:
 
 
 def of_json(kind: Any, value: Any) -> Any:
-    """A value of this type, out of what JSON made of its ``asdict``."""
+    """A value of this type, out of what JSON made of its ``asdict``, perhaps of an earlier version that had more."""
     if is_dataclass(kind):
         types = get_type_hints(kind)
-        return kind(**{name: of_json(types[name], part) for name, part in value.items()})  # type: ignore[operator]
+        return kind(**{name: of_json(types[name], part) for name, part in value.items() if name in types})  # type: ignore[operator]
     inner = get_args(kind)
     if get_origin(kind) is tuple:
         return tuple(of_json(inner[0], part) for part in value)

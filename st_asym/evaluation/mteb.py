@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import random
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,10 +46,8 @@ class Scores:
     split: str
     documents: int  # how many were searched
     queries: tuple[str, ...]  # their ids
-    means: dict[str, float]  # each of METRICS over all queries, as MTEB gives it
-    by_query: dict[str, tuple[float, ...]]  # the same for each query, in the order of queries
+    by_query: dict[str, tuple[float, ...]]  # each of METRICS for each query, in the order of queries
     relevant: dict[str, dict[str, str]]  # query id to the ids of its relevant documents, each with a digest of its text
-    mteb: dict[str, Any] = field(default_factory=dict)  # all else that MTEB measured
     bm25_weight: float | None = None  # how much BM25 counted beside the cosine, where it was added
 
 
@@ -169,7 +166,7 @@ def measured_by(searcher: Any, benchmark: Benchmark, batch_size: int = _CACHED_B
     result = mteb.evaluate(searcher, task, encode_kwargs=options, **quiet).task_results[0]
     weight, several = getattr(searcher, "weight", None), sum(map(len, result.scores.values())) > 1
     return [
-        replace(_scores(benchmark, split, dict(part), several=several), bm25_weight=weight)
+        replace(_scores(benchmark, split, part, several=several), bm25_weight=weight)
         for split, parts in result.scores.items()
         for part in parts
     ]
@@ -194,10 +191,10 @@ class FrozenEncoder(SentenceTransformerEncoderWrapper):
         return vectors
 
 
-def _scores(benchmark: Benchmark, split: str, measured: dict[str, Any], *, several: bool) -> Scores:
+def _scores(benchmark: Benchmark, split: str, measured: Mapping[str, Any], *, several: bool) -> Scores:
     """What was measured on one subset and split of a task, one of ``several`` or the only one."""
     data: Any = benchmark.task.dataset
-    subset, by_query = measured["hf_subset"], measured.pop("by_query")
+    subset, by_query = measured["hf_subset"], measured["by_query"]
     part = data[subset][split] if subset in data else data[split]
     if missing := [query_id for query_id in part["relevant_docs"] if query_id not in by_query]:
         raise ValueError(
@@ -205,18 +202,14 @@ def _scores(benchmark: Benchmark, split: str, measured: dict[str, Any], *, sever
             f"results: {first_few(missing)}."
         )
     queries = sorted(by_query)
-    # JSON has no NaN.
-    unknown = {key for key, value in measured.items() if isinstance(value, float) and not math.isfinite(value)}
     return Scores(
         benchmark=benchmark.name,
         data=f"{benchmark.name} ({subset}, {split})" if several else benchmark.name,
         split=split,
         documents=len(part["corpus"]),
         queries=tuple(queries),
-        means={metric: float(measured[metric.replace("@", "_at_")]) for metric in METRICS},
         by_query={metric: tuple(float(by_query[query_id][metric]) for query_id in queries) for metric in METRICS},
         relevant=_relevant(part["corpus"], part["relevant_docs"]),
-        mteb={key: None if key in unknown else value for key, value in measured.items()},
     )
 
 

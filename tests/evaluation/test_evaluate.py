@@ -33,9 +33,19 @@ def no_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running.mteb, "evaluate", refuse)
 
 
-def test_scores_are_those_of_the_formula_and_means_are_those_of_mteb(make_encoder: Make) -> None:
-    encoder, data = make_encoder(), collection()
+def test_scores_are_those_of_the_formula_and_means_are_those_of_mteb(
+    make_encoder: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, data, real = make_encoder(), collection(), running.mteb.evaluate
     model = with_heads(encoder, 1)
+    given: dict[str, dict[str, float]] = {}
+
+    def spy(searcher: Any, *arguments: Any, **options: Any) -> Any:
+        result = real(searcher, *arguments, **options)
+        given[searcher.mteb_model_meta.name.removeprefix("st_asym/")] = result.task_results[0].scores["test"][0]
+        return result
+
+    monkeypatch.setattr(running.mteb, "evaluate", spy)
     comparison = evaluate({"plain": encoder, "heads": model}, {"tiny": data}, results=None, baselines=())
     own = comparison.queries["tiny"]
     assert own["ids"] == [f"q{i}" for i in range(6)]
@@ -43,6 +53,7 @@ def test_scores_are_those_of_the_formula_and_means_are_those_of_mteb(make_encode
         assert own["scores"][name]["ndcg@10"][0] == pytest.approx(ndcg_at_10(one, data), abs=1e-6)
         for metric, mean in comparison[name].scores["tiny"].items():
             assert np.mean(own["scores"][name][metric][0]) == pytest.approx(mean, abs=1e-5), metric
+            assert given[name][metric.replace("@", "_at_")] == pytest.approx(mean, abs=1e-5), metric
     difference = comparison["heads"].difference
     assert difference is not None
     assert difference.points == pytest.approx(np.mean(ndcg_at_10(model, data)) - np.mean(ndcg_at_10(encoder, data)))

@@ -113,10 +113,9 @@ def a_comparison(
 
 
 def _scores(name: str, scores: Sequence[float]) -> Scores:
-    means = dict.fromkeys(METRICS, float(np.mean(scores)))
     by_query = dict.fromkeys(METRICS, tuple(scores))
     queries = tuple(f"q{i}" for i in range(len(scores)))
-    return Scores(name, name, "test", 99, queries, means, by_query, {})
+    return Scores(name, name, "test", 99, queries, by_query, {})
 
 
 def a_trainer_state() -> TrainerState:
