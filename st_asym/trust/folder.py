@@ -109,7 +109,9 @@ class Folder:
         return [name for name in self.sizes if not folder or name.startswith(f"{folder}/")]
 
     def open(self, name: str) -> BinaryIO:
-        """Open a plain file, and nothing that has taken its place since."""
+        """Open a plain file, and nothing that has taken its place since; a ``FindingError`` where there was none."""
+        if name not in self.sizes:
+            raise FindingError(name, "is missing. Save or download the model again.")
         path = self.path / name
         if (self._links or self._blobs is not None) and path.is_symlink():
             path = path.resolve()
@@ -132,13 +134,11 @@ class Folder:
 
     def json(self, name: str, kind: type = dict) -> Any:
         """Parse a small JSON file of this kind; a ``FindingError`` where it is missing or anything else."""
-        if name not in self.sizes:
-            raise FindingError(name, "is missing. Save or download the model again.")
-        if self.sizes[name] >= _MOST_JSON:
+        with self.open(name) as file:
+            content = file.read(_MOST_JSON)
+        if len(content) == _MOST_JSON:
             what = f"is {self.sizes[name]:,} bytes long, and that is longer than any configuration."
             raise FindingError(name, what)
-        with self.open(name) as file:
-            content = file.read(_MOST_JSON + 1)
         try:
             value = parsed(content)
         except ValueError as error:
@@ -152,11 +152,9 @@ class Folder:
     def _read_weights(self, name: str) -> Weights:
         """What is in a safetensors file, read a megabyte at a time; a ``FindingError`` where it is not whole.
 
-        Values that are not finite are noted.
-        The header is read by the library that loads the file, which allows no holes, overlaps or bytes too many.
+        Values that are not finite are noted. The header is read by the library that loads the file, which allows no
+        holes, overlaps or bytes too many.
         """
-        if name not in self.sizes:
-            raise FindingError(name, "is missing. Save or download the model again.")
         with self.open(name) as file:
             try:
                 tensors, header = _header(self.path / name, file, name)
