@@ -251,7 +251,7 @@ def rows_of(
         wanted |= {("group", name, *key): {key[0]: rows} for key, rows in groups.items()}
         if left := _not_trained_on(places, trained or {}, (first, name)):
             wanted["evidence", name] = left
-    found = _differences(queries, first, wanted, baselines, seed)
+    found, both = _differences(queries, first, wanted, baselines, seed), fused_name(first)
     rows: list[Row] = []
     for system in systems:
         row = _averages(system, queries, (compressed or {}).get(system.name, {}))
@@ -260,15 +260,10 @@ def rows_of(
             row.groups.setdefault(data, {})[group] = Group(len(own), score, found.get(("group", row.name, data, group)))
         row.differences.update({data: found["data", row.name, data] for data in places if row.name != first})
         row = replace(row, difference=found.get(("average", row.name)), baseline=row.name in baselines)
-        gain, both = found.get(("evidence", row.name)), fused_name(first)
-        if gain is not None and not row.baseline:
+        if (gain := found.get(("evidence", row.name))) is not None and not row.baseline:
             row = _judged(row, rows[0], gain, bar, queries)
-        elif (
-            gain is not None and row.name not in (BM25, both) and both in baselines
-        ):  # what BM25 and the heads gain over BM25 alone
-            gain = difference_on(queries, both, row.name, wanted["evidence", row.name], seed)
-            on = counted(gain.queries, "query", "queries")
-            row = replace(row, next_steps=(f"{gain}, to {both!r} on {on} that neither was trained on.",))
+        elif gain is not None and both in baselines and row.name not in (BM25, both):
+            row = _on_top(row, both, wanted["evidence", row.name], queries, seed)
         rows.append(row)
     return tuple(rows)
 
@@ -318,6 +313,13 @@ def _judged(row: Row, base: Row, gain: Difference, bar: Bar, queries: Mapping[st
     moved = any((by_query(own, row.name) != by_query(own, base.name)).any() for own in queries.values())
     steps = next_steps(verdict, gain, bar, moved=moved, differences=row.differences, groups=row.groups)
     return replace(row, verdict=verdict, next_steps=steps)
+
+
+def _on_top(row: Row, both: str, rows: Rows, queries: Mapping[str, Any], seed: int) -> Row:
+    """A system with BM25 added, with what it gains over ``both``, the first one with BM25 added."""
+    gain = difference_on(queries, both, row.name, rows, seed)
+    on = counted(gain.queries, "query", "queries")
+    return replace(row, next_steps=(f"{gain}, to {both!r} on {on} that neither was trained on.",))
 
 
 def _averages(system: System, queries: Mapping[str, Any], compressed: dict[str, dict[str, float]]) -> Row:
