@@ -384,24 +384,21 @@ def _trained_on(
             "were among them is not known."
             for number in numbers[:1]
         ]
-    if trained >= texts.keys():
-        return again, [
-            f"{system} was trained on all queries of {name}, those judged here included: its scores say nothing about "
-            f"new ones. {_KEEP_OUT}"
-        ]
     judged, left = len(relevant), len(relevant) - len(again)
-    if not left:
+    if trained >= texts.keys():
+        said = f"all queries of {name}, those judged here included: its scores say nothing about new ones. {_KEEP_OUT}"
+    elif not left:
         new = [one for one in data.qrels if one != "all" and not trained & data.relevant(one).keys()]
         every = f"all {judged:,} judged queries" if judged > 1 else "the one judged query"
-        return again, [
-            f"{system} was trained on {every} of {name} (split {split}): its scores say nothing about new ones. "
-            + (f"It was not trained on those of the split {new[0]}: evaluate on them." if new else _KEEP_OUT)
-        ]
-    relevant = {query: relevant[query] for query in again}
-    pairs = {query for one in known for query in one.with_their_documents(texts, data.corpus, relevant)}
-    shared = f" ({len(pairs):,} with a document that answers them here)" if pairs else ""
-    few = f" {left:,} {'says' if left == 1 else 'say'} little: evaluate on more new ones." if left < FEW else ""
-    return again, [
-        f"{system} was trained on {len(again):,} of {judged:,} judged queries of {name}{shared}. They are no evidence: "
-        f"its verdict is by the other {left:,}, whose scores stand apart ({OTHERS}).{few}"
-    ]
+        hint = f"It was not trained on those of the split {new[0]}: evaluate on them." if new else _KEEP_OUT
+        said = f"{every} of {name} (split {split}): its scores say nothing about new ones. {hint}"
+    else:
+        relevant = {query: relevant[query] for query in again}
+        pairs = {query for one in known for query in one.with_their_documents(texts, data.corpus, relevant)}
+        shared = f" ({len(pairs):,} with a document that answers them here)" if pairs else ""
+        few = f" {left:,} {'says' if left == 1 else 'say'} little: evaluate on more new ones." if left < FEW else ""
+        said = (
+            f"{len(again):,} of {judged:,} judged queries of {name}{shared}. They are no evidence: its verdict is by "
+            f"the other {left:,}, whose scores stand apart ({OTHERS}).{few}"
+        )
+    return again, [f"{system} was trained on {said}"]
