@@ -202,14 +202,14 @@ def made_with_heads(model: SentenceTransformer | str | os.PathLike[str] | Any) -
 
     from st_asym.heads.anatomy import taken_apart
 
-    local = isinstance(model, SentenceTransformer)
     if isinstance(model, SentenceTransformer):
         heads = taken_apart(model)[1][:1]
         if heads and heads[0] in _MADE:
             return _MADE[heads[0]]
         config = getattr(model.transformers_model, "config", None) if has_heads(model) else None
-        model = getattr(config, "name_or_path", None)
-    file = _file_of(model, PROVENANCE_FILE, local=local)
+        name = getattr(config, "name_or_path", None)
+        model = name if name and Path(name).is_dir() else None
+    file = _file_of(model, PROVENANCE_FILE)
     made = None if file is None else _made(file.parent)
     return made if made is not None and any(made.heads.values()) else None
 
@@ -229,14 +229,16 @@ def has_heads(model: SentenceTransformer | str | os.PathLike[str] | Any) -> bool
     return any(str(module.get("type")).endswith(".Router") for module in listed)
 
 
-def _file_of(model: Any, name: str, *, local: bool = False) -> Path | None:
+def _file_of(model: Any, name: str) -> Path | None:
     """A file of a saved model, by its folder or Hub id; whether it can be read is for who loads the model to say."""
     from sentence_transformers.util import load_file_path
 
-    if not model or not isinstance(model, str | os.PathLike):
+    if not isinstance(model, str | os.PathLike):
+        return None
+    if not Path(model).is_dir() and os.fspath(model).count("/") != 1:  # which no Hub id has
         return None
     try:
-        found = load_file_path(os.fspath(model), name, local_files_only=local)
+        found = load_file_path(os.fspath(model), name)
     except OSError:
         return None
     return None if found is None else Path(found)
