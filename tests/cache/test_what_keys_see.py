@@ -26,8 +26,8 @@ from tokenizers.normalizers import Replace
 from torch import nn
 
 from st_asym import CachedSentenceTransformer, EmbeddingCache, asymmetric_model, encoder_fingerprint, record_keys
-from st_asym.cache.attributes import without_configuration
 from st_asym.cache.encoding import listens_to_task
+from st_asym.cache.fingerprint import without_configuration
 from st_asym.heads.anatomy import encoder_modules, without_heads
 
 WORDS = ["a", "bad", "cab", "deaf"]

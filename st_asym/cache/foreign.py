@@ -1,0 +1,385 @@
+"""What modules of others hold and read, value by value: attributes, code, and what the code names beside it.
+
+Each value is told by a digest of its pickle, in which functions and classes stand for their code, and tensors, modules
+and the libraries' objects for what shapes vectors in them: it is the same in every process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import functools
+import hashlib
+import io
+import logging
+import pickle
+import sys
+import threading
+import types
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import fullname
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+from transformers.configuration_utils import PretrainedConfig
+
+# What holds a value, and the name of the value in it.
+Place = tuple[str, str]
+
+# Whose classes are known by their names: what their attributes mean is in their configurations and weights.
+_PACKAGES = frozenset(
+    {"accelerate", "bitsandbytes", "sentence_transformers", "st_asym", "tokenizers", "torch", "torchao", "transformers"}
+)
+# Whose wrappers around methods of these packages are the packages' own.
+_WRAPPERS = frozenset({"huggingface_hub", "typing_extensions"})
+# What libraries keep in modules for themselves, and the configuration of adapters, whose layers have what it led to.
+_IDLE_ATTRIBUTES = frozenset(vars(nn.Module())) | frozenset(
+    {"_hf_hook", "_is_hf_initialized", "_old_forward", "_original_forward", "_peft_config", "_prompt_length_mapping"}
+    | {"gradient_checkpointing", "peft_config", "warnings_issued"}
+)
+_PLAIN = (bool, int, float, str, bytes, torch.dtype, enum.Enum, types.FunctionType, types.BuiltinFunctionType, type)
+_BUILTIN = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
+# Nothing that a vector could depend on, and different in every process.
+_IDLE: list[type] = [logging.Logger, weakref.ref, torch.device, torch.Generator, io.IOBase]
+_IDLE += [type(threading.Lock()), type(threading.RLock())]
+# Where running the encoder has changed values: no settings, but counters and the like.
+_CHANGES_BY_ITSELF: set[Place] = set()
+
+
+def is_stock(kind: type) -> bool:
+    """Whether a class is one of the packages whose modules say in their configurations what they do."""
+    return kind.__module__.partition(".")[0] in _PACKAGES
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value consists of numbers, texts and the like, so that ``==`` tells it from others."""
+    if value is None or isinstance(value, _PLAIN):
+        return True
+    if type(value) in (list, tuple, set, frozenset):
+        return all(map(is_plain, value))
+    return type(value) is dict and all(map(is_plain, value)) and all(map(is_plain, value.values()))
+
+
+def attributes(module: nn.Module) -> dict[str, Any]:
+    """The attributes that may shape vectors; what a module remembers it calls a cache."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if name not in _IDLE_ATTRIBUTES
+        and "cache" not in name.lower()
+        and not name.endswith("name_or_path")  # where it is from
+        and (name != "forward" or "forward" in replaced_methods(module))
+    }
+
+
+def replaced_methods(module: nn.Module) -> dict[str, Any]:
+    """Methods of the module's own, but for a ``forward`` that mixed precision or offloading put there."""
+    by_library = {"forward"} if vars(module).keys() & {"_old_forward", "_original_forward"} else set()
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if callable(value) and name not in by_library and name[0] != "_" and callable(getattr(type(module), name, None))
+    }
+
+
+class Part(NamedTuple):
+    """What may hold values: whose part it is, its kind, and how to read its values by name."""
+
+    who: str
+    kind: type
+    read: Callable[[], dict[str, Any]]
+
+
+def foreign_parts(modules: Sequence[nn.Module]) -> list[Part]:
+    """Modules that are not the packages', and modules and classes of theirs in which methods were replaced by hand."""
+    found, kinds = [], dict[type, None]()
+    for position, top in enumerate(modules):
+        who = f"module {position} ({fullname(top)})"
+        found += list(_parts_of(who, top))
+        kinds.update((kind, None) for part in top.modules() for kind in type(part).__mro__ if is_stock(kind))
+    for kind in kinds:
+        if _replaced_in(kind):
+            found.append(Part(f"class {kind.__qualname__}", kind, functools.partial(_replaced_in, kind)))
+    return found
+
+
+class Inventory:
+    """The values of parts, and those that their code names: ``values`` are places with a digest each.
+
+    ``tell`` says what stands for a tensor, a tokenizer or a configuration; ``tensors`` are those that were met.
+    """
+
+    def __init__(self, parts: Sequence[Part], modules: Sequence[nn.Module], tell: Callable[[Any], Any]) -> None:
+        self.values: list[tuple[Place, Any]] = []
+        self.tensors: list[Tensor] = []
+        self.tell = tell
+        # Classes, functions and modules that were met: each is looked at once.
+        self._met = {id(part) for top in modules for part in top.modules()} if parts else set()
+        self._left: list[Any] = []
+        for part in parts:
+            self._add_part(part)
+            while self._left:
+                self._look_into(part.who, self._left.pop(0))
+
+    def meet(self, one: Any) -> None:
+        """Look into a class, function or module later, once."""
+        if id(one) not in self._met:
+            self._met.add(id(one))
+            self._left.append(one)
+
+    def told(self, value: Any) -> str:
+        """The digest of any value."""
+        file = io.BytesIO()
+        _Pickler(file, self).dump(value)
+        return _digest(file.getvalue())
+
+    def _add_part(self, part: Part) -> None:
+        self.values.append(((fullname(part.kind), "class"), None))
+        if not is_stock(part.kind):
+            self.meet(part.kind)
+        for name, value in part.read().items():
+            self._add(part.who, (fullname(part.kind), name), value)
+
+    def _look_into(self, who: str, one: Any) -> None:
+        if isinstance(one, nn.Module):
+            self._met.update(map(id, one.modules()))
+            self._add(who, (fullname(one), "layers"), nn.Module.__repr__(one))
+            for name, value in one.state_dict(keep_vars=True).items():
+                self._add(who, (fullname(one), name), value)
+            for part in _parts_of(who, one):
+                self._add_part(part)
+        elif isinstance(one, types.FunctionType):
+            self._add_function(who, one)
+        else:
+            for kind in _own_kinds(one):
+                for name, value in _attributes_of(kind):
+                    self._add(who, (kind.__qualname__, name), value)
+                for _, function in sorted(_functions(kind).items()):
+                    self._add_function(who, function)
+
+    def _add_function(self, who: str, one: types.FunctionType) -> None:
+        self.values.append(((one.__module__, one.__qualname__), _code_digest(one.__code__)))
+        self._add(who, (one.__qualname__, "defaults"), [one.__defaults__, one.__kwdefaults__])
+        for name, cell in zip(one.__code__.co_freevars, one.__closure__ or (), strict=True):
+            with contextlib.suppress(ValueError):  # not filled yet
+                self._add(who, (one.__qualname__, name), cell.cell_contents)
+        for name, value in _beside(one):
+            self._add(who, (one.__module__, name), value)
+
+    def _add(self, who: str, place: Place, value: Any) -> None:
+        if place in _CHANGES_BY_ITSELF:
+            return
+        if isinstance(value, type | types.FunctionType):
+            self.meet(value)
+        try:
+            plain = value is None or type(value) in (bool, int, float, str)
+            self.values.append((place, value if plain else self.told(value)))
+        except Exception as error:  # whatever its own reduction raises
+            raise ValueError(
+                f"The encoder's {who} keeps a {fullname(value)} in {'.'.join(place)} ({error}), and whether that "
+                "changes cannot be seen: its vectors would be kept under a name that fits others too. Keep plain "
+                "values or tensors there, or, where no vector depends on it, call it something with 'cache'."
+            ) from error
+
+
+def note_changes(before: Sequence[tuple[Place, Any]], after: Sequence[tuple[Place, Any]]) -> bool:
+    """Whether running the encoder has changed values: from now on these are no settings."""
+    sides: tuple[dict[Place, list[Any]], dict[Place, list[Any]]] = ({}, {})
+    for side, values in zip(sides, (before, after), strict=True):
+        for place, value in values:
+            side.setdefault(place, []).append(value)
+    changed = {place for place in {**sides[0], **sides[1]} if sides[0].get(place) != sides[1].get(place)}
+    _CHANGES_BY_ITSELF.update(changed)
+    return bool(changed)
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles a value for its digest, not to be read again."""
+
+    def __init__(self, file: io.BytesIO, inventory: Inventory) -> None:
+        super().__init__(file, 4)
+        self._inventory = inventory
+
+    def persistent_id(self, value: Any) -> Any:
+        """What is pickled in place of a value; None where it is pickled itself."""
+        return _stand_in(value, self._inventory)
+
+    def reducer_override(self, value: Any) -> Any:
+        """Of the packages' objects the plain attributes, as the others are their own affair."""
+        if is_stock(type(value)) and hasattr(value, "__dict__"):
+            return type(value), (), {name: one for name, one in vars(value).items() if is_plain(one)}
+        return NotImplemented
+
+
+@functools.singledispatch
+def _stand_in(value: Any, inventory: Inventory) -> Any:  # noqa: ARG001 - of others it is used
+    return None
+
+
+def _register(kinds: Sequence[type], stand_in: Callable[[Any, Inventory], Any]) -> None:
+    for kind in kinds:
+        _stand_in.register(kind)(stand_in)
+
+
+def _code_stand_in(value: Any, inventory: Inventory) -> Any:
+    if _is_library(value.__module__):
+        return value.__module__, value.__qualname__
+    inventory.meet(value)
+    return value.__qualname__, None if isinstance(value, type) else _code_digest(value.__code__)
+
+
+def _told(value: Any, inventory: Inventory) -> Any:
+    if isinstance(value, Tensor):
+        inventory.tensors.append(value)
+    return "told", inventory.tell(value)
+
+
+def _module(value: nn.Module, inventory: Inventory) -> Any:
+    if not isinstance(value, SentenceTransformer):  # of which this is a part
+        inventory.meet(value)
+    return "module", fullname(value)
+
+
+def _array(value: np.ndarray[Any, Any], _: Inventory) -> Any:
+    content = value.tolist() if value.dtype.hasobject else _digest(np.ascontiguousarray(value).tobytes())
+    return "array", str(value.dtype), value.shape, content
+
+
+# Texts stand for themselves by digests, as pickle writes one text twice if it is two objects, and otherwise once.
+_register([str, bytes], lambda value, _: int(_digest(value if isinstance(value, bytes) else value.encode()), 16))
+_register([set, frozenset], lambda value, inventory: ("set", sorted(map(inventory.told, value))))
+_register([type, types.FunctionType], _code_stand_in)
+_register([Tensor, PreTrainedTokenizerBase, PretrainedConfig], _told)
+_register([nn.Module], _module)
+_register([np.ndarray], _array)
+_register([PurePath], lambda value, _: ("path", value.name))
+_register([types.ModuleType], lambda value, _: ("name", value.__name__))
+_register(_IDLE, lambda value, _: ("idle", fullname(value)))
+_register(_BUILTIN, lambda value, _: ("builtin", getattr(value, "__module__", None), value.__qualname__))
+_register([types.MethodType], lambda value, _: ("method", value.__func__, value.__self__))
+_register([threading.local, type(functools.lru_cache(len))], lambda value, _: ("object", vars(value)))
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=32).hexdigest()
+
+
+def _parts_of(who: str, module: nn.Module, holder: type | None = None) -> Iterator[Part]:
+    """A module and those in it, as far as they are foreign; torch's layers belong to their holder."""
+    kind = type(module)
+    holder = holder if holder is not None and kind.__module__.startswith("torch.") else kind
+    if not is_stock(holder):
+        yield Part(who, kind, functools.partial(_values_of, module))
+    elif replaced_methods(module):
+        yield Part(who, kind, functools.partial(replaced_methods, module))
+    for child in module.children():
+        yield from _parts_of(who, child, holder)
+
+
+def _values_of(module: nn.Module) -> dict[str, Any]:
+    hidden = {name: module._buffers.get(name) for name in sorted(module._non_persistent_buffers_set)}
+    return {**attributes(module), **{name: value for name, value in hidden.items() if "cache" not in name.lower()}}
+
+
+def _functions(kind: type) -> dict[str, types.FunctionType]:
+    """The methods and properties that a class itself defines, as functions."""
+    found = {}
+    for name, value in vars(kind).items():
+        function = getattr(value, "__func__", getattr(value, "fget", value))
+        if not isinstance(function, types.FunctionType):  # what is cached or half applied has one within
+            function = getattr(function, "func", getattr(function, "__wrapped__", function))
+        if isinstance(function, types.FunctionType) and name != "__wrapped__":
+            found[name] = function
+    return found
+
+
+def _replaced_in(kind: type) -> dict[str, Any]:
+    """The methods of a class of the packages that somebody else has put there."""
+    known = _PACKAGES | _WRAPPERS | sys.stdlib_module_names
+    functions = _functions(kind).items()
+    return {name: one for name, one in functions if str(one.__globals__.get("__name__")).partition(".")[0] not in known}
+
+
+def _own_kinds(kind: type) -> list[type]:
+    """A class and those it is made from, without those that are known by their names."""
+    return [
+        one
+        for one in kind.__mro__
+        if not is_stock(one) and one.__module__.partition(".")[0] not in sys.stdlib_module_names
+    ]
+
+
+def _attributes_of(kind: type) -> list[tuple[str, Any]]:
+    skipped = {"_abc_impl", *_functions(kind)}
+    return [
+        (name, value)
+        for name, value in sorted(vars(kind).items())
+        if name[:2] != "__" and name not in skipped and _may_shape(name, value, kind.__module__)
+    ]
+
+
+def _beside(function: types.FunctionType) -> list[tuple[str, Any]]:
+    """The globals that the code of a function names, those of other files of the user among them; no caches.
+
+    Of functions, classes and objects those of libraries are left out, but for the file that the function is in.
+    """
+    names, found = _names(function.__code__), []
+    left: list[tuple[str, dict[str, Any]]] = [("", function.__globals__)]
+    spaces = set[int]()
+    while left:
+        prefix, space = left.pop()
+        spaces.add(id(space))
+        for name in sorted(names & space.keys()):
+            value = space[name]
+            if isinstance(value, types.ModuleType):
+                if not _is_library(value.__name__) and id(vars(value)) not in spaces:
+                    left.append((f"{prefix}{name}.", vars(value)))
+            elif name[:2] != "__" and _may_shape(name, value, function.__module__):
+                found.append((prefix + name, value))
+    return found
+
+
+def _may_shape(name: str, value: Any, module: str) -> bool:
+    """Whether a value that code of a module names may shape vectors, and can be told from others."""
+    if isinstance(value, type | types.FunctionType):
+        return bool(value.__module__ == module or not _is_library(value.__module__))
+    # What annotations and the machinery of classes are made of.
+    if "cache" in name.lower() or hasattr(type(value), "__get__") or type(value).__module__ == "typing":
+        return False
+    if isinstance(value, Tensor | np.ndarray | nn.Module) or is_plain(value):
+        return True
+    kind = type(value).__module__
+    return not is_stock(type(value)) and (
+        isinstance(value, Mapping) or kind.partition(".")[0] in sys.stdlib_module_names or not _is_library(kind)
+    )
+
+
+def _is_library(module: str) -> bool:
+    """Whether a module is installed, and not the user's own code."""
+    if module == "__main__" or module.partition(".")[0] in _PACKAGES | sys.stdlib_module_names:
+        return module != "__main__"
+    file = getattr(sys.modules.get(module), "__file__", None) or ""
+    return "site-packages" in file or "dist-packages" in file
+
+
+@functools.lru_cache(maxsize=4096)
+def _names(code: types.CodeType) -> frozenset[str]:
+    inner = [_names(one) for one in code.co_consts if isinstance(one, types.CodeType)]
+    return frozenset(code.co_names).union(*inner)
+
+
+@functools.lru_cache(maxsize=4096)
+def _code_digest(code: types.CodeType) -> str:
+    constants = [
+        _code_digest(one)
+        if isinstance(one, types.CodeType)
+        else repr(sorted(map(repr, one)) if isinstance(one, frozenset) else one)
+        for one in code.co_consts
+    ]
+    return _digest(repr([code.co_code, constants, code.co_names]).encode())
