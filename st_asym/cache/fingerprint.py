@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.configuration_utils import PretrainedConfig
 
-from st_asym.cache.foreign import Inventory, foreign_parts, is_stock, note_changes, replaced_methods
+from st_asym.cache.foreign import Inventory, foreign_parts, hidden_buffers, is_stock, note_changes, replaced_methods
 from st_asym.cache.stock import (
     deviations,
     module_settings,
@@ -292,7 +292,7 @@ class _Remembered:
         self.inventory = Inventory(self.parts, modules, _quickly)
         states = [module.state_dict(keep_vars=True) for module in modules]
         self.tensors = [value for state in states for value in state.values() if isinstance(value, Tensor)]
-        self.tensors += self.inventory.tensors
+        self.tensors += [*self.inventory.tensors, *(buffer for _, buffer in hidden_buffers(self.parts))]
         self.counts = _counts(self.tensors)
         self.probes = _probes(self.tensors)
         self.sample = _sample(*self.probes)
@@ -324,7 +324,8 @@ _REMEMBERED: WeakKeyDictionary[SentenceTransformer, _Remembered] = WeakKeyDictio
 
 
 def _quick_tokenizers(modules: Sequence[nn.Module]) -> list[Any]:
-    return [[module, quick_tokenizer(getattr(module, "tokenizer", None))] for module in modules]
+    tokenizers = [getattr(module, "tokenizer", None) for module in modules]
+    return [modules, tokenizers, list(map(quick_tokenizer, tokenizers))]
 
 
 def _counts(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
@@ -381,7 +382,9 @@ def without_configuration(modules: Sequence[nn.Module]) -> list[Any]:
     A module that holds what cannot be told from another of its kind is a ValueError.
     """
     changed = [[position, *each] for position, top in enumerate(modules) for each in deviations(top)]
-    return changed + Inventory(foreign_parts(modules), modules, _contents).values
+    parts = foreign_parts(modules)
+    buffers = [(place, _contents(buffer)) for place, buffer in hidden_buffers(parts)]
+    return [*changed, *buffers, *Inventory(parts, modules, _contents).values]
 
 
 def _contents(value: Any) -> Any:
@@ -396,10 +399,10 @@ def _contents(value: Any) -> Any:
 
 
 def _quickly(value: Any) -> Any:
-    """What shows at once of a change of these; the values of tensors are looked at beside it."""
+    """What shows at once of a change of these; the values of tensors are looked at beside it, with the weights."""
     if isinstance(value, PreTrainedTokenizerBase):
-        return quick_tokenizer(value)
-    return network_settings(value) if isinstance(value, PretrainedConfig) else _counts([value])
+        return [id(value), quick_tokenizer(value)]
+    return network_settings(value) if isinstance(value, PretrainedConfig) else id(value)
 
 
 def tensor_bytes(tensor: Tensor) -> Any:

@@ -52,9 +52,9 @@ _IDLE += [type(threading.Lock()), type(threading.RLock())]
 _CHANGES_BY_ITSELF: set[Place] = set()
 
 
-def is_stock(kind: type) -> bool:
+def is_stock(kind: type | types.FunctionType) -> bool:
     """Whether a class is one of the packages whose modules say in their configurations what they do."""
-    return kind.__module__.partition(".")[0] in _PACKAGES
+    return _package(kind.__module__) in _PACKAGES
 
 
 def is_plain(value: Any) -> bool:
@@ -89,24 +89,43 @@ def replaced_methods(module: nn.Module) -> dict[str, Any]:
 
 
 class Part(NamedTuple):
-    """What may hold values: whose part it is, its kind, and how to read its values by name."""
+    """A module or class whose values count: all, where it is ``foreign``, and otherwise its replaced methods."""
 
     who: str
-    kind: type
-    read: Callable[[], dict[str, Any]]
+    path: str
+    owner: nn.Module | type
+    foreign: bool
+
+    @property
+    def kind(self) -> type:
+        """What values in it are named after."""
+        return self.owner if isinstance(self.owner, type) else type(self.owner)
+
+    def values(self) -> dict[str, Any]:
+        """Those that count, by name."""
+        if isinstance(self.owner, type):
+            return _replaced_in(self.owner)
+        return attributes(self.owner) if self.foreign else replaced_methods(self.owner)
 
 
 def foreign_parts(modules: Sequence[nn.Module]) -> list[Part]:
     """Modules that are not the packages', and modules and classes of theirs in which methods were replaced by hand."""
     found, kinds = [], dict[type, None]()
     for position, top in enumerate(modules):
-        who = f"module {position} ({fullname(top)})"
-        found += list(_parts_of(who, top))
+        found += list(_parts_of(f"module {position} ({fullname(top)})", str(position), top))
         kinds.update((kind, None) for part in top.modules() for kind in type(part).__mro__ if is_stock(kind))
-    for kind in kinds:
-        if _replaced_in(kind):
-            found.append(Part(f"class {kind.__qualname__}", kind, functools.partial(_replaced_in, kind)))
-    return found
+    return found + [Part(f"class {kind.__name__}", "", kind, False) for kind in kinds if _replaced_in(kind)]
+
+
+def hidden_buffers(parts: Sequence[Part]) -> list[tuple[Place, Tensor]]:
+    """The buffers of foreign modules that are in no state dict; no caches."""
+    return [
+        ((fullname(part.kind), name), buffer)
+        for part in parts
+        if part.foreign and isinstance(part.owner, nn.Module)
+        for name in sorted(part.owner._non_persistent_buffers_set)
+        if "cache" not in name.lower() and (buffer := part.owner._buffers.get(name)) is not None
+    ]
 
 
 class Inventory:
@@ -140,10 +159,10 @@ class Inventory:
         return _digest(file.getvalue())
 
     def _add_part(self, part: Part) -> None:
-        self.values.append(((fullname(part.kind), "class"), None))
+        self.values.append(((fullname(part.kind), "class"), part.path))
         if not is_stock(part.kind):
             self.meet(part.kind)
-        for name, value in part.read().items():
+        for name, value in part.values().items():
             self._add(part.who, (fullname(part.kind), name), value)
 
     def _look_into(self, who: str, one: Any) -> None:
@@ -152,7 +171,7 @@ class Inventory:
             self._add(who, (fullname(one), "layers"), nn.Module.__repr__(one))
             for name, value in one.state_dict(keep_vars=True).items():
                 self._add(who, (fullname(one), name), value)
-            for part in _parts_of(who, one):
+            for part in _parts_of(who, "", one):
                 self._add_part(part)
         elif isinstance(one, types.FunctionType):
             self._add_function(who, one)
@@ -169,13 +188,13 @@ class Inventory:
         for name, cell in zip(one.__code__.co_freevars, one.__closure__ or (), strict=True):
             with contextlib.suppress(ValueError):  # not filled yet
                 self._add(who, (one.__qualname__, name), cell.cell_contents)
-        for name, value in _beside(one):
+        for name, value in _beside(_names(one.__code__), one.__globals__, one.__module__):
             self._add(who, (one.__module__, name), value)
 
     def _add(self, who: str, place: Place, value: Any) -> None:
         if place in _CHANGES_BY_ITSELF:
             return
-        if isinstance(value, type | types.FunctionType):
+        if isinstance(value, type | types.FunctionType) and not is_stock(value):
             self.meet(value)
         try:
             plain = value is None or type(value) in (bool, int, float, str)
@@ -190,11 +209,7 @@ class Inventory:
 
 def note_changes(before: Sequence[tuple[Place, Any]], after: Sequence[tuple[Place, Any]]) -> bool:
     """Whether running the encoder has changed values: from now on these are no settings."""
-    sides: tuple[dict[Place, list[Any]], dict[Place, list[Any]]] = ({}, {})
-    for side, values in zip(sides, (before, after), strict=True):
-        for place, value in values:
-            side.setdefault(place, []).append(value)
-    changed = {place for place in {**sides[0], **sides[1]} if sides[0].get(place) != sides[1].get(place)}
+    changed = {place for place, _ in set(before) ^ set(after)}
     _CHANGES_BY_ITSELF.update(changed)
     return bool(changed)
 
@@ -252,7 +267,7 @@ def _array(value: np.ndarray[Any, Any], _: Inventory) -> Any:
 
 
 # Texts stand for themselves by digests, as pickle writes one text twice if it is two objects, and otherwise once.
-_register([str, bytes], lambda value, _: int(_digest(value if isinstance(value, bytes) else value.encode()), 16))
+_register([str, bytes], lambda value, _: int(_digest(repr(value).encode()), 16))
 _register([set, frozenset], lambda value, inventory: ("set", sorted(map(inventory.told, value))))
 _register([type, types.FunctionType], _code_stand_in)
 _register([Tensor, PreTrainedTokenizerBase, PretrainedConfig], _told)
@@ -270,21 +285,14 @@ def _digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=32).hexdigest()
 
 
-def _parts_of(who: str, module: nn.Module, holder: type | None = None) -> Iterator[Part]:
+def _parts_of(who: str, path: str, module: nn.Module, holder: type | None = None) -> Iterator[Part]:
     """A module and those in it, as far as they are foreign; torch's layers belong to their holder."""
-    kind = type(module)
-    holder = holder if holder is not None and kind.__module__.startswith("torch.") else kind
-    if not is_stock(holder):
-        yield Part(who, kind, functools.partial(_values_of, module))
-    elif replaced_methods(module):
-        yield Part(who, kind, functools.partial(replaced_methods, module))
-    for child in module.children():
-        yield from _parts_of(who, child, holder)
-
-
-def _values_of(module: nn.Module) -> dict[str, Any]:
-    hidden = {name: module._buffers.get(name) for name in sorted(module._non_persistent_buffers_set)}
-    return {**attributes(module), **{name: value for name, value in hidden.items() if "cache" not in name.lower()}}
+    holder = holder if holder is not None and _package(type(module).__module__) == "torch" else type(module)
+    foreign = not is_stock(holder)
+    if foreign or replaced_methods(module):
+        yield Part(who, path, module, foreign)
+    for name, child in module.named_children():
+        yield from _parts_of(who, f"{path}.{name}", child, holder)
 
 
 def _functions(kind: type) -> dict[str, types.FunctionType]:
@@ -302,17 +310,14 @@ def _functions(kind: type) -> dict[str, types.FunctionType]:
 def _replaced_in(kind: type) -> dict[str, Any]:
     """The methods of a class of the packages that somebody else has put there."""
     known = _PACKAGES | _WRAPPERS | sys.stdlib_module_names
-    functions = _functions(kind).items()
-    return {name: one for name, one in functions if str(one.__globals__.get("__name__")).partition(".")[0] not in known}
+    return {
+        name: one for name, one in _functions(kind).items() if _package(one.__globals__.get("__name__")) not in known
+    }
 
 
 def _own_kinds(kind: type) -> list[type]:
     """A class and those it is made from, without those that are known by their names."""
-    return [
-        one
-        for one in kind.__mro__
-        if not is_stock(one) and one.__module__.partition(".")[0] not in sys.stdlib_module_names
-    ]
+    return [one for one in kind.__mro__ if _package(one.__module__) not in _PACKAGES | sys.stdlib_module_names]
 
 
 def _attributes_of(kind: type) -> list[tuple[str, Any]]:
@@ -324,45 +329,44 @@ def _attributes_of(kind: type) -> list[tuple[str, Any]]:
     ]
 
 
-def _beside(function: types.FunctionType) -> list[tuple[str, Any]]:
-    """The globals that the code of a function names, those of other files of the user among them; no caches.
+def _beside(names: frozenset[str], space: dict[str, Any], module: str) -> Iterator[tuple[str, Any]]:
+    """The globals that code of a module names, those of other files of the user among them; no caches.
 
-    Of functions, classes and objects those of libraries are left out, but for the file that the function is in.
+    Of functions, classes and objects those of libraries are left out, but for the file that the code is in.
     """
-    names, found = _names(function.__code__), []
-    left: list[tuple[str, dict[str, Any]]] = [("", function.__globals__)]
-    spaces = set[int]()
-    while left:
-        prefix, space = left.pop()
-        spaces.add(id(space))
-        for name in sorted(names & space.keys()):
-            value = space[name]
-            if isinstance(value, types.ModuleType):
-                if not _is_library(value.__name__) and id(vars(value)) not in spaces:
-                    left.append((f"{prefix}{name}.", vars(value)))
-            elif name[:2] != "__" and _may_shape(name, value, function.__module__):
-                found.append((prefix + name, value))
-    return found
+    for name in sorted(names & space.keys()):
+        value = space[name]
+        if isinstance(value, types.ModuleType):
+            if not _is_library(value.__name__):
+                yield from ((f"{name}.{inner}", one) for inner, one in _beside(names - {name}, vars(value), module))
+        elif name[:2] != "__" and _may_shape(name, value, module):
+            yield name, value
 
 
 def _may_shape(name: str, value: Any, module: str) -> bool:
     """Whether a value that code of a module names may shape vectors, and can be told from others."""
+    if "cache" in name.lower():
+        return False
     if isinstance(value, type | types.FunctionType):
         return bool(value.__module__ == module or not _is_library(value.__module__))
     # What annotations and the machinery of classes are made of.
-    if "cache" in name.lower() or hasattr(type(value), "__get__") or type(value).__module__ == "typing":
+    if hasattr(type(value), "__get__") or type(value).__module__ == "typing":
         return False
     if isinstance(value, Tensor | np.ndarray | nn.Module) or is_plain(value):
         return True
     kind = type(value).__module__
     return not is_stock(type(value)) and (
-        isinstance(value, Mapping) or kind.partition(".")[0] in sys.stdlib_module_names or not _is_library(kind)
+        isinstance(value, Mapping) or _package(kind) in sys.stdlib_module_names or not _is_library(kind)
     )
+
+
+def _package(module: Any) -> str:
+    return str(module).partition(".")[0]
 
 
 def _is_library(module: str) -> bool:
     """Whether a module is installed, and not the user's own code."""
-    if module == "__main__" or module.partition(".")[0] in _PACKAGES | sys.stdlib_module_names:
+    if module == "__main__" or _package(module) in _PACKAGES | sys.stdlib_module_names:
         return module != "__main__"
     file = getattr(sys.modules.get(module), "__file__", None) or ""
     return "site-packages" in file or "dist-packages" in file

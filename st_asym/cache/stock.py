@@ -78,11 +78,11 @@ def quick_tokenizer(tokenizer: Any) -> list[Any]:
     """What a tokenizer in Rust does, without taking it apart; what is set in Python is in its attributes."""
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if not hasattr(backend, "to_str"):
-        return [tokenizer]
+        return []
     parts = [getattr(backend, name) for name in ("normalizer", "pre_tokenizer", "post_processor")]
     states = [part is not None and hash(part.__getstate__()) for part in parts]
     truncation = backend.truncation if backend is tokenizer else None
-    return [tokenizer, backend.get_vocab_size(with_added_tokens=True), truncation, *states]
+    return [backend.get_vocab_size(with_added_tokens=True), truncation, *states]
 
 
 def watched(modules: Sequence[nn.Module]) -> list[tuple[Mapping[str, Any], int | None, dict[str, Any]]]:
