@@ -109,7 +109,7 @@ def note_what_ran(model: SentenceTransformer) -> bool:
     They are no settings then, and the encoder has another fingerprint, without them.
     """
     before = _REMEMBERED.get(model)
-    if before is None or not before.note_what_ran(model):
+    if before is None or not before.note_what_ran():
         return False
     _REMEMBERED[model] = _Remembered(model, former=before.former | {before.digest})
     return True
@@ -289,7 +289,7 @@ class _Remembered:
         self.digest, self.former = _digest(model, modules), former
         self.watched, self.parts = watched(modules), foreign_parts(modules)
         self.tokenizers = _quick_tokenizers(modules)
-        self.inventory = Inventory(self.parts, modules, _quickly)
+        self.inventory = Inventory(self.parts, _quickly)
         states = [module.state_dict(keep_vars=True) for module in modules]
         self.tensors = [value for state in states for value in state.values() if isinstance(value, Tensor)]
         self.tensors += [*self.inventory.tensors, *(buffer for _, buffer in hidden_buffers(self.parts))]
@@ -310,14 +310,13 @@ class _Remembered:
                 (size is not None and len(now) != size) or not before.items() <= now.items()
                 for now, size, before in self.watched
             )
-            or Inventory(self.parts, modules, _quickly).values != self.inventory.values
+            or Inventory(self.parts, _quickly).values != self.inventory.values
             or _sample(*self.probes) != self.sample
         )
 
-    def note_what_ran(self, model: SentenceTransformer) -> bool:
+    def note_what_ran(self) -> bool:
         """Whether running the encoder has changed values of foreign modules."""
-        modules = list(encoder_modules(model).values())
-        return note_changes(self.inventory.values, Inventory(self.parts, modules, _quickly).values)
+        return note_changes(self.inventory.values, Inventory(self.parts, _quickly).values)
 
 
 _REMEMBERED: WeakKeyDictionary[SentenceTransformer, _Remembered] = WeakKeyDictionary()
@@ -384,7 +383,7 @@ def without_configuration(modules: Sequence[nn.Module]) -> list[Any]:
     changed = [[position, *each] for position, top in enumerate(modules) for each in deviations(top)]
     parts = foreign_parts(modules)
     buffers = [(place, _contents(buffer)) for place, buffer in hidden_buffers(parts)]
-    return [*changed, *buffers, *Inventory(parts, modules, _contents).values]
+    return [*changed, *buffers, *Inventory(parts, _contents).values]
 
 
 def _contents(value: Any) -> Any:
@@ -431,7 +430,7 @@ def _as_plain(value: Any) -> Any:
             return ["tensor", *_contents(value)]
         if is_stock(type(value)):
             return [fullname(value), hashlib.blake2b(pickle.dumps(value, 4), digest_size=32).hexdigest()]
-        return Inventory([], [], _contents).told(value)
+        return Inventory([], _contents).told(value)
     except Exception as error:  # whatever its own reduction raises
         raise ValueError(
             f"The encoder's configuration has a {fullname(value)} ({error}), and whether that changes cannot be seen, "

@@ -134,12 +134,12 @@ class Inventory:
     ``tell`` says what stands for a tensor, a tokenizer or a configuration; ``tensors`` are those that were met.
     """
 
-    def __init__(self, parts: Sequence[Part], modules: Sequence[nn.Module], tell: Callable[[Any], Any]) -> None:
+    def __init__(self, parts: Sequence[Part], tell: Callable[[Any], Any]) -> None:
         self.values: list[tuple[Place, Any]] = []
         self.tensors: list[Tensor] = []
         self.tell = tell
         # Classes, functions and modules that were met: each is looked at once.
-        self._met = {id(part) for top in modules for part in top.modules()} if parts else set()
+        self._met = {id(part.owner) for part in parts}
         self._left: list[Any] = []
         for part in parts:
             self._add_part(part)
