@@ -287,7 +287,8 @@ class _Remembered:
         start = time.monotonic()
         modules = list(encoder_modules(model).values())
         self.digest, self.former = _digest(model, modules), former
-        self.watched, self.parts = watched(modules), foreign_parts(modules)
+        self.all = [part for top in modules for part in top.modules()]
+        self.held, self.watched, self.parts = _held_tensors(self.all), watched(self.all), foreign_parts(modules)
         self.tokenizers = _quick_tokenizers(modules)
         self.inventory = Inventory(self.parts, _quickly)
         states = [module.state_dict(keep_vars=True) for module in modules]
@@ -304,6 +305,7 @@ class _Remembered:
         modules = list(encoder_modules(model).values())
         return (
             self.seconds < _SHARE * (time.monotonic() - self.read_at)
+            or _held_tensors(self.all) != self.held
             or _counts(self.tensors) != self.counts
             or _quick_tokenizers(modules) != self.tokenizers
             or any(
@@ -325,6 +327,12 @@ _REMEMBERED: WeakKeyDictionary[SentenceTransformer, _Remembered] = WeakKeyDictio
 def _quick_tokenizers(modules: Sequence[nn.Module]) -> list[Any]:
     tokenizers = [getattr(module, "tokenizer", None) for module in modules]
     return [modules, tokenizers, list(map(quick_tokenizer, tokenizers))]
+
+
+def _held_tensors(modules: Sequence[nn.Module]) -> list[int]:
+    """Which tensors are in the modules; no caches."""
+    groups = [group for module in modules for group in (module._parameters, module._buffers) if group]
+    return [id(value) for group in groups for name, value in group.items() if "cache" not in name]
 
 
 def _counts(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:

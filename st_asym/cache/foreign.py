@@ -73,7 +73,7 @@ def attributes(module: nn.Module) -> dict[str, Any]:
         for name, value in vars(module).items()
         if name not in _IDLE_ATTRIBUTES
         and "cache" not in name.lower()
-        and not name.endswith("name_or_path")  # where it is from
+        and not _is_origin(name)
         and (name != "forward" or "forward" in replaced_methods(module))
     }
 
@@ -96,17 +96,6 @@ class Part(NamedTuple):
     owner: nn.Module | type
     foreign: bool
 
-    @property
-    def kind(self) -> type:
-        """What values in it are named after."""
-        return self.owner if isinstance(self.owner, type) else type(self.owner)
-
-    def values(self) -> dict[str, Any]:
-        """Those that count, by name."""
-        if isinstance(self.owner, type):
-            return _replaced_in(self.owner)
-        return attributes(self.owner) if self.foreign else replaced_methods(self.owner)
-
 
 def foreign_parts(modules: Sequence[nn.Module]) -> list[Part]:
     """Modules that are not the packages', and modules and classes of theirs in which methods were replaced by hand."""
@@ -120,7 +109,7 @@ def foreign_parts(modules: Sequence[nn.Module]) -> list[Part]:
 def hidden_buffers(parts: Sequence[Part]) -> list[tuple[Place, Tensor]]:
     """The buffers of foreign modules that are in no state dict; no caches."""
     return [
-        ((fullname(part.kind), name), buffer)
+        ((fullname(part.owner), name), buffer)
         for part in parts
         if part.foreign and isinstance(part.owner, nn.Module)
         for name in sorted(part.owner._non_persistent_buffers_set)
@@ -159,11 +148,16 @@ class Inventory:
         return _digest(file.getvalue())
 
     def _add_part(self, part: Part) -> None:
-        self.values.append(((fullname(part.kind), "class"), part.path))
-        if not is_stock(part.kind):
-            self.meet(part.kind)
-        for name, value in part.values().items():
-            self._add(part.who, (fullname(part.kind), name), value)
+        name, owner = fullname(part.owner), part.owner
+        self.values.append(((name, "class"), part.path))
+        if isinstance(owner, type):
+            values = _replaced_in(owner)
+        else:
+            values = attributes(owner) if part.foreign else replaced_methods(owner)
+            if not is_stock(type(owner)):
+                self.meet(type(owner))
+        for each, value in values.items():
+            self._add(part.who, (name, each), value)
 
     def _look_into(self, who: str, one: Any) -> None:
         if isinstance(one, nn.Module):
@@ -261,6 +255,13 @@ def _module(value: nn.Module, inventory: Inventory) -> Any:
     return "module", fullname(value)
 
 
+def _mapping(value: dict[Any, Any], _: Inventory) -> Any:
+    if type(value) is not dict:
+        return None
+    items = [(key, one) for key, one in value.items() if not _is_origin(key)]
+    return "mapping", sorted(items, key=lambda item: repr(item[0]))
+
+
 def _array(value: np.ndarray[Any, Any], _: Inventory) -> Any:
     content = value.tolist() if value.dtype.hasobject else _digest(np.ascontiguousarray(value).tobytes())
     return "array", str(value.dtype), value.shape, content
@@ -272,6 +273,7 @@ _register([set, frozenset], lambda value, inventory: ("set", sorted(map(inventor
 _register([type, types.FunctionType], _code_stand_in)
 _register([Tensor, PreTrainedTokenizerBase, PretrainedConfig], _told)
 _register([nn.Module], _module)
+_register([dict], _mapping)
 _register([np.ndarray], _array)
 _register([PurePath], lambda value, _: ("path", value.name))
 _register([types.ModuleType], lambda value, _: ("name", value.__name__))
@@ -279,6 +281,11 @@ _register(_IDLE, lambda value, _: ("idle", fullname(value)))
 _register(_BUILTIN, lambda value, _: ("builtin", getattr(value, "__module__", None), value.__qualname__))
 _register([types.MethodType], lambda value, _: ("method", value.__func__, value.__self__))
 _register([threading.local, type(functools.lru_cache(len))], lambda value, _: ("object", vars(value)))
+
+
+def _is_origin(name: Any) -> bool:
+    """Whether a name is one under which is kept where something came from, which no vector depends on."""
+    return isinstance(name, str) and name.endswith("name_or_path")
 
 
 def _digest(content: bytes) -> str:

@@ -91,15 +91,14 @@ def watched(modules: Sequence[nn.Module]) -> list[tuple[Mapping[str, Any], int |
     Each as its attributes, how many there are (None for any number), and some of them as they are now.
     """
     found: list[tuple[Mapping[str, Any], int | None, dict[str, Any]]] = []
-    parts = [part for top in modules for part in top.modules()]
-    for module in parts:
+    for module in modules:
         found.append((vars(module), None, {"_modules": dict(module._modules)}))
         if is_stock(type(module)):
             found.append((vars(module), len(vars(module)), _plain(attributes(module))))
         for held in (vars(module).get("config"), getattr(module, "tokenizer", None)):
             if hasattr(held, "__dict__"):
                 found.append((vars(held), None, _plain(vars(held))))
-    for kind in set(map(type, parts)):
+    for kind in set(map(type, modules)):
         methods = {name: value for name, value in vars(kind).items() if isinstance(value, types.FunctionType)}
         found.append((vars(kind), None, methods))
     return found
