@@ -288,12 +288,11 @@ class _Remembered:
         modules = list(encoder_modules(model).values())
         self.digest, self.former = _digest(model, modules), former
         self.all = [part for top in modules for part in top.modules()]
-        self.held, self.watched, self.parts = _held_tensors(self.all), watched(self.all), foreign_parts(modules)
+        self.watched, self.parts = watched(self.all), foreign_parts(modules)
         self.tokenizers = _quick_tokenizers(modules)
         self.inventory = Inventory(self.parts, _quickly)
-        states = [module.state_dict(keep_vars=True) for module in modules]
-        self.tensors = [value for state in states for value in state.values() if isinstance(value, Tensor)]
-        self.tensors += [*self.inventory.tensors, *(buffer for _, buffer in hidden_buffers(self.parts))]
+        registered = _registered(self.all)
+        self.places, self.tensors = list(map(id, registered)), registered + self.inventory.tensors
         self.counts = _counts(self.tensors)
         self.probes = _probes(self.tensors)
         self.sample = _sample(*self.probes)
@@ -305,7 +304,7 @@ class _Remembered:
         modules = list(encoder_modules(model).values())
         return (
             self.seconds < _SHARE * (time.monotonic() - self.read_at)
-            or _held_tensors(self.all) != self.held
+            or list(map(id, _registered(self.all))) != self.places
             or _counts(self.tensors) != self.counts
             or _quick_tokenizers(modules) != self.tokenizers
             or any(
@@ -329,10 +328,10 @@ def _quick_tokenizers(modules: Sequence[nn.Module]) -> list[Any]:
     return [modules, tokenizers, list(map(quick_tokenizer, tokenizers))]
 
 
-def _held_tensors(modules: Sequence[nn.Module]) -> list[int]:
-    """Which tensors are in the modules; no caches."""
+def _registered(modules: Sequence[nn.Module]) -> list[Tensor]:
+    """The parameters and buffers that are in the modules; no caches."""
     groups = [group for module in modules for group in (module._parameters, module._buffers) if group]
-    return [id(value) for group in groups for name, value in group.items() if "cache" not in name]
+    return [one for group in groups for name, one in group.items() if one is not None and "cache" not in name]
 
 
 def _counts(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
