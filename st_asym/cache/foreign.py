@@ -127,8 +127,8 @@ class Inventory:
         self.values: list[tuple[Place, Any]] = []
         self.tensors: list[Tensor] = []
         self.tell = tell
-        # Classes, functions and modules that were met: each is looked at once.
-        self._met = {id(part.owner) for part in parts}
+        # Classes, functions and modules that were met, by identity: each is looked at once.
+        self._met: dict[int, Any] = {id(part.owner): part.owner for part in parts}
         self._left: list[Any] = []
         for part in parts:
             self._add_part(part)
@@ -138,7 +138,7 @@ class Inventory:
     def meet(self, one: Any) -> None:
         """Look into a class, function or module later, once."""
         if id(one) not in self._met:
-            self._met.add(id(one))
+            self._met[id(one)] = one
             self._left.append(one)
 
     def told(self, value: Any) -> str:
@@ -161,7 +161,7 @@ class Inventory:
 
     def _look_into(self, who: str, one: Any) -> None:
         if isinstance(one, nn.Module):
-            self._met.update(map(id, one.modules()))
+            self._met.update((id(part), part) for part in one.modules())
             self._add(who, (fullname(one), "layers"), nn.Module.__repr__(one))
             for name, value in one.state_dict(keep_vars=True).items():
                 self._add(who, (fullname(one), name), value)
