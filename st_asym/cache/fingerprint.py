@@ -290,9 +290,9 @@ class _Remembered:
         self.all = [part for top in modules for part in top.modules()]
         self.watched, self.parts = watched(self.all), foreign_parts(modules)
         self.tokenizers = _quick_tokenizers(modules)
-        self.inventory = Inventory(self.parts, _quickly)
-        registered = _registered(self.all)
-        self.places, self.tensors = list(map(id, registered)), registered + self.inventory.tensors
+        inventory = Inventory(self.parts, _quickly)
+        self.values, registered = inventory.values, _registered(self.all)
+        self.places, self.tensors = list(map(id, registered)), registered + inventory.tensors
         self.counts = _counts(self.tensors)
         self.probes = _probes(self.tensors)
         self.sample = _sample(*self.probes)
@@ -311,13 +311,13 @@ class _Remembered:
                 (size is not None and len(now) != size) or not before.items() <= now.items()
                 for now, size, before in self.watched
             )
-            or Inventory(self.parts, _quickly).values != self.inventory.values
+            or Inventory(self.parts, _quickly).values != self.values
             or _sample(*self.probes) != self.sample
         )
 
     def note_what_ran(self) -> bool:
         """Whether running the encoder has changed values of foreign modules."""
-        return note_changes(self.inventory.values, Inventory(self.parts, _quickly).values)
+        return note_changes(self.values, Inventory(self.parts, _quickly).values)
 
 
 _REMEMBERED: WeakKeyDictionary[SentenceTransformer, _Remembered] = WeakKeyDictionary()

@@ -6,7 +6,6 @@ and the libraries' objects for what shapes vectors in them: it is the same in ev
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import functools
 import hashlib
@@ -180,7 +179,7 @@ class Inventory:
         self.values.append(((one.__module__, one.__qualname__), _code_digest(one.__code__)))
         self._add(who, (one.__qualname__, "defaults"), [one.__defaults__, one.__kwdefaults__])
         for name, cell in zip(one.__code__.co_freevars, one.__closure__ or (), strict=True):
-            with contextlib.suppress(ValueError):  # not filled yet
+            if cell != types.CellType():  # that is not filled yet
                 self._add(who, (one.__qualname__, name), cell.cell_contents)
         for name, value in _beside(_names(one.__code__), one.__globals__, one.__module__):
             self._add(who, (one.__module__, name), value)

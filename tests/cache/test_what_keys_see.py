@@ -271,7 +271,11 @@ def test_a_variable_of_the_function_around(tmp_path: Path) -> None:
         nonlocal factor
         factor = 2.0
 
-    check(SentenceTransformer(modules=[BoW(WORDS), Around()], device="cpu").requires_grad_(False), tmp_path, change)
+    encoder = SentenceTransformer(modules=[BoW(WORDS), Around()], device="cpu").requires_grad_(False)
+    check(encoder, tmp_path, change)
+    factor = (one for one in "ab")  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"module 1 .* keeps a generator in .*forward\.factor .* cannot be seen"):
+        encoder_fingerprint(encoder)
 
 
 CALLS = {"count": 0}
