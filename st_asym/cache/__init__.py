@@ -1,8 +1,8 @@
 """Vectors of frozen encoders on disk, and models that are answered from them.
 
-From the bottom up: ``lmdb_file`` (the handle of this process on a file), ``store`` (records), ``described`` and
-``attributes`` (what modules hold), ``fingerprint`` (digests), ``encoding`` (the encoder runs), ``parquet``,
-``embedding_cache``, ``cached_model``.
+From the bottom up: ``lmdb_file`` (the handle of this process on a file), ``store`` (records), ``foreign`` and ``stock``
+(what modules hold), ``fingerprint`` (digests), ``encoding`` (the encoder runs), ``parquet``, ``embedding_cache``,
+``cached_model``.
 """
 
 from st_asym.cache.cached_model import CachedSentenceTransformer

@@ -14,8 +14,8 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from st_asym.cache.described import is_stock
 from st_asym.cache.fingerprint import check_text, encoder_fingerprint, note_what_ran, record_keys
+from st_asym.cache.foreign import is_stock
 from st_asym.cache.store import Floats, VectorStore
 from st_asym.heads.anatomy import encoder_alone, encoder_modules
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,18 +13,20 @@ from weakref import WeakKeyDictionary
 
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Module, Router
+from sentence_transformers.base.modules import Module
 from sentence_transformers.util import fullname
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+from transformers.configuration_utils import PretrainedConfig
 
-from st_asym.cache.attributes import Attributes, replaced_methods, without_configuration
-from st_asym.cache.described import (
-    Undescribed,
-    described,
-    is_stock,
+from st_asym.cache.foreign import Inventory, foreign_parts, hidden_buffers, is_stock, note_changes, replaced_methods
+from st_asym.cache.stock import (
+    deviations,
+    module_settings,
     network_settings,
-    tensor_bytes,
+    quick_tokenizer,
     tokenizer_settings,
+    watched,
 )
 from st_asym.cache.store import GROUP_BYTES, KEY_BYTES
 from st_asym.data import RetrievalData
@@ -106,7 +109,7 @@ def note_what_ran(model: SentenceTransformer) -> bool:
     They are no settings then, and the encoder has another fingerprint, without them.
     """
     before = _REMEMBERED.get(model)
-    if before is None or not before.attributes.note_what_ran():
+    if before is None or not before.note_what_ran():
         return False
     _REMEMBERED[model] = _Remembered(model, former=before.former | {before.digest})
     return True
@@ -121,7 +124,7 @@ def model_fingerprint(model: SentenceTransformer) -> str:
     modules = list(model.children())
     inner = [part for module in modules for part in module.modules() if isinstance(part, Module)]
     settings = {
-        "modules": [_settings(part) for part in inner],
+        "modules": [module_settings(part) for part in inner],
         "prompts": {name: prompt for name, prompt in model.prompts.items() if prompt},
         "default_prompt_name": model.default_prompt_name,
         "truncate_dim": model.truncate_dim,
@@ -171,7 +174,7 @@ def record_keys(
     check_text("prompt", prompt)
     check_text("task", task)
     rest = {name: value for name, value in options.items() if value is not None}
-    setting = json.dumps([encoder, prompt or "", task, precision, rest], sort_keys=True, default=described).encode()
+    setting = json.dumps([encoder, prompt or "", task, precision, rest], sort_keys=True, default=_as_plain).encode()
     base = hashlib.blake2b(setting + b"\0", digest_size=KEY_BYTES - GROUP_BYTES)
     group = group_of(encoder)
     keys = []
@@ -284,10 +287,12 @@ class _Remembered:
         start = time.monotonic()
         modules = list(encoder_modules(model).values())
         self.digest, self.former = _digest(model, modules), former
-        states = [module.state_dict(keep_vars=True) for module in modules]
-        self.tensors = [value for state in states for value in state.values() if isinstance(value, Tensor)]
-        self.attributes = Attributes(modules)
-        self.tensors += self.attributes.tensors
+        self.all = [part for top in modules for part in top.modules()]
+        self.watched, self.parts = watched(self.all), foreign_parts(modules)
+        self.tokenizers = _quick_tokenizers(modules)
+        inventory = Inventory(self.parts, _quickly)
+        self.values, registered = inventory.values, _registered(self.all)
+        self.places, self.tensors = list(map(id, registered)), registered + inventory.tensors
         self.counts = _counts(self.tensors)
         self.probes = _probes(self.tensors)
         self.sample = _sample(*self.probes)
@@ -295,15 +300,38 @@ class _Remembered:
         self.seconds = self.read_at - start
 
     def is_stale(self, model: SentenceTransformer) -> bool:
+        """Whether something may have changed: asked in every step, so of stock modules in a tenth of a millisecond."""
+        modules = list(encoder_modules(model).values())
         return (
             self.seconds < _SHARE * (time.monotonic() - self.read_at)
+            or list(map(id, _registered(self.all))) != self.places
             or _counts(self.tensors) != self.counts
-            or self.attributes.have_changed(list(encoder_modules(model).values()))
+            or _quick_tokenizers(modules) != self.tokenizers
+            or any(
+                (size is not None and len(now) != size) or not before.items() <= now.items()
+                for now, size, before in self.watched
+            )
+            or Inventory(self.parts, _quickly).values != self.values
             or _sample(*self.probes) != self.sample
         )
 
+    def note_what_ran(self) -> bool:
+        """Whether running the encoder has changed values of foreign modules."""
+        return note_changes(self.values, Inventory(self.parts, _quickly).values)
+
 
 _REMEMBERED: WeakKeyDictionary[SentenceTransformer, _Remembered] = WeakKeyDictionary()
+
+
+def _quick_tokenizers(modules: Sequence[nn.Module]) -> list[Any]:
+    tokenizers = [getattr(module, "tokenizer", None) for module in modules]
+    return [modules, tokenizers, list(map(quick_tokenizer, tokenizers))]
+
+
+def _registered(modules: Sequence[nn.Module]) -> list[Tensor]:
+    """The parameters and buffers that are in the modules; no caches."""
+    groups = [group for module in modules for group in (module._parameters, module._buffers) if group]
+    return [one for group in groups for name, one in group.items() if one is not None and "cache" not in name]
 
 
 def _counts(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
@@ -338,7 +366,7 @@ def _digest(model: SentenceTransformer, modules: Sequence[nn.Module]) -> str:
             f"The encoder runs in {model.get_backend()}, which does not show its weights, so its vectors cannot be "
             "told from those of another: load it with backend='torch'."
         )
-    settings = [_settings(module) for module in modules]
+    settings = [module_settings(module) for module in modules]
     digest = hashlib.blake2b(_as_json(settings), digest_size=32)
     if beside := without_configuration(modules):
         digest.update(_as_json(beside))
@@ -354,22 +382,40 @@ def _digest(model: SentenceTransformer, modules: Sequence[nn.Module]) -> str:
     return digest.hexdigest()
 
 
-def _settings(module: nn.Module) -> dict[str, Any]:
-    """Everything about a module that shapes vectors, other than its weights."""
-    config = getattr(getattr(module, "model", None), "config", None)
-    # A Router with an empty route, which leaves that side as it is, cannot be asked; its parts are.
-    asked = (
-        None
-        if isinstance(module, Router) and not all(list(route.children()) for route in module.sub_modules.values())
-        else module
-    )
-    return {
-        "class": fullname(module),
-        "config": module.get_config_dict() if isinstance(module, Module) else nn.Module.__repr__(module),
-        "max_seq_length": getattr(asked, "max_seq_length", None),
-        "network": None if config is None else [fullname(module.model), network_settings(config)],
-        "tokenizer": tokenizer_settings(getattr(asked, "tokenizer", None)),
-    }
+def without_configuration(modules: Sequence[nn.Module]) -> list[Any]:
+    """What shapes vectors and is neither in the weights nor in the configurations; empty for the library's modules.
+
+    A module that holds what cannot be told from another of its kind is a ValueError.
+    """
+    changed = [[position, *each] for position, top in enumerate(modules) for each in deviations(top)]
+    parts = foreign_parts(modules)
+    buffers = [(place, _contents(buffer)) for place, buffer in hidden_buffers(parts)]
+    return [*changed, *buffers, *Inventory(parts, _contents).values]
+
+
+def _contents(value: Any) -> Any:
+    """What is in a tensor, a tokenizer or a configuration."""
+    if isinstance(value, PretrainedConfig):
+        return network_settings(value)
+    if not isinstance(value, Tensor):
+        return json.dumps(tokenizer_settings(value), sort_keys=True, default=_as_plain)
+    if value.device.type == "meta":
+        raise ValueError("a tensor that is not in memory")
+    return [str(value.dtype), list(value.shape), hashlib.blake2b(tensor_bytes(value), digest_size=32).hexdigest()]
+
+
+def _quickly(value: Any) -> Any:
+    """What shows at once of a change of these; the values of tensors are looked at beside it, with the weights."""
+    if isinstance(value, PreTrainedTokenizerBase):
+        return [id(value), quick_tokenizer(value)]
+    return network_settings(value) if isinstance(value, PretrainedConfig) else id(value)
+
+
+def tensor_bytes(tensor: Tensor) -> Any:
+    """The values of a tensor, of any dtype and on any device, for a digest."""
+    if tensor.is_quantized:  # the whole numbers alone would be the same under any scale
+        tensor = tensor.dequantize()
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def _as_json(value: Any) -> bytes:
@@ -384,10 +430,16 @@ def _as_plain(value: Any) -> Any:
         return dict(value)
     if hasattr(value, "__dict__") and type(value).__module__.startswith("sentence_transformers."):
         return {"class": fullname(value), **vars(value)}
+    if isinstance(value, torch.dtype):
+        return repr(value)
     try:
-        return described(value)
-    except Undescribed as error:
+        if isinstance(value, Tensor):
+            return ["tensor", *_contents(value)]
+        if is_stock(type(value)):
+            return [fullname(value), hashlib.blake2b(pickle.dumps(value, 4), digest_size=32).hexdigest()]
+        return Inventory([], _contents).told(value)
+    except Exception as error:  # whatever its own reduction raises
         raise ValueError(
-            f"The encoder's configuration has {error}, and whether that changes cannot be seen, so its vectors cannot "
-            "be kept: give it plain values."
+            f"The encoder's configuration has a {fullname(value)} ({error}), and whether that changes cannot be seen, "
+            "so its vectors cannot be kept: give it plain values."
         ) from error

@@ -26,8 +26,8 @@ from tokenizers.normalizers import Replace
 from torch import nn
 
 from st_asym import CachedSentenceTransformer, EmbeddingCache, asymmetric_model, encoder_fingerprint, record_keys
-from st_asym.cache.attributes import without_configuration
 from st_asym.cache.encoding import listens_to_task
+from st_asym.cache.fingerprint import without_configuration
 from st_asym.heads.anatomy import encoder_modules, without_heads
 
 WORDS = ["a", "bad", "cab", "deaf"]
@@ -95,6 +95,7 @@ OF_FOREIGN: dict[str, Change] = {
     "another held layer": lambda m: m[1].held.__setitem__(0, nn.Linear(4, 4)),
     "setting of a layer of torch": lambda m: setattr(m[1].inner, "eps", 1.0),
     "forward": lambda m: setattr(m[1], "forward", lambda features: features),
+    "bound forward": lambda m: setattr(m[1], "forward", types.MethodType(lambda self, features: features, m[1])),  # noqa: ARG005
 }
 
 
@@ -111,6 +112,30 @@ def test_a_change_there_and_back_finds_what_is_kept(tmp_path: Path) -> None:
     cache.fill(encoder, TEXTS)
     encoder[1].factor = 1.0
     assert cache.fill(encoder, TEXTS) == 0
+
+
+def test_where_something_is_from_and_the_order_of_a_mapping_are_no_settings() -> None:
+    digests = set()
+    for folder in ("here", "there"):
+        encoder = foreign()
+        held = {"path": Path("/", folder, "vocab.txt"), "model_name_or_path": folder, "kinds": {"a", "b"}, "c": b"1"}
+        encoder[1].settings.update(held if folder == "here" else dict(reversed(held.items())))
+        encoder[1].device, encoder[1].lock, encoder[1].name_or_path = torch.device("cpu"), threading.Lock(), folder
+        digests.add(encoder_fingerprint(encoder))
+    encoder[1].settings["c"] = "1"
+    assert len(digests) == 1
+    assert encoder_fingerprint(encoder) not in digests
+
+
+def test_a_buffer_that_moves_while_the_encoder_runs_remains_a_setting(tmp_path: Path) -> None:
+    encoder, cache = foreign(), EmbeddingCache(tmp_path)
+    moved = encoder[1].register_forward_hook(lambda module, *_: module._buffers.update(buffer=module.buffer.clone()))
+    assert cache.fill(encoder, TEXTS) == 3
+    moved.remove()
+    assert cache.fill(encoder, TEXTS) == 0
+    assert cache.fill(foreign(), TEXTS) == 0
+    encoder[1].buffer = torch.full((4,), 2.0)
+    assert cache.fill(encoder, TEXTS) == 3
 
 
 def test_a_class_of_the_same_name_with_other_code_is_another(tmp_path: Path) -> None:
@@ -246,7 +271,11 @@ def test_a_variable_of_the_function_around(tmp_path: Path) -> None:
         nonlocal factor
         factor = 2.0
 
-    check(SentenceTransformer(modules=[BoW(WORDS), Around()], device="cpu").requires_grad_(False), tmp_path, change)
+    encoder = SentenceTransformer(modules=[BoW(WORDS), Around()], device="cpu").requires_grad_(False)
+    check(encoder, tmp_path, change)
+    factor = (one for one in "ab")  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"module 1 .* keeps a generator in .*forward\.factor .* cannot be seen"):
+        encoder_fingerprint(encoder)
 
 
 CALLS = {"count": 0}
@@ -432,6 +461,12 @@ OF_STOCK: dict[str, Change] = {
     ),
     "truncation": lambda m: setattr(m.tokenizer, "model_max_length", 3),
     "a module more": lambda m: m.append(Dense(32, 32)),
+    "another weight": lambda m: setattr(
+        m[0].model.embeddings.word_embeddings, "weight", nn.Parameter(m[0].model.embeddings.word_embeddings.weight * 2)
+    ),
+    "weights put in place of others": lambda m: m.load_state_dict(
+        {name: value + value.roll(1) for name, value in m.state_dict().items()}, assign=True
+    ),
     "preprocess": lambda m: setattr(
         m[0],
         "preprocess",
