@@ -168,7 +168,8 @@ def _mistake(
     head, prompt, vectors, best = "own", own, right, _distances(served, right)
     for a_head, a_prompt, wrong in _wrong_vectors(model, side, texts):
         distances = _distances(served, wrong)
-        if np.median(distances) < np.median(best) and _distances(wrong, right).max() > _SAME:
+        new = all(_distances(wrong, known).max() > _SAME for known in (right, vectors))  # rounding alone is no other
+        if new and np.median(distances) < np.median(best):
             head, prompt, vectors, best = a_head, a_prompt, wrong, distances
     lengths, far = np.array([len(text) for text in texts]), best > _NEARLY
     if not far.any():
