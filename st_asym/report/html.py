@@ -16,7 +16,7 @@ from transformers import TrainerState
 from st_asym.data.collection import counted
 from st_asym.data.files import write_text
 from st_asym.diagnosis import Diagnosis
-from st_asym.diagnosis.relevance import Example
+from st_asym.diagnosis.findings import Example
 from st_asym.evaluation.comparison import MAIN, Comparison, Row
 from st_asym.fitting.report import FitReport
 from st_asym.report import plots
