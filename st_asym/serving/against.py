@@ -26,6 +26,8 @@ Vectors = np.ndarray[Any, np.dtype[np.float64]]
 # 1 - cosine of two vectors of one text. Up to the first, nothing but the order of sums differs; up to the second, the
 # server computes in half precision.
 _SAME, _NEARLY = 1e-5, 1e-3
+# Of mistakes whose distances differ by less, the first counts: a side without a head gives the vectors of no head.
+_ROUNDING = 1e-9
 _LENGTH = 0.01
 _RECOGNISED = 0.5
 _SECONDS = 60  # to wait for an answer
@@ -168,7 +170,7 @@ def _mistake(
     head, prompt, vectors, best = "own", own, right, _distances(served, right)
     for a_head, a_prompt, wrong in _wrong_vectors(model, side, texts):
         distances = _distances(served, wrong)
-        if np.median(distances) < np.median(best) and _distances(wrong, right).max() > _SAME:
+        if np.median(distances) < np.median(best) - _ROUNDING and _distances(wrong, right).max() > _SAME:
             head, prompt, vectors, best = a_head, a_prompt, wrong, distances
     lengths, far = np.array([len(text) for text in texts]), best > _NEARLY
     if not far.any():
