@@ -1,8 +1,8 @@
 """Retrieval collections: queries, documents and which answers which, out of files, data sets and lists.
 
-From the bottom up: ``document`` (which texts are the same), ``collection``, ``formats`` (rows of files and tables),
-``prepare`` (checks), ``beir_layout`` and ``pairs`` (what rows mean), ``pseudo_queries`` (for a corpus that has none),
-``sources`` (any of these). Beside them, ``holdout`` cuts queries, ``trained_queries`` recognises them later, and
+From the bottom up: ``document`` (which texts are the same, also those that a model was trained on), ``collection``,
+``formats`` (rows of files and tables), ``prepare`` (checks), ``beir_layout`` and ``pairs`` (what rows mean),
+``pseudo_queries`` (for a corpus that has none), ``sources`` (any of these). Beside them, ``holdout`` cuts queries, and
 ``files`` writes what is whole or not there.
 """
 

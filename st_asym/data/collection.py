@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import numbers
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -163,11 +163,7 @@ def merged(data: RetrievalData, other: RetrievalData, prefix: str) -> RetrievalD
     something else in ``other`` gets the prefix: ``dev`` makes ``dev:q1`` of ``q1``. Where that makes two judgments one,
     the highest grade counts.
     """
-    known = {text: key for key, text in data.queries.items()}
-    queries, query_ids = dict(data.queries), {}
-    for key, text in other.queries.items():
-        found = key if queries.get(key) == text else known.get(text)
-        query_ids[key] = _added(queries, key, text, prefix) if found is None else found
+    queries, query_ids, _ = _with_texts(data.queries, other.queries, prefix, key_of=str)
     corpus, document_ids, respelt = _with_texts(data.corpus, other.corpus, prefix)
     qrels = {**data.qrels, **{split: _renamed(part, query_ids, document_ids) for split, part in other.qrels.items()}}
     notes = [*data.notes, *(note for note in other.notes if note not in data.notes)]
@@ -219,32 +215,31 @@ def _with_titles(texts: Mapping[str, str], documents: ReadDocuments) -> dict[str
 
 
 def _with_texts(
-    texts: Mapping[str, str], others: Mapping[str, str], prefix: str
+    texts: Mapping[str, str], others: Mapping[str, str], prefix: str, key_of: Callable[[str], str] = text_key
 ) -> tuple[dict[str, str], dict[str, str], list[str]]:
-    """The texts of both, the new id of each of the others, and which of the first some of those spell otherwise."""
+    """The texts of both, the new id of each of the others, and which of the first some of those spell otherwise.
+
+    Texts are the same where ``key_of`` gives the same.
+    """
     spelt: dict[str, str] = {}
     by_key: dict[str, str] = {}
     for key, text in texts.items():
         spelt.setdefault(text, key)
-        by_key.setdefault(text_key(text), key)
+        by_key.setdefault(key_of(text), key)
     both, new_ids, respelt = dict(texts), {}, []
     for key, text in others.items():
         if texts.get(key) == text:
             found: str | None = key
         else:  # in the same spelling, or else the first in another
-            found = spelt[text] if text in spelt else by_key.get(text_key(text))
+            found = spelt[text] if text in spelt else by_key.get(key_of(text))
         if found is not None and texts[found] != text:
             respelt.append(found)
-        new_ids[key] = _added(both, key, text, prefix) if found is None else found
+        new = key if found is None else found
+        while found is None and new in both:
+            new = f"{prefix}:{new}"
+        new_ids[key] = new
+        both.setdefault(new, text)
     return both, new_ids, respelt
-
-
-def _added(texts: dict[str, str], key: str, text: str, prefix: str) -> str:
-    """The id under which a text was added: its own, or with a prefix where that means something else."""
-    while key in texts:
-        key = f"{prefix}:{key}"
-    texts[key] = text
-    return key
 
 
 def _renamed(judged: Qrels, query_ids: Mapping[str, str], document_ids: Mapping[str, str]) -> Qrels:

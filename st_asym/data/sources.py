@@ -20,7 +20,7 @@ from st_asym.data.beir_layout import (
     read_texts,
 )
 from st_asym.data.collection import Qrels, RetrievalData, merged, with_documents
-from st_asym.data.document import Document, ReadDocuments
+from st_asym.data.document import MOST_QUERIES, Document, ReadDocuments
 from st_asym.data.formats import (
     DOCUMENT_NAMES,
     QUERY_NAMES,
@@ -38,7 +38,6 @@ from st_asym.data.formats import (
 from st_asym.data.pairs import into_splits, pairs_of_rows, pairs_of_tuples, with_test_queries_apart
 from st_asym.data.prepare import DEV_NAMES, check_texts, checked
 from st_asym.data.pseudo_queries import pseudo_queries
-from st_asym.data.trained_queries import MOST_QUERIES
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict

@@ -23,9 +23,20 @@ from st_asym.data import Qrels, RetrievalData
 from st_asym.data.collection import whole_number
 from st_asym.data.prepare import check_ids
 from st_asym.data.sources import read_judged
-from st_asym.diagnosis.findings import Finding, SideOf, findings
+from st_asym.diagnosis.findings import (
+    BINS,
+    Finding,
+    Histograms,
+    Judged,
+    Positions,
+    Ranking,
+    SideOf,
+    compare,
+    findings,
+    judge,
+    ranking,
+)
 from st_asym.diagnosis.geometry import HeadModules, Spread
-from st_asym.diagnosis.relevance import BINS, Histograms, Judged, Positions, Ranking, compare, judge, ranking
 from st_asym.heads.anatomy import Side
 from st_asym.losses.isotropy import unit
 from st_asym.trust.provenance import Provenance, made_with_heads

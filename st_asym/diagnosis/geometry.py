@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Router
 from torch import Tensor, nn
 
-from st_asym.heads.anatomy import Side, encoder_modules
+from st_asym.heads.anatomy import Side, encoder_modules, evaluating
 from st_asym.losses.isotropy import uniformity, unit
 from st_asym.retrieval.metrics import TOP
 from st_asym.retrieval.search import nearest
@@ -211,7 +211,6 @@ class HeadModules:
             found += route
         return found
 
-    @torch.no_grad()
     def __call__(self, vectors: Tensor, side: Side) -> Tensor:
         """What the heads make of vectors of shape ``(n, d)``, before a last ``Normalize``, in float32.
 
@@ -219,19 +218,13 @@ class HeadModules:
         """
         like = next((p for module in self.on_side(side) for p in module.parameters()), None)
         dtype, device = (torch.float32, self._device) if like is None else (like.dtype, like.device)
-        training = [module.training for module in self._modules]
         parts = []
-        try:
-            for module in self._modules:
-                module.eval()
+        with evaluating(*self._modules):
             for part in torch.split(vectors, _AT_ONCE):
                 features: dict[str, Any] = {"sentence_embedding": part.to(device, dtype), "task": side}
                 for module in self._modules:
                     features = module(features, task=side) if isinstance(module, Router) else module(features)
                 parts.append(features["sentence_embedding"].to(vectors.device).float())
-        finally:
-            for module, mode in zip(self._modules, training, strict=True):
-                module.train(mode)
         outputs = torch.cat(parts)
         bad = int((~torch.isfinite(outputs).all(dim=1)).sum())
         if bad:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -32,7 +31,7 @@ from st_asym.export.servers import (
     write_pooling,
     write_transformer,
 )
-from st_asym.heads.anatomy import Side, side_modules, side_prompt
+from st_asym.heads.anatomy import Side, evaluating, foreign_modules, side_modules, side_prompt
 from st_asym.heads.model import load_encoder
 
 logger = logging.getLogger(__name__)
@@ -184,7 +183,7 @@ def export_side(
     _check_modules(model, modules)
     texts = list(TEXTS if texts is None else texts)
     unread: dict[str, str] = {}
-    with _evaluating(model):
+    with evaluating(model):
         expected = side_vectors(model, side, texts)
         part = _side_model(model, modules, side, prompt)
         with new_folder(output, _free) as new:
@@ -227,8 +226,7 @@ def _check_arguments(side: Any, format: Any, int8: bool, texts: Any) -> None:  #
 
 
 def _check_modules(model: SentenceTransformer, modules: Sequence[nn.Module]) -> None:
-    foreign = [type(m).__name__ for m in modules if not type(m).__module__.startswith("sentence_transformers.")]
-    if foreign:
+    if foreign := foreign_modules(modules):
         raise ValueError(
             f"The model has modules that are not part of sentence-transformers ({', '.join(foreign)}), and servers "
             "know no others. Leave out what only training needs."
@@ -276,19 +274,6 @@ def side_vectors(model: SentenceTransformer, side: Side, texts: Sequence[str]) -
     if not np.isfinite(vectors).all():
         raise ValueError(f"The model's {side} vectors are not finite: training diverged. Nothing was written.")
     return vectors
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """With the model in evaluation mode, each of its modules back in its own afterwards."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
 
 
 def _check(found: Agreement, tolerance: float, *, int8: bool) -> None:

@@ -6,7 +6,8 @@ import logging
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import Any, Literal
@@ -25,6 +26,7 @@ Side = Literal["query", "document"]
 
 # The names that `encode_query` and `encode_document` look for among a model's prompts.
 _PROMPT_NAMES: dict[Side, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
+_STOCK = "sentence_transformers."
 _VECTOR = "sentence_embedding"
 _HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 _HUB_CACHE = re.compile(r"(?:.*[/\\])?models--([\w.-]+)[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]?")
@@ -37,6 +39,25 @@ def taken_apart(model: SentenceTransformer) -> tuple[list[nn.Module], list[nn.Mo
     modules = list(model.children())
     first = next((place for place, module in enumerate(modules) if isinstance(module, Router)), len(modules))
     return modules[:first], modules[first:]
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """With modules in evaluation mode and without gradients; each part of them is back in its own mode afterwards."""
+    training = {part: part.training for module in modules for part in module.modules()}
+    try:
+        for module in modules:
+            module.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for part, mode in training.items():
+            part.training = mode
+
+
+def foreign_modules(modules: Iterable[nn.Module]) -> list[str]:
+    """The names of modules that are no part of sentence-transformers."""
+    return [type(module).__name__ for module in modules if not type(module).__module__.startswith(_STOCK)]
 
 
 def encoder_modules(model: SentenceTransformer) -> OrderedDict[str, nn.Module]:

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from typing_extensions import Unpack
 
-from st_asym.heads.anatomy import taken_apart
+from st_asym.heads.anatomy import foreign_modules, taken_apart
 from st_asym.heads.projection import AsymmetricProjection, ProjectionOptions, require_tasks
 
 logger = logging.getLogger(__name__)
@@ -285,8 +285,7 @@ def _saved_model_type(name: str, model: SentenceTransformer, revision: str | Non
 
 def _warn_about_encoder(encoder: SentenceTransformer) -> None:
     """Say what of the encoder's behaviour the model cannot keep."""
-    foreign = [type(m).__name__ for m in encoder if not type(m).__module__.startswith("sentence_transformers.")]
-    if foreign:
+    if foreign := foreign_modules(encoder):
         logger.warning(
             "The encoder has modules that are not part of sentence-transformers (%s). The saved model needs them, and "
             "trust_remote_code=True, wherever it is loaded.",

@@ -17,8 +17,7 @@ from st_asym.retrieval.significance import Interval
 
 if TYPE_CHECKING:
     from st_asym.diagnosis.diagnose import Diagnosis
-    from st_asym.diagnosis.findings import SideOf
-    from st_asym.diagnosis.relevance import Histograms
+    from st_asym.diagnosis.findings import Histograms, SideOf
     from st_asym.retrieval.significance import Difference
 
 REQUIRES = 'HTML reports need matplotlib: pip install "st_asym[report]".'

@@ -20,7 +20,7 @@ from st_asym.retrieval.significance import p_value
 
 if TYPE_CHECKING:
     from st_asym.diagnosis.diagnose import Diagnosis
-    from st_asym.diagnosis.relevance import Example
+    from st_asym.diagnosis.findings import Example
     from st_asym.evaluation.comparison import Comparison
     from st_asym.retrieval.significance import Difference
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 from weakref import WeakKeyDictionary
 
 from st_asym.data import RetrievalData
+from st_asym.data.document import TrainedQueries
 from st_asym.data.files import (
     CARD_FILE,
     PLOT_FILE,
@@ -32,7 +33,6 @@ from st_asym.data.files import (
     write_json,
 )
 from st_asym.data.sources import training_data
-from st_asym.data.trained_queries import TrainedQueries
 from st_asym.trust.folder import FindingError, Folder, VerificationError
 from st_asym.trust.modules import check_files, is_document, read_saved
 

@@ -15,7 +15,7 @@ from torch import Tensor
 import st_asym
 from st_asym import CachedSentenceTransformer, Diagnosis, EmbeddingCache, asymmetric_model, diagnose
 from st_asym.data import load_data
-from st_asym.diagnosis import relevance
+from st_asym.diagnosis import findings
 
 WORDS = ["answers", "big", "document", "encoder", "frozen", "head", "learns", "query", "red", "small", "text", "vector"]
 DOCUMENTS = {f"d{a}{b}": f"{first} {second}" for a, first in enumerate(WORDS) for b, second in enumerate(WORDS)}
@@ -278,19 +278,19 @@ def test_more_queries_than_a_block_and_ties_in_another_order() -> None:
     queries, documents = (torch.nn.functional.normalize(torch.randn(n, 8, generator=generator)) for n in (40, 30))
     documents = torch.cat([documents, documents])  # every document twice
     pairs, none = (torch.arange(40), torch.arange(40) % 60), (torch.empty(0).long(), torch.empty(0).long())
-    whole = relevance.compare(queries, documents, pairs, none)
+    whole = findings.compare(queries, documents, pairs, none)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(relevance, "_AT_ONCE", 7 * 60)
-        blocks = relevance.compare(queries, documents, pairs, none)
+        patch.setattr(findings, "_AT_ONCE", 7 * 60)
+        blocks = findings.compare(queries, documents, pairs, none)
     assert blocks.negative_counts == whole.negative_counts
     assert blocks.positive_counts == whole.positive_counts
     np.testing.assert_allclose(blocks.positives, whole.positives, atol=1e-6)
     np.testing.assert_allclose(blocks.best_negative, whole.best_negative, atol=1e-6)
     order = torch.arange(60).flip(0)
-    mirrored = relevance.compare(queries, documents[order], none, none)
+    mirrored = findings.compare(queries, documents[order], none, none)
     other: Tensor = order[mirrored.top]
-    swapped = relevance.Similarities(other, *list(vars(mirrored).values())[1:])
-    assert relevance.ranking(whole, swapped, queries, documents).replaced == 0
+    swapped = findings.Similarities(other, *list(vars(mirrored).values())[1:])
+    assert findings.ranking(whole, swapped, queries, documents).replaced == 0
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ def test_models_without_digests_are_read_as_before(make_encoder: Make, tmp_path:
 def test_too_many_queries_are_left_out_and_that_is_said(
     make_encoder: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("st_asym.data.trained_queries.MOST_QUERIES", 3)
+    monkeypatch.setattr("st_asym.data.document.MOST_QUERIES", 3)
     file = clicks(tmp_path / "clicks.csv", range(40))
     path = saved(make_encoder(), tmp_path / "model", as_retrieval_data(file))
     assert "does not say which queries were trained on, as they are 40" in caplog.text

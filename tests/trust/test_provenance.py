@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 
 from st_asym import Provenance, asymmetric_model, encoder_fingerprint, save_heads, save_provenance
 from st_asym.data import RetrievalData, as_retrieval_data
-from st_asym.data.trained_queries import TrainedQueries
+from st_asym.data.document import TrainedQueries
 from st_asym.heads.anatomy import public_name
 from st_asym.trust import VerificationError
 
