@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 Qrels = dict[str, dict[str, int]]
 
+# Where the data come without splits, up to which fraction a query is in which.
+_SPLITS = {"train": 0.7, "dev": 0.8, "test": 1.0}
+
 
 @dataclass(frozen=True)
 class RetrievalData:
@@ -125,6 +128,33 @@ def parts_by_hash(data: RetrievalData, ends: Mapping[str, float]) -> dict[str, Q
     return parts
 
 
+def into_splits(data: RetrievalData) -> RetrievalData:
+    """The collection of pairs, its queries in train, dev and test by a hash of their text."""
+    return replace(data, qrels=parts_by_hash(data, _SPLITS))
+
+
+def with_test_queries_apart(data: RetrievalData) -> RetrievalData:
+    """The same data, less those training queries that :func:`into_splits` puts into ``test``; as it is with a test."""
+    if "test" in data.qrels or "train" not in data.qrels:
+        return data
+    test = into_splits(data).qrels["test"]
+    train = {query_id: judged for query_id, judged in data.qrels["train"].items() if query_id not in test}
+    if not train or not test:
+        raise ValueError(
+            f"Of {counted(len(data.queries), 'query', 'queries')}, {len(test)} fall among those for the test by the "
+            "hash of their text: give more pairs, or queries of their own to evaluate on."
+        )
+    return replace(data, qrels={**data.qrels, "train": train, "test": test})
+
+
+def judge(qrels: Qrels, query_id: str, document_id: str, grade: int) -> bool:
+    """Add a judgment, of a pair that has one the highest grade; whether it had another one."""
+    judged = qrels.setdefault(query_id, {})
+    before = judged.setdefault(document_id, grade)
+    judged[document_id] = max(grade, before)
+    return before != grade
+
+
 def counted(number: int, singular: str, plural: str | None = None) -> str:
     """``3 queries``, ``1 query``."""
     return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
@@ -151,6 +181,8 @@ def spelling_note(source: str, places: Sequence[str]) -> str:
 
 def whole_number(value: object) -> int:
     """A grade out of an integer, or a float or text that stands for one; anything else is a ``ValueError``."""
+    if type(value) is int:  # the same, and by far the most frequent
+        return value
     if isinstance(value, str | numbers.Real) and float(value).is_integer():
         return int(float(value))
     raise ValueError(f"{value!r} is not a whole number")
@@ -243,10 +275,8 @@ def _with_texts(
 
 
 def _renamed(judged: Qrels, query_ids: Mapping[str, str], document_ids: Mapping[str, str]) -> Qrels:
-    renamed: Qrels = {}
+    renamed: Qrels = {query_ids.get(query_id, query_id): {} for query_id in judged}
     for query_id, documents in judged.items():
-        grades = renamed.setdefault(query_ids.get(query_id, query_id), {})
         for document_id, grade in documents.items():
-            new = document_ids.get(document_id, document_id)
-            grades[new] = max(grade, grades.get(new, grade))
+            judge(renamed, query_ids.get(query_id, query_id), document_ids.get(document_id, document_id), grade)
     return renamed

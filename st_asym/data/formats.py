@@ -17,11 +17,12 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
-from st_asym.data.collection import noted
+from st_asym.data.collection import first_few, noted
 
 Row = tuple[str, Mapping[str, Any]]
 
@@ -35,6 +36,16 @@ GRADE_NAMES = ("grade", "score", "relevance", "label")
 # And the ids in collections.
 QUERY_ID_NAMES = ("query-id", "query_id", "queryid", "qid")
 DOCUMENT_ID_NAMES = ("doc_id", "docid", "document_id", "corpus_id", "corpus-id", "pid")
+# The three columns of qrels, in BEIR's words, and what else they are called.
+QRELS_COLUMNS = ("query-id", "corpus-id", "score")
+QRELS_NAMES = (
+    (*QUERY_ID_NAMES, "query", "topic"),
+    (*DOCUMENT_ID_NAMES, "corpusid", "doc-id", "passage_id", "document"),
+    (*GRADE_NAMES, "rel"),
+)
+_QRELS_KINDS = (".tsv", ".csv", ".txt", ".trec", ".qrels", ".jsonl", ".json")
+
+Folder = Path | zipfile.Path
 
 _GZIP = b"\x1f\x8b"
 # The csv module refuses longer fields, by default from 131,072 characters on.
@@ -54,6 +65,13 @@ def folded(name: object) -> str:
     return str(name).strip().casefold()
 
 
+@lru_cache(maxsize=256)
+def qrels_columns(names: tuple[Any, ...]) -> list[Any]:
+    """Which of these columns are query id, document id and grade, if each is named once; else nothing."""
+    found = [[name for name in names if folded(name) in known] for known in QRELS_NAMES]
+    return [own[0] for own in found] if all(len(own) == 1 for own in found) else []
+
+
 # Files
 
 
@@ -62,18 +80,13 @@ def kind_of(name: str) -> str:
     return Path(name.lower().removesuffix(".gz")).suffix
 
 
-def stem_of(name: str) -> str:
-    """The name without the suffix that :func:`kind_of` gives."""
-    return Path(name[:-3] if name.lower().endswith(".gz") else name).stem
-
-
 def is_hidden(name: str) -> bool:
     """Whether a system keeps it to itself: ``._train.tsv`` and ``__MACOSX`` of macOS, ``.ipynb_checkpoints``."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 @contextmanager
-def open_lines(file: Path | zipfile.Path) -> Iterator[Iterator[str]]:
+def open_lines(file: Folder) -> Iterator[Iterator[str]]:
     """The lines of a UTF-8 file, of one inside a zip, or of a ``.gz``; line ends stay as they are."""
     binary: IO[bytes]
     with file.open("rb") as binary:
@@ -81,11 +94,7 @@ def open_lines(file: Path | zipfile.Path) -> Iterator[Iterator[str]]:
         binary.seek(0)
         if packed and not named:
             raise ValueError(f"{file.name} is packed by gzip: its name must end in .gz.")
-        if named:
-            with gzip.open(binary, "rb") as unpacked:
-                yield _decoded(unpacked, file.name)
-        else:
-            yield _decoded(binary, file.name)
+        yield _decoded(gzip.GzipFile(fileobj=binary) if named else binary, file.name)
 
 
 def _decoded(lines: Iterable[bytes], file: str) -> Iterator[str]:
@@ -181,11 +190,17 @@ def table_rows(lines: Iterable[str], file: str, notes: list[str]) -> Iterator[Ro
     separators, quotes or line ends are in double quotes, and a quote inside them is doubled. After the last row,
     ``notes`` receives what looks like a quotation mark too many or too few.
     """
-    tabs = kind_of(file) == ".tsv"
-    records = tab_separated(lines) if tabs else comma_separated(lines, file)
+    tabs, records = kind_of(file) == ".tsv", records_of(lines, file)
     is_odd = _in_quotes if tabs else _over_lines
     _, header = next(records, (1, []))
-    _check_header(header, file, tabs=tabs)
+    named = [name for name in header if name.strip()]  # spreadsheets write columns without a name
+    if len(set(named)) < len(named):
+        raise ValueError(f"{file}: a column name occurs twice in the header {header}.")
+    if tabs and header and all(map(_in_quotes, header)):
+        raise ValueError(
+            f"{file}: the column names {header} are in quotation marks, and a .tsv has no quoting. Save it without, or "
+            "as .csv."
+        )
     odd, again = [], []
     for number, row in records:
         if [row[0].removeprefix(_BYTE_ORDER_MARK), *row[1:]] == header:
@@ -203,17 +218,6 @@ def table_rows(lines: Iterable[str], file: str, notes: list[str]) -> Iterator[Ro
     notes += [f"{file}: {note}" for note in found]
 
 
-def _check_header(header: Sequence[str], file: str, *, tabs: bool) -> None:
-    named = [name for name in header if name.strip()]  # spreadsheets write columns without a name
-    if len(set(named)) < len(named):
-        raise ValueError(f"{file}: a column name occurs twice in the header {header}.")
-    if tabs and header and all(map(_in_quotes, header)):
-        raise ValueError(
-            f"{file}: the column names {header} are in quotation marks, and a .tsv has no quoting. Save it without, or "
-            "as .csv."
-        )
-
-
 def _in_quotes(field: str) -> bool:
     return len(field) > 1 and field[0] == field[-1] == '"'
 
@@ -223,7 +227,16 @@ def _over_lines(field: str) -> bool:
     return len(_LINE_END.findall(field)) > 1
 
 
-def tab_separated(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+def records_of(lines: Iterable[str], file: str) -> Iterator[tuple[int, list[str]]]:
+    """The number and the fields of each record that is not blank: of a ``.csv``, a ``.tsv``, or else between spaces."""
+    if kind_of(file) == ".csv":
+        return _comma_separated(lines, file)
+    if kind_of(file) == ".tsv":
+        return _tab_separated(lines)
+    return ((number, line.split()) for number, line in enumerate(lines, start=1) if line.strip())
+
+
+def _tab_separated(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
     """The number and the fields of each line that is not blank, as they are."""
     for number, line in enumerate(lines, start=1):
         line = line.rstrip("\r\n")
@@ -236,7 +249,7 @@ def _is_blank(row: Sequence[str]) -> bool:
     return len(row) == 1 and row[0].isspace()
 
 
-def comma_separated(lines: Iterable[str], file: str) -> Iterator[tuple[int, list[str]]]:
+def _comma_separated(lines: Iterable[str], file: str) -> Iterator[tuple[int, list[str]]]:
     """The number of the first line and the fields of each record of a ``.csv`` that is not blank."""
     lines = iter(lines)
     header, before = next(lines, ""), 0
@@ -246,15 +259,12 @@ def comma_separated(lines: Iterable[str], file: str) -> Iterator[tuple[int, list
     delimiter = said[1] if said is not None else max(",;\t", key=header.count)
     reader = csv.reader(chain([header], lines), delimiter=delimiter, strict=True)
     limit = csv.field_size_limit(_LONGEST_FIELD)
-    number = 1
+    number = before + 1
     try:
-        while True:
-            number = before + reader.line_num + 1
-            row = next(reader, None)
-            if row is None:
-                return
+        for row in reader:
             if row and not _is_blank(row):
                 yield number, row
+            number = before + reader.line_num + 1
     except csv.Error as error:
         if "new-line character" in str(error):
             raise ValueError(_alone(file, number)) from error
@@ -263,6 +273,76 @@ def comma_separated(lines: Iterable[str], file: str) -> Iterator[tuple[int, list
         ) from error
     finally:
         csv.field_size_limit(limit)
+
+
+# BEIR's layout
+
+
+class BeirFiles(NamedTuple):
+    """The files of one collection."""
+
+    corpus: Folder
+    queries: Folder | None  # none where there are documents alone
+    qrels: dict[str, Folder]  # by split
+    notes: list[str]  # what is not read
+
+
+def beir_files(top: Folder, *, documents: bool = False) -> BeirFiles:
+    """The files of the collection in a folder, at the top or in the only folder inside it.
+
+    They are those of documents where there is no more than a corpus; with ``documents``, also where the rest is not
+    whole.
+    """
+    folders = [top]
+    if _beir_file(top, "corpus") is None:
+        folders = sorted((one for one in top.iterdir() if one.is_dir() and not is_hidden(one.name)), key=str)
+    found = [(folder, corpus) for folder in folders if (corpus := _beir_file(folder, "corpus")) is not None]
+    if len(found) > 1:
+        names = first_few([folder.name for folder, _ in found])
+        raise ValueError(f"{top} holds {len(found)} collections: {names}. Give the folder of one.")
+    if not found:
+        raise FileNotFoundError(
+            f"{top} is not in BEIR's layout: corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv, at the top or in one "
+            "folder."
+        )
+    root, corpus = found[0]
+    queries, judged = _beir_file(root, "queries"), (root / "qrels").is_dir()
+    whole = judged and queries is not None
+    # In whatever form, so that what is wrong is named.
+    begun = any(entry.name.lower().partition(".")[0] in ("queries", "qrels") for entry in root.iterdir())
+    if not (whole if documents else begun):
+        return BeirFiles(corpus, None, {}, [])
+    if queries is None:
+        raise FileNotFoundError(f"queries.jsonl is missing from {root}.")
+    if not judged:
+        raise FileNotFoundError(f"{root} is not in BEIR's layout: the folder qrels is missing.")
+    return BeirFiles(corpus, queries, *_qrels_files(root / "qrels"))
+
+
+def _beir_file(folder: Folder, stem: str) -> Folder | None:
+    """``STEM.jsonl`` or ``STEM.jsonl.gz``, in any case; both are a ``ValueError``."""
+    wanted = (f"{stem}.jsonl", f"{stem}.jsonl.gz")
+    found = sorted((entry for entry in folder.iterdir() if entry.name.lower() in wanted and entry.is_file()), key=str)
+    if len(found) > 1:
+        raise ValueError(f"{folder} holds {' and '.join(entry.name for entry in found)}: keep one.")
+    return found[0] if found else None
+
+
+def _qrels_files(folder: Folder) -> tuple[dict[str, Folder], list[str]]:
+    """The file of each split, and a note for what is not read."""
+    files: dict[str, Folder] = {}
+    notes = []
+    for file in sorted((entry for entry in folder.iterdir() if not is_hidden(entry.name)), key=str):
+        if not file.is_file() or kind_of(file.name) not in _QRELS_KINDS:
+            notes.append(f"qrels/{file.name} is not read: qrels are .tsv, .csv, .jsonl, or .txt in TREC's form.")
+            continue
+        split = Path(file.name.lower().removesuffix(".gz")).stem
+        if (other := files.setdefault(split, file)) is not file:
+            raise ValueError(f"qrels/{other.name} and qrels/{file.name} are both {split!r}: keep one.")
+    if not files:
+        missing = f"There is no file in {folder} that holds judgments: qrels/SPLIT.tsv, of each split."
+        raise FileNotFoundError(" ".join([missing, *notes]))
+    return files, notes
 
 
 # What has columns in memory
@@ -325,15 +405,15 @@ def _placed(rows: Iterable[Any], name: str) -> Iterator[Row]:
 def _table(source: Any) -> tuple[list[Any] | None, Callable[[], Iterable[Any]]] | None:
     """The columns, None where only the rows know them, and what gives the rows, as dicts of Python's own types."""
     if isinstance(source, Mapping):
-        return (
-            _rows_of(source, lambda: zip(*map(as_list, source.values()), strict=True)) if _has_columns(source) else None
-        )
+        rows = _rows_of(source, lambda: zip(*map(as_list, source.values()), strict=True))
+        return rows if _has_columns(source) else None
     if hasattr(source, "itertuples"):  # pandas
-        index = list(source.index.names)
-        if not set(index).isdisjoint((None, *source.columns)):
-            return _rows_of(source.columns, lambda: source.itertuples(index=False, name=None))
         # An index that has a name is a column, and so is each level of one that has several.
-        return _rows_of([*index, *source.columns], lambda: source.reset_index().itertuples(index=False, name=None))
+        index = list(source.index.names) if set(source.index.names).isdisjoint((None, *source.columns)) else []
+        return _rows_of(
+            [*index, *source.columns],
+            lambda: (source.reset_index() if index else source).itertuples(index=False, name=None),
+        )
     if hasattr(source, "iter_rows"):  # Polars
         return list(source.columns), lambda: source.iter_rows(named=True)
     if hasattr(source, "column_names") and not hasattr(source, "to_pylist"):  # a data set, perhaps one that streams
@@ -344,7 +424,9 @@ def _table(source: Any) -> tuple[list[Any] | None, Callable[[], Iterable[Any]]] 
     if isinstance(names, tuple):  # a structured array of NumPy
         return _rows_of(names, source.tolist)
     if hasattr(source, "read_all") or (hasattr(source, "to_pylist") and hasattr(source, "schema")):  # of Arrow
-        return source.schema.names, lambda: _arrow_rows(source)
+        alone = source if hasattr(source, "read_all") else [source]  # a reader gives its batches one by one
+        batches = source.to_batches() if hasattr(source, "to_batches") else alone
+        return source.schema.names, lambda: (row for batch in batches for row in batch.to_pylist())
     return None
 
 
@@ -363,9 +445,3 @@ def _rows_of(
 ) -> tuple[list[Any], Callable[[], Iterable[Any]]]:
     names = list(columns)
     return names, lambda: (dict(zip(names, row, strict=True)) for row in rows())
-
-
-def _arrow_rows(source: Any) -> Iterator[Any]:
-    table = source.read_all() if hasattr(source, "read_all") else source
-    batches = table.to_batches() if hasattr(table, "to_batches") else [table]
-    return chain.from_iterable(batch.to_pylist() for batch in batches)

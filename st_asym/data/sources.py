@@ -4,40 +4,48 @@ from __future__ import annotations
 
 import logging
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, Union
 
-from st_asym.data.beir_layout import (
-    are_judgments,
-    holds_documents,
-    qrels_of_rows,
-    read_beir,
-    read_documents,
-    read_texts,
-)
-from st_asym.data.collection import Qrels, RetrievalData, merged, with_documents
+from st_asym.data.collection import RetrievalData, into_splits, merged, with_documents, with_test_queries_apart
 from st_asym.data.document import MOST_QUERIES, Document, ReadDocuments
 from st_asym.data.formats import (
     DOCUMENT_NAMES,
+    QRELS_COLUMNS,
+    QRELS_NAMES,
     QUERY_NAMES,
+    Folder,
     Row,
     as_list,
-    columns_known,
+    beir_files,
+    folded,
     is_column,
     is_table,
     json_rows,
     kind_of,
     open_lines,
+    qrels_columns,
+    records_of,
     table_of,
     table_rows,
 )
-from st_asym.data.pairs import into_splits, pairs_of_rows, pairs_of_tuples, with_test_queries_apart
-from st_asym.data.prepare import DEV_NAMES, check_texts, checked
+from st_asym.data.prepare import DEV_NAMES, check_ids, check_texts, checked
 from st_asym.data.pseudo_queries import pseudo_queries
+from st_asym.data.rows import (
+    documents_of,
+    holds_documents,
+    judgment_tables,
+    pairs_of_rows,
+    pairs_of_tuples,
+    read_documents,
+    read_qrels,
+    read_splits,
+    texts_by_id,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -50,7 +58,6 @@ _READABLE = "a .jsonl, .csv or .tsv file (or .gz of one), a BEIR folder or a zip
 _ZIPPED = (".xlsx", ".xlsm", ".ods", ".docx", ".npz")
 # What the third part of a judged collection is called in one JSON object or dict; the first is LlamaIndex's name.
 _JUDGED = ("relevant_docs", "qrels")
-_QRELS = "qrels map query id to document id to grade, or are a table with the columns query-id, corpus-id and score"
 
 
 class Frame(Protocol):
@@ -167,7 +174,7 @@ def as_retrieval_data(
         if dev is not None:
             data = _with_dev(data, dev)
         if corpus is not None:
-            data = with_documents(data, _documents_of(corpus))
+            data = with_documents(data, _corpus_of(corpus))
     else:
         if dev is not None or (train is not None and corpus is not None):
             other = "dev" if dev is not None else "corpus"
@@ -185,7 +192,7 @@ def as_retrieval_data(
     return data
 
 
-def _documents_of(source: Any) -> ReadDocuments:
+def _corpus_of(source: Any) -> ReadDocuments:
     found = read(source, "corpus", documents=True)
     if isinstance(found, RetrievalData):
         documents = {key: Document("", text) for key, text in found.corpus.items()}
@@ -217,8 +224,7 @@ def read(source: Any, name: str, *, documents: bool = False) -> RetrievalData | 
         return source
     if isinstance(source, str | PathLike):
         return _read_path(Path(fspath(source)), documents=documents)
-    triple = _triple_of(source)
-    if triple is not None:
+    if (triple := _triple_of(source)) is not None:
         return read_judged(*triple)
     if is_table(source):
         return _read_rows(*table_of(source, name), name, [], documents=documents)
@@ -263,10 +269,10 @@ def read_judged(queries: Any, corpus: Any, qrels: Any) -> RetrievalData:
     documents; split to that; or a table with the columns query-id, corpus-id and score.
     """
     notes: list[str] = []
-    texts = dict(read_texts(queries, "q", "queries"))
-    documents = _documents(read_texts(corpus, "d", "corpus"))
+    texts = dict(texts_by_id(queries, "q", "queries"))
+    documents = documents_of(texts_by_id(corpus, "d", "corpus"))
     check_texts(texts, documents.by_id)
-    return RetrievalData(texts, documents.joined, _read_splits(qrels, notes), notes=tuple(notes))
+    return RetrievalData(texts, documents.joined, read_splits(qrels, notes), notes=tuple(notes))
 
 
 # Files and rows
@@ -275,8 +281,11 @@ def read_judged(queries: Any, corpus: Any, qrels: Any) -> RetrievalData:
 def _read_path(path: Path, *, documents: bool = False) -> RetrievalData | ReadDocuments:
     """What a file or folder holds: a collection with splits, pairs all for training, or documents alone."""
     kind = kind_of(path.name)
-    if path.is_dir() or (path.is_file() and kind not in _ZIPPED and zipfile.is_zipfile(path)):
-        return read_beir(path, documents=documents)
+    if path.is_dir():
+        return _read_beir(path, documents=documents)
+    if path.is_file() and kind not in _ZIPPED and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as opened:
+            return _read_beir(zipfile.Path(opened), documents=documents)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file or folder {path}.")
     if kind not in _KINDS:
@@ -290,11 +299,56 @@ def _read_path(path: Path, *, documents: bool = False) -> RetrievalData | ReadDo
         first = next(rows, None)
         if first is None:
             raise ValueError(f"{path.name} is empty.")
-        triple = None if of_text else _triple_of(first[1])
-        if triple is not None:
+        if not of_text and (triple := _triple_of(first[1])) is not None:
             return read_judged(*triple)
-        columns, rows = list(first[1]), chain([first], rows)
-        return _read_rows(columns, rows, path.name, notes, documents=documents, of_text=of_text)
+        return _read_rows(list(first[1]), chain([first], rows), path.name, notes, documents=documents, of_text=of_text)
+
+
+def _read_beir(folder: Folder, *, documents: bool) -> RetrievalData | ReadDocuments:
+    """The collection in BEIR's layout, or its documents alone."""
+    files = beir_files(folder, documents=documents)
+    found = read_documents(_beir_rows(files.corpus, "_id"), files.corpus.name)
+    if files.queries is None:
+        return found
+    asked = read_documents(_beir_rows(files.queries, "_id", "text"), files.queries.name)
+    queries, corpus = {key: query.text for key, query in asked.by_id.items()}, found.joined
+    notes = [*found.notes, *asked.notes, *files.notes]
+    qrels = {split: read_qrels(_qrels_rows(file), f"qrels/{file.name}", notes) for split, file in files.qrels.items()}
+    for split, judged in qrels.items():
+        check_ids(queries, corpus, judged, f"qrels/{files.qrels[split].name}")
+    return RetrievalData(queries, corpus, qrels, notes=tuple(notes))
+
+
+def _beir_rows(file: Folder, *strings: str) -> Iterator[Row]:
+    """The rows of a corpus or of queries, whose fields of these names must be strings, as ids in qrels are."""
+    with open_lines(file) as lines:
+        for where, row in json_rows(lines, file.name, "_id", "text"):
+            values = tuple(row[name] for name in strings)
+            if not all(isinstance(value, str) for value in values):
+                raise ValueError(f"{where}: a field of {strings} is not a string: {values!s:.200}.")
+            yield where, row
+
+
+def _qrels_rows(file: Folder) -> Iterator[Row]:
+    """The rows of a file of qrels: JSON, or a table whose header may be missing."""
+    place = f"qrels/{file.name}"
+    with open_lines(file) as lines:
+        if kind_of(place).startswith(".json"):
+            yield from json_rows(lines, place)
+            return
+        records = records_of(lines, place)
+        first = next(records, None)
+        if first is None:
+            return
+        header = first[1] if qrels_columns(tuple(first[1])) else []
+        is_header = header or folded(first[1][-1]) in QRELS_NAMES[2]
+        for number, row in records if is_header else chain([first], records):
+            # TREC's form judges nothing in its second column.
+            trec = len(row) == 4 and row[1] in ("0", "Q0", "q0") and not header
+            names = header or ([QRELS_COLUMNS[0], "", *QRELS_COLUMNS[1:]] if trec else QRELS_COLUMNS)
+            if len(row) < len(names) or (len(row) > len(names) and not header):
+                raise ValueError(f"{place}, line {number}: expected {', '.join(QRELS_COLUMNS)}, got {row}.")
+            yield f"{place}, line {number}", dict(zip(names, row, strict=False))
 
 
 def _read_rows(
@@ -302,8 +356,7 @@ def _read_rows(
 ) -> RetrievalData | ReadDocuments:
     """Rows as documents, or else as pairs; the reading of the rows may add to the notes."""
     if holds_documents(columns, wanted=documents):
-        found = read_documents(rows, name)
-        return replace(found, notes=(*found.notes, *notes))
+        return read_documents(rows, name, notes=notes)
     return pairs_of_rows(rows, columns, name, notes, of_text=of_text)
 
 
@@ -312,7 +365,7 @@ def _read_mapping(source: Mapping[Any, Any], name: str) -> RetrievalData | ReadD
     if not source:
         raise ValueError(f"{name} is empty.")
     if not all(is_table(part) or _is_list_of_rows(part) for part in source.values()):
-        return _documents(source)
+        return documents_of(source)
     splits = {}
     for split, part in source.items():
         found = read(part, f"{name}[{split!r}]")
@@ -339,7 +392,7 @@ def _read_list(items: list[Any], name: str, *, documents: bool) -> RetrievalData
     if isinstance(items[0], str):
         if all(isinstance(text, str) and kind_of(text[-20:]) in _KINDS and Path(text).is_file() for text in items):
             raise TypeError(f"{name} is a list of paths, {items!s:.80}: give the path of one file.")
-        return _documents({f"d{number}": text for number, text in enumerate(items)}, numbered=True)
+        return documents_of({f"d{number}": text for number, text in enumerate(items)}, numbered=True)
     if documents and not isinstance(items[0], list | tuple):
         raise TypeError(
             f"{name}, row 0: expected a text, or a dict with text and perhaps title, got a {type(items[0]).__name__}."
@@ -352,16 +405,6 @@ def _is_row(item: Any) -> bool:
     names = {str(name).lower() for name in getattr(item, "_fields", ())}
     named = bool(names.intersection(QUERY_NAMES) and names.intersection(DOCUMENT_NAMES))
     return isinstance(item, Mapping) or named
-
-
-def _documents(source: Mapping[Any, Any], *, numbered: bool = False) -> ReadDocuments:
-    documents: dict[str, Document] = {}
-    for key, value in source.items():
-        document = Document.of(value)
-        if document is None:
-            raise ValueError(f"Document {key!r} is neither a text nor a dict of title and text: {value!r:.80}.")
-        documents[key] = document
-    return ReadDocuments(documents, numbered=numbered)
 
 
 # Queries, corpus and qrels
@@ -393,37 +436,7 @@ def _are_wrong_qrels(parts: list[Any]) -> bool:
 
 def _are_qrels(part: Any) -> bool:
     """Whether this may be qrels, rather than a row of texts or one more data set."""
-    if not isinstance(part, Mapping):
-        return is_table(part) and are_judgments(columns_known(part))
-    return _are_tables_of_splits(part) or all(
-        isinstance(value, Mapping | set | frozenset) or is_column(value) for value in part.values()
+    return bool(judgment_tables(part)) or (
+        isinstance(part, Mapping)
+        and all(isinstance(value, Mapping | set | frozenset) or is_column(value) for value in part.values())
     )
-
-
-def _are_tables_of_splits(part: Mapping[Any, Any]) -> bool:
-    """Whether these are judgments by split, as in the ``DatasetDict`` of a collection on the Hub."""
-    return bool(part) and all(is_table(table) and are_judgments(columns_known(table)) for table in part.values())
-
-
-def _read_splits(qrels: Any, notes: list[str]) -> dict[str, Qrels]:
-    if is_table(qrels) and (not isinstance(qrels, Mapping) or are_judgments(columns_known(qrels))):
-        return {"train": qrels_of_rows(table_of(qrels, "qrels")[1], "qrels", notes)}
-    if not isinstance(qrels, Mapping):
-        raise TypeError(f"qrels cannot be a {type(qrels).__name__}: {_QRELS}.")
-    if _are_tables_of_splits(qrels):
-        tables = {split: table_of(part, f"qrels[{split!r}]")[1] for split, part in qrels.items()}
-        return {split: qrels_of_rows(rows, f"qrels[{split!r}]", notes) for split, rows in tables.items()}
-    parts = [part for part in qrels.values() if isinstance(part, Mapping)]
-    by_split = any(isinstance(inner, Mapping) for part in parts for inner in part.values())
-    splits: Mapping[str, Any] = qrels if by_split else {"train": qrels}
-    return {split: {query: _graded(query, own) for query, own in judged.items()} for split, judged in splits.items()}
-
-
-def _graded(query_id: Any, documents: Any) -> dict[str, int]:
-    if isinstance(documents, Mapping):
-        return dict(documents)
-    if isinstance(documents, set | frozenset):
-        return dict.fromkeys(sorted(documents), 1)
-    if is_column(documents):
-        return dict.fromkeys(as_list(documents), 1)
-    raise TypeError(f"The qrels of query {query_id!r} are {documents!r:.80}: {_QRELS}.")

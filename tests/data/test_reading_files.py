@@ -151,6 +151,7 @@ def test_two_collections_in_a_folder_or_a_zip_are_refused_by_name(tmp_path: Path
         ("train.tsv", "q0\t0\td0\t1\nq1\t0\td1\t2\n"),
         ("train.tsv", "corpus_id\tquery_id\trelevance\nd0\tq0\t1\nd1\tq1\t2\n"),
         ("train.tsv", "QID\titer\tdocid\tLabel\nq0\t0\td0\t1\nq1\t0\td1\t2\n"),
+        ("train.tsv", "query-id\tcorpus-id\tscore\nq0\td0\t1\t\nq1\td1\t2\n"),
         ("train.tsv.gz", "query-id\tcorpus-id\tscore\nq0\td0\t1\nq1\td1\t2\n"),
         (
             "train.jsonl",
@@ -197,6 +198,7 @@ def test_qrels_that_are_not_read_are_named(tmp_path: Path, write: Write) -> None
             "query-id,corpus-id,score\nq0,d0,high\n",
             r"qrels/test\.csv, line 2: expected query-id, corpus-id",
         ),
+        ("test.tsv", "q0\td0\t\nq1\td1\t1\n", r"qrels/test\.tsv, line 1: expected query-id, corpus-id, score, got"),
         ("test.txt", "q0 Q0 d0 1 0.7 run\n", r"qrels/test\.txt, line 1: expected query-id, corpus-id, score, got"),
         ("test.jsonl", '{"query": "q0", "score": 1}\n', r"qrels/test\.jsonl, line 1: expected .*got the columns"),
         ("test.csv", "query-id,corpus-id,score\nq0,d9,1\n", r"qrels/test\.csv names 1 .* document d9"),
