@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import inspect
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,7 @@ PACKAGES = (
     "torch",
 )
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+_STATEMENTS = (ast.stmt, ast.excepthandler, ast.match_case)
 _SHORTEST_QUERY, _LONGEST_QUERY = 20, 200
 _SHORTEST_DOCUMENT, _LONGEST_DOCUMENT = 100, 1_000
 
@@ -71,7 +73,7 @@ def _docstrings_of(file: Path) -> Iterator[tuple[str, str]]:
             tree = ast.parse(file.read_text(encoding="utf-8"))
     except (SyntaxError, UnicodeDecodeError):
         return
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, _DOCUMENTED) and not getattr(node, "name", "").startswith("_"):
             query, _, document = inspect.cleandoc(ast.get_docstring(node) or "").partition("\n")
             query, document = query.strip(), document.strip()
@@ -80,3 +82,12 @@ def _docstrings_of(file: Path) -> Iterator[tuple[str, str]]:
                 and _SHORTEST_DOCUMENT <= len(document) <= _LONGEST_DOCUMENT
             ):
                 yield query, document
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """What ``ast.walk`` gives, in its order, without what is in expressions, where nothing is documented."""
+    left = deque[ast.AST]([tree])
+    while left:
+        node = left.popleft()
+        yield node
+        left.extend(child for child in ast.iter_child_nodes(node) if isinstance(child, _STATEMENTS))

@@ -1,6 +1,6 @@
 """Fit heads to the documentation of the Python packages that are installed here, and compare with the bare encoder.
 
-    python examples/quickstart.py                                   # about six minutes on two cores, no network
+    python examples/quickstart.py                                   # about three minutes on two cores, no network
     python examples/quickstart.py --data scifact.zip                # a BEIR folder or zip
     python examples/quickstart.py --data pairs.jsonl --encoder BAAI/bge-small-en-v1.5
 
@@ -50,7 +50,7 @@ def parse_options() -> argparse.Namespace:
         "--data", type=Path, help="a BEIR folder or zip, or a .jsonl, .csv or .tsv of query and document"
     )
     parser.add_argument("--encoder", help="a Hub id or path; the packaged all-MiniLM-L6-v2 if not given")
-    parser.add_argument("--pairs", type=int, default=4_000, help="how many docstrings to use (default: %(default)s)")
+    parser.add_argument("--pairs", type=int, default=3_000, help="how many docstrings to use (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--cache", type=Path, default=Path("runs/vectors"), help="(default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("runs/quickstart"), help="(default: %(default)s)")

@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from st_asym.heads.projection import AsymmetricProjection, ProjectionOptions
 
 # Pairs whose differences are in memory at a time.
-_PORTION = 8192
+_PORTION = 1024
 
 
 def pair_covariance(queries: Tensor, documents: Any, rows: Tensor, columns: Tensor, weights: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import time
@@ -352,8 +353,12 @@ class UnitRows:
         for part in self._parts():
             places = np.minimum(np.searchsorted(keys, self._keys[part]), len(keys) - 1)
             for row in (np.flatnonzero(keys[places] == self._keys[part]) + part.start).tolist():
-                groups.setdefault(self._array[row].tobytes(), []).append(row)
-        return {row: groups[self._array[row].tobytes()] for row in rows}
+                groups.setdefault(self._digest(row), []).append(row)
+        return {row: groups[self._digest(row)] for row in rows}
+
+    def _digest(self, row: int) -> bytes:
+        """What stands for a whole row, as rows themselves are too large to be kept as keys."""
+        return hashlib.blake2b(self._array[row].tobytes(), digest_size=16).digest()
 
     def _parts(self) -> Iterator[slice]:
         size = max(1, _AT_ONCE // self.shape[1])
