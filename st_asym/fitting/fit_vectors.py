@@ -348,17 +348,16 @@ class UnitRows:
     def same(self, wanted: Iterable[int]) -> dict[Any, list[Any]]:
         """All rows that hold the vector of a row, itself among them, ascending; for rows that were looked at."""
         rows = list(wanted)
+        # Digests, as rows themselves are too large to be kept as keys.
         groups: dict[bytes, list[int]] = {}
         keys = np.unique(self._keys[rows])
         for part in self._parts():
             places = np.minimum(np.searchsorted(keys, self._keys[part]), len(keys) - 1)
             for row in (np.flatnonzero(keys[places] == self._keys[part]) + part.start).tolist():
-                groups.setdefault(self._digest(row), []).append(row)
-        return {row: groups[self._digest(row)] for row in rows}
-
-    def _digest(self, row: int) -> bytes:
-        """What stands for a whole row, as rows themselves are too large to be kept as keys."""
-        return hashlib.blake2b(self._array[row].tobytes(), digest_size=16).digest()
+                digest = hashlib.blake2b(self._array[row].tobytes(), digest_size=16).digest()
+                groups.setdefault(digest, []).append(row)
+        group_of = {row: group for group in groups.values() for row in group}
+        return {row: group_of[row] for row in rows}
 
     def _parts(self) -> Iterator[slice]:
         size = max(1, _AT_ONCE // self.shape[1])
