@@ -314,3 +314,11 @@ def test_saved_with_their_encoder_they_are_attached_to_it_and_to_no_other(tmp_pa
     other = SentenceTransformer(modules=[*rotated(COUNT, seed=1)[0], Normalize()], device="cpu")
     with pytest.raises(ValueError, match="another encoder"):
         attach_heads(other, path)
+
+
+def test_rows_that_are_alike_in_their_first_numbers_are_not_the_same() -> None:
+    vectors = np.ones((3, 40), dtype=np.float32)
+    vectors[1, -1] = 2
+    rows = UnitRows(vectors, "documents")
+    rows.check()
+    assert rows.same(range(3)) == {0: [0, 2], 1: [1], 2: [0, 2]}
