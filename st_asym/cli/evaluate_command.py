@@ -13,7 +13,8 @@ from st_asym.cli import options
 
 if TYPE_CHECKING:
     from st_asym.evaluation import Comparison
-    from st_asym.evaluation.evaluate import Baseline, Model, Replacement
+    from st_asym.evaluation.evaluate import Replacement
+    from st_asym.evaluation.models import Baseline, Model
     from st_asym.heads.model import DType
 
 _BASELINES: dict[str, tuple[Baseline, ...]] = {"all": ("bm25", "hybrid"), "bm25": ("bm25",), "none": ()}

@@ -107,7 +107,7 @@ def fit(
             typer.echo(f"Evaluating on {', '.join(evaluate)}: texts without fp32 vectors yet are encoded.", err=True)
         with options.one_line_errors(debug=debug, quiet=quiet):
             from st_asym.evaluation import evaluate_run
-            from st_asym.evaluation.evaluate import UNTOUCHED
+            from st_asym.evaluation.models import UNTOUCHED
 
             trained_on = train if result.report.labels == "judged" else None
             found = evaluate_run(output_dir, evaluate, models={UNTOUCHED: given}, cache=cache, train=trained_on)

@@ -19,7 +19,7 @@ from st_asym.data.collection import Qrels, own_documents
 from st_asym.data.document import Document
 from st_asym.evaluation.comparison import BM25, FULL, digest_of, fused_name
 from st_asym.evaluation.compressed import KEPT
-from st_asym.evaluation.evaluate import BASELINES, UNTOUCHED, Baseline, Models, System, vectors_of
+from st_asym.evaluation.models import BASELINES, UNTOUCHED, Baseline, Models, System, vectors_of
 from st_asym.evaluation.mteb import FrozenEncoder, Measurement, kept_or_measured, measured_by
 from st_asym.evaluation.tasks import Benchmark, trained_queries
 from st_asym.retrieval import Judgments

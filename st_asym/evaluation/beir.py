@@ -7,7 +7,7 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from st_asym.evaluation.evaluate import check_finite
+from st_asym.evaluation.models import check_finite
 
 
 class BeirModel:

@@ -17,7 +17,7 @@ from st_asym.data.files import write_text
 from st_asym.retrieval.significance import Difference, Floats, corrected, difference
 
 if TYPE_CHECKING:
-    from st_asym.evaluation.evaluate import System
+    from st_asym.evaluation.models import System
 
 METRICS = ("ndcg@10", "map@100", "mrr@10", "recall@100")
 MAIN = METRICS[0]

@@ -27,7 +27,7 @@ from st_asym.data.document import Document, relevant_of
 from st_asym.data.files import write_text
 from st_asym.evaluation.comparison import FORMAT, FULL, MAIN, METRICS, digest_of, mean, of_json
 from st_asym.evaluation.compressed import CompressedIndex, Form
-from st_asym.evaluation.evaluate import check_finite
+from st_asym.evaluation.models import check_finite
 from st_asym.evaluation.tasks import Benchmark, text_digest
 
 logger = logging.getLogger(__name__)

@@ -36,7 +36,8 @@ from st_asym.evaluation.checkpoints import (
     why_ended,
 )
 from st_asym.evaluation.comparison import Comparison
-from st_asym.evaluation.evaluate import Baseline, Model, evaluate, require_mteb
+from st_asym.evaluation.evaluate import evaluate, require_mteb
+from st_asym.evaluation.models import Baseline, Model
 from st_asym.heads.model import load_encoder
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from st_asym.data.formats import as_list, is_table
 from st_asym.data.prepare import check_ids, check_texts
 from st_asym.data.sources import is_one_source, read
 from st_asym.evaluation.comparison import FEW
-from st_asym.evaluation.evaluate import Models, models_of
+from st_asym.evaluation.models import Models, models_of
 from st_asym.trust.provenance import Provenance, made_with_heads
 
 if TYPE_CHECKING:

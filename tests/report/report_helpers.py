@@ -12,7 +12,7 @@ from transformers import TrainerState
 
 from st_asym import Comparison, Diagnosis, EmbeddingCache, FitReport, Settings, asymmetric_model, diagnose
 from st_asym.evaluation.comparison import METRICS, Bar, rows_of
-from st_asym.evaluation.evaluate import System
+from st_asym.evaluation.models import System
 from st_asym.evaluation.mteb import Measurement, Scores, compressed_scores, scores_by_query
 from st_asym.fitting.gate import Choice, Evidence, Gain
 from st_asym.fitting.report import Tried
