@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from st_asym.data import Qrels
 from st_asym.fitting.closed_form import pair_whitening, write_whitening
-from st_asym.fitting.settings import Settings, Sides
+from st_asym.fitting.settings import Contrastive, Settings, Sides
 from st_asym.fitting.vectors import Vectors
 from st_asym.heads.projection import AsymmetricProjection, ProjectionOptions
 from st_asym.losses import CorpusContrastiveLoss, IsotropyLoss
@@ -26,6 +26,12 @@ _STRENGTHS, _START_STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0), (1.0, 10.0)
 _UNLABELLED = 0.1
 # Documents that a step compares its queries with, at the most, besides those that are relevant to them.
 _DOCUMENTS_PER_STEP = 1_024
+# The forms of the loss, whose mean is trained with.
+_NEGATIVES: dict[Contrastive, tuple[Literal["batch", "corpus"], ...]] = {
+    "in-batch": ("batch",),
+    "corpus": ("corpus",),
+    "both": ("batch", "corpus"),
+}
 _SIDES = {"both": "both sides", "query": "query side", "document": "document side", "shared": "one shared head"}
 
 
@@ -47,15 +53,6 @@ class Candidate:
     def start(self) -> tuple[object, ...]:
         """What candidates have in common that begin as the same linear map."""
         return self.settings.sides, self.settings.init, self.settings.whitening
-
-    @property
-    def parts(self) -> tuple[Candidate, ...]:
-        """What is trained from one start, and averaged: in-batch and against the corpus, or the candidate itself."""
-        if self.settings.contrastive != "both":
-            return (self,)
-        in_batch = replace(self.settings, contrastive="in-batch", unlabelled_weight=None)
-        corpus = replace(self.settings, contrastive="corpus")
-        return tuple(Candidate(name_of(settings), settings) for settings in (in_batch, corpus))
 
     def heads(self, dimension: int, out_features: int, covariance: Tensor) -> Router:
         """The heads as they start, float32, from vectors of ``dimension`` to vectors of ``out_features``.
@@ -86,22 +83,53 @@ class Candidate:
         if settings.hard_negatives:
             qrels = with_hard_negatives(vectors, qrels, ignored, settings.hard_negatives)
         model_: Any = model
-        loss: nn.Module = CorpusContrastiveLoss(
-            model_,
-            (vectors.document_ids, vectors.documents),
-            qrels,
-            ignored=ignored,
-            temperature=settings.temperature,
-            precision="bf16",
-            negatives="batch" if settings.contrastive == "in-batch" else "corpus",
-            unlabelled_weight=1.0 if settings.unlabelled_weight is None else settings.unlabelled_weight,
-            max_documents=_DOCUMENTS_PER_STEP,
-            sampled_documents=_DOCUMENTS_PER_STEP,
-            hard_negatives=0,
-        )
+        losses: dict[str, nn.Module] = {
+            kind: CorpusContrastiveLoss(
+                model_,
+                (vectors.document_ids, vectors.documents),
+                qrels,
+                ignored=ignored,
+                temperature=settings.temperature,
+                precision="bf16",
+                negatives=kind,
+                unlabelled_weight=1.0 if settings.unlabelled_weight is None else settings.unlabelled_weight,
+                max_documents=_DOCUMENTS_PER_STEP,
+                sampled_documents=_DOCUMENTS_PER_STEP,
+                hard_negatives=0,
+            )
+            for kind in _NEGATIVES[settings.contrastive or "both"]
+        }
+        loss: nn.Module = MeanLoss(model_, losses) if len(losses) > 1 else next(iter(losses.values()))
         if settings.isotropy_weight:
             loss = IsotropyLoss(model_, loss, weight=settings.isotropy_weight, kind=settings.isotropy_kind)
         return loss
+
+
+class MeanLoss(nn.Module):
+    """The mean of several contrastive losses of the same queries, which go through their head once.
+
+    ``losses`` are by the names that their parts have in the log.
+    """
+
+    def __init__(self, model: SentenceTransformer, losses: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.model = model
+        self.losses: Any = nn.ModuleDict(losses)
+
+    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> dict[str, Tensor]:
+        """The parts, from the inputs of the model."""
+        embeddings = [self.model(features)["sentence_embedding"] for features in sentence_features]
+        return self.compute_loss_from_embeddings(embeddings, labels)
+
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor) -> dict[str, Tensor]:
+        """The parts, whose sum is the loss."""
+        values = {name: loss.compute_loss_from_embeddings(embeddings, labels) for name, loss in self.losses.items()}
+        return {name: value["contrastive"] / len(values) for name, value in values.items()}
+
+    def sample_documents(self, count: int) -> Tensor:
+        """Documents for a further term, as :meth:`st_asym.CorpusContrastiveLoss.sample_documents` gives them."""
+        sample: Tensor = next(iter(self.losses.values())).sample_documents(count)
+        return sample
 
 
 def candidates(settings: Settings, queries: int, *, closed: bool = False) -> list[Candidate]:
@@ -135,25 +163,13 @@ def candidates(settings: Settings, queries: int, *, closed: bool = False) -> lis
     return [*found, *(Candidate(name_of(one), one) for one in trained)]
 
 
-def average(weights: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of the weights of heads that were trained from one start.
-
-    It is often better than each of them (Wortsman et al. 2022, "Model soups", https://arxiv.org/abs/2203.05482).
-
-    Example:
-        >>> average([{"w": torch.zeros(2)}, {"w": torch.ones(2)}])["w"]
-        tensor([0.5000, 0.5000])
-    """
-    return {name: torch.stack([one[name] for one in weights]).mean(dim=0) for name in weights[0]}
-
-
 def name_of(settings: Settings) -> str:
     """What reports call heads that are trained so."""
     start = f"whitening {settings.whitening:g}" if settings.init == "pairs" else settings.init
     ways = {
         "in-batch": "in-batch",
         "corpus": f"corpus, unlabelled {settings.unlabelled_weight}",
-        "both": "average of in-batch and corpus",
+        "both": "in-batch and corpus",
     }
     return f"{_SIDES[settings.sides or 'both']}, {start} start, {ways[settings.contrastive or 'both']}"
 

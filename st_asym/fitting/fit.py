@@ -115,13 +115,12 @@ def fit(
     Every text is encoded once, into the cache. Queries are held out, part of them on documents that training does not
     see: the ``dev`` split, or, without one, a cut of the training queries (each query once, over four or five folds,
     where they are fewer than 2,000). A few candidates are rehearsed on the others: within-pair whitening in closed
-    form, and heads trained from it in two ways and averaged, on both sides and on queries alone, each at half and all
-    of its epochs and turned back towards the identity by a dial; what is clearly behind after a fold is not rehearsed
-    on the next. The one that is worth most on the held-out queries, seen and unseen in the proportion of the traffic to
-    expect, is kept, if its gain is more than chance would give the best of so many, and if it loses on neither half;
-    otherwise the model is the untouched encoder, and the first line of the report says so (see
-    :func:`st_asym.fitting.gate.decide`). What is kept is then trained by ``SentenceTransformerTrainer``, on all
-    training queries.
+    form, and heads trained from it, on both sides and on queries alone, each at half and all of its epochs and turned
+    back towards the identity by a dial; what is clearly behind after a fold is not rehearsed on the next. The one that
+    is worth most on the held-out queries, seen and unseen in the proportion of the traffic to expect, is kept, if its
+    gain is more than chance would give the best of so many, and if it loses on neither half; otherwise the model is the
+    untouched encoder, and the first line of the report says so (see :func:`st_asym.fitting.gate.decide`). What is kept
+    is then trained by ``SentenceTransformerTrainer``, on all training queries.
 
     Args:
         encoder: A ``SentenceTransformer``, or the Hub id or path of one. It is frozen in place, and shared.

@@ -20,7 +20,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from st_asym.cache import CachedSentenceTransformer, EmbeddingCache
 from st_asym.cache.encoding import Precision
 from st_asym.data import Qrels, RetrievalData
-from st_asym.fitting.candidates import Candidate, average, behind_vectors
+from st_asym.fitting.candidates import Candidate, behind_vectors
 from st_asym.fitting.closed_form import pair_covariance
 from st_asym.fitting.gate import Choice
 from st_asym.fitting.vectors import Vectors
@@ -153,40 +153,36 @@ def refit(
     cached = CachedSentenceTransformer(model, cache, precision=precision)
     rows = data.labelled_queries("train")
     mapping = router_mapping(rows)
-
-    def by_trainer(part: Candidate) -> Log:
-        with tempfile.TemporaryDirectory() as folder:
-            arguments = SentenceTransformerTrainingArguments(
-                output_dir=folder,
-                num_train_epochs=part.settings.epochs or 1,
-                per_device_train_batch_size=part.settings.batch_size,
-                learning_rate=part.settings.learning_rate,
-                lr_scheduler_type="linear",
-                batch_sampler=ShuffledBatches,
-                router_mapping=mapping,
-                prompts=column_prompts(cached, mapping) or None,
-                optim="adamw_torch_fused",
-                max_grad_norm=0.0,
-                logging_strategy="epoch",
-                save_strategy="no",
-                report_to=report_to if isinstance(report_to, str) else list(report_to),
-                disable_tqdm=True,
-                seed=vectors.seed,
-                use_cpu=cached.device.type == "cpu",
-                ddp_find_unused_parameters=False,
-            )
-            trainer = _Trainer(
-                model=cached,
-                args=arguments,
-                train_dataset=rows,
-                loss=part.loss(cached, vectors, train, {}),
-                callbacks=[*callbacks, _Until(choice.epoch)],
-            )
-            trainer.remove_callback(PrinterCallback)
-            trainer.train()
-        return [_losses(entry) for entry in trainer.state.log_history if "loss" in entry]
-
-    log = train_parts(candidate, heads, by_trainer)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = SentenceTransformerTrainingArguments(
+            output_dir=folder,
+            num_train_epochs=candidate.settings.epochs or 1,
+            per_device_train_batch_size=candidate.settings.batch_size,
+            learning_rate=candidate.settings.learning_rate,
+            lr_scheduler_type="linear",
+            batch_sampler=ShuffledBatches,
+            router_mapping=mapping,
+            prompts=column_prompts(cached, mapping) or None,
+            optim="adamw_torch_fused",
+            max_grad_norm=0.0,
+            logging_strategy="epoch",
+            save_strategy="no",
+            report_to=report_to if isinstance(report_to, str) else list(report_to),
+            disable_tqdm=True,
+            seed=vectors.seed,
+            use_cpu=cached.device.type == "cpu",
+            ddp_find_unused_parameters=False,
+        )
+        trainer = _Trainer(
+            model=cached,
+            args=arguments,
+            train_dataset=rows,
+            loss=candidate.loss(cached, vectors, train, {}),
+            callbacks=[*callbacks, _Until(choice.epoch)],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    log = [_losses(entry) for entry in trainer.state.log_history if "loss" in entry]
     if choice.dial != 1.0:
         set_dial(heads, candidate.identity(vectors.dimension, width), weights_of(heads), choice.dial)
     model = cached.stock_model()
@@ -204,35 +200,10 @@ def train_on_vectors(candidate: Candidate, choice: Choice, vectors: Vectors, tra
     if not candidate.trains:
         return heads, []
     model = behind_vectors(heads)
-
-    def by_loop(part: Candidate) -> Log:
-        return train_heads(part, model, vectors, train, after_epoch=lambda epoch: epoch >= choice.epoch)
-
-    log = train_parts(candidate, heads, by_loop)
+    log = train_heads(candidate, model, vectors, train, after_epoch=lambda epoch: epoch >= choice.epoch)
     if choice.dial != 1.0:
         set_dial(heads, candidate.identity(vectors.dimension, vectors.dimension), weights_of(heads), choice.dial)
     return heads, log
-
-
-def train_parts(candidate: Candidate, heads: Router, train: Callable[[Candidate], Log]) -> Log:
-    """Train heads in place, where they are an average each part of it from one start; the mean figures by epoch."""
-    start, trained, logs = weights_of(heads), list[dict[str, Tensor]](), list[Log]()
-    for part in candidate.parts:
-        heads.load_state_dict(start, strict=False)  # heads that both sides share are in it once
-        logs.append(train(part))
-        trained.append(weights_of(heads))
-    heads.load_state_dict(average(trained), strict=False)
-    return mean_log(logs)
-
-
-def mean_log(logs: Sequence[Log]) -> Log:
-    """The means of several trainings by epoch, of the figures that all of them have there."""
-    means: Log = []
-    for entries in zip(*logs, strict=False):  # one may have run out of time
-        names = [name for name in entries[0] if name != "epoch" and all(name in entry for entry in entries)]
-        own = {name: round(sum(entry[name] for entry in entries) / len(entries), 6) for name in names}
-        means.append({"epoch": entries[0]["epoch"], **own})
-    return means
 
 
 def _losses(entry: dict[str, float]) -> dict[str, float]:

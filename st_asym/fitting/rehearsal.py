@@ -16,10 +16,10 @@ from torch import Tensor
 from st_asym.data import RetrievalData
 from st_asym.data.document import text_key
 from st_asym.data.holdout import HeldOut, folds, hold_out, seen_unseen
-from st_asym.fitting.candidates import Candidate, average, behind_vectors
+from st_asym.fitting.candidates import Candidate, behind_vectors
 from st_asym.fitting.closed_form import pair_covariance
 from st_asym.fitting.gate import Choice, Evidence, Rehearsal, behind, best_of_each, weigh
-from st_asym.fitting.loop import Log, mean_log, set_dial, train_heads, train_parts, weights_of
+from st_asym.fitting.loop import Log, set_dial, train_heads, weights_of
 from st_asym.fitting.settings import Settings
 from st_asym.fitting.vectors import Vectors
 from st_asym.retrieval import Judgments, Scores, nearest
@@ -119,7 +119,11 @@ class Rehearsals:
         Losses, and where the epoch was judged ``accuracy`` (the share of held-out queries whose nearest document is
         relevant), ``query_std`` and ``document_std``, see :func:`st_asym.trainer.monitor.scaled_std`.
         """
-        return mean_log(self.logs.get(candidate, ()))
+        means: Log = []
+        for entries in zip(*self.logs.get(candidate, ()), strict=False):  # one may have run out of time
+            names = [name for name in entries[0] if all(name in entry for entry in entries)]
+            means.append({name: round(sum(entry[name] for entry in entries) / len(entries), 6) for name in names})
+        return means
 
 
 def rehearse(
@@ -222,23 +226,15 @@ class _Cut:
         if not candidate.trains:
             scores[Choice(candidate.name)] = self._judge(model, documents_move=moves)[0]
             return []
-        epochs = candidate.settings.epochs or 1
-        half, halves = -(-epochs // 2), list[dict[str, Tensor]]()
+        half, figures = -(-(candidate.settings.epochs or 1) // 2), {0: self._epoch_0}
 
-        def by_loop(one: Candidate) -> Log:
-            def after_epoch(epoch: int) -> bool:
-                if epoch == half:
-                    halves.append(weights_of(heads))
-                return not has_time()
+        def after_epoch(epoch: int) -> bool:
+            if epoch == half:
+                scores[Choice(candidate.name, half)], figures[half] = self._judge(model, documents_move=moves)
+            return not has_time()
 
-            return train_heads(one, model, vectors, part.train, withheld=part.withheld, after_epoch=after_epoch)
-
-        losses = train_parts(candidate, heads, by_loop)
-        trained, reached, figures = weights_of(heads), len(losses), {0: self._epoch_0}
-        if half < reached:
-            heads.load_state_dict(average(halves), strict=False)
-            scores[Choice(candidate.name, half)], figures[half] = self._judge(model, documents_move=moves)
-        heads.load_state_dict(trained, strict=False)
+        losses = train_heads(candidate, model, vectors, part.train, withheld=part.withheld, after_epoch=after_epoch)
+        trained, reached = weights_of(heads), len(losses)
         scores[Choice(candidate.name, reached)], figures[reached] = self._judge(model, documents_move=moves)
         if candidate.settings.init != "random":  # which has left the identity behind
             identity = candidate.identity(vectors.dimension, self._out)

@@ -31,8 +31,7 @@ class Settings:
         init: How heads start: ``"identity"``, ``"pairs"`` (within-pair whitening, see
             :func:`st_asym.fitting.closed_form.pair_whitening`) or ``"random"``. ``fit`` takes the second.
         contrastive: ``"corpus"`` for :class:`st_asym.CorpusContrastiveLoss` against the corpus, ``"in-batch"`` for its
-            form against the documents of the batch, ``"both"`` for the average of the weights of heads that are trained
-            in each way from one start. ``fit`` takes the last.
+            form against the documents of the batch, ``"both"`` for the mean of both losses. ``fit`` takes the last.
         unlabelled_weight: What a document that no training query asks for counts as a negative, with ``"corpus"``.
             ``fit`` tries 1, where the corpus is closed, and 0.1.
         whitening: The strength s of the start ``"pairs"``. ``fit`` tries several.

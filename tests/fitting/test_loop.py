@@ -12,7 +12,7 @@ from fitting_helpers import DIMENSION, rotated
 
 from st_asym import EmbeddingCache, Settings
 from st_asym.data.holdout import HeldOut
-from st_asym.fitting.candidates import Candidate, behind_vectors, candidates
+from st_asym.fitting.candidates import behind_vectors, candidates
 from st_asym.fitting.closed_form import pair_covariance
 from st_asym.fitting.gate import Choice
 from st_asym.fitting.loop import ShuffledBatches, refit, set_dial, train_heads, weights_of
@@ -33,7 +33,7 @@ def test_batches_are_a_new_order_in_each_epoch() -> None:
     assert [len(rows) for rows in batches] == [4, 4, 2]
 
 
-@pytest.mark.parametrize("negatives", ["corpus", "in-batch"])
+@pytest.mark.parametrize("negatives", ["corpus", "in-batch", "both"])
 @pytest.mark.parametrize("sides", ["both", "query"])
 @pytest.mark.parametrize(("epoch", "dial"), [(4, 1.0), (2, 0.6)])
 def test_loop_and_trainer_give_the_same_weights(
@@ -85,24 +85,23 @@ def test_what_a_loss_draws_goes_by_the_seed_and_leaves_the_generator_alone(tmp_p
         assert torch.equal(found[1][name], tensor), name
 
 
-def test_the_average_of_both_ways_is_that_of_their_weights(tmp_path: Path) -> None:
+def test_the_loss_of_both_is_the_mean_of_in_batch_and_corpus(tmp_path: Path) -> None:
     encoder, data = rotated(40)
-    tried = candidates(Settings(sides="both", epochs=2, batch_size=16), 40)
-    candidate = tried[-1]
-    assert [part.settings.contrastive for part in candidate.parts] == ["in-batch", "corpus"]
-    assert {part.start for part in candidate.parts} == {("both", "pairs", 10.0)}
-    cache = EmbeddingCache(tmp_path)
-    vectors = read_vectors(encoder, data, cache, {}, seed=0)
-
-    def weights(one: Candidate, epoch: int) -> dict[str, torch.Tensor]:
-        model, log = refit(encoder, one, Choice(one.name, epoch), vectors, data, cache)
-        assert len(log) == epoch
-        return weights_of(model[-2])
-
-    for epoch in (1, 2):
-        whole, parts = weights(candidate, epoch), [weights(part, epoch) for part in candidate.parts]
-        for name, tensor in whole.items():
-            torch.testing.assert_close(tensor, (parts[0][name] + parts[1][name]) / 2, atol=1e-6, rtol=0)
+    vectors = read_vectors(encoder, data, EmbeddingCache(tmp_path), {}, seed=0)
+    qrels, found = data.qrels["train"], {}
+    for kind in ("both", "in-batch", "corpus"):
+        for isotropy in (0.0, 1.0):
+            settings = Settings(sides="both", init="pairs", contrastive=kind, isotropy_weight=isotropy)
+            candidate = candidates(settings, 40)[-1]
+            model = behind_vectors(candidate.heads(DIMENSION, DIMENSION, torch.eye(DIMENSION)))
+            queries = {"sentence_embedding": vectors.of_queries(qrels), "task": "query"}
+            torch.manual_seed(0)
+            found[kind, isotropy] = candidate.loss(model, vectors, qrels, {})([queries], torch.arange(40))
+    both, isotropic = found["both", 0.0], found["both", 1.0]
+    assert both["batch"].item() == pytest.approx(found["in-batch", 0.0]["contrastive"].item() / 2)
+    assert both["corpus"].item() == pytest.approx(found["corpus", 0.0]["contrastive"].item() / 2)
+    assert set(isotropic) == {"batch", "corpus", "isotropy"}
+    assert isotropic["isotropy"].item() == pytest.approx(found["in-batch", 1.0]["isotropy"].item(), rel=0.2)
 
 
 def test_what_is_rehearsed_is_what_is_kept_in_the_end(tmp_path: Path) -> None:
@@ -127,15 +126,9 @@ def test_heads_that_cannot_be_the_identity_have_no_dial(tmp_path: Path) -> None:
     encoder, data = rotated(40)
     narrow = Settings(sides="both", init="random", hidden_features=DIMENSION, epochs=2, batch_size=16)
     tried = candidates(narrow, 40)
-    assert len(tried[-1].parts) == 2
     cache = EmbeddingCache(tmp_path)
     vectors = read_vectors(encoder, data, cache, {}, seed=0)
     judged = rehearse(vectors, cuts(data, 0)[:1], tried, 1.0, out_features=vectors.dimension).judged[0]
     assert {choice.dial for choice in judged.scores} == {1.0}
     assert {choice.candidate for choice in judged.scores} == {candidate.name for candidate in tried}
     refit(encoder, tried[-1], Choice(tried[-1].name, 2), vectors, data, cache)
-
-
-@pytest.mark.parametrize("settings", [Settings(contrastive="in-batch"), Settings(contrastive="corpus")])
-def test_one_way_has_no_average(settings: Settings) -> None:
-    assert all(candidate.parts == (candidate,) for candidate in candidates(settings, 40) if candidate.trains)

@@ -93,7 +93,7 @@ def test_starts_that_are_far_behind_in_closed_form_are_not_trained(tmp_path: Pat
     data = RetrievalData({name: name for name in names[0]}, {name: name for name in names[1]}, {"train": qrels})
     found = rehearsed(vectors_of(encoder, data, tmp_path), cuts(data, seed=0)[:1], replace(QUICK, sides="both"))
     trained = [name for name in found.logs if "start" in name]
-    assert trained == ["both sides, whitening 1 start, average of in-batch and corpus"]
+    assert trained == ["both sides, whitening 1 start, in-batch and corpus"]
 
 
 def test_the_dev_split_is_what_is_judged_where_there_is_one() -> None:
