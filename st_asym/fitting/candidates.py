@@ -79,7 +79,8 @@ class Candidate:
         relevant to it nor not, besides ``vectors.no_negatives``.
         """
         settings = self.settings
-        ignored = {key: {*vectors.no_negatives.get(key, ()), *withheld.get(key, ())} for key in qrels}
+        found = ((key, {*vectors.no_negatives.get(key, ()), *withheld.get(key, ())}) for key in qrels)
+        ignored = {key: documents for key, documents in found if documents}
         if settings.hard_negatives:
             qrels = with_hard_negatives(vectors, qrels, ignored, settings.hard_negatives)
         model_: Any = model
@@ -89,7 +90,7 @@ class Candidate:
                 (vectors.document_ids, vectors.documents),
                 qrels,
                 ignored=ignored,
-                temperature=settings.temperature,
+                temperature=settings.temperature_for(len(qrels)),
                 precision="bf16",
                 negatives=kind,
                 unlabelled_weight=1.0 if settings.unlabelled_weight is None else settings.unlabelled_weight,
@@ -138,7 +139,7 @@ def candidates(settings: Settings, queries: int, *, closed: bool = False) -> lis
     What is None in ``settings`` is tried in several ways. ``closed`` says that there are many documents that nobody
     asks for, and that most queries will ask for others: full negatives of them are tried then, too.
     """
-    settings = replace(settings, epochs=settings.epochs_for(queries))
+    settings = replace(settings, epochs=settings.epochs_for(queries), temperature=settings.temperature_for(queries))
     sides: tuple[Sides, ...] = ("both", "query") if settings.sides is None else (settings.sides,)
     given = None if settings.whitening is None else (settings.whitening,)
     found, starts = [], [settings]
@@ -182,7 +183,9 @@ def behind_vectors(router: Router) -> SentenceTransformer:
 def with_hard_negatives(vectors: Vectors, qrels: Qrels, ignored: dict[str, set[str]], count: int) -> Qrels:
     """The qrels with the documents most similar to each query as judged not relevant, by the untouched encoder."""
     queries = torch.nn.functional.normalize(vectors.of_queries(qrels))
-    known = [(row, vectors.document_rows[key]) for row, q in enumerate(qrels) for key in (*qrels[q], *ignored[q])]
+    known = [
+        (row, vectors.document_rows[key]) for row, q in enumerate(qrels) for key in (*qrels[q], *ignored.get(q, ()))
+    ]
     rows, columns = torch.tensor(known).T
     similarities, positions = nearest(queries, vectors.unit_stretches(), count, excluded=(rows, columns))
     found: Qrels = {}

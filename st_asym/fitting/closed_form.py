@@ -9,24 +9,24 @@ from sentence_transformers.base.modules import Dense, Router
 from torch import Tensor
 from typing_extensions import Unpack
 
+from st_asym.fitting.vectors import taken
 from st_asym.heads.projection import AsymmetricProjection, ProjectionOptions
 
 # Pairs whose differences are in memory at a time.
 _PORTION = 1024
 
 
-def pair_covariance(queries: Tensor, documents: Any, rows: Tensor, columns: Tensor, weights: Tensor) -> Tensor:
+def pair_covariance(queries: Any, documents: Any, rows: Tensor, columns: Tensor, weights: Tensor) -> Tensor:
     """The second moment of q - d over labelled pairs, of unit vectors, as float64 of shape ``(d, d)``.
 
     ``rows`` of queries, ``columns`` of documents and ``weights``, which are divided by their sum, are of shape
-    ``(pairs,)``; documents may be an array such as a ``numpy.memmap``.
+    ``(pairs,)``; vectors are tensors, or arrays such as a ``numpy.memmap``.
     """
     total = torch.zeros(queries.shape[1], queries.shape[1], dtype=torch.float64)
     share = weights.double() / weights.double().sum()
     for start in range(0, len(rows), _PORTION):
         part = slice(start, start + _PORTION)
-        found = torch.as_tensor(documents[columns[part] if isinstance(documents, Tensor) else columns[part].numpy()])
-        difference = _unit(queries[rows[part]]) - _unit(found)
+        difference = _unit(taken(queries, rows[part])) - _unit(taken(documents, columns[part]))
         total += difference.T @ (share[part, None] * difference)
     return total
 

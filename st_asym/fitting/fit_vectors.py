@@ -35,10 +35,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Ids = Iterable[Hashable] | np.ndarray[Any, Any]
 Relevant = Mapping[Any, Mapping[Any, int] | Iterable[Any]]
 
-# Document vectors up to so many bytes in float32 are held in memory.
-_IN_MEMORY = 1 << 28
-# Numbers that are read at a time: 32 MiB in float32.
-_AT_ONCE = 1 << 23
+# Numbers that are read at a time: 8 MiB in float32.
+_AT_ONCE = 1 << 21
 # Numbers of a row by which it is told from others, before whole rows are compared.
 _KEY = 16
 
@@ -219,17 +217,8 @@ def _read(
     themselves = {known[key]: found[key] for key in selves}
     for query, document in themselves.items():
         ignored.setdefault(query, {})[document] = 1
-    rows = list(known.values())
-    in_memory = 4 * len(stored) * stored.shape[1] <= _IN_MEMORY
-    vectors = Vectors(
-        rows,
-        torch.from_numpy(asked[rows]),
-        range(len(stored)),
-        stored.all if in_memory else stored,
-        ignored,
-        themselves,
-        seed,
-    )
+    # Both stay where they are, and are brought to length 1 as they are read.
+    vectors = Vectors(range(len(asked)), asked, range(len(stored)), stored, ignored, themselves, seed)
     # Where texts are compared, those of equal vectors are equal.
     texts = {key: str(rows[0]) for key, rows in same.items()}
     return vectors, RetrievalData({key: str(rows[0]) for key, rows in same_queries.items()}, texts, qrels)
@@ -321,14 +310,6 @@ class UnitRows:
         """Unit vectors of some rows, float32, shape ``(len(rows), d)``: a copy."""
         found = np.array(self._array[rows], dtype=np.float32)
         found /= np.linalg.norm(found, axis=1, keepdims=True)
-        return found
-
-    @property
-    def all(self) -> Tensor:
-        """Unit vectors of all rows, in memory."""
-        found = torch.empty(self.shape)
-        for part in self._parts():
-            found[part] = torch.from_numpy(self[part])
         return found
 
     def check(self, ids: Sequence[Any] | Array | None = None) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +15,8 @@ from st_asym.retrieval import Scores
 # How unlikely the gain of the best of all choices must be where none is worth anything:
 # examples/benchmarks/random_labels.py counts how often heads are kept where there is nothing to learn.
 _CHANCE = 0.025
-# All sign flips of so many queries are tried, and as many random ones of more.
-_ALL_FLIPS, _FLIPS = 12, 4_999
+# All sign flips of so many queries are tried, and as many random ones of more, some at a time.
+_ALL_FLIPS, _FLIPS, _AT_ONCE = 12, 5_000, 250
 # How many standard errors the seen or the unseen queries may lose, and how often a loss on either counts.
 _NOISE, _LOSS = 2.0, 3.0
 # Fewer queries than this say nothing by themselves.
@@ -229,12 +230,17 @@ def _chances(choices: Sequence[Choice], rehearsals: Sequence[Rehearsal], expecte
     weighted = differences * weights
     lengths = np.linalg.norm(weighted, axis=1, keepdims=True)
     directions = np.divide(weighted, lengths, out=np.zeros_like(weighted), where=lengths > 0)
-    count = len(seen)
-    if count <= _ALL_FLIPS:
-        signs = 1.0 - 2.0 * ((np.arange(2**count)[:, None] >> np.arange(count)) & 1)
-    else:
-        drawn = np.random.default_rng(0).integers(0, 2, size=(_FLIPS, count))
-        signs = np.concatenate([np.ones((1, count)), 1.0 - 2.0 * drawn])
-    largest = np.sort((signs @ directions.T).max(axis=1))
+    largest = np.sort(np.concatenate([(signs @ directions.T).max(axis=1) for signs in _flips(len(seen))]))
     rarer = len(largest) - np.searchsorted(largest, directions.sum(axis=1) - 1e-9)
     return dict(zip(choices, (rarer / len(largest)).tolist(), strict=True))
+
+
+def _flips(count: int) -> Iterator[NDArray[Any]]:
+    """Signs for so many queries, 1 and -1, some draws at a time, of shape ``(n, count)``; the first are all 1."""
+    if count <= _ALL_FLIPS:
+        yield 1.0 - 2.0 * ((np.arange(2**count)[:, None] >> np.arange(count)) & 1)
+        return
+    yield np.ones((1, count))
+    random = np.random.default_rng(0)
+    for _ in range(_FLIPS // _AT_ONCE):
+        yield 1.0 - 2.0 * random.integers(0, 2, size=(_AT_ONCE, count))

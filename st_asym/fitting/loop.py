@@ -65,7 +65,7 @@ def train_heads(
     and of what the loss draws; the caller's generator stays as it is. ``after_epoch`` is called with the number of each
     epoch, from 1, and ends training by True. The mean loss of each epoch comes back, with its parts where it has some.
     """
-    settings, queries, labels = candidate.settings, vectors.of_queries(qrels), torch.arange(len(qrels))
+    settings, queries, labels = candidate.settings, list(qrels), torch.arange(len(qrels))
     epochs, seed = settings.epochs or 1, vectors.seed
     compute: Any = candidate.loss(model, vectors, qrels, withheld or {}).compute_loss_from_embeddings
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -81,7 +81,8 @@ def train_heads(
             batches.set_epoch(epoch)
             sums: dict[str, float] = {}
             for rows in batches:
-                features: dict[str, Any] = {"sentence_embedding": queries[rows], "task": "query"}
+                own = vectors.of_queries([queries[row] for row in rows])
+                features: dict[str, Any] = {"sentence_embedding": own, "task": "query"}
                 value = compute([model(features)["sentence_embedding"]], labels[rows])
                 parts = value if isinstance(value, dict) else {"loss": value}
                 total = torch.stack(list(parts.values())).sum()

@@ -212,58 +212,53 @@ class _Cut:
         self._queries = vectors.of_queries(queries)
         own = [(row, vectors.own[key]) for row, key in enumerate(queries) if vectors.own.get(key) in places]
         self._own = torch.tensor([row for row, _ in own]).long(), torch.tensor([places[key] for _, key in own]).long()
-        self._unmoved: Tensor | None = None
         untouched = Candidate("untouched", Settings()).heads(vectors.dimension, out_features, self._covariance)
-        scores, self._epoch_0 = self._judge(behind_vectors(untouched), documents_move=False)
-        seen = np.array([query_id in set(part.seen) for query_id in queries], dtype=bool)
-        self.rehearsal = Rehearsal(queries, seen, scores, {})
+        scores, self._epoch_0 = self._judge(behind_vectors(untouched))
+        seen = set(part.seen)
+        self.rehearsal = Rehearsal(queries, np.array([key in seen for key in queries], dtype=bool), scores, {})
 
     def rehearse(self, candidate: Candidate, has_time: Callable[[], bool]) -> Log:
         """Train and judge, at half and all of the epochs, and turned back by each dial."""
         vectors, part, scores = self._vectors, self._part, self.rehearsal.scores
         heads = candidate.heads(vectors.dimension, self._out, self._covariance)
-        model, moves = behind_vectors(heads), candidate.settings.sides != "query"
+        model = behind_vectors(heads)
         if not candidate.trains:
-            scores[Choice(candidate.name)] = self._judge(model, documents_move=moves)[0]
+            scores[Choice(candidate.name)] = self._judge(model)[0]
             return []
         half, figures = -(-(candidate.settings.epochs or 1) // 2), {0: self._epoch_0}
 
         def after_epoch(epoch: int) -> bool:
             if epoch == half:
-                scores[Choice(candidate.name, half)], figures[half] = self._judge(model, documents_move=moves)
+                scores[Choice(candidate.name, half)], figures[half] = self._judge(model)
             return not has_time()
 
         losses = train_heads(candidate, model, vectors, part.train, withheld=part.withheld, after_epoch=after_epoch)
         trained, reached = weights_of(heads), len(losses)
-        scores[Choice(candidate.name, reached)], figures[reached] = self._judge(model, documents_move=moves)
+        scores[Choice(candidate.name, reached)], figures[reached] = self._judge(model)
         if candidate.settings.init != "random":  # which has left the identity behind
             identity = candidate.identity(vectors.dimension, self._out)
             for dial in _DIALS:
                 set_dial(heads, identity, trained, dial)
-                scores[Choice(candidate.name, reached, dial)], _ = self._judge(model, documents_move=moves)
+                scores[Choice(candidate.name, reached, dial)], _ = self._judge(model)
         return [{**entry, **figures.get(int(entry["epoch"]), {})} for entry in [{"epoch": 0.0}, *losses]]
 
     def release(self) -> None:
         """Hold no documents until the next rehearsal."""
-        self._documents = self._unmoved = None
+        self._documents = None
 
     @torch.no_grad()
-    def _judge(self, model: SentenceTransformer, *, documents_move: bool) -> tuple[Scores, dict[str, float]]:
+    def _judge(self, model: SentenceTransformer) -> tuple[Scores, dict[str, float]]:
         """The score of each held-out query, and figures of all."""
         model.eval()
         if self._documents is None:
             self._documents = self._vectors.searched(self._judged)[1]
-        queries = _through(model, self._queries, "query")
-        if documents_move:
-            documents = _through(model, self._documents, "document")
-        else:
-            if self._unmoved is None:
-                self._unmoved = _through(model, self._documents, "document")
-            documents = self._unmoved
-        similarities, positions = nearest(queries, documents, _TOP, excluded=self._own)
+        documents, queries = self._documents, _through(model, self._queries, "query")
+        starts = range(0, len(documents), _AT_ONCE)
+        moved = ((start, _through(model, documents[start : start + _AT_ONCE], "document")) for start in starts)
+        similarities, positions = nearest(queries, moved, _TOP, excluded=self._own)
         if not torch.isfinite(similarities[:, :1]).all():
             raise ValueError("The heads give vectors that are not finite: they have diverged. Lower the learning rate.")
-        some = documents[:: math.ceil(len(documents) / _SPREAD)]
+        some = _through(model, documents[:: math.ceil(len(documents) / _SPREAD)], "document")
         figures = {
             "accuracy": float(self._judgments.relevant(positions[:, :1]).mean()),
             "query_std": scaled_std(queries).item(),
@@ -274,8 +269,6 @@ class _Cut:
 
 def _through(model: SentenceTransformer, vectors: Tensor, side: str) -> Tensor:
     """Unit vectors of one side."""
-    parts = []
-    for part in torch.split(vectors, _AT_ONCE):
-        features: dict[str, Any] = {"sentence_embedding": part, "task": side}
-        parts.append(model(features)["sentence_embedding"])
-    return torch.cat(parts)
+    features: dict[str, Any] = {"sentence_embedding": vectors, "task": side}
+    found: Tensor = model(features)["sentence_embedding"]
+    return found

@@ -19,6 +19,7 @@ _NAMES = {
 }
 # Larger collections need fewer passes over their queries: about so many steps, and at least so many epochs.
 _EPOCHS, _STEPS, _FEWEST = 20, 400, 3
+_TEMPERATURE, _TEMPERATURE_OF_MANY, _MANY = 0.05, 0.04, 2_000
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Settings:
         hidden_features: Width of the hidden layer, as for :func:`st_asym.AsymmetricProjection`.
         bias: Whether layers have one, as for :func:`st_asym.AsymmetricProjection`. Servers that know no heads of
             their own run ``hidden_features=None, bias=False`` (see :func:`st_asym.export_side`).
-        temperature: Divides the similarities in the loss.
+        temperature: Divides the similarities in the loss; None for 0.05, and for 0.04 with 2,000 training queries or
+            more: what many queries say is worth being followed more closely.
         learning_rate: At the first step; it falls linearly to zero.
         epochs: Passes over the training queries; None for 20, and fewer where that were more than 400 steps.
         batch_size: Queries per step.
@@ -62,7 +64,7 @@ class Settings:
     whitening: float | None = None
     hidden_features: HiddenFeatures = "2x"
     bias: bool = True
-    temperature: float = 0.05
+    temperature: float | None = None
     learning_rate: float = 3e-4
     epochs: int | None = None
     batch_size: int = 256
@@ -95,6 +97,10 @@ class Settings:
         if self.epochs is not None:
             return self.epochs
         return max(_FEWEST, min(_EPOCHS, _STEPS // -(-queries // self.batch_size)))
+
+    def temperature_for(self, queries: int) -> float:
+        """The temperature with so many training queries."""
+        return self.temperature or (_TEMPERATURE if queries < _MANY else _TEMPERATURE_OF_MANY)
 
     def projection(self) -> ProjectionOptions:
         """The options of :func:`st_asym.asymmetric_model`; the start ``"pairs"`` is written into the identity."""

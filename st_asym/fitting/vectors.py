@@ -31,10 +31,9 @@ class Vectors:
 
     Attributes:
         query_ids: Ids of the queries, in the order of their vectors.
-        queries: Shape ``(n, d)``, float32.
+        queries: Shape ``(n, d)``, float32: a tensor, or rows on disk that are float32 as they are read.
         document_ids: Ids of the documents.
-        documents: Shape ``(m, d)``, float32: a tensor, or where they are many a ``numpy.memmap``, or rows on disk that
-            are float32 as they are read.
+        documents: Shape ``(m, d)``, the same, or a ``numpy.memmap`` where there are many texts.
         no_negatives: Query id to documents that are neither relevant to it nor not: copies of relevant ones, and the
             query itself where queries are documents.
         own: Query id to document id, of queries that are documents themselves, which are no results of their own.
@@ -42,7 +41,7 @@ class Vectors:
     """
 
     query_ids: Sequence[Any]
-    queries: Tensor
+    queries: Any
     document_ids: Sequence[Any]
     documents: Any
     no_negatives: Qrels = field(default_factory=dict)
@@ -50,16 +49,14 @@ class Vectors:
     seed: int = 0
 
     @cached_property
-    def query_rows(self) -> dict[str, int]:
-        """Query id to row."""
-        return {key: row for row, key in enumerate(self.query_ids)}
+    def query_rows(self) -> Any:
+        """Query id to row: a dict, or the ids themselves where these are the rows."""
+        return _rows(self.query_ids)
 
     @cached_property
     def document_rows(self) -> Any:
-        """Document id to row: a dict, or the ids themselves where these are the rows."""
-        if isinstance(self.document_ids, range):
-            return self.document_ids
-        return {key: row for row, key in enumerate(self.document_ids)}
+        """Document id to row, in the same way."""
+        return _rows(self.document_ids)
 
     @property
     def dimension(self) -> int:
@@ -68,24 +65,13 @@ class Vectors:
 
     def of_queries(self, ids: Iterable[str]) -> Tensor:
         """The vectors of some queries, in their order."""
-        return self.queries[[self.query_rows[key] for key in ids]]
-
-    def taken(self, rows: Sequence[int] | Tensor) -> Tensor:
-        """The vectors of some documents, in memory."""
-        if isinstance(self.documents, Tensor):
-            return self.documents[rows]
-        return torch.from_numpy(np.asarray(self.documents[np.asarray(rows)], dtype=np.float32))
-
-    @property
-    def all_documents(self) -> Tensor:
-        """The vectors of all documents, in memory."""
-        return self.documents if isinstance(self.documents, Tensor) else self.taken(range(len(self.document_ids)))
+        return taken(self.queries, [self.query_rows[key] for key in ids])
 
     def unit_stretches(self) -> Iterator[tuple[int, Tensor]]:
         """The unit vectors of all documents, some at a time, with the row of the first."""
         for start in range(0, len(self.document_ids), _PORTION):
             rows = range(start, min(start + _PORTION, len(self.document_ids)))
-            yield start, torch.nn.functional.normalize(self.taken(rows))
+            yield start, torch.nn.functional.normalize(taken(self.documents, rows))
 
     def pairs(self, qrels: Qrels) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of queries, rows of their relevant documents, and weights, one in all for each query."""
@@ -101,13 +87,29 @@ class Vectors:
 
     def searched(self, qrels: Qrels) -> tuple[Sequence[str], Tensor]:
         """The documents among which held-out queries are judged: all, or of a large corpus a part that has theirs."""
-        if len(self.document_ids) <= _SEARCHED:
-            return self.document_ids, self.all_documents
-        wanted = dict.fromkeys(self.document_rows[key] for judged in qrels.values() for key in judged)
-        room = max(0, _SEARCHED - len(wanted))
-        drawn = np.random.default_rng(self.seed).choice(len(self.document_ids), _SEARCHED, replace=False)
-        rows = sorted([*wanted, *[row for row in drawn.tolist() if row not in wanted][:room]])
-        return [self.document_ids[row] for row in rows], self.taken(rows)
+        rows: Sequence[int] = range(len(self.document_ids))
+        if len(rows) > _SEARCHED:
+            wanted = dict.fromkeys(self.document_rows[key] for judged in qrels.values() for key in judged)
+            room = max(0, _SEARCHED - len(wanted))
+            drawn = np.random.default_rng(self.seed).choice(len(rows), _SEARCHED, replace=False)
+            rows = sorted([*wanted, *[row for row in drawn.tolist() if row not in wanted][:room]])
+        elif isinstance(self.documents, Tensor):
+            return self.document_ids, self.documents
+        found = torch.empty(len(rows), self.dimension)
+        for start in range(0, len(rows), _PORTION):
+            found[start : start + _PORTION] = taken(self.documents, rows[start : start + _PORTION])
+        return [self.document_ids[row] for row in rows], found
+
+
+def taken(vectors: Any, rows: Any) -> Tensor:
+    """Some rows of a tensor, or of an array that may be on disk, float32, in memory."""
+    if isinstance(vectors, Tensor):
+        return vectors[rows]
+    return torch.from_numpy(np.asarray(vectors[np.asarray(rows)], dtype=np.float32))
+
+
+def _rows(ids: Sequence[Any]) -> Any:
+    return ids if isinstance(ids, range) else {key: row for row, key in enumerate(ids)}
 
 
 def read_vectors(

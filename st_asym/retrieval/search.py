@@ -14,8 +14,8 @@ from torch import Tensor
 Pairs = tuple[Tensor, Tensor]
 Similarities = NDArray[np.float32]
 
-# How many numbers a block of similarities may have: 64 MiB in float32.
-_BLOCK = 1 << 24
+# How many numbers a block of similarities may have: 16 MiB in float32.
+_BLOCK = 1 << 22
 # Of BM25, a row of similarities has as many numbers as there are documents; so have the postings of a frequent word.
 MOST_DOCUMENTS = 1_000_000
 

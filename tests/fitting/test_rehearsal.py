@@ -240,3 +240,9 @@ def test_heads_that_diverge_are_named(tmp_path: Path) -> None:
     encoder, data = rotated(30)
     with pytest.raises(ValueError, match="diverged"):
         rehearsed(vectors_of(encoder, data, tmp_path), cuts(data, seed=0), replace(ONE, learning_rate=1e30))
+
+
+@pytest.mark.parametrize(("queries", "temperature"), [(1_999, 0.05), (2_000, 0.04)])
+def test_many_queries_are_followed_more_closely_unless_a_temperature_is_given(queries: int, temperature: float) -> None:
+    assert {one.settings.temperature for one in candidates(Settings(), queries)} == {temperature}
+    assert {one.settings.temperature for one in candidates(Settings(temperature=0.1), queries)} == {0.1}
