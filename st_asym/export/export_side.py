@@ -13,24 +13,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer, SentenceTransformerModelCardData
-from sentence_transformers.base.modules import Dense, Transformer
-from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.util import pairwise_cos_sim
 from torch import nn
 
 from st_asym.cache import CachedSentenceTransformer
 from st_asym.data.files import new_folder
 from st_asym.export.onnx import MAX_DIFFERENCE, Array, check_onnx, write_onnx
-from st_asym.export.servers import (
-    TEI,
-    VLLM,
-    hide_activations,
-    max_seq_length,
-    not_served,
-    rename_modules,
-    write_dense,
-    write_pooling,
-    write_transformer,
-)
+from st_asym.export.servers import TEI, VLLM, hide_activations, not_served, rename_modules, write_settings
 from st_asym.heads.anatomy import Side, evaluating, foreign_modules, side_modules, side_prompt
 from st_asym.heads.model import load_encoder
 
@@ -66,11 +55,10 @@ class Agreement(NamedTuple):
         """Compare vectors of shape ``(n, d)``; NaN is as far away as can be."""
         if vectors.shape != expected.shape:
             raise ValueError(f"The export gives vectors of shape {vectors.shape}, the model of {expected.shape}.")
-        a, b = vectors.astype(np.float64), expected.astype(np.float64)
-        lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        cosines = (a * b).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
-        difference = float(np.abs(a - b).max())
-        return cls(difference, float(cosines.min())) if np.isfinite(difference) else cls(float("inf"), -1.0)
+        difference = float(np.abs(vectors - expected).max())
+        if not np.isfinite(difference):
+            return cls(float("inf"), -1.0)
+        return cls(difference, float(pairwise_cos_sim(vectors, expected).min()))
 
 
 @dataclass(frozen=True)
@@ -182,25 +170,23 @@ def export_side(
     modules, prompt = side_modules(model, side), side_prompt(model, side)
     _check_modules(model, modules)
     texts = list(TEXTS if texts is None else texts)
-    unread: dict[str, str] = {}
+    unread = {} if format == "onnx" else not_served(modules, prompt=prompt)
     with evaluating(model):
         expected = side_vectors(model, side, texts)
         part = _side_model(model, modules, side, prompt)
         with new_folder(output, _free) as new:
             if format == "onnx":
-                found = Agreement.of(write_onnx(part, new, prompt=prompt, texts=texts, int8=int8), expected)
-                _check(found, MAX_DIFFERENCE, int8=int8)
+                vectors, tolerance = write_onnx(part, new, prompt=prompt, texts=texts, int8=int8), MAX_DIFFERENCE
             else:
-                unread = not_served(modules, prompt=prompt, max_length=max_seq_length(modules[0]))
-                _write(part, new, side)
-                if VLLM in unread:  # what Text Embeddings Inference alone cannot run, it refuses by itself
-                    hide_activations(new)
+                _write(part, new, side, hidden=VLLM in unread)
                 options: dict[str, Any] = {"device": model.device, "model_kwargs": {"dtype": model.dtype}}
                 # Not kept: its files are mapped, and Windows puts no folder in its place while one is.
                 vectors = side_vectors(SentenceTransformer(str(new), local_files_only=True, **options), side, texts)
-                found = Agreement.of(vectors, expected)
-                half = model.dtype if model.dtype in (torch.bfloat16, torch.float16) else None
-                _check(found, 1e-5 if half is None else float(torch.finfo(half).eps), int8=False)
+                tolerance = 1e-5
+                if model.dtype in (torch.bfloat16, torch.float16):
+                    tolerance = float(torch.finfo(model.dtype).eps)
+            found = Agreement.of(vectors, expected)
+            _check(found, tolerance, int8=int8)
             gc.collect()
     _warn(unread, prompt, side)
     return Export(output, found, unread, sum(file.stat().st_size for file in output.rglob("*") if file.is_file()))
@@ -253,16 +239,13 @@ def _side_model(model: SentenceTransformer, modules: list[nn.Module], side: Side
     return part.eval()
 
 
-def _write(part: SentenceTransformer, folder: Path, side: Side) -> None:
+def _write(part: SentenceTransformer, folder: Path, side: Side, *, hidden: bool) -> None:
+    """Save a model as servers read it; ``hidden`` keeps them from running a ``Dense`` wrongly."""
     part.save_pretrained(str(folder))
     rename_modules(folder)
-    for position, module in enumerate(part):
-        if isinstance(module, Transformer) and position == 0:
-            write_transformer(folder, module)
-        elif isinstance(module, Pooling):
-            write_pooling(folder / f"{position}_Pooling", module)
-        elif isinstance(module, Dense):
-            write_dense(folder / f"{position}_Dense", module)
+    write_settings(folder, part)
+    if hidden:  # what Text Embeddings Inference alone cannot run, it refuses by itself
+        hide_activations(folder)
     with (folder / "README.md").open("a", encoding="utf-8") as card:
         card.write(f"\n## The {side} side\n\nThis model encodes {side} texts alone. Exported with st_asym.\n")
 

@@ -109,6 +109,18 @@ def test_what_is_no_graph_of_tokens_is_refused(model: SentenceTransformer, tmp_p
     assert not list(tmp_path.iterdir())
 
 
+def test_an_exporter_that_fails_without_a_word_is_one_line(
+    model: SentenceTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("torch.onnx.export", fail)
+    with pytest.raises(ValueError, match="cannot export this encoder: AssertionError"):
+        export_side(model, "query", tmp_path / "side", format="onnx", texts=TEXTS)
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_missing_is_named(model: SentenceTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("st_asym.export.onnx.find_spec", lambda name: None if name == "onnxscript" else name)
     with pytest.raises(ImportError, match=r"needs onnxscript: pip install 'st_asym\[onnx\]'"):
