@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.client import HTTPException
 from os import PathLike
 from typing import Any
@@ -68,7 +68,7 @@ class ServerComparison:
     """
 
     url: str
-    sides: dict[Side, ServedSide] = field(default_factory=dict)
+    sides: dict[Side, ServedSide]
 
     @property
     def right(self) -> bool:
