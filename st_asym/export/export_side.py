@@ -225,18 +225,14 @@ def _check_modules(model: SentenceTransformer, modules: Sequence[nn.Module]) -> 
 
 
 def _side_model(model: SentenceTransformer, modules: list[nn.Module], side: Side, prompt: str) -> SentenceTransformer:
-    part = SentenceTransformer(
+    return SentenceTransformer(
         modules=modules,
         device=model.device,  # type: ignore[arg-type]  # annotated as str, handed to Module.to
         prompts={side: prompt} if prompt else None,
         default_prompt_name=side if prompt else None,
         similarity_fn_name=model.similarity_fn_name,
         model_card_data=SentenceTransformerModelCardData(local_files_only=True),
-    )
-    names = {child: name for name, child in model.named_children()}
-    options = {str(i): (model.module_kwargs or {}).get(names.get(m, "")) for i, m in enumerate(modules)}
-    part.module_kwargs = {name: value for name, value in options.items() if value} or None
-    return part.eval()
+    ).eval()
 
 
 def _write(part: SentenceTransformer, folder: Path, side: Side, *, hidden: bool) -> None:
@@ -250,12 +246,13 @@ def _write(part: SentenceTransformer, folder: Path, side: Side, *, hidden: bool)
         card.write(f"\n## The {side} side\n\nThis model encodes {side} texts alone. Exported with st_asym.\n")
 
 
-def side_vectors(model: SentenceTransformer, side: Side, texts: Sequence[str]) -> Array:
+def side_vectors(model: SentenceTransformer, side: Side, texts: Sequence[str], *, batch_size: int = 32) -> Array:
     """What the model's ``encode_query`` or ``encode_document`` gives, float32."""
     encode = model.encode_query if side == "query" else model.encode_document
-    vectors = encode(list(texts), convert_to_tensor=True, show_progress_bar=False).float().cpu().numpy()
+    tensor = encode(list(texts), batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False)
+    vectors: Array = tensor.float().cpu().numpy()
     if not np.isfinite(vectors).all():
-        raise ValueError(f"The model's {side} vectors are not finite: training diverged. Nothing was written.")
+        raise ValueError(f"The model's {side} vectors are not finite: training diverged. Train again.")
     return vectors
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import warnings
@@ -48,11 +49,10 @@ def write_onnx(model: SentenceTransformer, folder: Path, *, prompt: str, texts: 
     folder.mkdir()
     _write_graph(model, folder / "model.onnx", int8=int8)
     tokenizer.save_pretrained(str(folder))
-    transformer.config.save_pretrained(str(folder))
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = copy.deepcopy(transformer.config)
     # Servers know an encoder by the name of its class.
-    config["architectures"] = config.get("architectures") or [type(transformer.auto_model).__name__]
-    write_json(folder / "config.json", config)
+    config.architectures = config.architectures or [type(transformer.auto_model).__name__]
+    config.save_pretrained(str(folder))
     write_settings(folder, model)
     prompts = {"prompts": dict(model.prompts), "default_prompt_name": model.default_prompt_name}
     write_json(folder / "config_sentence_transformers.json", prompts)
