@@ -24,10 +24,9 @@ from starlette.routing import Route
 from torch import Tensor
 
 from st_asym.export.export_side import side_vectors
+from st_asym.export.onnx import Array
 from st_asym.heads.anatomy import Side, public_name, side_prompt
 from st_asym.heads.model import load_encoder
-
-Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
 _FIELDS = ("dimensions", "encoding_format", "input", "input_type", "model", "user")
 _INPUT_TYPES: dict[str, Side] = {
@@ -209,31 +208,25 @@ def _side(asked: Mapping[str, Any], name: str) -> Side:
     model, input_type = asked.get("model"), asked.get("input_type")
     if model is None:
         raise RefusedRequestError(f"model is missing: {both} are served.", param="model")
-    if not isinstance(model, str) or model not in (name, *names):
-        raise RefusedRequestError(
-            f"There is no model {model!r:.60} here: {both} are served.",
-            param="model",
-            code="model_not_found",
-            status=404 if isinstance(model, str) else 400,
-        )
-    if input_type is not None and (not isinstance(input_type, str) or input_type not in _INPUT_TYPES):
-        raise RefusedRequestError(
-            f"input_type must be one of {', '.join(_INPUT_TYPES)}, not {input_type!r:.60}.", param="input_type"
-        )
-    side, said = names.get(model), None if input_type is None else _INPUT_TYPES[input_type]
-    if side is not None and said is not None and side != said:
-        raise RefusedRequestError(
-            f"{model} is for {side} texts, and input_type says {said}: leave one of them out.", param="input_type"
-        )
-    side = side or said
-    if side is None:
+    if model not in (name, *names):
+        message = f"There is no model {model!r:.60} here: {both} are served."
+        status = 404 if isinstance(model, str) else 400
+        raise RefusedRequestError(message, param="model", code="model_not_found", status=status)
+    if input_type not in (None, *_INPUT_TYPES):
+        message = f"input_type must be one of {', '.join(_INPUT_TYPES)}, not {input_type!r:.60}."
+        raise RefusedRequestError(message, param="input_type")
+    sides = [side for side in (names.get(model), _INPUT_TYPES.get(input_type or "")) if side is not None]
+    if not sides:
         raise RefusedRequestError(
             f"{name} does not say whether these are queries or documents, which have vectors of their own. Name one "
             f"of {both}, or send input_type, 'query' or 'document'.",
             param="model",
             code="side_missing",
         )
-    return side
+    if sides[0] != sides[-1]:
+        message = f"{model} is for {sides[0]} texts, and input_type says {sides[1]}: leave one of them out."
+        raise RefusedRequestError(message, param="input_type")
+    return sides[0]
 
 
 def _texts(given: Any, max_texts: int) -> list[str]:
@@ -257,7 +250,7 @@ def _texts(given: Any, max_texts: int) -> list[str]:
     return texts
 
 
-def _answer(asked: _EmbeddingsRequest, vectors: Vectors, tokens: int) -> Response:
+def _answer(asked: _EmbeddingsRequest, vectors: Array, tokens: int) -> Response:
     """Vectors, float32 of shape ``(n, d)``, as OpenAI's clients read them."""
     if asked.dimensions < vectors.shape[1]:
         vectors = normalize_embeddings(torch.from_numpy(vectors[:, : asked.dimensions])).numpy()
@@ -277,7 +270,7 @@ class _Piece(NamedTuple):
     """A few texts of one request, and what they become: vectors, and how many tokens they have."""
 
     texts: list[str]
-    answer: Future[tuple[Vectors, int]]
+    answer: Future[tuple[Array, int]]
 
 
 class _Batches:
@@ -295,7 +288,7 @@ class _Batches:
         self._turn = deque(self._waiting)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
 
-    async def encode(self, side: Side, texts: Sequence[str]) -> tuple[Vectors, int]:
+    async def encode(self, side: Side, texts: Sequence[str]) -> tuple[Array, int]:
         """Vectors, float32 of shape ``(n, d)``, and the number of tokens that the encoder read.
 
         They count with prompt and special tokens, without what was cut off.
@@ -327,7 +320,7 @@ class _Batches:
             else:
                 piece.answer.set_result(answer)
 
-    def _vectors_or_errors(self, side: Side, requests: list[list[str]]) -> list[tuple[Vectors, int] | Exception]:
+    def _vectors_or_errors(self, side: Side, requests: list[list[str]]) -> list[tuple[Array, int] | Exception]:
         """An answer for each request: what one of them breaks, the others get all the same."""
         try:
             return list(self._vectors(side, requests))
@@ -336,15 +329,10 @@ class _Batches:
                 return [answer for request in requests for answer in self._vectors_or_errors(side, [request])]
             return [error if isinstance(error, Exception) else RuntimeError(str(error))]
 
-    def _vectors(self, side: Side, requests: list[list[str]]) -> list[tuple[Vectors, int]]:
-        encode = self._model.encode_query if side == "query" else self._model.encode_document
+    def _vectors(self, side: Side, requests: list[list[str]]) -> list[tuple[Array, int]]:
         texts = [text for request in requests for text in request]
-        tensor = encode(texts, batch_size=self._max_batch, convert_to_tensor=True, show_progress_bar=False)
-        vectors: Vectors = tensor.float().cpu().numpy()
-        if not np.isfinite(vectors).all():
-            raise ValueError(f"A {side} vector of the model is not finite.")
-        ends = np.cumsum([len(request) for request in requests])
-        parts = np.split(vectors, ends[:-1])
+        vectors = side_vectors(self._model, side, texts, batch_size=self._max_batch)
+        parts = np.split(vectors, np.cumsum([len(request) for request in requests])[:-1])
         return [(part, self._tokens(side, request)) for part, request in zip(parts, requests, strict=True)]
 
     def _tokens(self, side: Side, texts: list[str]) -> int:
