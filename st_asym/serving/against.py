@@ -285,7 +285,7 @@ class _Server:
         if self._embed:
             return []
         try:
-            return [model["id"] for model in self._ask(f"{self._v1}/models")["data"]]
+            return [str(model["id"]) for model in self._ask(f"{self._v1}/models")["data"]]
         except (ValueError, KeyError, TypeError):
             return []
 

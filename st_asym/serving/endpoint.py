@@ -103,17 +103,11 @@ def app(
         asked = _asked_for(await _body(request, max_bytes), name, sizes[0], max_texts)
         return _answer(asked, *await batches.encode(asked.side, asked.texts))
 
-    async def health(_: Request) -> Response:
-        return JSONResponse({"status": "ok"})
-
-    async def listed(_: Request) -> Response:
-        return JSONResponse({"object": "list", "data": models})
-
     return Starlette(
         routes=[
             Route("/v1/embeddings", embeddings, methods=["POST"]),
-            Route("/v1/models", listed),
-            Route("/health", health),
+            Route("/v1/models", JSONResponse({"object": "list", "data": models}), methods=["GET"]),
+            Route("/health", JSONResponse({"status": "ok"}), methods=["GET"]),
         ],
         exception_handlers={
             RefusedRequestError: _error,

@@ -203,11 +203,10 @@ def made_with_heads(model: SentenceTransformer | str | os.PathLike[str] | Any) -
     from st_asym.heads.anatomy import taken_apart
 
     if isinstance(model, SentenceTransformer):
-        heads = taken_apart(model)[1][:1]
-        if heads and heads[0] in _MADE:
-            return _MADE[heads[0]]
-        config = getattr(model.transformers_model, "config", None) if has_heads(model) else None
-        name = getattr(config, "name_or_path", None)
+        heads = taken_apart(model)[1]
+        if not heads or heads[0] in _MADE:
+            return _MADE[heads[0]] if heads else None
+        name = getattr(getattr(model.transformers_model, "config", None), "name_or_path", None)
         model = name if name and Path(name).is_dir() else None
     file = _file_of(model, PROVENANCE_FILE)
     made = None if file is None else _made(file.parent)
@@ -222,11 +221,7 @@ def has_heads(model: SentenceTransformer | str | os.PathLike[str] | Any) -> bool
     if isinstance(model, SentenceTransformer):
         return any(isinstance(module, Router) for module in model.modules())
     file = _file_of(model, "modules.json")
-    try:
-        listed = [] if file is None else json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # as for _file_of
-        return False
-    return any(str(module.get("type")).endswith(".Router") for module in listed)
+    return file is not None and b'.Router"' in file.read_bytes()
 
 
 def _file_of(model: Any, name: str) -> Path | None:
