@@ -341,16 +341,14 @@ def _written(earlier: Path, new: Path, made: Provenance | None) -> tuple[set[str
         own |= {str(module["path"]) for module in modules}
     if made is None:
         return own | {path.relative_to(new).as_posix() for path in new.rglob("*")} - {CARD_FILE}, []
-    folder = Folder(earlier)
-    digests: dict[str, str | None] = dict.fromkeys({*made.files, *made.documents} & folder.sizes.keys())
-    for name in digests:
-        with folder.noting():  # weights that are not whole have none
-            digests[name] = folder.digest(name)
-    own |= {name for name, digest in made.documents.items() if digests.get(name) == digest}
-    changed = [name for name, digest in made.files.items() if digests.get(name, digest) != digest]
+    folder, same = Folder(earlier), set()
+    for name, digest in {**made.files, **made.documents}.items():
+        with folder.noting():  # what is missing, or weights that are not whole
+            if folder.digest(name) == digest:
+                same.add(name)
     if not made.documents:  # 0.1 did not note them
         own.add(PLOT_FILE)
-    return own | set(made.files), changed
+    return own | made.files.keys() | same, sorted((made.files.keys() & folder.sizes.keys()) - same)
 
 
 def _complete_card(earlier: Path, new: Path, made: Provenance | None) -> None:
