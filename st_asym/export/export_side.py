@@ -19,7 +19,7 @@ from torch import nn
 from st_asym.cache import CachedSentenceTransformer
 from st_asym.data.files import new_folder
 from st_asym.export.onnx import MAX_DIFFERENCE, Array, check_onnx, write_onnx
-from st_asym.export.servers import TEI, VLLM, hide_activations, not_served, rename_modules, write_settings
+from st_asym.export.servers import TEI, VLLM, not_served, rename_modules, write_settings
 from st_asym.heads.anatomy import Side, evaluating, foreign_modules, side_modules, side_prompt
 from st_asym.heads.model import load_encoder
 
@@ -178,6 +178,7 @@ def export_side(
             if format == "onnx":
                 vectors, tolerance = write_onnx(part, new, prompt=prompt, texts=texts, int8=int8), MAX_DIFFERENCE
             else:
+                # What Text Embeddings Inference alone cannot run, it refuses by itself.
                 _write(part, new, side, hidden=VLLM in unread)
                 options: dict[str, Any] = {"device": model.device, "model_kwargs": {"dtype": model.dtype}}
                 # Not kept: its files are mapped, and Windows puts no folder in its place while one is.
@@ -236,12 +237,10 @@ def _side_model(model: SentenceTransformer, modules: list[nn.Module], side: Side
 
 
 def _write(part: SentenceTransformer, folder: Path, side: Side, *, hidden: bool) -> None:
-    """Save a model as servers read it; ``hidden`` keeps them from running a ``Dense`` wrongly."""
+    """Save a model as servers read it."""
     part.save_pretrained(str(folder))
     rename_modules(folder)
-    write_settings(folder, part)
-    if hidden:  # what Text Embeddings Inference alone cannot run, it refuses by itself
-        hide_activations(folder)
+    write_settings(folder, part, hidden=hidden)
     with (folder / "README.md").open("a", encoding="utf-8") as card:
         card.write(f"\n## The {side} side\n\nThis model encodes {side} texts alone. Exported with st_asym.\n")
 

@@ -50,26 +50,39 @@ def rename_modules(folder: Path) -> None:
     write_json(path, modules)
 
 
-def write_settings(folder: Path, modules: Iterable[nn.Module]) -> None:
-    """Write the configurations of modules that are saved in a folder, or of those before them a graph."""
+def write_settings(folder: Path, modules: Iterable[nn.Module], *, hidden: bool = False) -> None:
+    """Write the configurations of modules that are saved in a folder, or of those that a graph stands for.
+
+    Where activations are ``hidden``, servers that would run a ``Dense`` wrongly do not run it at all. They know
+    ``torch.nn.modules.linear.Identity`` and not ``torch.nn.Identity``, the same class by another name: Text Embeddings
+    Inference refuses to start, and vLLM logs an error.
+    """
     for position, module in enumerate(modules):
         place = folder / f"{position}_{type(module).__name__}"
         if isinstance(module, Transformer) and position == 0:
             write_json(folder / "sentence_bert_config.json", _of_transformer(module))
         elif isinstance(module, Pooling):
-            modes = (module.pooling_mode,) if isinstance(module.pooling_mode, str) else module.pooling_mode
-            config = {
-                "word_embedding_dimension": module.embedding_dimension,
-                **{key: mode in modes for mode, key in _POOLING_KEYS.items()},
-                "include_prompt": module.include_prompt,
-            }
             place.mkdir(exist_ok=True)
-            write_json(place / "config.json", config)
+            write_json(place / "config.json", _of_pooling(module))
         elif isinstance(module, Dense) and place.is_dir():  # not in a graph
-            config = module.get_config_dict()  # type: ignore[no-untyped-call]
-            # Version 3 knows no names of what is read and written.
-            names = ("module_input_name", "module_output_name") if on_vectors(module) else ()
-            write_json(place / "config.json", {key: value for key, value in config.items() if key not in names})
+            write_json(place / "config.json", _of_dense(module, hidden=hidden))
+
+
+def _of_pooling(pooling: Pooling) -> dict[str, Any]:
+    """Its settings with one key for each mode."""
+    modes = (pooling.pooling_mode,) if isinstance(pooling.pooling_mode, str) else pooling.pooling_mode
+    keys = {key: mode in modes for mode, key in _POOLING_KEYS.items()}
+    size = pooling.embedding_dimension
+    return {"word_embedding_dimension": size, **keys, "include_prompt": pooling.include_prompt}
+
+
+def _of_dense(dense: Dense, *, hidden: bool) -> dict[str, Any]:
+    """Its settings without the names of what it reads and writes: version 3 knows none."""
+    found: dict[str, Any] = dense.get_config_dict()  # type: ignore[no-untyped-call]
+    if hidden:
+        found["activation_function"] = f"torch.nn.{found['activation_function'].rpartition('.')[2]}"
+    names = ("module_input_name", "module_output_name") if on_vectors(dense) else ()
+    return {key: value for key, value in found.items() if key not in names}
 
 
 def _of_transformer(transformer: Transformer) -> dict[str, Any]:
@@ -85,18 +98,6 @@ def _max_seq_length(transformer: Any) -> int | None:
     """Where texts are cut off; None where a tokenizer knows no limit, which it says by a very large number."""
     length = getattr(transformer, "max_seq_length", None)
     return int(length) if length is not None and length < _NO_LIMIT else None
-
-
-def hide_activations(folder: Path) -> None:
-    """Name activations so that servers which would run a ``Dense`` wrongly do not run it at all.
-
-    They know ``torch.nn.modules.linear.Identity`` and not ``torch.nn.Identity``, the same class by another name: Text
-    Embeddings Inference refuses to start, and vLLM logs an error.
-    """
-    for path in folder.glob("*_Dense/config.json"):
-        config = json.loads(path.read_text(encoding="utf-8"))
-        config["activation_function"] = f"torch.nn.{config['activation_function'].rpartition('.')[2]}"
-        write_json(path, config)
 
 
 def not_served(modules: Sequence[nn.Module], *, prompt: str) -> dict[str, str]:

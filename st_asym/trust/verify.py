@@ -20,6 +20,12 @@ from st_asym.trust.modules import (
 from st_asym.trust.provenance import Provenance, are_prompts, read_provenance
 
 _SETTINGS_FILE = "config_sentence_transformers.json"
+# What cannot be told where a folder does not say what it was made of: of any model, and of heads.
+_NOTES = (
+    f"There is no {PROVENANCE_FILE}: a change of the files since they were saved cannot be told.",
+    "Whether the heads fit the encoder is known by its dimension at most; exchanged weights of the two heads cannot be "
+    "told.",
+)
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,7 @@ def verify(path: str | os.PathLike[str]) -> Verification:
         dimension=saved.dimension,
         heads=saved.sizes,
         provenance=provenance,
-        notes=() if provenance is not None else _notes(saved),
+        notes=() if provenance is not None else _NOTES[: 1 if saved.digests is None else 2],
     )
 
 
@@ -141,15 +147,6 @@ def read_heads(path: str | os.PathLike[str]) -> tuple[dict[str, list[str]], Prov
         _check_made(folder, replace(provenance, files=own), saved)
         folder.check(path)
     return structure, provenance
-
-
-def _notes(saved: Saved) -> tuple[str, ...]:
-    """What cannot be told where a folder does not say what it was made of."""
-    first = f"There is no {PROVENANCE_FILE}: a change of the files since they were saved cannot be told."
-    if saved.digests is None:
-        return (first,)
-    fit = "is not known" if saved.encoder_dimension is None else "is known by its dimension alone"
-    return first, f"Whether the heads fit this encoder {fit}; exchanged weights of the two heads cannot be told."
 
 
 def _check_settings(folder: Folder, *, with_heads: bool) -> None:
