@@ -118,7 +118,8 @@ def export_side(
 
     ``"onnx"`` (extra ``onnx``) writes ``model.onnx``, from ``input_ids``, ``attention_mask`` and, where the encoder
     reads them, ``token_type_ids``, each int64 of shape ``(batch, tokens)``, to ``sentence_embedding``, float32 of shape
-    ``(batch, d)``, with any head, and the tokenizer beside it. The CPU images of Text Embeddings Inference run it.
+    ``(batch, d)``, with any head, and the tokenizer beside it. The CPU images of Text Embeddings Inference run it, and
+    onnxruntime with a dozen lines (docs/serving.md).
 
     Vectors of the export are compared with those of ``model``, read back from disk, and nothing is left there if they
     differ by more than 1e-5 (``onnx``: 1e-4; ``int8``: a cosine below 0.95).
@@ -143,23 +144,6 @@ def export_side(
     Example:
         >>> export_side("fitted-model", "query", "query-model")  # doctest: +SKIP
         >>> SentenceTransformer("query-model").encode("error E17")  # doctest: +SKIP
-
-        With onnxruntime and tokenizers alone:
-
-        >>> export_side("fitted-model", "query", "query-onnx", format="onnx")  # doctest: +SKIP
-        >>> import numpy, onnxruntime, tokenizers  # doctest: +SKIP
-        >>> tokenizer = tokenizers.Tokenizer.from_file("query-onnx/tokenizer.json")  # doctest: +SKIP
-        >>> tokenizer.enable_truncation(256)  # max_seq_length in sentence_bert_config.json  # doctest: +SKIP
-        >>> tokenizer.enable_padding()  # doctest: +SKIP
-        >>> rows = tokenizer.encode_batch(["error E17", "error E18"])  # doctest: +SKIP
-        >>> inputs = {  # doctest: +SKIP
-        ...     "input_ids": numpy.array([row.ids for row in rows]),
-        ...     "attention_mask": numpy.array([row.attention_mask for row in rows]),
-        ...     "token_type_ids": numpy.array([row.type_ids for row in rows]),
-        ... }
-        >>> session = onnxruntime.InferenceSession("query-onnx/model.onnx")  # doctest: +SKIP
-        >>> session.run(["sentence_embedding"], inputs)[0].shape  # doctest: +SKIP
-        (2, 384)
     """
     output = _free(Path(path).resolve())
     _check_arguments(side, format, int8, texts)

@@ -8,9 +8,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from posixpath import join
 from typing import Any
 
-from st_asym.data.files import PROVENANCE_FILE
+from st_asym.data.files import PROVENANCE_FILE, ROUTER_FILE
 from st_asym.trust.folder import FLOATS, FindingError, Folder, parts, shown
 
 ROUTES = ("query", "document")
@@ -211,31 +212,31 @@ def _encoder(folder: Folder, kind: str, path: str) -> int | None:
     if kind == "StaticEmbedding":
         shapes = [shape for name in own for _, shape in folder.weights(name).tensors.values()]
         return shapes[0][1] if len(shapes) == 1 and len(shapes[0]) == 2 else None
-    prefix = f"{path}/" if path else ""
     with folder.noting():
-        _check_shards(folder, prefix)
-    configuration = folder.json(f"{prefix}config.json")
+        _check_shards(folder, path)
+    configuration = folder.json(join(path, "config.json"))
     size = configuration.get("hidden_size", configuration.get("d_model"))
     return size if type(size) is int else None
 
 
-def _check_shards(folder: Folder, prefix: str) -> None:
-    index = f"{prefix}model.safetensors.index.json"
+def _check_shards(folder: Folder, path: str) -> None:
+    index = join(path, "model.safetensors.index.json")
     if index not in folder.sizes:
         return
     shards = folder.json(index).get("weight_map")
     if not isinstance(shards, dict):
         raise FindingError(index, "has no weight_map. Save or download the model again.")
     for shard in sorted({str(shard) for shard in shards.values()}):
-        if _leads_away(shard) or not shard.endswith(".safetensors") or prefix + shard not in folder.sizes:
+        if _leads_away(shard) or not shard.endswith(".safetensors") or join(path, shard) not in folder.sizes:
             folder.add(index, f"names {shown(shard)!r}, which is no safetensors file beside it.")
 
 
 def _pooling(folder: Folder, path: str, before: int | None) -> int:
-    configuration = folder.json(f"{path}/config.json")
+    name = join(path, "config.json")
+    configuration = folder.json(name)
     size = configuration.get("embedding_dimension", configuration.get("word_embedding_dimension"))
     if not _is_dimension(size):
-        raise FindingError(f"{path}/config.json", "has no embedding_dimension. Save or download the model again.")
+        raise FindingError(name, "has no embedding_dimension. Save or download the model again.")
     _check_fit(folder, path, before, size)
     modes = configuration.get("pooling_mode")
     if not isinstance(modes, str | list):
@@ -245,7 +246,7 @@ def _pooling(folder: Folder, path: str, before: int | None) -> int:
 
 def _dense(folder: Folder, path: str) -> tuple[int, int]:
     """Input and output dimensions of a ``Dense`` whose configuration and weights fit together."""
-    name, file = f"{path}/config.json", f"{path}/model.safetensors"
+    name, file = join(path, "config.json"), join(path, "model.safetensors")
     tensors, configuration = folder.weights(file).tensors, folder.json(name)
     columns, rows = (configuration.get(key) for key in ("in_features", "out_features"))
     if not _is_dimension(columns) or not _is_dimension(rows):
@@ -274,8 +275,7 @@ def _is_dimension(value: Any) -> bool:
 
 def _read_heads(folder: Folder, saved: Saved, path: str) -> None:
     """Read a saved ``Router`` of two routes."""
-    prefix = f"{path}/" if path else ""
-    name = f"{prefix}router_config.json"
+    name = join(path, ROUTER_FILE)
     router = folder.json(name)
     types, structure, parameters = (router.get(key) for key in ("types", "structure", "parameters"))
     if not isinstance(types, dict) or not isinstance(structure, dict) or not isinstance(parameters, dict):
@@ -287,7 +287,7 @@ def _read_heads(folder: Folder, saved: Saved, path: str) -> None:
     saved.digests = {}
     for route in ROUTES:
         with folder.noting():
-            saved.digests[route] = _read_route(folder, saved, route, [prefix + layer for layer in structure[route]])
+            saved.digests[route] = _read_route(folder, saved, route, [join(path, layer) for layer in structure[route]])
     _check_sides(folder, saved, path or name)
 
 
@@ -329,12 +329,12 @@ def _read_route(folder: Folder, saved: Saved, route: str, layers: Sequence[str])
         first, before = saved.sizes.get(route, (takes, takes))
         _check_fit(folder, path, before, takes)
         saved.sizes[route] = (first, gives)
-        name = f"{path}/config.json"
+        name = join(path, "config.json")
         configuration = folder.json(name)
         keys = [configuration.get(key) for key in ("module_input_name", "module_output_name")]
         if any(key not in (None, _EMBEDDING) for key in keys):
             folder.add(path, f"reads or writes something else than {_EMBEDDING}, {shown(keys)}. Save it again.")
-        digests.append((folder.digest(name), folder.digest(f"{path}/model.safetensors")))
+        digests.append((folder.digest(name), folder.digest(join(path, "model.safetensors"))))
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest() if layers else None
 
 

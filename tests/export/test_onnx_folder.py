@@ -19,7 +19,7 @@ tokenizers = pytest.importorskip("tokenizers")
 
 
 def encode(folder: Path, texts: list[str]) -> np.ndarray:
-    """As the docstring of export_side says."""
+    """As docs/serving.md says."""
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_truncation(read_json(folder / "sentence_bert_config.json")["max_seq_length"])
     tokenizer.enable_padding()
