@@ -171,11 +171,9 @@ def _entry(folder: Folder, position: int, entry: Any) -> str:
     """The class of an entry of modules.json."""
     if not isinstance(entry, dict) or not {"name", "path", "type"} <= set(entry):
         what = "has no name, path or type. Save or download the model again."
-        raise FindingError("modules.json", f"module {position} {what}")
-    path, kind = entry["path"], stock_name(entry["type"])
-    if not isinstance(entry["name"], str) or not isinstance(path, str) or (path and _leads_away(path)):
+    elif not isinstance(path := entry["path"], str) or not isinstance(entry["name"], str) or _leads_away(path):
         what = f"leads out of the folder, to {shown(path)!r}. Do not load it."
-    elif kind is None:
+    elif (kind := stock_name(entry["type"])) is None:
         what = f"is a {shown(entry['type'])!r}, no stock module of sentence-transformers that is data alone. Loading "
         what += "it would need trust_remote_code: save the stock model, in which heads are Router and Dense."
     elif not path and position:
