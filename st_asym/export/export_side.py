@@ -13,24 +13,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer, SentenceTransformerModelCardData
-from sentence_transformers.base.modules import Dense, Transformer
-from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.util import pairwise_cos_sim
 from torch import nn
 
 from st_asym.cache import CachedSentenceTransformer
 from st_asym.data.files import new_folder
 from st_asym.export.onnx import MAX_DIFFERENCE, Array, check_onnx, write_onnx
-from st_asym.export.servers import (
-    TEI,
-    VLLM,
-    hide_activations,
-    max_seq_length,
-    not_served,
-    rename_modules,
-    write_dense,
-    write_pooling,
-    write_transformer,
-)
+from st_asym.export.servers import TEI, VLLM, not_served, rename_modules, write_settings
 from st_asym.heads.anatomy import Side, evaluating, foreign_modules, side_modules, side_prompt
 from st_asym.heads.model import load_encoder
 
@@ -66,11 +55,10 @@ class Agreement(NamedTuple):
         """Compare vectors of shape ``(n, d)``; NaN is as far away as can be."""
         if vectors.shape != expected.shape:
             raise ValueError(f"The export gives vectors of shape {vectors.shape}, the model of {expected.shape}.")
-        a, b = vectors.astype(np.float64), expected.astype(np.float64)
-        lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        cosines = (a * b).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
-        difference = float(np.abs(a - b).max())
-        return cls(difference, float(cosines.min())) if np.isfinite(difference) else cls(float("inf"), -1.0)
+        difference = float(np.abs(vectors - expected).max())
+        if not np.isfinite(difference):
+            return cls(float("inf"), -1.0)
+        return cls(difference, float(pairwise_cos_sim(vectors, expected).min()))
 
 
 @dataclass(frozen=True)
@@ -130,7 +118,8 @@ def export_side(
 
     ``"onnx"`` (extra ``onnx``) writes ``model.onnx``, from ``input_ids``, ``attention_mask`` and, where the encoder
     reads them, ``token_type_ids``, each int64 of shape ``(batch, tokens)``, to ``sentence_embedding``, float32 of shape
-    ``(batch, d)``, with any head, and the tokenizer beside it. The CPU images of Text Embeddings Inference run it.
+    ``(batch, d)``, with any head, and the tokenizer beside it. The CPU images of Text Embeddings Inference run it, and
+    onnxruntime with a dozen lines (docs/serving.md).
 
     Vectors of the export are compared with those of ``model``, read back from disk, and nothing is left there if they
     differ by more than 1e-5 (``onnx``: 1e-4; ``int8``: a cosine below 0.95).
@@ -155,23 +144,6 @@ def export_side(
     Example:
         >>> export_side("fitted-model", "query", "query-model")  # doctest: +SKIP
         >>> SentenceTransformer("query-model").encode("error E17")  # doctest: +SKIP
-
-        With onnxruntime and tokenizers alone:
-
-        >>> export_side("fitted-model", "query", "query-onnx", format="onnx")  # doctest: +SKIP
-        >>> import numpy, onnxruntime, tokenizers  # doctest: +SKIP
-        >>> tokenizer = tokenizers.Tokenizer.from_file("query-onnx/tokenizer.json")  # doctest: +SKIP
-        >>> tokenizer.enable_truncation(256)  # max_seq_length in sentence_bert_config.json  # doctest: +SKIP
-        >>> tokenizer.enable_padding()  # doctest: +SKIP
-        >>> rows = tokenizer.encode_batch(["error E17", "error E18"])  # doctest: +SKIP
-        >>> inputs = {  # doctest: +SKIP
-        ...     "input_ids": numpy.array([row.ids for row in rows]),
-        ...     "attention_mask": numpy.array([row.attention_mask for row in rows]),
-        ...     "token_type_ids": numpy.array([row.type_ids for row in rows]),
-        ... }
-        >>> session = onnxruntime.InferenceSession("query-onnx/model.onnx")  # doctest: +SKIP
-        >>> session.run(["sentence_embedding"], inputs)[0].shape  # doctest: +SKIP
-        (2, 384)
     """
     output = _free(Path(path).resolve())
     _check_arguments(side, format, int8, texts)
@@ -182,25 +154,24 @@ def export_side(
     modules, prompt = side_modules(model, side), side_prompt(model, side)
     _check_modules(model, modules)
     texts = list(TEXTS if texts is None else texts)
-    unread: dict[str, str] = {}
+    unread = {} if format == "onnx" else not_served(modules, prompt=prompt)
     with evaluating(model):
         expected = side_vectors(model, side, texts)
         part = _side_model(model, modules, side, prompt)
         with new_folder(output, _free) as new:
             if format == "onnx":
-                found = Agreement.of(write_onnx(part, new, prompt=prompt, texts=texts, int8=int8), expected)
-                _check(found, MAX_DIFFERENCE, int8=int8)
+                vectors, tolerance = write_onnx(part, new, prompt=prompt, texts=texts, int8=int8), MAX_DIFFERENCE
             else:
-                unread = not_served(modules, prompt=prompt, max_length=max_seq_length(modules[0]))
-                _write(part, new, side)
-                if VLLM in unread:  # what Text Embeddings Inference alone cannot run, it refuses by itself
-                    hide_activations(new)
+                # What Text Embeddings Inference alone cannot run, it refuses by itself.
+                _write(part, new, side, hidden=VLLM in unread)
                 options: dict[str, Any] = {"device": model.device, "model_kwargs": {"dtype": model.dtype}}
                 # Not kept: its files are mapped, and Windows puts no folder in its place while one is.
                 vectors = side_vectors(SentenceTransformer(str(new), local_files_only=True, **options), side, texts)
-                found = Agreement.of(vectors, expected)
-                half = model.dtype if model.dtype in (torch.bfloat16, torch.float16) else None
-                _check(found, 1e-5 if half is None else float(torch.finfo(half).eps), int8=False)
+                tolerance = 1e-5
+                if model.dtype in (torch.bfloat16, torch.float16):
+                    tolerance = float(torch.finfo(model.dtype).eps)
+            found = Agreement.of(vectors, expected)
+            _check(found, tolerance, int8=int8)
             gc.collect()
     _warn(unread, prompt, side)
     return Export(output, found, unread, sum(file.stat().st_size for file in output.rglob("*") if file.is_file()))
@@ -239,40 +210,32 @@ def _check_modules(model: SentenceTransformer, modules: Sequence[nn.Module]) -> 
 
 
 def _side_model(model: SentenceTransformer, modules: list[nn.Module], side: Side, prompt: str) -> SentenceTransformer:
-    part = SentenceTransformer(
+    return SentenceTransformer(
         modules=modules,
         device=model.device,  # type: ignore[arg-type]  # annotated as str, handed to Module.to
         prompts={side: prompt} if prompt else None,
         default_prompt_name=side if prompt else None,
         similarity_fn_name=model.similarity_fn_name,
         model_card_data=SentenceTransformerModelCardData(local_files_only=True),
-    )
-    names = {child: name for name, child in model.named_children()}
-    options = {str(i): (model.module_kwargs or {}).get(names.get(m, "")) for i, m in enumerate(modules)}
-    part.module_kwargs = {name: value for name, value in options.items() if value} or None
-    return part.eval()
+    ).eval()
 
 
-def _write(part: SentenceTransformer, folder: Path, side: Side) -> None:
+def _write(part: SentenceTransformer, folder: Path, side: Side, *, hidden: bool) -> None:
+    """Save a model as servers read it."""
     part.save_pretrained(str(folder))
     rename_modules(folder)
-    for position, module in enumerate(part):
-        if isinstance(module, Transformer) and position == 0:
-            write_transformer(folder, module)
-        elif isinstance(module, Pooling):
-            write_pooling(folder / f"{position}_Pooling", module)
-        elif isinstance(module, Dense):
-            write_dense(folder / f"{position}_Dense", module)
+    write_settings(folder, part, hidden=hidden)
     with (folder / "README.md").open("a", encoding="utf-8") as card:
         card.write(f"\n## The {side} side\n\nThis model encodes {side} texts alone. Exported with st_asym.\n")
 
 
-def side_vectors(model: SentenceTransformer, side: Side, texts: Sequence[str]) -> Array:
+def side_vectors(model: SentenceTransformer, side: Side, texts: Sequence[str], *, batch_size: int = 32) -> Array:
     """What the model's ``encode_query`` or ``encode_document`` gives, float32."""
     encode = model.encode_query if side == "query" else model.encode_document
-    vectors = encode(list(texts), convert_to_tensor=True, show_progress_bar=False).float().cpu().numpy()
+    tensor = encode(list(texts), batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False)
+    vectors: Array = tensor.float().cpu().numpy()
     if not np.isfinite(vectors).all():
-        raise ValueError(f"The model's {side} vectors are not finite: training diverged. Nothing was written.")
+        raise ValueError(f"The model's {side} vectors are not finite: training diverged. Train again.")
     return vectors
 
 

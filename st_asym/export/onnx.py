@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.util import disable_logging
 from torch import Tensor, nn
 
 from st_asym.data.files import write_json
-from st_asym.export.servers import write_pooling, write_transformer
+from st_asym.export.servers import write_settings
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -48,15 +49,11 @@ def write_onnx(model: SentenceTransformer, folder: Path, *, prompt: str, texts: 
     folder.mkdir()
     _write_graph(model, folder / "model.onnx", int8=int8)
     tokenizer.save_pretrained(str(folder))
-    transformer.config.save_pretrained(str(folder))
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = copy.deepcopy(transformer.config)
     # Servers know an encoder by the name of its class.
-    config["architectures"] = config.get("architectures") or [type(transformer.auto_model).__name__]
-    write_json(folder / "config.json", config)
-    write_transformer(folder, transformer)
-    for module in model:
-        if isinstance(module, Pooling):
-            write_pooling(folder / "1_Pooling", module)
+    config.architectures = config.architectures or [type(transformer.auto_model).__name__]
+    config.save_pretrained(str(folder))
+    write_settings(folder, model)
     prompts = {"prompts": dict(model.prompts), "default_prompt_name": model.default_prompt_name}
     write_json(folder / "config_sentence_transformers.json", prompts)
     return _encode(folder, [prompt + text for text in texts], tokenizer)
@@ -100,7 +97,9 @@ def _write_graph(model: SentenceTransformer, path: Path, *, int8: bool) -> None:
     inputs = tuple(example[name].to(model.device) for name in names)
     free = torch.export.Dim.DYNAMIC
     large = sum(p.numel() * p.element_size() for p in model.parameters()) > _ONE_FILE
-    with _quiet():
+    # Without what the exporter and the quantiser say about themselves.
+    with disable_logging(logging.WARNING), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         try:
             torch.onnx.export(
                 _Graph(model, names).eval(),
@@ -114,7 +113,8 @@ def _write_graph(model: SentenceTransformer, path: Path, *, int8: bool) -> None:
                 verbose=False,
             )
         except Exception as error:
-            raise ValueError(f"torch.onnx cannot export this encoder: {str(error).strip().splitlines()[0]}") from error
+            said = str(error).strip() or type(error).__name__
+            raise ValueError(f"torch.onnx cannot export this encoder: {said.splitlines()[0]}") from error
         if int8:
             _quantise(path)
 
@@ -145,30 +145,13 @@ def _encode(folder: Path, texts: Sequence[str], fast: Any) -> Array:
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
-    names = {entry.name for entry in session.get_inputs()}
-
-    def run(part: Sequence[str]) -> Array:
+    columns = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+    vectors: list[Array] = []
+    for part in (texts[:1], texts[1:]) if len(texts) > 1 else (texts,):
         rows = tokenizer.encode_batch(list(part))
-        columns = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
         inputs = {
-            name: np.array([getattr(row, column) for row in rows], dtype=np.int64)
-            for name, column in columns.items()
-            if name in names
+            entry.name: np.array([getattr(row, columns[entry.name]) for row in rows], dtype=np.int64)
+            for entry in session.get_inputs()
         }
-        vectors: Array = session.run([_OUTPUT], inputs)[0]
-        return vectors
-
-    return np.concatenate([run(texts[:1]), *([run(texts[1:])] if len(texts) > 1 else [])])
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what the exporter and the quantiser say about themselves."""
-    before = logging.root.manager.disable
-    logging.disable(max(before, logging.WARNING))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+        vectors += session.run([_OUTPUT], inputs)
+    return np.concatenate(vectors)

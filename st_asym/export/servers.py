@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,62 +50,61 @@ def rename_modules(folder: Path) -> None:
     write_json(path, modules)
 
 
-def max_seq_length(transformer: Any) -> int | None:
+def write_settings(folder: Path, modules: Iterable[nn.Module], *, hidden: bool = False) -> None:
+    """Write the configurations of modules that are saved in a folder, or of those that a graph stands for.
+
+    Where activations are ``hidden``, servers that would run a ``Dense`` wrongly do not run it at all. They know
+    ``torch.nn.modules.linear.Identity`` and not ``torch.nn.Identity``, the same class by another name: Text Embeddings
+    Inference refuses to start, and vLLM logs an error.
+    """
+    for position, module in enumerate(modules):
+        place = folder / f"{position}_{type(module).__name__}"
+        if isinstance(module, Transformer) and position == 0:
+            write_json(folder / "sentence_bert_config.json", _of_transformer(module))
+        elif isinstance(module, Pooling):
+            place.mkdir(exist_ok=True)
+            write_json(place / "config.json", _of_pooling(module))
+        elif isinstance(module, Dense) and place.is_dir():  # not in a graph
+            write_json(place / "config.json", _of_dense(module, hidden=hidden))
+
+
+def _of_pooling(pooling: Pooling) -> dict[str, Any]:
+    """Its settings with one key for each mode."""
+    modes = (pooling.pooling_mode,) if isinstance(pooling.pooling_mode, str) else pooling.pooling_mode
+    keys = {key: mode in modes for mode, key in _POOLING_KEYS.items()}
+    size = pooling.embedding_dimension
+    return {"word_embedding_dimension": size, **keys, "include_prompt": pooling.include_prompt}
+
+
+def _of_dense(dense: Dense, *, hidden: bool) -> dict[str, Any]:
+    """Its settings without the names of what it reads and writes: version 3 knows none."""
+    found: dict[str, Any] = dense.get_config_dict()  # type: ignore[no-untyped-call]
+    if hidden:
+        found["activation_function"] = f"torch.nn.{found['activation_function'].rpartition('.')[2]}"
+    names = ("module_input_name", "module_output_name") if on_vectors(dense) else ()
+    return {key: value for key, value in found.items() if key not in names}
+
+
+def _of_transformer(transformer: Transformer) -> dict[str, Any]:
+    """Its settings with the length at which texts are cut off."""
+    found: dict[str, Any] = transformer.get_config_dict()
+    if all(found.get(key) == value for key, value in _PLAIN_TEXT.items()):
+        found = {key: value for key, value in found.items() if key not in _PLAIN_TEXT}
+    length = {} if (limit := _max_seq_length(transformer)) is None else {"max_seq_length": limit}
+    return {**found, **length, "do_lower_case": bool(transformer.do_lower_case)}
+
+
+def _max_seq_length(transformer: Any) -> int | None:
     """Where texts are cut off; None where a tokenizer knows no limit, which it says by a very large number."""
     length = getattr(transformer, "max_seq_length", None)
     return int(length) if length is not None and length < _NO_LIMIT else None
 
 
-def write_transformer(folder: Path, transformer: Transformer) -> None:
-    """Write ``sentence_bert_config.json`` with the length at which texts are cut off."""
-    found: dict[str, Any] = transformer.get_config_dict()
-    if all(found.get(key) == value for key, value in _PLAIN_TEXT.items()):
-        found = {key: value for key, value in found.items() if key not in _PLAIN_TEXT}
-    if (length := max_seq_length(transformer)) is not None:
-        found["max_seq_length"] = length
-    found["do_lower_case"] = bool(transformer.do_lower_case)
-    write_json(folder / "sentence_bert_config.json", found)
-
-
-def write_pooling(folder: Path, pooling: Pooling) -> None:
-    """Write a pooling's ``config.json`` with one key for each mode."""
-    modes = (pooling.pooling_mode,) if isinstance(pooling.pooling_mode, str) else pooling.pooling_mode
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {
-        "word_embedding_dimension": pooling.embedding_dimension,
-        **{key: mode in modes for mode, key in _POOLING_KEYS.items()},
-        "include_prompt": pooling.include_prompt,
-    }
-    write_json(folder / "config.json", config)
-
-
-def write_dense(folder: Path, dense: Dense) -> None:
-    """Write a Dense's ``config.json`` without the names of what it reads and writes: version 3 knows none."""
-    names = ("module_input_name", "module_output_name") if on_vectors(dense) else ()
-    config: dict[str, Any] = dense.get_config_dict()  # type: ignore[no-untyped-call]
-    write_json(folder / "config.json", {key: value for key, value in config.items() if key not in names})
-
-
-def hide_activations(folder: Path) -> None:
-    """Name activations so that servers which would run a ``Dense`` wrongly do not run it at all.
-
-    They know ``torch.nn.modules.linear.Identity`` and not ``torch.nn.Identity``, the same class by another name: Text
-    Embeddings Inference refuses to start, and vLLM logs an error.
-    """
-    for path in folder.glob("*_Dense/config.json"):
-        config = json.loads(path.read_text(encoding="utf-8"))
-        config["activation_function"] = f"torch.nn.{config['activation_function'].rpartition('.')[2]}"
-        write_json(path, config)
-
-
-def not_served(modules: Sequence[nn.Module], *, prompt: str, max_length: int | None) -> dict[str, str]:
-    """Which servers cannot run a model of one side with this prompt, and the first reason why.
-
-    ``max_length`` is where it cuts texts off, None for nowhere.
-    """
+def not_served(modules: Sequence[nn.Module], *, prompt: str) -> dict[str, str]:
+    """Which servers cannot run a model of one side with this prompt, and the first reason why."""
     reasons = {server: _reason(modules, known, prompt) for server, known in _ACTIVATIONS.items()}
-    if max_length is None and reasons[TEI] is None:
-        reasons[TEI] = "it needs a max_seq_length, and the model has none: set one"
+    if _max_seq_length(modules[0]) is None:
+        reasons[TEI] = reasons[TEI] or "it needs a max_seq_length, and the model has none: set one"
     return {server: reason for server, reason in reasons.items() if reason}
 
 

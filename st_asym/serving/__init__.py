@@ -3,18 +3,20 @@
 ``endpoint`` is the ASGI app (extra ``serve``); ``against`` asks a server and compares.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from st_asym.serving.against import ServedSide, ServerComparison, compare_with_server
+
 if TYPE_CHECKING:
-    from st_asym.serving.against import ServedSide, ServerComparison, compare_with_server
     from st_asym.serving.endpoint import app
 
 __all__ = ["app", "compare_with_server", "ServerComparison", "ServedSide"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load it when it is asked for: a comparison needs no web framework."""
-    if name not in __all__:
+    """Load the endpoint when it is asked for: a comparison needs no web framework."""
+    if name != "app":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{'endpoint' if name == 'app' else 'against'}"), name)
+    from st_asym.serving.endpoint import app
+
+    return app

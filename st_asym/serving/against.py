@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.client import HTTPException
 from os import PathLike
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Router
+from sentence_transformers.util import cos_sim, pairwise_cos_sim
 
 from st_asym.export.export_side import TEXTS, side_vectors
 from st_asym.heads.anatomy import Side, public_name, side_prompt
@@ -67,7 +68,7 @@ class ServerComparison:
     """
 
     url: str
-    sides: dict[Side, ServedSide] = field(default_factory=dict)
+    sides: dict[Side, ServedSide]
 
     @property
     def right(self) -> bool:
@@ -181,7 +182,7 @@ def _mistake(
     if served.shape[1] != vectors.shape[1]:
         return {"other encoder": f"Vectors have {served.shape[1]} numbers, and the model's {right.shape[1]}. {_SERVE}"}
     # Of the same encoder, a text stays more like itself than like the others, whatever is put in front of it.
-    alike = _unit(served) @ _unit(vectors).T
+    alike = cos_sim(served, vectors).numpy()
     recognised = float((alike.argmax(axis=1) == np.arange(len(alike))).mean())
     if recognised < _RECOGNISED and np.diag(alike).mean() < _RECOGNISED:
         return {"other encoder": f"Nothing is alike: the mean cosine is {np.diag(alike).mean():.2f}. {_SERVE}"}
@@ -242,18 +243,9 @@ def _wrong_vectors(model: SentenceTransformer, side: Side, texts: Sequence[str])
                 yield head, prompt, vectors
 
 
-def _unit(vectors: Vectors) -> Vectors:
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    units: Vectors = vectors / np.maximum(lengths, np.finfo(np.float64).tiny)
-    return units
-
-
 def _distances(a: Vectors, b: Vectors) -> Vectors:
     """1 - cosine of each two vectors, shape ``(n,)``; infinite where they differ in length."""
-    if a.shape != b.shape:
-        return np.full(len(a), np.inf)
-    distances: Vectors = 1 - (_unit(a) * _unit(b)).sum(axis=1)
-    return distances
+    return 1 - pairwise_cos_sim(a, b).numpy() if a.shape == b.shape else np.full(len(a), np.inf)
 
 
 class _AnswerError(ValueError):
@@ -293,7 +285,7 @@ class _Server:
         if self._embed:
             return []
         try:
-            return [model["id"] for model in self._ask(f"{self._v1}/models")["data"]]
+            return [str(model["id"]) for model in self._ask(f"{self._v1}/models")["data"]]
         except (ValueError, KeyError, TypeError):
             return []
 

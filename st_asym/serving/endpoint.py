@@ -7,13 +7,15 @@ import base64
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from os import PathLike
 from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
+import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import normalize_embeddings
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -22,10 +24,9 @@ from starlette.routing import Route
 from torch import Tensor
 
 from st_asym.export.export_side import side_vectors
+from st_asym.export.onnx import Array
 from st_asym.heads.anatomy import Side, public_name, side_prompt
 from st_asym.heads.model import load_encoder
-
-Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
 _FIELDS = ("dimensions", "encoding_format", "input", "input_type", "model", "user")
 _INPUT_TYPES: dict[str, Side] = {
@@ -102,23 +103,17 @@ def app(
         asked = _asked_for(await _body(request, max_bytes), name, sizes[0], max_texts)
         return _answer(asked, *await batches.encode(asked.side, asked.texts))
 
-    async def health(_: Request) -> Response:
-        return JSONResponse({"status": "ok"})
-
-    async def listed(_: Request) -> Response:
-        return JSONResponse({"object": "list", "data": models})
-
     return Starlette(
         routes=[
             Route("/v1/embeddings", embeddings, methods=["POST"]),
-            Route("/v1/models", listed),
-            Route("/health", health),
+            Route("/v1/models", JSONResponse({"object": "list", "data": models}), methods=["GET"]),
+            Route("/health", JSONResponse({"status": "ok"}), methods=["GET"]),
         ],
         exception_handlers={
-            RefusedRequestError: _refused,
-            HTTPException: _not_there,
+            RefusedRequestError: _error,
+            HTTPException: _error,
             ClientDisconnect: _gone,
-            Exception: _failed,
+            Exception: _error,
         },
     )
 
@@ -128,23 +123,25 @@ class RefusedRequestError(ValueError):
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None, status: int = 400) -> None:
         super().__init__(message)
-        self.param = param
-        self.code = code
-        self.status = status
+        self.param, self.code, self.status = param, code, status
 
 
-def _error(
-    message: str,
-    status: int,
-    *,
-    param: str | None = None,
-    code: str | None = None,
-    headers: Mapping[str, str] | None = None,
-) -> Response:
+async def _error(request: Request, error: Exception) -> Response:
     """An error as OpenAI's clients read it."""
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    body = orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": code}})
-    return Response(body, status, headers, media_type="application/json")
+    told, headers = error, None
+    if isinstance(error, HTTPException):  # a wrong path or method
+        message = f"{request.method} {request.url.path} is not served: send POST /v1/embeddings."
+        told, headers = RefusedRequestError(message[:300], status=error.status_code), error.headers
+    if not isinstance(told, RefusedRequestError):  # no fault of the client's; the server logs the traceback
+        told = RefusedRequestError("The model could not encode this.", status=500)
+    kind = "invalid_request_error" if told.status < 500 else "server_error"
+    body = {"error": {"message": str(told), "type": kind, "param": told.param, "code": told.code}}
+    return Response(orjson.dumps(body), told.status, headers, media_type="application/json")
+
+
+async def _gone(_: Request, _error: Exception) -> Response:
+    """Nobody reads it: a client that closed its connection is no error of the server's."""
+    return Response(status_code=400)
 
 
 async def _body(request: Request, max_bytes: int) -> bytes:
@@ -159,34 +156,14 @@ async def _body(request: Request, max_bytes: int) -> bytes:
     return bytes(body)
 
 
-async def _refused(_: Request, error: Any) -> Response:
-    return _error(str(error), error.status, param=error.param, code=error.code)
-
-
-async def _not_there(request: Request, error: Any) -> Response:
-    """A wrong path or method."""
-    message = f"{request.method} {request.url.path} is not served: send POST /v1/embeddings."
-    return _error(message[:300], error.status_code, headers=error.headers)
-
-
-async def _gone(_: Request, _error: Exception) -> Response:
-    """Nobody reads it: a client that closed its connection is no error of the server's."""
-    return Response(status_code=400)
-
-
-async def _failed(_: Request, _exception: Exception) -> Response:
-    """What is no fault of the client's; the server logs the traceback."""
-    return _error("The model could not encode this.", 500)
-
-
 class _EmbeddingsRequest(NamedTuple):
-    """What a request asks for, all of it checked; ``dimensions`` is None for whole vectors."""
+    """What a request asks for, all of it checked."""
 
     model: str
     side: Side
     texts: list[str]
     in_base64: bool
-    dimensions: int | None
+    dimensions: int
 
 
 def _asked_for(body: bytes, name: str, size: int, max_texts: int) -> _EmbeddingsRequest:
@@ -201,7 +178,7 @@ def _asked_for(body: bytes, name: str, size: int, max_texts: int) -> _Embeddings
     # What would change a vector and is not understood must not be ignored.
     if unknown := sorted(set(asked) - set(_FIELDS)):
         raise RefusedRequestError(
-            f"Unrecognized request argument: {_shown(unknown[0])}. Known are {', '.join(_FIELDS)}.",
+            f"Unrecognized request argument: {unknown[0]!r:.60}. Known are {', '.join(_FIELDS)}.",
             param=unknown[0][:60],
             code="unknown_parameter",
         )
@@ -209,13 +186,13 @@ def _asked_for(body: bytes, name: str, size: int, max_texts: int) -> _Embeddings
     form, dimensions = asked.get("encoding_format", "float"), asked.get("dimensions", size)
     if form not in ("float", "base64"):
         raise RefusedRequestError(
-            f"encoding_format must be 'float' or 'base64', not {_shown(form)}.", param="encoding_format"
+            f"encoding_format must be 'float' or 'base64', not {form!r:.60}.", param="encoding_format"
         )
     if type(dimensions) is not int or not 1 <= dimensions <= size:
         raise RefusedRequestError(
-            f"dimensions must be a whole number from 1 to {size}, not {_shown(dimensions)}.", param="dimensions"
+            f"dimensions must be a whole number from 1 to {size}, not {dimensions!r:.60}.", param="dimensions"
         )
-    return _EmbeddingsRequest(asked["model"], side, texts, form == "base64", dimensions if dimensions != size else None)
+    return _EmbeddingsRequest(asked["model"], side, texts, form == "base64", dimensions)
 
 
 def _side(asked: Mapping[str, Any], name: str) -> Side:
@@ -225,31 +202,25 @@ def _side(asked: Mapping[str, Any], name: str) -> Side:
     model, input_type = asked.get("model"), asked.get("input_type")
     if model is None:
         raise RefusedRequestError(f"model is missing: {both} are served.", param="model")
-    if not isinstance(model, str) or model not in (name, *names):
-        raise RefusedRequestError(
-            f"There is no model {_shown(model)} here: {both} are served.",
-            param="model",
-            code="model_not_found",
-            status=404 if isinstance(model, str) else 400,
-        )
-    if input_type is not None and (not isinstance(input_type, str) or input_type not in _INPUT_TYPES):
-        raise RefusedRequestError(
-            f"input_type must be one of {', '.join(_INPUT_TYPES)}, not {_shown(input_type)}.", param="input_type"
-        )
-    side, said = names.get(model), None if input_type is None else _INPUT_TYPES[input_type]
-    if side is not None and said is not None and side != said:
-        raise RefusedRequestError(
-            f"{model} is for {side} texts, and input_type says {said}: leave one of them out.", param="input_type"
-        )
-    side = side or said
-    if side is None:
+    if model not in (name, *names):
+        message = f"There is no model {model!r:.60} here: {both} are served."
+        status = 404 if isinstance(model, str) else 400
+        raise RefusedRequestError(message, param="model", code="model_not_found", status=status)
+    if input_type not in (None, *_INPUT_TYPES):
+        message = f"input_type must be one of {', '.join(_INPUT_TYPES)}, not {input_type!r:.60}."
+        raise RefusedRequestError(message, param="input_type")
+    sides = [side for side in (names.get(model), _INPUT_TYPES.get(input_type or "")) if side is not None]
+    if not sides:
         raise RefusedRequestError(
             f"{name} does not say whether these are queries or documents, which have vectors of their own. Name one "
             f"of {both}, or send input_type, 'query' or 'document'.",
             param="model",
             code="side_missing",
         )
-    return side
+    if sides[0] != sides[-1]:
+        message = f"{model} is for {sides[0]} texts, and input_type says {sides[1]}: leave one of them out."
+        raise RefusedRequestError(message, param="input_type")
+    return sides[0]
 
 
 def _texts(given: Any, max_texts: int) -> list[str]:
@@ -268,23 +239,15 @@ def _texts(given: Any, max_texts: int) -> list[str]:
         )
     for position, text in enumerate(texts):
         if not isinstance(text, str) or not text:
-            what = "is empty" if text == "" else f"is {_shown(text)}, which is no text"
+            what = "is empty" if text == "" else f"is {text!r:.60}, which is no text"
             raise RefusedRequestError(f"input[{position}] {what}.", param="input")
     return texts
 
 
-def _shown(value: object) -> str:
-    """What a client sent, short enough for a message."""
-    text = value if isinstance(value, str) else repr(value)
-    return repr(text[:60] + "...") if len(text) > 60 else repr(text) if isinstance(value, str) else text
-
-
-def _answer(asked: _EmbeddingsRequest, vectors: Vectors, tokens: int) -> Response:
+def _answer(asked: _EmbeddingsRequest, vectors: Array, tokens: int) -> Response:
     """Vectors, float32 of shape ``(n, d)``, as OpenAI's clients read them."""
-    if asked.dimensions is not None:
-        cut = vectors[:, : asked.dimensions].astype(np.float64)
-        lengths = np.linalg.norm(cut, axis=1, keepdims=True)
-        vectors = (cut / np.maximum(lengths, np.finfo(np.float64).tiny)).astype(np.float32)
+    if asked.dimensions < vectors.shape[1]:
+        vectors = normalize_embeddings(torch.from_numpy(vectors[:, : asked.dimensions])).numpy()
     rows: Iterable[Any] = np.ascontiguousarray(vectors)
     if asked.in_base64:
         rows = [base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii") for vector in vectors]
@@ -301,7 +264,7 @@ class _Piece(NamedTuple):
     """A few texts of one request, and what they become: vectors, and how many tokens they have."""
 
     texts: list[str]
-    answer: asyncio.Future[tuple[Vectors, int]]
+    answer: Future[tuple[Array, int]]
 
 
 class _Batches:
@@ -316,10 +279,10 @@ class _Batches:
         self._model = model
         self._max_batch = max_batch
         self._waiting: dict[Side, deque[_Piece]] = {"query": deque(), "document": deque()}
+        self._turn = deque(self._waiting)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
-        self._work: asyncio.Task[None] | None = None
 
-    async def encode(self, side: Side, texts: Sequence[str]) -> tuple[Vectors, int]:
+    async def encode(self, side: Side, texts: Sequence[str]) -> tuple[Array, int]:
         """Vectors, float32 of shape ``(n, d)``, and the number of tokens that the encoder read.
 
         They count with prompt and special tokens, without what was cut off.
@@ -327,37 +290,31 @@ class _Batches:
         order = np.argsort([-len(text) for text in texts], kind="stable")
         found = []
         for start in range(0, len(texts), self._max_batch):
-            own = [texts[place] for place in order[start : start + self._max_batch]]
-            piece = _Piece(own, asyncio.get_running_loop().create_future())
+            piece = _Piece([texts[place] for place in order[start : start + self._max_batch]], Future())
             self._waiting[side].append(piece)
-            if self._work is None or self._work.done():
-                self._work = asyncio.create_task(self._encode_all())
-            found.append(await piece.answer)
+            self._thread.submit(self._encode_next)  # as often as there are pieces, and each time at least one is taken
+            found.append(await asyncio.wrap_future(piece.answer))
         return np.concatenate([own for own, _ in found])[np.argsort(order)], sum(tokens for _, tokens in found)
 
-    async def _encode_all(self) -> None:
-        """Encode until nobody waits, one batch of each side in turn."""
-        loop = asyncio.get_running_loop()
-        while any(self._waiting.values()):
-            for side, waiting in self._waiting.items():
-                batch: list[_Piece] = []
-                room = self._max_batch
-                while waiting and len(waiting[0].texts) <= room:
-                    piece = waiting.popleft()
-                    if not piece.answer.done():  # its client may have gone
-                        batch.append(piece)
-                        room -= len(piece.texts)
-                texts = [piece.texts for piece in batch]
-                found = await loop.run_in_executor(self._thread, self._vectors_or_errors, side, texts) if batch else []
-                for piece, answer in zip(batch, found, strict=True):
-                    if piece.answer.done():
-                        continue
-                    if isinstance(answer, Exception):
-                        piece.answer.set_exception(answer)
-                    else:
-                        piece.answer.set_result(answer)
+    def _encode_next(self) -> None:
+        """Encode what waits on one side, up to a whole batch; nothing where a call before this one did so."""
+        self._turn.rotate()
+        side = next((one for one in self._turn if self._waiting[one]), self._turn[0])
+        waiting, room = self._waiting[side], self._max_batch
+        batch: list[_Piece] = []
+        while waiting and len(waiting[0].texts) <= room:
+            piece = waiting.popleft()
+            if piece.answer.set_running_or_notify_cancel():  # its client may have gone
+                batch.append(piece)
+                room -= len(piece.texts)
+        answers = self._vectors_or_errors(side, [piece.texts for piece in batch]) if batch else []
+        for piece, answer in zip(batch, answers, strict=True):
+            if isinstance(answer, Exception):
+                piece.answer.set_exception(answer)
+            else:
+                piece.answer.set_result(answer)
 
-    def _vectors_or_errors(self, side: Side, requests: list[list[str]]) -> list[tuple[Vectors, int] | Exception]:
+    def _vectors_or_errors(self, side: Side, requests: list[list[str]]) -> list[tuple[Array, int] | Exception]:
         """An answer for each request: what one of them breaks, the others get all the same."""
         try:
             return list(self._vectors(side, requests))
@@ -366,15 +323,10 @@ class _Batches:
                 return [answer for request in requests for answer in self._vectors_or_errors(side, [request])]
             return [error if isinstance(error, Exception) else RuntimeError(str(error))]
 
-    def _vectors(self, side: Side, requests: list[list[str]]) -> list[tuple[Vectors, int]]:
-        encode = self._model.encode_query if side == "query" else self._model.encode_document
+    def _vectors(self, side: Side, requests: list[list[str]]) -> list[tuple[Array, int]]:
         texts = [text for request in requests for text in request]
-        tensor = encode(texts, batch_size=self._max_batch, convert_to_tensor=True, show_progress_bar=False)
-        vectors: Vectors = tensor.float().cpu().numpy()
-        if not np.isfinite(vectors).all():
-            raise ValueError(f"A {side} vector of the model is not finite.")
-        ends = np.cumsum([len(request) for request in requests])
-        parts = np.split(vectors, ends[:-1])
+        vectors = side_vectors(self._model, side, texts, batch_size=self._max_batch)
+        parts = np.split(vectors, np.cumsum([len(request) for request in requests])[:-1])
         return [(part, self._tokens(side, request)) for part, request in zip(parts, requests, strict=True)]
 
     def _tokens(self, side: Side, texts: list[str]) -> int:

@@ -25,15 +25,17 @@ _MOST_FINDINGS = 50
 _MOST_LEVELS = 8
 _MOST_NESTED = 64
 _MOST_DIGITS = 20
+_NO_LIMIT = str(int(1e30))  # the number by which a tokenizer says that it cuts nothing off
 # Windows has neither of the first two, and no other system the last.
 _OPEN = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
 # Left by git, by downloads of the Hub's client and by evaluations; nothing is loaded from them.
 _PASSED_OVER = frozenset({".git", ".cache", EVALUATION_FOLDER})
-# Bytes of a value by the type's name in safetensors, and what numpy, which does not know bfloat16, reads floats as.
+# Bytes of a value by the type's name in safetensors; and what floats are read as, since numpy has no bfloat16.
 _SIZES = {"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_SIZES |= {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 FLOATS: dict[str, Any] = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
-# A value beyond it overflows in float32 where it is squared for the length of a vector.
-_LARGEST = 1e15
+# A value beyond it overflows in float32 where it is squared for the length of a vector; float16 ends far below it.
+_LARGEST = np.float32(1e15)
 
 
 class VerificationError(ValueError):
@@ -125,7 +127,9 @@ class Folder:
         raise OSError(f"{path} is no longer a plain file.")
 
     def digest(self, name: str) -> str:
-        """SHA-256 of a file, as ``sha256sum`` and the Hub give it."""
+        """SHA-256 of a file, as ``sha256sum`` and the Hub give it; of weights, only where they are whole."""
+        if name.endswith(".safetensors"):
+            return self.weights(name).digest
         digest = hashlib.sha256()
         with self.open(name) as file:
             while chunk := file.read(_CHUNK):
@@ -137,13 +141,13 @@ class Folder:
         with self.open(name) as file:
             content = file.read(_MOST_JSON)
         if len(content) == _MOST_JSON:
-            what = f"is {self.sizes[name]:,} bytes long, and that is longer than any configuration."
-            raise FindingError(name, what)
+            size = self.sizes[name]
+            raise FindingError(name, f"is {size:,} bytes long, and that is longer than any configuration.")
         try:
             value = parsed(content)
         except ValueError as error:
-            what = f"is not JSON that can be trusted ({shown(str(error))}). Save or download it again."
-            raise FindingError(name, what) from error
+            why = f"is not JSON that can be trusted ({shown(str(error))}). Save or download it again."
+            raise FindingError(name, why) from error
         if not isinstance(value, kind):
             expected = "no JSON object" if kind is dict else "no list"
             raise FindingError(name, f"holds {expected}, but {type(value).__name__}. Save or download it again.")
@@ -157,27 +161,27 @@ class Folder:
         """
         with self.open(name) as file:
             try:
-                tensors, header = _header(self.path / name, file, name)
+                tensors, header = _header(self.path / name, file)
             except (SafetensorError, ValueError) as error:
-                what = f"is no whole safetensors file: {shown(str(error))}. Save or download the model again."
-                raise FindingError(name, what) from error
+                why = f"is no whole safetensors file: {shown(str(error))}. Save or download the model again."
+                raise FindingError(name, why) from error
             digest = hashlib.sha256(header)
             for key, (dtype, shape) in tensors.items():
-                size = np.dtype(FLOATS[dtype]).itemsize if dtype in FLOATS else _SIZES[dtype]
-                left, sound = math.prod(shape) * size, True
+                if dtype not in _SIZES:
+                    what = f"tensor {shown(key)!r} is of type {dtype}, which cannot be checked. "
+                    raise FindingError(name, what + "Save the model in float32, float16 or bfloat16.")
+                left, sound = math.prod(shape) * _SIZES[dtype], True
                 while left:
                     chunk = file.read(min(left, _CHUNK))
                     if not chunk:
                         raise FindingError(name, "became shorter while it was read.")
                     digest.update(chunk)
-                    sound = sound and _is_sound(chunk, dtype)
                     left -= len(chunk)
+                    if dtype in FLOATS:  # NaN is not below it
+                        sound = sound and bool((np.abs(floats(chunk, dtype)) <= _LARGEST).all())
                 if not sound:
-                    self.add(
-                        name,
-                        f"tensor {shown(key)!r} has values that are not finite, or beyond {_LARGEST:.0e}: its vectors "
-                        "would be NaN. Train again.",
-                    )
+                    what = f"tensor {shown(key)!r} has values that are not finite, or beyond {_LARGEST:.0e}: "
+                    self.add(name, what + "its vectors would be NaN. Train again.")
         return Weights(digest.hexdigest(), tensors)
 
     def _walk(self) -> None:
@@ -259,7 +263,7 @@ def floats(content: bytes, dtype: str) -> Any:
     return (values.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else values
 
 
-def _header(path: Path, file: BinaryIO, where: str) -> tuple[dict[str, tuple[str, tuple[int, ...]]], bytes]:
+def _header(path: Path, file: BinaryIO) -> tuple[dict[str, tuple[str, tuple[int, ...]]], bytes]:
     """Type and shape of the tensors in the order in which they lie in the file, and the bytes before the first."""
     first = file.read(8)
     length = int.from_bytes(first, "little")
@@ -267,31 +271,14 @@ def _header(path: Path, file: BinaryIO, where: str) -> tuple[dict[str, tuple[str
         raise ValueError("it ends within its header")
     if length > _MOST_JSON:
         raise ValueError(f"its header would be {length:,} bytes long, more than {_MOST_JSON:,}")
-    tensors = {}
     try:
         library: Any = safe_open(path, "numpy")
     except (MemoryError, OSError) as error:
         raise ValueError(f"the system does not map it ({error})") from error
     with library:
-        for name in library.offset_keys():
-            entry = library.get_slice(name)
-            tensors[name] = (entry.get_dtype(), tuple(entry.get_shape()))
-            if tensors[name][0] not in _SIZES.keys() | FLOATS.keys():
-                what = (
-                    f"tensor {shown(name)!r} is of type {tensors[name][0]}, which cannot be checked. Save the model in "
-                )
-                raise FindingError(where, f"{what}float32, float16 or bfloat16.")
+        entries = {name: library.get_slice(name) for name in library.offset_keys()}
+        tensors = {name: (entry.get_dtype(), tuple(entry.get_shape())) for name, entry in entries.items()}
     return tensors, first + file.read(length)
-
-
-def _is_sound(chunk: bytes, dtype: str) -> bool:
-    """Whether all values are finite, and small enough to be squared."""
-    if dtype not in FLOATS:
-        return True
-    values = floats(chunk, dtype)
-    if dtype == "F16":  # the limit itself is infinite in float16, which ends far below it
-        return bool(np.isfinite(values).all())
-    return bool((np.abs(values) <= _LARGEST).all())  # False for NaN
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -302,6 +289,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > _MOST_DIGITS:
+    if len(digits) > _MOST_DIGITS and digits != _NO_LIMIT:
         raise ValueError(f"it has a number of {len(digits)} digits")
     return int(digits)

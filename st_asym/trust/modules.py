@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from posixpath import join
 from typing import Any
 
-from st_asym.data.files import PROVENANCE_FILE
+from st_asym.data.files import PROVENANCE_FILE, ROUTER_FILE
 from st_asym.trust.folder import FLOATS, FindingError, Folder, parts, shown
 
 ROUTES = ("query", "document")
@@ -60,11 +61,8 @@ _MOST_LAYERS = 16
 def is_document(name: str) -> bool:
     """Whether a file may change without changing a vector."""
     path = PurePosixPath(name)
-    return (
-        path.name in _DOCUMENT_NAMES
-        or path.suffix.lower() in _DOCUMENTS
-        or (str(path.parent) == "." and _OWN_REPORTS.fullmatch(name) is not None)
-    )
+    own = _OWN_REPORTS.fullmatch(name) is not None
+    return own or path.name in _DOCUMENT_NAMES or path.suffix.lower() in _DOCUMENTS
 
 
 def is_too_large(name: str, size: int) -> bool:
@@ -78,23 +76,19 @@ def check_files(folder: Folder) -> None:
     for path, size in folder.sizes.items():
         name, kind = PurePosixPath(path).name, PurePosixPath(path).suffix.lower()
         if _OF_THE_TRAINER.fullmatch(name):
-            what = (
-                "is the trainer's, and a pickle, which can run any code when it is loaded. The model does not need it: "
-                "remove it, or save the model with save_pretrained."
-            )
+            what = "is the trainer's, and a pickle, which can run any code when it is loaded. "
+            folder.add(path, what + "The model does not need it: remove it, or save the model with save_pretrained.")
         elif kind in _PICKLES:
             what = "may hold a pickle, which can run any code when it is loaded. Save the model as safetensors."
+            folder.add(path, what)
         elif kind in _CODE:
-            what = "is code, and a saved model needs none. Remove it, or do not use the model."
+            folder.add(path, "is code, and a saved model needs none. Remove it, or do not use the model.")
         elif name == "adapter_config.json":
-            what = "makes this an adapter, which loads another model. Merge it and save the whole."
+            folder.add(path, "makes this an adapter, which loads another model. Merge it and save the whole.")
         elif not is_document(path) and kind not in _DATA:
-            what = "is no kind of file that a saved model has. Remove it."
+            folder.add(path, "is no kind of file that a saved model has. Remove it.")
         elif is_too_large(path, size):
-            what = f"is {size:,} bytes long: no such file is. Remove it, or download it again."
-        else:
-            continue
-        folder.add(path, what)
+            folder.add(path, f"is {size:,} bytes long: no such file is. Remove it, or download it again.")
 
 
 def check_configurations(folder: Folder) -> None:
@@ -107,10 +101,8 @@ def check_configurations(folder: Folder) -> None:
             configuration = folder.json(name, object)
             for _, key, value in parts(configuration) if name != PROVENANCE_FILE else ():
                 if key == "auto_map" and value:
-                    what = (
-                        "names code of its own (auto_map). Where transformers has the class itself, remove the entry."
-                    )
-                    folder.add(name, what)
+                    what = "names code of its own (auto_map). Where transformers has the class itself, "
+                    folder.add(name, what + "remove the entry.")
                 elif isinstance(value, str) and key not in _ORIGINS and _PATHS.fullmatch(key) and _leads_away(value):
                     what = f"{shown(key)} leads out of the folder, to {shown(value)!r}. Name a file in it."
                     folder.add(name, what)
@@ -157,13 +149,12 @@ def read_saved(folder: Folder, *, heads_alone: bool) -> Saved:
 def _read_modules(folder: Folder, saved: Saved) -> None:
     labels = set()
     for position, entry in enumerate(folder.json("modules.json", list)):
-        kind = _entry(folder, position, entry)
+        saved.names.append(_entry(folder, position, entry))
         if entry["name"] in labels:
             folder.add("modules.json", f"has two modules of the name {shown(entry['name'])!r}: save it again.")
         labels.add(entry["name"])
-        saved.names.append(kind)
         with folder.noting():
-            _follow(folder, saved, kind, entry["path"])
+            _follow(folder, saved, saved.names[-1], entry["path"])
     names = saved.names
     if not names:
         raise FindingError("modules.json", "has no modules. Save or download the model again.")
@@ -180,15 +171,11 @@ def _entry(folder: Folder, position: int, entry: Any) -> str:
     """The class of an entry of modules.json."""
     if not isinstance(entry, dict) or not {"name", "path", "type"} <= set(entry):
         what = "has no name, path or type. Save or download the model again."
-        raise FindingError("modules.json", f"module {position} {what}")
-    path, kind = entry["path"], stock_name(entry["type"])
-    if not isinstance(entry["name"], str) or not isinstance(path, str) or (path and _leads_away(path)):
+    elif not isinstance(path := entry["path"], str) or not isinstance(entry["name"], str) or _leads_away(path):
         what = f"leads out of the folder, to {shown(path)!r}. Do not load it."
-    elif kind is None:
-        what = (
-            f"is a {shown(entry['type'])!r}, no stock module of sentence-transformers that is data alone. "
-            "Loading it would need trust_remote_code: save the stock model, in which heads are Router and Dense."
-        )
+    elif (kind := stock_name(entry["type"])) is None:
+        what = f"is a {shown(entry['type'])!r}, no stock module of sentence-transformers that is data alone. Loading "
+        what += "it would need trust_remote_code: save the stock model, in which heads are Router and Dense."
     elif not path and position:
         what = "shares the folder of the first. Save the model again."
     elif path and kind != "Normalize" and not folder.within(path):
@@ -223,31 +210,31 @@ def _encoder(folder: Folder, kind: str, path: str) -> int | None:
     if kind == "StaticEmbedding":
         shapes = [shape for name in own for _, shape in folder.weights(name).tensors.values()]
         return shapes[0][1] if len(shapes) == 1 and len(shapes[0]) == 2 else None
-    prefix = f"{path}/" if path else ""
     with folder.noting():
-        _check_shards(folder, prefix)
-    configuration = folder.json(f"{prefix}config.json")
+        _check_shards(folder, path)
+    configuration = folder.json(join(path, "config.json"))
     size = configuration.get("hidden_size", configuration.get("d_model"))
     return size if type(size) is int else None
 
 
-def _check_shards(folder: Folder, prefix: str) -> None:
-    index = f"{prefix}model.safetensors.index.json"
+def _check_shards(folder: Folder, path: str) -> None:
+    index = join(path, "model.safetensors.index.json")
     if index not in folder.sizes:
         return
     shards = folder.json(index).get("weight_map")
     if not isinstance(shards, dict):
         raise FindingError(index, "has no weight_map. Save or download the model again.")
     for shard in sorted({str(shard) for shard in shards.values()}):
-        if _leads_away(shard) or not shard.endswith(".safetensors") or prefix + shard not in folder.sizes:
+        if _leads_away(shard) or not shard.endswith(".safetensors") or join(path, shard) not in folder.sizes:
             folder.add(index, f"names {shown(shard)!r}, which is no safetensors file beside it.")
 
 
 def _pooling(folder: Folder, path: str, before: int | None) -> int:
-    configuration = folder.json(f"{path}/config.json")
+    name = join(path, "config.json")
+    configuration = folder.json(name)
     size = configuration.get("embedding_dimension", configuration.get("word_embedding_dimension"))
     if not _is_dimension(size):
-        raise FindingError(f"{path}/config.json", "has no embedding_dimension. Save or download the model again.")
+        raise FindingError(name, "has no embedding_dimension. Save or download the model again.")
     _check_fit(folder, path, before, size)
     modes = configuration.get("pooling_mode")
     if not isinstance(modes, str | list):
@@ -257,17 +244,15 @@ def _pooling(folder: Folder, path: str, before: int | None) -> int:
 
 def _dense(folder: Folder, path: str) -> tuple[int, int]:
     """Input and output dimensions of a ``Dense`` whose configuration and weights fit together."""
-    name, file = f"{path}/config.json", f"{path}/model.safetensors"
+    name, file = join(path, "config.json"), join(path, "model.safetensors")
     tensors, configuration = folder.weights(file).tensors, folder.json(name)
     columns, rows = (configuration.get(key) for key in ("in_features", "out_features"))
     if not _is_dimension(columns) or not _is_dimension(rows):
         raise FindingError(name, f"goes from {shown(columns)} to {shown(rows)}, which are no dimensions.")
     activation = configuration.get("activation_function", "torch.nn.modules.activation.Tanh")
     if not isinstance(activation, str) or activation not in _ACTIVATIONS:
-        folder.add(
-            name,
-            f"has the activation {shown(activation)!r}, none of those of torch.nn that a head can have. Save it again.",
-        )
+        what = f"has the activation {shown(activation)!r}, none of those of torch.nn that a head can have. "
+        folder.add(name, what + "Save it again.")
     expected: dict[str, tuple[int, ...]] = {"linear.weight": (rows, columns)}
     if configuration.get("bias", True):
         expected["linear.bias"] = (rows,)
@@ -275,8 +260,8 @@ def _dense(folder: Folder, path: str) -> tuple[int, int]:
         expected["residual.weight"] = (rows, columns)
     shapes = {key: shape for key, (_, shape) in tensors.items()}
     if shapes != expected:
-        what = f"has other tensors, of shapes {shown(shapes)}, than {name} asks for, {shown(expected)}."
-        raise FindingError(file, what)
+        why = f"has other tensors, of shapes {shown(shapes)}, than {name} asks for, {shown(expected)}."
+        raise FindingError(file, why)
     if any(dtype not in FLOATS for dtype, _ in tensors.values()):
         folder.add(file, "holds weights that are no floating point numbers. Save the model again.")
     return columns, rows
@@ -288,24 +273,19 @@ def _is_dimension(value: Any) -> bool:
 
 def _read_heads(folder: Folder, saved: Saved, path: str) -> None:
     """Read a saved ``Router`` of two routes."""
-    prefix = f"{path}/" if path else ""
-    name = f"{prefix}router_config.json"
+    name = join(path, ROUTER_FILE)
     router = folder.json(name)
     types, structure, parameters = (router.get(key) for key in ("types", "structure", "parameters"))
     if not isinstance(types, dict) or not isinstance(structure, dict) or not isinstance(parameters, dict):
         raise FindingError(name, "lacks types, structure or parameters. Save or download the model again.")
     if set(structure) != set(ROUTES):
-        what = f"has no routes for query and document alone, but {shown(sorted(structure))}."
-        raise FindingError(name, what)
+        raise FindingError(name, f"has no routes for query and document alone, but {shown(sorted(structure))}.")
     _check_layers(name, types, structure)
-    for sentence in _wrong_routing(structure, parameters):
-        folder.add(name, sentence)
+    _check_routing(folder, name, structure, parameters)
     saved.digests = {}
     for route in ROUTES:
         with folder.noting():
-            saved.digests[route], sizes = _read_route(folder, [prefix + layer for layer in structure[route]])
-            if sizes is not None:
-                saved.sizes[route] = sizes
+            saved.digests[route] = _read_route(folder, saved, route, [join(path, layer) for layer in structure[route]])
     _check_sides(folder, saved, path or name)
 
 
@@ -315,9 +295,8 @@ def _check_layers(name: str, types: Mapping[str, Any], structure: Mapping[str, A
         if not layer or _leads_away(layer):
             raise FindingError(name, f"leads out of the folder, to {shown(layer)!r}. Do not load it.")
         if stock_name(kind) != "Dense":
-            raise FindingError(
-                name, f"layer {shown(layer)!r} is a {shown(kind)!r}, and heads consist of Dense of the library."
-            )
+            what = f"layer {shown(layer)!r} is a {shown(kind)!r}, and heads consist of Dense of the library."
+            raise FindingError(name, what)
     for route, layers in structure.items():
         if not isinstance(layers, list) or not all(isinstance(layer, str) and layer in types for layer in layers):
             what = f"route {route!r} names a layer that is no folder in it. Save or download the model again."
@@ -326,36 +305,35 @@ def _check_layers(name: str, types: Mapping[str, Any], structure: Mapping[str, A
         raise FindingError(name, f"has no layers on either route, or more than {_MOST_LAYERS} on one.")
 
 
-def _wrong_routing(structure: Mapping[str, list[str]], parameters: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with how a ``Router`` sends texts to its layers."""
+def _check_routing(
+    folder: Folder, name: str, structure: Mapping[str, list[str]], parameters: Mapping[str, Any]
+) -> None:
+    """Whether a ``Router`` sends the texts of each side to its own layers."""
     if set(parameters) - {"default_route", "allow_empty_key", "route_mappings"} or parameters.get("route_mappings"):
-        yield "sends tasks other ways than by their names (route_mappings). Save the model again."
+        folder.add(name, "sends tasks other ways than by their names (route_mappings). Save the model again.")
     if parameters.get("default_route") not in (None, *ROUTES):
-        yield f"has the default route {shown(parameters['default_route'])}, which is not there."
+        folder.add(name, f"has the default route {shown(parameters['default_route'])}, which is not there.")
     # Layers are named by the route that they were made for: that is seen without any record of them.
     query, document = ({layer.partition("_")[0] for layer in structure[route]} for route in ROUTES)
-    if query == {"document"} != document:
-        yield "sends queries through the head of documents: the routes are swapped. Download it again."
-    elif document == {"query"} != query:
-        yield "sends documents through the head of queries: the routes are swapped. Download it again."
+    if query == {"document"} != document or document == {"query"} != query:
+        folder.add(name, "sends one side through the head of the other: the routes are swapped. Download it again.")
 
 
-def _read_route(folder: Folder, layers: Sequence[str]) -> tuple[str | None, tuple[int, int] | None]:
-    """Digest of a route, and its input and output dimensions, None where it has no layers."""
+def _read_route(folder: Folder, saved: Saved, route: str, layers: Sequence[str]) -> str | None:
+    """Follow the layers of a route; their digest, None where it has none."""
     digests: list[tuple[str, str]] = []
-    sizes: list[tuple[int, int]] = []
     for path in layers:
-        sizes.append(_dense(folder, path))
-        configuration = folder.json(f"{path}/config.json")
+        takes, gives = _dense(folder, path)
+        first, before = saved.sizes.get(route, (takes, takes))
+        _check_fit(folder, path, before, takes)
+        saved.sizes[route] = (first, gives)
+        name = join(path, "config.json")
+        configuration = folder.json(name)
         keys = [configuration.get(key) for key in ("module_input_name", "module_output_name")]
         if any(key not in (None, _EMBEDDING) for key in keys):
             folder.add(path, f"reads or writes something else than {_EMBEDDING}, {shown(keys)}. Save it again.")
-        if len(sizes) > 1:
-            _check_fit(folder, path, sizes[-2][1], sizes[-1][0])
-        digests.append((folder.digest(f"{path}/config.json"), folder.weights(f"{path}/model.safetensors").digest))
-    if not layers:
-        return None, None
-    return hashlib.sha256(json.dumps(digests).encode()).hexdigest(), (sizes[0][0], sizes[-1][1])
+        digests.append((folder.digest(name), folder.digest(join(path, "model.safetensors"))))
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest() if layers else None
 
 
 def _check_fit(folder: Folder, path: str, before: int | None, takes: int) -> None:
@@ -365,16 +343,13 @@ def _check_fit(folder: Folder, path: str, before: int | None, takes: int) -> Non
 
 def _check_sides(folder: Folder, saved: Saved, path: str) -> None:
     """Heads take the encoder's vectors, and both sides give vectors that can be compared."""
-    outputs = {}
     given = saved.encoder_dimension or next((takes for takes, _ in saved.sizes.values()), None)
-    for route in ROUTES:
-        takes, outputs[route] = saved.sizes.get(route, (given, given))
+    for route, (takes, _) in saved.sizes.items():
         if takes != given:
             other = "the encoder gives" if saved.encoder_dimension else "the other takes"
-            what = (
-                f"the {route} head takes vectors of {takes} dimensions, and {other} {given}: it is another encoder's."
-            )
-            folder.add(path, what)
+            what = f"the {route} head takes vectors of {takes} dimensions, and {other} {given}: "
+            folder.add(path, what + "it is another encoder's.")
+    outputs = {route: saved.sizes.get(route, (given, given))[1] for route in ROUTES}
     known = {size for size in outputs.values() if size is not None}
     if len(known) > 1:
         folder.add(path, f"gives queries and documents vectors of different dimensions, {shown(outputs)}.")

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 from weakref import WeakKeyDictionary
@@ -203,11 +203,10 @@ def made_with_heads(model: SentenceTransformer | str | os.PathLike[str] | Any) -
     from st_asym.heads.anatomy import taken_apart
 
     if isinstance(model, SentenceTransformer):
-        heads = taken_apart(model)[1][:1]
-        if heads and heads[0] in _MADE:
-            return _MADE[heads[0]]
-        config = getattr(model.transformers_model, "config", None) if has_heads(model) else None
-        name = getattr(config, "name_or_path", None)
+        heads = taken_apart(model)[1]
+        if not heads or heads[0] in _MADE:
+            return _MADE[heads[0]] if heads else None
+        name = getattr(getattr(model.transformers_model, "config", None), "name_or_path", None)
         model = name if name and Path(name).is_dir() else None
     file = _file_of(model, PROVENANCE_FILE)
     made = None if file is None else _made(file.parent)
@@ -222,11 +221,7 @@ def has_heads(model: SentenceTransformer | str | os.PathLike[str] | Any) -> bool
     if isinstance(model, SentenceTransformer):
         return any(isinstance(module, Router) for module in model.modules())
     file = _file_of(model, "modules.json")
-    try:
-        listed = [] if file is None else json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # as for _file_of
-        return False
-    return any(str(module.get("type")).endswith(".Router") for module in listed)
+    return file is not None and b'.Router"' in file.read_bytes()
 
 
 def _file_of(model: Any, name: str) -> Path | None:
@@ -237,11 +232,10 @@ def _file_of(model: Any, name: str) -> Path | None:
         return None
     if not Path(model).is_dir() and os.fspath(model).count("/") != 1:  # which no Hub id has
         return None
-    try:
+    with contextlib.suppress(OSError):
         found = load_file_path(os.fspath(model), name)
-    except OSError:
-        return None
-    return None if found is None else Path(found)
+        return None if found is None else Path(found)
+    return None
 
 
 def write_provenance(path: Path, *, kind: str, **facts: Any) -> Provenance:
@@ -250,17 +244,13 @@ def write_provenance(path: Path, *, kind: str, **facts: Any) -> Provenance:
     check_files(folder)
     files: dict[str, str] = {}
     documents: dict[str, str] = {}
-    for name in sorted(folder.sizes):
+    for name in sorted(folder.sizes.keys() - {PROVENANCE_FILE}):
         with folder.noting():
-            if is_document(name):
-                documents[name] = folder.digest(name)
-            elif name != PROVENANCE_FILE:
-                weights = name.endswith(".safetensors")
-                files[name] = folder.weights(name).digest if weights else folder.digest(name)
+            (documents if is_document(name) else files)[name] = folder.digest(name)
     saved = read_saved(folder, heads_alone=kind == "heads")
     for sentence in folder.findings:
         logger.warning("%s would not pass st_asym.verify: %s", path, sentence)
-    provenance = Provenance(
+    made = Provenance(
         kind=kind,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         heads=saved.digests or {},
@@ -269,8 +259,8 @@ def write_provenance(path: Path, *, kind: str, **facts: Any) -> Provenance:
         versions=installed(),
         **facts,
     )
-    write_json(path / PROVENANCE_FILE, provenance.as_dict())
-    return provenance
+    write_json(path / PROVENANCE_FILE, made.as_dict())
+    return made
 
 
 def read_provenance(folder: Folder) -> Provenance | None:
@@ -316,11 +306,7 @@ def describe_encoder(model: SentenceTransformer) -> dict[str, Any]:
 
 def installed() -> dict[str, str]:
     """The versions of the packages that shape vectors."""
-    found = {}
-    for name in _PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+    return {name: version(name) for name in _PACKAGES}
 
 
 def keep_what_is_not_ours(earlier: Path, new: Path) -> list[str]:
@@ -332,11 +318,11 @@ def keep_what_is_not_ours(earlier: Path, new: Path) -> list[str]:
     """
     made = _made(earlier)
     replaced, changed = _written(earlier, new, made)
-    completed = CARD_FILE not in replaced and all((folder / CARD_FILE).is_file() for folder in (earlier, new))
-    if completed:
+    completed = set()
+    if CARD_FILE not in replaced and all((folder / CARD_FILE).is_file() for folder in (earlier, new)):
         _complete_card(earlier, new, made)
-        replaced.add(CARD_FILE)
-    kept = sorted({*take_over(earlier, new, replaced), *([CARD_FILE] if completed else [])})
+        completed = {CARD_FILE}
+    kept = sorted({*take_over(earlier, new, replaced | completed), *completed})
     if kept:
         logger.warning("Kept beside the new result, as st_asym did not write it: %s.", ", ".join(kept))
     if changed:
@@ -354,15 +340,15 @@ def _written(earlier: Path, new: Path, made: Provenance | None) -> tuple[set[str
         modules = json.loads((earlier / "modules.json").read_text(encoding="utf-8"))
         own |= {str(module["path"]) for module in modules}
     if made is None:
-        names = {path.relative_to(new).as_posix() for path in new.rglob("*")}
-        return own | names - {CARD_FILE}, []
-    folder = Folder(earlier)
-    digests = {name: folder.digest(name) for name in [*made.files, *made.documents] if name in folder.sizes}
-    own |= {name for name, digest in made.documents.items() if digests.get(name) == digest}
-    changed = [name for name, digest in made.files.items() if digests.get(name, digest) != digest]
+        return own | {path.relative_to(new).as_posix() for path in new.rglob("*")} - {CARD_FILE}, []
+    folder, same = Folder(earlier), set()
+    for name, digest in {**made.files, **made.documents}.items():
+        with folder.noting():  # what is missing, or weights that are not whole
+            if folder.digest(name) == digest:
+                same.add(name)
     if not made.documents:  # 0.1 did not note them
         own.add(PLOT_FILE)
-    return own | set(made.files), changed
+    return own | made.files.keys() | same, sorted((made.files.keys() & folder.sizes.keys()) - same)
 
 
 def _complete_card(earlier: Path, new: Path, made: Provenance | None) -> None:
@@ -390,12 +376,11 @@ def _complete_card(earlier: Path, new: Path, made: Provenance | None) -> None:
 
 
 def _made(folder: Path) -> Provenance | None:
-    try:
-        return Provenance.of(folder)
-    except VerificationError as error:
-        logger.warning("What %s was made of cannot be read: %s", folder, " ".join(error.findings))
-    except OSError:
-        pass
+    with contextlib.suppress(OSError):
+        try:
+            return Provenance.of(folder)
+        except VerificationError as error:
+            logger.warning("What %s was made of cannot be read: %s", folder, " ".join(error.findings))
     return None
 
 

@@ -20,6 +20,12 @@ from st_asym.trust.modules import (
 from st_asym.trust.provenance import Provenance, are_prompts, read_provenance
 
 _SETTINGS_FILE = "config_sentence_transformers.json"
+# What cannot be told where a folder does not say what it was made of: of any model, and of heads.
+_NOTES = (
+    f"There is no {PROVENANCE_FILE}: a change of the files since they were saved cannot be told.",
+    "Whether the heads fit the encoder is known by its dimension at most; exchanged weights of the two heads cannot be "
+    "told.",
+)
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,7 @@ def verify(path: str | os.PathLike[str]) -> Verification:
         dimension=saved.dimension,
         heads=saved.sizes,
         provenance=provenance,
-        notes=() if provenance is not None else _notes(saved),
+        notes=() if provenance is not None else _NOTES[: 1 if saved.digests is None else 2],
     )
 
 
@@ -143,25 +149,14 @@ def read_heads(path: str | os.PathLike[str]) -> tuple[dict[str, list[str]], Prov
     return structure, provenance
 
 
-def _notes(saved: Saved) -> tuple[str, ...]:
-    """What cannot be told where a folder does not say what it was made of."""
-    first = f"There is no {PROVENANCE_FILE}: a change of the files since they were saved cannot be told."
-    if saved.digests is None:
-        return (first,)
-    fit = "is not known" if saved.encoder_dimension is None else "is known by its dimension alone"
-    return first, f"Whether the heads fit this encoder {fit}; exchanged weights of the two heads cannot be told."
-
-
 def _check_settings(folder: Folder, *, with_heads: bool) -> None:
     settings = folder.json(_SETTINGS_FILE)
-    kind = settings.get("model_type", "SentenceTransformer")
+    kind, similarity = settings.get("model_type", "SentenceTransformer"), settings.get("similarity_fn_name")
     if kind != "SentenceTransformer":
         folder.add(_SETTINGS_FILE, f"is of a {shown(kind)}, not of a SentenceTransformer. Use its own class.")
-    similarity = settings.get("similarity_fn_name")
     if with_heads and similarity != "cosine":
-        folder.add(
-            _SETTINGS_FILE, f"compares vectors by {shown(similarity)}, and heads are trained for cosine. Set it so."
-        )
+        what = f"compares vectors by {shown(similarity)}, and heads are trained for cosine. Set it so."
+        folder.add(_SETTINGS_FILE, what)
     if not are_prompts(settings):
         what = "has prompts that are no texts, or a default prompt that is not among them. Save the model again."
         folder.add(_SETTINGS_FILE, what)
@@ -179,38 +174,28 @@ def _check_made(folder: Folder, provenance: Provenance, saved: Saved) -> None:
             folder.add(name, f"is missing, and {PROVENANCE_FILE} says that it was saved. Download it again.")
         elif not is_too_large(name, folder.sizes[name]):  # a finding already, and perhaps without end
             with folder.noting():
-                weights = name.endswith(".safetensors")
-                if digest == (folder.weights(name).digest if weights else folder.digest(name)):
+                if folder.digest(name) == digest:
                     continue
-                of_encoder = weights and "Router" in saved.names and "_Router/" not in name
+                of_encoder = name.endswith(".safetensors") and "Router" in saved.names and "_Router/" not in name
                 whose = ": the heads were trained on another encoder" if of_encoder else ""
-                folder.add(
-                    name,
-                    f"is not what was saved, by the digest in {PROVENANCE_FILE}{whose}. Download it again, "
-                    "or, if the change is your own, write the file anew with st_asym.save_provenance.",
-                )
+                what = f"is not what was saved, by the digest in {PROVENANCE_FILE}{whose}. Download it again, or, "
+                folder.add(name, what + "if the change is your own, write the file anew with st_asym.save_provenance.")
 
 
 def _check_routes(folder: Folder, provenance: Provenance, saved: Saved) -> None:
     """Compare the heads by side, so that exchanged ones are told from changed ones."""
     found = [(saved.digests or {}).get(route) for route in ROUTES]
     made = [provenance.heads.get(route) for route in ROUTES]
-    if found == made[::-1] and found != made:
-        folder.add(
-            PROVENANCE_FILE,
-            "was written with the heads the other way round: queries and documents are swapped. Download it again.",
-        )
+    if found == made[::-1] != made:
+        what = "was written with the heads the other way round: queries and documents are swapped. Download it again."
+        folder.add(PROVENANCE_FILE, what)
         return
     dimension = provenance.encoder.get("dimension")
-    for position, route in enumerate(ROUTES):
-        if found[position] != made[position]:
-            folder.add(
-                PROVENANCE_FILE, f"was written with another {route} head than there is. Download the model again."
-            )
-        size = saved.sizes.get(route)
-        if size is not None and type(dimension) is int and size[0] != dimension:
-            folder.add(
-                PROVENANCE_FILE,
-                f"says that the encoder gives {dimension} dimensions, and the {route} head takes {size[0]}: it is "
-                "another encoder's.",
-            )
+    for route, own, saved_one in zip(ROUTES, found, made, strict=True):
+        if own != saved_one:
+            what = f"was written with another {route} head than there is. Download the model again."
+            folder.add(PROVENANCE_FILE, what)
+        takes, _ = saved.sizes.get(route, (dimension, None))
+        if type(dimension) is int and takes != dimension:
+            what = f"says that the encoder gives {dimension} dimensions, and the {route} head takes {takes}: "
+            folder.add(PROVENANCE_FILE, what + "it is another encoder's.")

@@ -19,7 +19,7 @@ tokenizers = pytest.importorskip("tokenizers")
 
 
 def encode(folder: Path, texts: list[str]) -> np.ndarray:
-    """As the docstring of export_side says."""
+    """As docs/serving.md says."""
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_truncation(read_json(folder / "sentence_bert_config.json")["max_seq_length"])
     tokenizer.enable_padding()
@@ -106,6 +106,18 @@ def test_what_is_no_graph_of_tokens_is_refused(model: SentenceTransformer, tmp_p
         export_side(model, "query", tmp_path / "side", format="onnx", texts=TEXTS)
     with pytest.raises(ValueError, match="needs a model in float32"):
         export_side(model.bfloat16(), "document", tmp_path / "side", format="onnx", texts=TEXTS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_exporter_that_fails_without_a_word_is_one_line(
+    model: SentenceTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("torch.onnx.export", fail)
+    with pytest.raises(ValueError, match="cannot export this encoder: AssertionError"):
+        export_side(model, "query", tmp_path / "side", format="onnx", texts=TEXTS)
     assert not list(tmp_path.iterdir())
 
 

@@ -68,7 +68,7 @@ def server(answer: Callable[[str, Any], Answer], key: str | None = None) -> Iter
         listening.server_close()
 
 
-def openai(give: Give, names: list[str] | None = None) -> Callable[[str, Any], Answer]:
+def openai(give: Give, names: list[Any] | None = None) -> Callable[[str, Any], Answer]:
     """``/v1/embeddings`` that gives ``give(model name, texts)``, in an order of its own."""
 
     def answer(path: str, body: Any) -> Answer:
@@ -241,6 +241,7 @@ def test_a_server_that_refuses_long_texts(model: SentenceTransformer) -> None:
             "not finite",
         ),
         (openai(lambda *_: [[1.0]], ["a", "b"]), ValueError, "the models a, b: say with --query-model"),
+        (openai(lambda *_: [[1.0]], [1, 2]), ValueError, "the models 1, 2: say with --query-model"),
     ],
 )
 def test_a_server_that_is_none(model: SentenceTransformer, answer: Any, error: type[Exception], message: str) -> None:

@@ -192,6 +192,36 @@ def test_a_small_request_does_not_wait_for_all_of_a_large_one(
     assert any("red" in texts for texts in order[:3])
 
 
+def test_documents_do_not_wait_for_all_queries(
+    client: TestClient, model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    started, go_on = threading.Event(), threading.Event()
+
+    def watched(side: str, encode: Any) -> Any:
+        def encoded(texts: list[str], **options: Any) -> Any:
+            started.set()
+            go_on.wait(10)
+            order.append(side)
+            return encode(texts, **options)
+
+        return encoded
+
+    monkeypatch.setattr(model, "encode_query", watched("query", model.encode_query))
+    monkeypatch.setattr(model, "encode_document", watched("document", model.encode_document))
+    with ThreadPoolExecutor(9) as pool:
+        queries = [pool.submit(ask, client, input=["red"] * 4)]
+        started.wait(10)
+        queries += [pool.submit(ask, client, input=["red"] * 4) for _ in range(7)]
+        threading.Event().wait(0.3)  # they arrive
+        document = pool.submit(ask, client, model="clicks-document")
+        threading.Timer(0.3, go_on.set).start()
+        assert vectors(document.result()).shape == (1, 16)
+        assert all(vectors(query.result()).shape == (4, 16) for query in queries)
+    assert order.index("document") <= 2
+    assert len(order) == 9
+
+
 def test_what_one_request_breaks_the_others_get_all_the_same(
     client: TestClient, model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

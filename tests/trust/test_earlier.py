@@ -150,6 +150,16 @@ def test_a_model_file_that_was_changed_is_named(
     verify(output)
 
 
+def test_a_model_with_weights_that_are_cut_off_is_replaced(
+    output: Path, tiny_encoder: SentenceTransformer, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = output / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4])
+    save(tiny_encoder, output)
+    assert "Changed since it was saved, and replaced by the new result: model.safetensors." in caplog.text
+    verify(output)
+
+
 def test_heads_alone_leave_what_is_beside_them(tmp_path: Path, tiny_encoder: SentenceTransformer) -> None:
     model = asymmetric_model(tiny_encoder)
     save_heads(model, tmp_path / "heads")

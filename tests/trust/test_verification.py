@@ -17,7 +17,16 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from typer.testing import CliRunner
 
-from st_asym import Settings, VerificationError, asymmetric_model, fit, save_heads, save_provenance, verify
+from st_asym import (
+    Settings,
+    VerificationError,
+    asymmetric_model,
+    attach_heads,
+    fit,
+    save_heads,
+    save_provenance,
+    verify,
+)
 from st_asym.cli import app
 from st_asym.trust.folder import parsed
 
@@ -319,6 +328,18 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 def test_json_that_parsers_disagree_on_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
         parsed(text.encode("latin-1"))
+
+
+def test_a_tokenizer_that_cuts_nothing_off_passes(tmp_path: Path, tiny_encoder: SentenceTransformer) -> None:
+    tiny_encoder.tokenizer.model_max_length = int(1e30)  # as transformers has it where there is no limit
+    model = trained(tiny_encoder)
+    model.save_pretrained(str(tmp_path / "model"))
+    save_provenance(tmp_path / "model", model)
+    assert verify(tmp_path / "model").kind == "model"
+    attached = attach_heads(tiny_encoder, save_heads(model, tmp_path / "heads"))
+    assert (attached.encode_query("red head") == model.encode_query("red head")).all()
+    with pytest.raises(ValueError, match="a number of 31 digits"):
+        parsed(str(int(1e30) + 1).encode())
 
 
 def test_the_command_lists_findings_and_its_exit_code_tells(bare: Path, sealed: Path) -> None:
