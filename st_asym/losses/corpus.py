@@ -16,10 +16,10 @@ from torch.utils.checkpoint import checkpoint
 
 from st_asym.cache.encoding import Precision
 from st_asym.data.collection import first_few
-from st_asym.losses.distributed import gather_rows, total
+from st_asym.losses.distributed import gather_rows, one_of_each, total
 from st_asym.losses.documents import NOTHING, Documents, Negatives, Pairs, Relevance, Relevant, Texts, Vectors, together
 from st_asym.losses.isotropy import unit
-from st_asym.losses.sampled import HARD_NEGATIVES, HardNegatives, Sample, one_of_each
+from st_asym.losses.sampled import HARD_NEGATIVES, HardNegatives, Sample
 
 # Documents that go through the head at once: a processor is fastest where they stay in its cache.
 _CPU_CHUNK, _GPU_CHUNK = 1024, 16_384
@@ -59,43 +59,37 @@ class CorpusContrastiveLoss(nn.Module):
     learn to tell "asked for before" from the rest.
 
     It is InfoNCE (van den Oord et al. 2018, https://arxiv.org/abs/1807.03748) with the sum over positives outside the
-    logarithm, as in Supervised Contrastive Learning (Khosla et al. 2020, https://arxiv.org/abs/2004.11362), but with
-    the other positives left out of the denominator, so that a relevant document is never a negative. A query without
-    negatives has a loss of 0.
+    logarithm, as in Supervised Contrastive Learning (Khosla et al. 2020, https://arxiv.org/abs/2004.11362), but no
+    relevant document is a negative of its query. A query without negatives has a loss of 0.
 
-    The corpus comes as vectors before the heads, made once, and goes through the document head as it is now: no encoder
-    runs, and the gradient reaches both heads. Where the document side does not train, it is computed once.
+    The corpus comes as vectors before the heads, and goes through the document head as it is now: no encoder runs, and
+    the gradient reaches both heads. ``negatives="batch"`` takes the documents that are relevant to the queries of the
+    batch in place of the corpus, each once, which is the cheapest step there is.
 
-    With ``negatives="batch"`` the sum is over the documents that are relevant to the other queries of the batch, each
-    once: in-batch negatives without false ones, also where queries have several relevant documents. Only these go
-    through the head, which is the cheapest step there is.
+    A corpus of more than ``max_documents`` is sampled. Each step draws ``sampled_documents``, one from each of as many
+    equal stretches, of the relevant and of the unlabelled ones in proportion to what they count. Each counts as often
+    as its stretch has documents (Horvitz and Thompson 1952), so that the sum over negatives is estimated without bias;
+    its logarithm is, on average, a little too low. The ``hard_negatives`` most similar negatives that were found so far
+    for each query are counted exactly, as they dominate the sum and a sample rarely meets them. They are renewed from
+    each sample and, as in ANCE (Xiong et al. 2020, https://arxiv.org/abs/2007.00808), every ``refresh_steps`` steps
+    from a scan of the next ``max_documents`` documents. A resumed run finds them anew.
 
-    Memory: the graph of a step is kept up to about a gigabyte; beyond that, or with ``chunk_size``, chunks of documents
-    are computed again in the backward pass, with the same gradient. A corpus of more than ``max_documents`` is not
-    compared in full: each step takes its positives, the ``hard_negatives`` hardest known negatives of each query, and a
-    fresh sample of ``sampled_documents``, of the relevant and of the unlabelled ones in proportion to what they count,
-    one from each of as many equal stretches. A sampled document counts as often as its stretch has documents (the
-    weights of Horvitz and Thompson 1952), but not for queries that have it among their positives and hard negatives, so
-    that the sum over negatives is estimated without bias; its logarithm is then, on average, a little too low. Hard
-    negatives are counted exactly as they dominate the sum and a sample rarely meets them. They are renewed, as in ANCE
-    (Xiong et al. 2020, https://arxiv.org/abs/2007.00808), from each sample, and every ``refresh_steps`` steps by a scan
-    of the next ``max_documents`` documents for the queries seen since the last one.
+    The graph of a step takes about a gigabyte at most: beyond that, or with ``chunk_size``, chunks of documents are
+    computed again in the backward pass, with the same gradient.
 
-    Under several processes each has its own queries, and the mean of the losses and of the gradients over processes is
-    what one process gives for the whole batch, also where they hold unequal numbers of rows. The first draws the sample
-    for all, from torch's generator, and hard negatives are shared, so the number of processes changes neither. A
-    resumed run finds its hard negatives anew.
+    Under several processes each has its own queries, of any number, and the mean of their losses and gradients is what
+    one process gives for the whole batch. Samples and hard negatives are shared.
 
     Args:
         model: The model to train, with a frozen encoder: an :func:`st_asym.asymmetric_model`, or a
             :class:`st_asym.CachedSentenceTransformer` of one.
         corpus: Document id to text, with the model's prompt for documents; or a pair of ids and the encoder's vectors,
             an array of shape ``(n, d)``. Above ``max_documents`` texts need a ``CachedSentenceTransformer``, and are
-            looked up in each step; an array stays where it is, which may be a ``numpy.memmap`` of any size.
+            looked up in each step; an array stays where it is, which may be a ``numpy.memmap``.
         relevant: Query id to document id to grade, or to the ids of its relevant documents. Documents with a grade of
             zero or less were judged not relevant: they count in full for that query.
-        ignored: Query id to the ids of documents that are not known to be relevant, nor that they are not, such as
-            judgments that were held out: they are left out of the negatives of that query.
+        ignored: Query id to the ids of documents that may be relevant, such as judgments that were held out: they are
+            no negatives of that query.
         unlabelled_weight: What a document that is relevant to no query counts as a negative, from 0 to 1: 1 where the
             corpus is closed and every document was there to be asked for, 0 to leave such documents out.
         negatives: ``"corpus"``, or ``"batch"`` for the documents that are relevant to the queries of the batch.

@@ -40,9 +40,21 @@ def total(number: int) -> int:
     return sum(gathered(number))
 
 
-def uniform(count: int) -> Tensor:
-    """Numbers from 0 to 1, float64, the same on every process: those of the first.
+def of_the_first(own: T) -> T:
+    """What the first process holds."""
+    shared = [own]
+    if get_world_size() > 1:
+        torch.distributed.broadcast_object_list(shared, src=0)
+    return shared[0]
 
-    They come from torch's CPU generator, whose state the trainer saves with each checkpoint.
+
+def one_of_each(size: int, count: int) -> tuple[Tensor, Tensor]:
+    """A place of each of ``count`` equal stretches of ``size`` places, drawn anew, and the lengths of the stretches.
+
+    The places ascend, and are the same on every process; there are ``size`` of them where ``count`` is more. They come
+    from torch's CPU generator, whose state the trainer saves with each checkpoint.
     """
-    return gathered(torch.rand(count, dtype=torch.float64))[0]
+    count = min(count, size)
+    bounds = torch.arange(count + 1) * size // max(count, 1)
+    draws = of_the_first(torch.rand(count, dtype=torch.float64))
+    return bounds[:-1] + (draws * bounds.diff()).long(), bounds.diff()

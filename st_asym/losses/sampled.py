@@ -9,7 +9,7 @@ from sentence_transformers.util import get_rank, get_world_size
 from torch import Tensor
 from torch.nn.functional import pad
 
-from st_asym.losses.distributed import gathered, uniform
+from st_asym.losses.distributed import gathered, one_of_each
 from st_asym.losses.documents import NOTHING, Documents, Negatives, Pairs, Relevance, find
 from st_asym.retrieval import nearest
 
@@ -27,16 +27,6 @@ HARD_NEGATIVES = """
     primaryClass={cs.IR}
 }
 """
-
-
-def one_of_each(size: int, count: int) -> tuple[Tensor, Tensor]:
-    """One place, drawn anew, of each of ``count`` equal stretches of ``size`` places, and the stretches' lengths.
-
-    They ascend, and are the same on every process. There are ``size`` of them where there are no more places.
-    """
-    count = min(count, size)
-    bounds = torch.arange(count + 1) * size // max(count, 1)
-    return bounds[:-1] + (uniform(count) * bounds.diff()).long(), bounds.diff()
 
 
 class Sample:
