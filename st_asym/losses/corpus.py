@@ -331,6 +331,8 @@ class CorpusContrastiveLoss(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Compare queries, unit vectors over the temperature, with documents, a chunk of documents at a time.
 
+        A document counts for all queries what ``negatives`` say, but for the queries of ``pairs`` what these say.
+
         Returns:
             For each query the log-sum-exp of its negatives, shape ``(n,)``; the logits of the pairs, shape
             ``(pairs,)``; and for each query the largest logits of possible hard negatives, of each chunk at most
@@ -341,19 +343,19 @@ class CorpusContrastiveLoss(nn.Module):
         done = corpus.outputs() if negatives.positions is None and not corpus.trains else None
         inputs = corpus.take(negatives.positions) if done is None else done
 
-        def compare_chunk(start: int, inputs: Tensor, weights: Tensor, *pairs_of_chunk: Tensor) -> Any:
+        def compare_chunk(start: int, documents: Tensor, weights: Tensor, *pairs_of_chunk: Tensor) -> Any:
             pairs = Pairs(*pairs_of_chunk)
             own = pairs.rows, pairs.columns - start
-            vectors = corpus.project(inputs) if done is None else inputs
+            vectors = corpus.project(documents) if done is None else documents
             with corpus.autocast(queries):
                 products = queries @ vectors.to(queries.dtype).T
             products = products.to(queries.dtype)
             logits = products[own]
             similar, places = products.new_empty(len(queries), 0), pairs.rows.new_empty(len(queries), 0)
             if best:
-                candidates = products.detach().masked_fill(weights == NOTHING, NOTHING)
+                candidates = products.detach().masked_fill(weights <= NOTHING / 2, NOTHING)
                 candidates[own] = logits.detach().masked_fill(~pairs.hard, NOTHING)
-                similar, places = candidates.topk(min(best, len(inputs)), dim=1)
+                similar, places = candidates.topk(min(best, len(documents)), dim=1)
             products += weights
             products[own] = logits + pairs.weights.to(logits)
             return products.logsumexp(dim=1), logits, similar, places + start
@@ -363,7 +365,7 @@ class CorpusContrastiveLoss(nn.Module):
         counts = (pairs.columns // size).bincount(minlength=len(starts)).tolist()
         shared = (torch.split(part, size) for part in (inputs, negatives.weights.to(queries)))
         run: Callable[..., Any] = compare_chunk
-        graph = len(inputs) * (corpus.numbers + 3 * len(queries)) * queries.element_size()
+        graph = len(inputs) * (corpus.activations + 3 * len(queries)) * queries.element_size()
         if self.chunk_size is not None or graph > _GRAPH_BYTES:
             run = partial(checkpoint, compare_chunk, use_reentrant=False)
         chunks = zip(starts, *shared, *(torch.split(part, counts) for part in pairs), strict=True)

@@ -191,7 +191,7 @@ class Documents:
         return next((tensor.device for tensor in self._side), self._device)
 
     @property
-    def numbers(self) -> int:
+    def activations(self) -> int:
         """About how many numbers the graph keeps of a document on its way through the head."""
         return 2 * sum(len(tensor) for tensor in self._side if tensor.dim() == 2)
 
