@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from typing import Any, Literal, TypedDict
-from weakref import WeakSet
 
 import torch
 from sentence_transformers.base.modules import Dense, Module, Router
@@ -22,8 +21,6 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "sigmoid": nn.Sigmoid,
     "tanh": nn.Tanh,
 }
-
-_REQUIRES_TASKS: WeakSet[Router] = WeakSet()
 
 HiddenFeatures = int | Sequence[int] | Literal["2x"] | None
 
@@ -119,9 +116,8 @@ def AsymmetricProjection(  # noqa: N802 - it stands where a module class would, 
 
 def require_tasks(router: Router) -> Router:
     """Make a ``Router`` refuse, while it trains, a column that comes without a task; in place, and once."""
-    if router not in _REQUIRES_TASKS:
+    if _require_task_in_training not in router._forward_pre_hooks.values():
         router.register_forward_pre_hook(_require_task_in_training, with_kwargs=True)
-        _REQUIRES_TASKS.add(router)
     return router
 
 
