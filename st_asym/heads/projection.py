@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal, TypedDict
 
 import torch
@@ -100,7 +101,11 @@ def AsymmetricProjection(  # noqa: N802 - it stands where a module class would, 
     """
     in_features = _size(in_features, "in_features")
     out_features = in_features if out_features is None else _size(out_features, "out_features")
-    sizes = [in_features, *_hidden_sizes(in_features, hidden_features), out_features]
+    if hidden_features is None or isinstance(hidden_features, list | tuple):
+        widths: Sequence[Any] = hidden_features or ()
+    else:
+        widths = [2 * in_features if hidden_features == "2x" else hidden_features]
+    sizes = [in_features, *(_size(width, "hidden_features") for width in widths), out_features]
     _check_sides(in_features, out_features, query=query, document=document, shared=shared)
     if activation not in _ACTIVATIONS:
         raise ValueError(f"Unknown activation {activation!r}: choose one of {', '.join(map(repr, _ACTIVATIONS))}.")
@@ -123,10 +128,10 @@ def require_tasks(router: Router) -> Router:
 
 def _head(sizes: Sequence[int], activation: str, init: str, *, bias: bool) -> list[Module]:
     """A list of ``Dense`` layers of these sizes, the last one linear."""
-    last = len(sizes) - 2
+    activations = [_ACTIVATIONS[activation]() for _ in sizes[2:]] + [nn.Identity()]
     layers = [
-        Dense(sizes[i], sizes[i + 1], bias=bias, activation_function=None if i == last else _ACTIVATIONS[activation]())
-        for i in range(last + 1)
+        Dense(before, after, bias=bias, activation_function=function)
+        for (before, after), function in zip(pairwise(sizes), activations, strict=True)
     ]
     if init == "identity":
         _start_as_identity(layers)
@@ -149,15 +154,6 @@ def _start_as_identity(layers: Sequence[Dense]) -> None:
         layer.linear.weight[:rows, :columns] = block
         if layer.bias:
             layer.linear.bias[:rows] = 0.0
-
-
-def _hidden_sizes(in_features: int, hidden_features: HiddenFeatures) -> list[int]:
-    if hidden_features is None:
-        return []
-    if isinstance(hidden_features, str) and hidden_features == "2x":
-        return [2 * in_features]
-    widths = hidden_features if isinstance(hidden_features, list | tuple) else [hidden_features]
-    return [_size(width, "hidden_features") for width in widths]
 
 
 def _size(value: Any, name: str) -> int:

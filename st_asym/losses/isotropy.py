@@ -68,12 +68,6 @@ def covariance(vectors: Tensor) -> Tensor:
     Uniform directions give 0 on average: exactly in the first part, to within 2 / (d n (n - 1)) in the second. Vectors
     that all coincide give 2 - 1/d. A single vector gives 0.
 
-    Args:
-        vectors: Shape ``(n, d)``.
-
-    Returns:
-        A scalar.
-
     Example:
         >>> round(covariance(torch.ones(8, 4)).item(), 4)
         1.75
@@ -109,9 +103,6 @@ def sigreg(vectors: Tensor, directions: Tensor, *, knots: int = 17) -> Tensor:
             from a normal distribution.
         knots: Points of the integral, at least 2.
 
-    Returns:
-        A scalar.
-
     Example:
         >>> _ = torch.manual_seed(0)
         >>> directions = torch.randn(64, 256)
@@ -136,12 +127,6 @@ def uniformity(vectors: Tensor) -> Tensor:
     From Wang and Isola 2020, "Understanding Contrastive Representation Learning through Alignment and Uniformity on the
     Hypersphere" (https://arxiv.org/abs/2005.10242), with their t = 2. Vectors that all coincide, and a single vector,
     give 0; uniform directions about -4 + 8/d.
-
-    Args:
-        vectors: Shape ``(n, d)``.
-
-    Returns:
-        A scalar.
 
     Example:
         >>> round(uniformity(torch.eye(8)).item(), 4)
