@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import re
@@ -18,7 +19,7 @@ from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Router
 from sentence_transformers.util import load_file_path
-from torch import Tensor, nn
+from torch import nn
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +120,20 @@ def side_prompt(model: SentenceTransformer, side: Side) -> str:
     names = [name for name in _PROMPT_NAMES[side] if name in model.prompts]
     name = names[0] if names else model.default_prompt_name
     return (model.prompts.get(name) or "") if name is not None else ""
+
+
+@torch.no_grad()
+def sides_differ(heads: Router) -> bool:
+    """Whether heads give one vector two, one as a query's and one as a document's; False for encoders of their own."""
+    routes: Any = dict(heads.sub_modules)
+    if not {"query", "document"} <= set(routes):
+        return False
+    if not all(isinstance(layer, Dense) for route in routes.values() for layer in route):
+        return False
+    weight = next(heads.parameters())
+    vector = nn.functional.normalize(weight.new_ones(1, weight.shape[-1]))
+    query, document = (heads({_VECTOR: vector}, task=task)[_VECTOR] for task in ("query", "document"))
+    return not torch.allclose(query, document, atol=1e-4)
 
 
 def on_vectors(module: nn.Module) -> bool:
@@ -230,29 +245,19 @@ def _is_linear(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def _one_dense(layers: Sequence[Any]) -> Dense:
-    """Linear layers as one, in their dtype and on their device, without a bias that is zero."""
-    matrix, bias = _affine(layers[0])
-    for layer in layers[1:]:
-        step, shift = _affine(layer)
-        matrix, bias = step @ matrix, step @ bias + shift
-    like = layers[0].linear.weight
-    dense = Dense(matrix.shape[1], matrix.shape[0], bias=bool(bias.any()), activation_function=nn.Identity())
-    dense.to(device=like.device, dtype=like.dtype)
-    dense.linear.weight.copy_(matrix)
+    """Linear layers, and their residuals, as one, in their dtype and on their device, without a bias that is zero."""
+    weight = layers[0].linear.weight
+    # What zero and the unit vectors become says all of a linear map.
+    features = {_VECTOR: torch.eye(weight.shape[1] + 1, weight.shape[1]).roll(1, 0).to(weight.device).double()}
+    for layer in layers:
+        features = copy.deepcopy(layer).double()(features)
+    bias, *columns = features[_VECTOR]
+    dense = Dense(weight.shape[1], len(bias), bias=bool(bias.any()), activation_function=nn.Identity())
+    dense.to(device=weight.device, dtype=weight.dtype)
+    dense.linear.weight.copy_((torch.stack(columns) - bias).T)
     if dense.bias:
         dense.linear.bias.copy_(bias)
     return dense
-
-
-def _affine(layer: Any) -> tuple[Tensor, Tensor]:
-    """W, shape ``(out, in)``, and b, shape ``(out,)``, of a linear layer and its residual, float64."""
-    matrix = layer.linear.weight.detach().double()
-    bias = matrix.new_zeros(len(matrix)) if layer.linear.bias is None else layer.linear.bias.detach().double()
-    if layer.use_residual:
-        square = layer.in_features == layer.out_features
-        residual = torch.eye(len(matrix)).to(matrix) if square else layer.residual.weight.detach().double()
-        matrix = matrix + residual
-    return matrix, bias
 
 
 def _without_idle_normalize(modules: list[nn.Module]) -> list[nn.Module]:
@@ -277,17 +282,3 @@ def _keeps_direction(module: nn.Module) -> bool:
         and isinstance(module.activation_function, nn.Identity | nn.ReLU | nn.LeakyReLU)
         and (module.linear.bias is None or not bool(module.linear.bias.any()))
     )
-
-
-@torch.no_grad()
-def sides_differ(heads: Router) -> bool:
-    """Whether heads give one vector two, one as a query's and one as a document's; False for encoders of their own."""
-    routes: Any = dict(heads.sub_modules)
-    if not {"query", "document"} <= set(routes):
-        return False
-    if not all(isinstance(layer, Dense) for route in routes.values() for layer in route):
-        return False
-    weight = next(heads.parameters())
-    vector = torch.nn.functional.normalize(torch.ones(1, weight.shape[-1], dtype=weight.dtype, device=weight.device))
-    query, document = (heads({"sentence_embedding": vector}, task=task) for task in ("query", "document"))
-    return not torch.allclose(query["sentence_embedding"], document["sentence_embedding"], atol=1e-4)

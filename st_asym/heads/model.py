@@ -8,7 +8,6 @@ import textwrap
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
-from weakref import WeakSet
 
 import torch
 from huggingface_hub import constants
@@ -29,7 +28,6 @@ DType: TypeAlias = Literal["float32", "float16", "bfloat16"]
 
 # Tokenizer, configurations, card and report.
 _BESIDE_TENSORS = 20_000_000
-_FROZEN: WeakSet[nn.Module] = WeakSet()
 
 
 def asymmetric_model(
@@ -158,9 +156,8 @@ def freeze_encoder(model: SentenceTransformer) -> SentenceTransformer:
     for module in encoder:
         module.requires_grad_(False)
         module.eval()
-        if module not in _FROZEN:
+        if _stay_in_evaluation_mode not in module._forward_pre_hooks.values():
             module.register_forward_pre_hook(_stay_in_evaluation_mode)
-            _FROZEN.add(module)
     return model
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal, TypedDict
-from weakref import WeakSet
 
 import torch
 from sentence_transformers.base.modules import Dense, Module, Router
@@ -22,8 +22,6 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "sigmoid": nn.Sigmoid,
     "tanh": nn.Tanh,
 }
-
-_REQUIRES_TASKS: WeakSet[Router] = WeakSet()
 
 HiddenFeatures = int | Sequence[int] | Literal["2x"] | None
 
@@ -103,7 +101,11 @@ def AsymmetricProjection(  # noqa: N802 - it stands where a module class would, 
     """
     in_features = _size(in_features, "in_features")
     out_features = in_features if out_features is None else _size(out_features, "out_features")
-    sizes = [in_features, *_hidden_sizes(in_features, hidden_features), out_features]
+    if hidden_features is None or isinstance(hidden_features, list | tuple):
+        widths: Sequence[Any] = hidden_features or ()
+    else:
+        widths = [2 * in_features if hidden_features == "2x" else hidden_features]
+    sizes = [in_features, *(_size(width, "hidden_features") for width in widths), out_features]
     _check_sides(in_features, out_features, query=query, document=document, shared=shared)
     if activation not in _ACTIVATIONS:
         raise ValueError(f"Unknown activation {activation!r}: choose one of {', '.join(map(repr, _ACTIVATIONS))}.")
@@ -119,18 +121,17 @@ def AsymmetricProjection(  # noqa: N802 - it stands where a module class would, 
 
 def require_tasks(router: Router) -> Router:
     """Make a ``Router`` refuse, while it trains, a column that comes without a task; in place, and once."""
-    if router not in _REQUIRES_TASKS:
+    if _require_task_in_training not in router._forward_pre_hooks.values():
         router.register_forward_pre_hook(_require_task_in_training, with_kwargs=True)
-        _REQUIRES_TASKS.add(router)
     return router
 
 
 def _head(sizes: Sequence[int], activation: str, init: str, *, bias: bool) -> list[Module]:
     """A list of ``Dense`` layers of these sizes, the last one linear."""
-    last = len(sizes) - 2
+    activations = [_ACTIVATIONS[activation]() for _ in sizes[2:]] + [nn.Identity()]
     layers = [
-        Dense(sizes[i], sizes[i + 1], bias=bias, activation_function=None if i == last else _ACTIVATIONS[activation]())
-        for i in range(last + 1)
+        Dense(before, after, bias=bias, activation_function=function)
+        for (before, after), function in zip(pairwise(sizes), activations, strict=True)
     ]
     if init == "identity":
         _start_as_identity(layers)
@@ -153,15 +154,6 @@ def _start_as_identity(layers: Sequence[Dense]) -> None:
         layer.linear.weight[:rows, :columns] = block
         if layer.bias:
             layer.linear.bias[:rows] = 0.0
-
-
-def _hidden_sizes(in_features: int, hidden_features: HiddenFeatures) -> list[int]:
-    if hidden_features is None:
-        return []
-    if isinstance(hidden_features, str) and hidden_features == "2x":
-        return [2 * in_features]
-    widths = hidden_features if isinstance(hidden_features, list | tuple) else [hidden_features]
-    return [_size(width, "hidden_features") for width in widths]
 
 
 def _size(value: Any, name: str) -> int:

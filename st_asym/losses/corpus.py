@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Literal
 
 import torch
-import torch.distributed
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-from sentence_transformers.util import get_world_size
+from sentence_transformers.util import get_rank, get_world_size
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+from torch.utils.checkpoint import checkpoint
 
 from st_asym.cache.encoding import Precision
 from st_asym.data.collection import first_few
-from st_asym.losses.distributed import gather_rows, total, uniform
-from st_asym.losses.documents import Documents, Logits, Negatives, Relevance, Relevant, Texts, Vectors
+from st_asym.losses.distributed import gather_rows, one_of_each, total
+from st_asym.losses.documents import NOTHING, Documents, Negatives, Pairs, Relevance, Relevant, Texts, Vectors, together
 from st_asym.losses.isotropy import unit
-from st_asym.losses.sampled import HARD_NEGATIVES, HardNegatives, Sample, stretches
+from st_asym.losses.sampled import HARD_NEGATIVES, HardNegatives, Sample
 
+# Documents that go through the head at once: a processor is fastest where they stay in its cache.
+_CPU_CHUNK, _GPU_CHUNK = 1024, 16_384
+# What the graph of one step may take before its chunks are computed again in the backward pass.
+_GRAPH_BYTES = 1 << 30
 _CITATION = """
 @misc{oord2019representationlearningcontrastivepredictive,
     title={Representation Learning with Contrastive Predictive Coding},
@@ -55,43 +59,37 @@ class CorpusContrastiveLoss(nn.Module):
     learn to tell "asked for before" from the rest.
 
     It is InfoNCE (van den Oord et al. 2018, https://arxiv.org/abs/1807.03748) with the sum over positives outside the
-    logarithm, as in Supervised Contrastive Learning (Khosla et al. 2020, https://arxiv.org/abs/2004.11362), but with
-    the other positives left out of the denominator, so that a relevant document is never a negative. A query without
-    negatives has a loss of 0.
+    logarithm, as in Supervised Contrastive Learning (Khosla et al. 2020, https://arxiv.org/abs/2004.11362), but no
+    relevant document is a negative of its query. A query without negatives has a loss of 0.
 
-    The corpus comes as vectors before the heads, made once, and goes through the document head as it is now: no encoder
-    runs, and the gradient reaches both heads. Where the document side does not train, it is computed once.
+    The corpus comes as vectors before the heads, and goes through the document head as it is now: no encoder runs, and
+    the gradient reaches both heads. ``negatives="batch"`` takes the documents that are relevant to the queries of the
+    batch in place of the corpus, each once, which is the cheapest step there is.
 
-    With ``negatives="batch"`` the sum is over the documents that are relevant to the other queries of the batch, each
-    once: in-batch negatives without false ones, also where queries have several relevant documents. Only these go
-    through the head, which is the cheapest step there is.
+    A corpus of more than ``max_documents`` is sampled. Each step draws ``sampled_documents``, one from each of as many
+    equal stretches, of the relevant and of the unlabelled ones in proportion to what they count. Each counts as often
+    as its stretch has documents (Horvitz and Thompson 1952), so that the sum over negatives is estimated without bias;
+    its logarithm is, on average, a little too low. The ``hard_negatives`` most similar negatives that were found so far
+    for each query are counted exactly, as they dominate the sum and a sample rarely meets them. They are renewed from
+    each sample and, as in ANCE (Xiong et al. 2020, https://arxiv.org/abs/2007.00808), every ``refresh_steps`` steps
+    from a scan of the next ``max_documents`` documents. A resumed run finds them anew.
 
-    Memory: the graph of a step is kept up to about a gigabyte; beyond that, or with ``chunk_size``, chunks of documents
-    are computed again in the backward pass, with the same gradient. A corpus of more than ``max_documents`` is not
-    compared in full: each step takes its positives, the ``hard_negatives`` hardest known negatives of each query, and a
-    fresh sample of ``sampled_documents``, of the relevant and of the unlabelled ones in proportion to what they count,
-    one from each of as many equal stretches. A sampled document counts as often as its stretch has documents (the
-    weights of Horvitz and Thompson 1952), but not for queries that have it among their positives and hard negatives, so
-    that the sum over negatives is estimated without bias; its logarithm is then, on average, a little too low. Hard
-    negatives are counted exactly as they dominate the sum and a sample rarely meets them. They are renewed, as in ANCE
-    (Xiong et al. 2020, https://arxiv.org/abs/2007.00808), from each sample, and every ``refresh_steps`` steps by a scan
-    of the next ``max_documents`` documents for the queries seen since the last one.
+    The graph of a step takes about a gigabyte at most: beyond that, or with ``chunk_size``, chunks of documents are
+    computed again in the backward pass, with the same gradient.
 
-    Under several processes each has its own queries, and the mean of the losses and of the gradients over processes is
-    what one process gives for the whole batch, also where they hold unequal numbers of rows. The first draws the sample
-    for all, from torch's generator, and hard negatives are shared, so the number of processes changes neither. A
-    resumed run finds its hard negatives anew.
+    Under several processes each has its own queries, of any number, and the mean of their losses and gradients is what
+    one process gives for the whole batch. Samples and hard negatives are shared.
 
     Args:
         model: The model to train, with a frozen encoder: an :func:`st_asym.asymmetric_model`, or a
             :class:`st_asym.CachedSentenceTransformer` of one.
         corpus: Document id to text, with the model's prompt for documents; or a pair of ids and the encoder's vectors,
             an array of shape ``(n, d)``. Above ``max_documents`` texts need a ``CachedSentenceTransformer``, and are
-            looked up in each step; an array stays where it is, which may be a ``numpy.memmap`` of any size.
+            looked up in each step; an array stays where it is, which may be a ``numpy.memmap``.
         relevant: Query id to document id to grade, or to the ids of its relevant documents. Documents with a grade of
             zero or less were judged not relevant: they count in full for that query.
-        ignored: Query id to the ids of documents that are not known to be relevant, nor that they are not, such as
-            judgments that were held out: they are left out of the negatives of that query.
+        ignored: Query id to the ids of documents that may be relevant, such as judgments that were held out: they are
+            no negatives of that query.
         unlabelled_weight: What a document that is relevant to no query counts as a negative, from 0 to 1: 1 where the
             corpus is closed and every document was there to be asked for, 0 to leave such documents out.
         negatives: ``"corpus"``, or ``"batch"`` for the documents that are relevant to the queries of the batch.
@@ -171,14 +169,19 @@ class CorpusContrastiveLoss(nn.Module):
         self._corpus = Documents(model, corpus, keep=max_documents, precision=precision)
         self._relevance = Relevance(relevant, self._corpus.ids, ignored)
         self._in_batch: Any = MultipleNegativesRankingLoss(model, scale=1.0 / temperature)
-        self._everything = self._all_negatives()
+        self._everything: Negatives | None = None
         self._sample: Sample | None = None
         self._hard: HardNegatives | None = None
-        if negatives == "corpus" and len(self._corpus) > max_documents:
-            self._sample = Sample(self._relevance.labelled, unlabelled_weight, sampled_documents)
-            among = self._everything.positions
-            scans = {"size": hard_negatives, "refresh_steps": refresh_steps, "scanned": max_documents}
-            self._hard = HardNegatives(self._relevance, self._corpus, among, **scans) if hard_negatives else None
+        labelled = self._relevance.labelled
+        counting = labelled.nonzero().flatten() if unlabelled_weight == 0 else None
+        if negatives == "corpus" and len(self._corpus) <= max_documents:
+            weights = self._relevance.weights(slice(None), unlabelled_weight)
+            self._everything = Negatives(counting, weights if counting is None else weights[counting])
+        elif negatives == "corpus":
+            self._sample = Sample(labelled, unlabelled_weight, sampled_documents)
+            if hard_negatives:
+                scans = {"size": hard_negatives, "refresh_steps": refresh_steps, "scanned": max_documents}
+                self._hard = HardNegatives(self._relevance, self._corpus, counting, **scans)
 
     def forward(
         self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None
@@ -194,7 +197,7 @@ class CorpusContrastiveLoss(nn.Module):
         """
         columns = list(sentence_features)
         # Asked of all processes: each must run the model equally often.
-        if labels is not None and not total(int((labels < 0).sum()), labels.device):
+        if labels is not None and not total(int((labels < 0).sum())):
             columns = columns[:1]
         return self.compute_loss_from_embeddings([self.model(c)["sentence_embedding"] for c in columns], labels)
 
@@ -209,17 +212,13 @@ class CorpusContrastiveLoss(nn.Module):
             The parts, as :meth:`forward` returns them.
         """
         positions = self._checked_labels(labels, len(embeddings[0]))
-        device = embeddings[0].device
         judged = positions >= 0
-        rows = total(len(positions), device)
-        pairs = total(int((~judged).sum()), device)
-        with torch.autocast(device.type, enabled=False):
-            queries = unit(embeddings[0])
-        value = queries.new_zeros(())
-        if rows > pairs:
-            # Its processes step together, also one that has pairs alone.
-            found = self._judged_loss(queries[judged.to(device)], positions[judged])
-            value = value + get_world_size() * found / rows
+        rows, pairs = total(len(positions)), total(int((~judged).sum()))
+        value = embeddings[0].new_zeros((), dtype=torch.float32)
+        if rows > pairs:  # the processes step together, also one that has pairs alone
+            queries, labels = embeddings[0][judged.to(embeddings[0].device)], positions[judged]
+            with torch.autocast(queries.device.type, enabled=False):
+                value = value + self._judged_loss(unit(queries), labels) * get_world_size() / rows
         if pairs:
             value = value + self._pair_loss(embeddings, ~judged) * (pairs / rows)
         if not torch.isfinite(value):
@@ -236,12 +235,9 @@ class CorpusContrastiveLoss(nn.Module):
             Unit vectors of shape ``(count, dimension)``, with gradient, drawn anew from torch's generator. Together,
             the processes hold what one would draw for all.
         """
-        world = get_world_size()
-        count = min(count, len(self._corpus) // world)
-        starts, lengths = stretches(len(self._corpus), count * world)
-        documents = starts + (uniform(len(starts), self._corpus.device) * lengths).long()
-        rank = torch.distributed.get_rank() if world > 1 else 0
-        return self._corpus.project(self._corpus.take(documents[rank * count : (rank + 1) * count]))
+        count = min(count, len(self._corpus) // get_world_size())
+        drawn, _ = one_of_each(len(self._corpus), count * get_world_size())
+        return self._corpus.project(self._corpus.take(drawn[get_rank() * count : (get_rank() + 1) * count]))
 
     def known_hard_negatives(self, labels: Tensor) -> Tensor:
         """The hardest negatives that were found so far in a corpus that is sampled.
@@ -302,78 +298,79 @@ class CorpusContrastiveLoss(nn.Module):
         return labels
 
     def _judged_loss(self, queries: Tensor, labels: Tensor) -> Tensor:
-        """Sum over the queries, each against its negatives."""
+        """Sum over the queries, unit vectors, each against its negatives."""
         self._corpus.check_frozen()
         hard = self._hard if torch.is_grad_enabled() else None
         if hard is not None:
             hard.step()
-        shared = self._shared_negatives(labels)
-        known = self._relevance.of(labels)
-        kept = self.known_hard_negatives(labels)
-        there = kept >= 0
-        rows = torch.cat([known.rows, there.nonzero()[:, 0]])
-        columns = torch.cat([known.columns, kept[there]])
-        # Hard negatives count what such documents do, of which none is kept that does not count at all.
-        of_kept = math.log(self.unlabelled_weight or 1.0) * (~self._relevance.labelled[kept[there]]).double()
-        counts = torch.cat([torch.zeros(len(known.rows), dtype=torch.float64), of_kept])
-        wanted = torch.ones(len(rows), dtype=torch.bool)  # all but ignored documents, which are known, and come first
-        wanted[: len(known.rows)] = known.judged | (known.weights > 0)
-        found, logits = self._compare(queries / self.temperature, shared, rows, columns, wanted)
-        if hard is not None:
-            before = torch.full(kept.shape, -torch.inf, dtype=logits.dtype, device=logits.device)
-            before[there.to(logits.device)] = logits[len(known.rows) :].detach()
-            new = found.logits.masked_fill(found.logits <= torch.finfo(logits.dtype).min / 2, -torch.inf)
-            positions = found.places.cpu() if shared.positions is None else shared.positions[found.places.cpu()]
-            candidates = torch.cat([kept, positions], dim=1).to(logits.device)
-            hard.update(labels, queries, candidates, torch.cat([before, new], dim=1) * self.temperature)
-        sums, device = found.sums, logits.device
-        own = torch.cat([known.judged, torch.ones(len(rows) - len(known.rows), dtype=torch.bool)])
-        if own.any():  # judged and hard negatives, on top of what is shared
-            extra, of = logits[own.to(device)] + counts[own].to(logits), rows[own].to(device)
-            largest = sums.detach().scatter_reduce(0, of, extra.detach(), "amax")
-            sums = largest + (sums - largest).exp().index_add(0, of, (extra - largest[of]).exp()).log()
-        # -log(e^s / (e^s + sum of negatives)) of each positive, times its weight.
-        difference = sums[known.rows.to(device)] - logits[: len(known.rows)]
-        return torch.dot(known.weights.to(difference), torch.logaddexp(difference, torch.zeros_like(difference)))
-
-    def _all_negatives(self) -> Negatives:
-        """The documents of the corpus that count, with what each counts."""
-        labelled = self._relevance.labelled
-        if self.unlabelled_weight == 1 or labelled.all():
-            return Negatives(None)
-        if self.unlabelled_weight == 0:
-            return Negatives(labelled.nonzero()[:, 0])
-        return Negatives(None, math.log(self.unlabelled_weight) * (~labelled).double())
+        queries = queries / self.temperature
+        pairs = self._relevance.of(labels)
+        if self._hard is not None:
+            kept = self._hard.of(labels, self.unlabelled_weight)
+            pairs = Pairs(*(torch.cat(parts) for parts in zip(pairs, kept, strict=True)))
+        negatives, pairs = together(self._shared_negatives(labels), pairs)
+        pairs = Pairs(*(part.to(queries.device) for part in pairs))
+        sums, logits, similar, places = self._compare(queries, negatives, pairs, best=hard.size if hard else 0)
+        if hard is not None and negatives.positions is not None:
+            hard.update(labels, queries, negatives.positions[places.cpu()], similar)
+        # The share of a positive among itself and the negatives, exp(logit) / (exp(logit) + exp(sum)).
+        return -torch.dot(pairs.shares.to(logits), logsigmoid(logits - sums[pairs.rows]))
 
     def _shared_negatives(self, labels: Tensor) -> Negatives:
         """What all queries of the batch are compared with."""
-        if self._sample is not None:
-            return self._sample.draw(self._corpus.device)
-        if self.negatives == "corpus":
+        if self._everything is not None:
             return self._everything
-        known = self._relevance.of(gather_rows(labels.to(self._corpus.device)).cpu())
-        return Negatives(torch.unique(known.columns[known.weights > 0]))
+        if self._sample is not None:
+            return self._sample.draw()
+        known = self._relevance.of(gather_rows(labels))
+        positions = torch.unique(known.columns[known.shares > 0])
+        return Negatives(positions, torch.zeros(len(positions), dtype=torch.float64))
 
     def _compare(
-        self, queries: Tensor, shared: Negatives, rows: Tensor, columns: Tensor, wanted: Tensor
-    ) -> tuple[Logits, Tensor]:
-        """Compare queries, unit vectors over the temperature, with shared documents, and with single ones.
+        self, queries: Tensor, negatives: Negatives, pairs: Pairs, *, best: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Compare queries, unit vectors over the temperature, with documents, a chunk of documents at a time.
 
-        Pairs of query and document, ``rows`` and ``columns``, are counted apart. Only of those that are ``wanted`` the
-        logit is needed; the others are kept from the sum, and their logits are some finite number.
+        A document counts for all queries what ``negatives`` say, but for the queries of ``pairs`` what these say.
+
+        Returns:
+            For each query the log-sum-exp of its negatives, shape ``(n,)``; the logits of the pairs, shape
+            ``(pairs,)``; and for each query the largest logits of possible hard negatives, of each chunk at most
+            ``best``, and their places among the negatives, both of shape ``(n, candidates)``.
         """
-        places = shared.places(columns)
-        inside = places >= 0
-        outside = ~inside & wanted
-        best = self._hard.size if self._hard is not None and torch.is_grad_enabled() else 0
-        compare = partial(self._corpus.compare, queries, chunk_size=self.chunk_size)
-        found = compare(shared, rows[inside], places[inside], best=best, often=shared is self._everything)
-        logits = queries.new_zeros(len(rows)).index_put((inside.to(queries.device),), found.pairs)
-        if outside.any():
-            single, at = torch.unique(columns[outside], return_inverse=True)
-            apart = compare(Negatives(single), rows[outside], at)
-            logits = logits.index_put((outside.to(queries.device),), apart.pairs)
-        return found, logits
+        corpus = self._corpus
+        # Documents through a head that does not train are computed once.
+        done = corpus.outputs() if negatives.positions is None and not corpus.trains else None
+        inputs = corpus.take(negatives.positions) if done is None else done
+
+        def compare_chunk(start: int, documents: Tensor, weights: Tensor, *pairs_of_chunk: Tensor) -> Any:
+            pairs = Pairs(*pairs_of_chunk)
+            own = pairs.rows, pairs.columns - start
+            vectors = corpus.project(documents) if done is None else documents
+            with corpus.autocast(queries):
+                products = queries @ vectors.to(queries.dtype).T
+            products = products.to(queries.dtype)
+            logits = products[own]
+            similar, places = products.new_empty(len(queries), 0), pairs.rows.new_empty(len(queries), 0)
+            if best:
+                candidates = products.detach().masked_fill(weights <= NOTHING / 2, NOTHING)
+                candidates[own] = logits.detach().masked_fill(~pairs.hard, NOTHING)
+                similar, places = candidates.topk(min(best, len(documents)), dim=1)
+            products += weights
+            products[own] = logits + pairs.weights.to(logits)
+            return products.logsumexp(dim=1), logits, similar, places + start
+
+        size = self.chunk_size or (_CPU_CHUNK if queries.device.type == "cpu" else _GPU_CHUNK)
+        starts = range(0, len(inputs), size)
+        counts = (pairs.columns // size).bincount(minlength=len(starts)).tolist()
+        shared = (torch.split(part, size) for part in (inputs, negatives.weights.to(queries)))
+        run: Callable[..., Any] = compare_chunk
+        graph = len(inputs) * (corpus.activations + 3 * len(queries)) * queries.element_size()
+        if self.chunk_size is not None or graph > _GRAPH_BYTES:
+            run = partial(checkpoint, compare_chunk, use_reentrant=False)
+        chunks = zip(starts, *shared, *(torch.split(part, counts) for part in pairs), strict=True)
+        sums, logits, similar, places = zip(*(run(*chunk) for chunk in chunks), strict=True)
+        return torch.stack(sums, 1).logsumexp(1), torch.cat(logits), torch.cat(similar, 1), torch.cat(places, 1)
 
     def _pair_loss(self, embeddings: list[Tensor], pairs: Tensor) -> Tensor:
         """Mean over rows without a corpus, against the documents of all such rows of the batch."""

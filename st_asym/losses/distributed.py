@@ -2,50 +2,59 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
 import torch
 import torch.distributed
-from sentence_transformers.util import get_world_size
+from sentence_transformers.util import get_rank, get_world_size
 from torch import Tensor
+
+T = TypeVar("T")
+
+
+def gathered(own: T) -> list[T]:
+    """What each process holds, in the order of their ranks; every process must call it. Tensors come by the CPU."""
+    world = get_world_size()
+    if world == 1:
+        return [own]
+    found: list[Any] = [None] * world
+    torch.distributed.all_gather_object(found, own)
+    return found
 
 
 def gather_rows(tensor: Tensor) -> Tensor:
-    """Rows of all processes in the order of their ranks, shape ``(sum of n, ...)``, the own ones with their gradient.
+    """Rows of all processes, shape ``(sum of n, ...)``, the own ones with their gradient.
 
     A loss that each process computes over all rows then has its whole gradient with respect to the own rows, and
-    nothing is sent on the way back. Every process must call it, with rows of the same shape.
+    nothing is sent on the way back.
     """
-    world = get_world_size()
-    if world == 1:
+    if get_world_size() == 1:
         return tensor
-    counts = [torch.zeros(1, dtype=torch.int64, device=tensor.device) for _ in range(world)]
-    torch.distributed.all_gather(counts, torch.tensor([len(tensor)], device=tensor.device))
-    longest = max(int(count) for count in counts)
-    padded = tensor.new_zeros(longest, *tensor.shape[1:])
-    padded[: len(tensor)] = tensor.detach()
-    parts = [torch.empty_like(padded) for _ in range(world)]
-    torch.distributed.all_gather(parts, padded)
-    rows = [part[: int(count)] for part, count in zip(parts, counts, strict=True)]
-    rows[torch.distributed.get_rank()] = tensor
+    rows = [part.to(tensor.device) for part in gathered(tensor.detach().cpu())]
+    rows[get_rank()] = tensor
     return torch.cat(rows)
 
 
-def total(number: int, device: torch.device) -> int:
+def total(number: int) -> int:
     """The sum of a number over all processes."""
-    if get_world_size() == 1:
-        return number
-    summed = torch.tensor(number, device=device)
-    torch.distributed.all_reduce(summed)
-    return int(summed)
+    return sum(gathered(number))
 
 
-def uniform(count: int, device: torch.device) -> Tensor:
-    """Numbers from 0 to 1, float64, the same on every process.
+def of_the_first(own: T) -> T:
+    """What the first process holds."""
+    shared = [own]
+    if get_world_size() > 1:
+        torch.distributed.broadcast_object_list(shared, src=0)
+    return shared[0]
 
-    They come from torch's CPU generator, whose state the trainer saves with each checkpoint.
+
+def one_of_each(size: int, count: int) -> tuple[Tensor, Tensor]:
+    """A place of each of ``count`` equal stretches of ``size`` places, drawn anew, and the lengths of the stretches.
+
+    The places ascend, and are the same on every process; there are ``size`` of them where ``count`` is more. They come
+    from torch's CPU generator, whose state the trainer saves with each checkpoint.
     """
-    draws = torch.rand(count, dtype=torch.float64)
-    if get_world_size() == 1:
-        return draws
-    shared = draws.to(device)
-    torch.distributed.broadcast(shared, src=0)
-    return shared.cpu()
+    count = min(count, size)
+    bounds = torch.arange(count + 1) * size // max(count, 1)
+    draws = of_the_first(torch.rand(count, dtype=torch.float64))
+    return bounds[:-1] + (draws * bounds.diff()).long(), bounds.diff()

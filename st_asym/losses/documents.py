@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,6 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Router
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from st_asym.cache.cached_model import CachedSentenceTransformer
 from st_asym.cache.encoding import Precision, encoding, has_bfloat16
@@ -24,34 +23,46 @@ from st_asym.losses.isotropy import unit
 Relevant = Mapping[str, Mapping[str, float] | Iterable[str]]
 Texts = Mapping[str, str]
 Vectors = tuple[Sequence[str], Any]
-Rows = Tensor | slice
 
-_READ_AT_ONCE = 16_384
-# Documents that go through the head at once: a processor is fastest where they stay in its cache.
-_CPU_CHUNK, _GPU_CHUNK = 1024, 16_384
-# What the graph of one step may take before its chunks are computed again in the backward pass.
-_GRAPH_BYTES = 1 << 30
+# The logarithm of what does not count: finite, so that a query without negatives has a gradient, of zero.
+NOTHING = -1e30
+# Documents that go through a head at once where nothing is kept for a gradient.
+_AT_ONCE = 16_384
 
 
 class Negatives(NamedTuple):
-    """Documents that are negatives of all queries of a batch, but for pairs that are counted apart."""
+    """Documents that all queries of a batch are compared with."""
 
     positions: Tensor | None  # in the corpus, ascending, shape (n,), on the CPU; None for all of it
-    # Logarithms of how many documents each counts for, shape (n,); None where each counts for one.
-    weights: Tensor | None = None
-
-    def places(self, columns: Tensor) -> Tensor:
-        """Where some documents of the corpus are among these, -1 for those that are not."""
-        return columns if self.positions is None else find(columns, self.positions)
+    weights: Tensor  # logarithms of how many documents each counts for, shape (n,), float64
 
 
-class Logits(NamedTuple):
-    """What a chunk of documents, or all of them, give for each query; the least finite number stands for none."""
+class Pairs(NamedTuple):
+    """Queries of a batch and documents that count for them otherwise than for other queries; shape ``(pairs,)``."""
 
-    sums: Tensor  # log-sum-exp over the negatives, shape (n,)
-    pairs: Tensor  # logits of the pairs that are counted apart, shape (pairs,)
-    places: Tensor  # the most similar negatives of each chunk, shape (n, best)
-    logits: Tensor  # their logits
+    rows: Tensor  # of the query
+    columns: Tensor  # of the document: its position in the corpus, or its place among the negatives
+    shares: Tensor  # of the query's loss, as a positive: grade over sum of grades, float64
+    weights: Tensor  # as a negative, the logarithm, float64: NOTHING where it is relevant or ignored
+    hard: Tensor  # whether it is a hard negative that was found before
+
+
+def together(negatives: Negatives, pairs: Pairs) -> tuple[Negatives, Pairs]:
+    """Negatives with the documents of pairs among them, and the pairs by their places there, in ascending order.
+
+    A document of pairs alone counts for no other query. One that is only ignored is not brought in.
+    """
+    positions, weights = negatives
+    if positions is not None:
+        needed = (pairs.shares > 0) | (pairs.weights > NOTHING)
+        merged = torch.unique(torch.cat([positions, pairs.columns[needed]]))
+        weights = torch.full(merged.shape, NOTHING, dtype=torch.float64)
+        weights[find(positions, merged)] = negatives.weights
+        pairs = pairs._replace(columns=find(pairs.columns, merged))
+        positions = merged
+    order = pairs.columns.argsort()
+    order = order[pairs.columns[order] >= 0]
+    return Negatives(positions, weights), Pairs(*(part[order] for part in pairs))
 
 
 def find(wanted: Tensor, ascending: Tensor) -> Tensor:
@@ -60,20 +71,11 @@ def find(wanted: Tensor, ascending: Tensor) -> Tensor:
     return torch.where(ascending[places] == wanted, places, -1)
 
 
-class Known(NamedTuple):
-    """What is known of some queries and documents: relevant, judged not, or to be ignored; shape ``(pairs,)``."""
-
-    rows: Tensor  # of the query, ascending
-    columns: Tensor  # position of the document in the corpus
-    weights: Tensor  # of the document as a positive, float64; 0 where it is not relevant
-    judged: Tensor  # whether the document was judged not relevant
-
-
 class Relevance:
-    """The judged documents of each query: relevant ones, weighted by grade over sum of grades, and others.
+    """What is known of each query: relevant documents with their grades, those judged not relevant, those to ignore.
 
-    ``queries`` are all ids, ``labelled`` says of each document whether it is relevant to a query. What is judged not
-    relevant or ignored, and not in the corpus ``ids``, does not matter; ignored is so whatever a grade of zero says.
+    ``labelled`` says of each document of the corpus ``ids`` whether it is relevant to a query. A document that is to be
+    ignored is so whatever a grade of zero says; one that is not in the corpus matters only if it is relevant.
     """
 
     def __init__(
@@ -81,39 +83,46 @@ class Relevance:
     ) -> None:
         self.queries = list(relevant)
         grades = [_grades(query, documents) for query, documents in relevant.items()]
-        positive = [{document: grade for document, grade in own.items() if grade > 0} for own in grades]
-        if not any(positive):
+        if not any(grade > 0 for own in grades for grade in own.values()):
             raise ValueError(f"None of the {len(grades)} queries in `relevant` has a document with a grade above 0.")
-        apart = [dict.fromkeys((ignored or {}).get(query, ()), False) for query in self.queries]
-        for own, others in zip(grades, apart, strict=True):
-            others.update({document: True for document in own if document not in others})
-        positions = _positions(set(chain(*positive, *apart)), ids)
-        missing = [(q, d) for q, own in zip(self.queries, positive, strict=True) for d in own if d not in positions]
+        left_out = [dict.fromkeys((ignored or {}).get(query, ())) for query in self.queries]
+        positions = _positions(set().union(*grades, *left_out), ids)
+        missing = [
+            f"{document!r} of query {query!r}"
+            for query, own in zip(self.queries, grades, strict=True)
+            for document, grade in own.items()
+            if grade > 0 and document not in positions
+        ]
         if missing:
             raise ValueError(
                 f"{len(missing)} relevant documents are not in the corpus of {len(ids)}; the first are "
-                f"{first_few([f'{document!r} of query {query!r}' for query, document in missing], 3)}."
+                f"{first_few(missing, 3)}."
             )
-        counts, columns, weights, judged = [0], list[int](), list[float](), list[bool]()
-        for own, others in zip(positive, apart, strict=True):
-            total = math.fsum(own.values())
-            kept = {d: is_judged for d, is_judged in others.items() if own and d in positions and d not in own}
-            counts.append(len(own) + len(kept))
-            columns += [positions[document] for document in (*own, *kept)]
-            weights += [*(grade / total for grade in own.values()), *[0.0] * len(kept)]
-            judged += [*[False] * len(own), *kept.values()]
+        columns, shares, weights, counts = [], [], [], [0]
+        for own, apart in zip(grades, left_out, strict=True):
+            total = math.fsum(grade for grade in own.values() if grade > 0)
+            both = {**own, **{document: own.get(document, 0.0) for document in apart}}
+            known = {document: grade for document, grade in both.items() if total and document in positions}
+            columns += [positions[document] for document in known]
+            shares += [max(grade, 0.0) / total for grade in known.values()]
+            weights += [NOTHING if grade > 0 or d in apart else 0.0 for d, grade in known.items()]
+            counts.append(len(known))
         self._starts = torch.tensor(counts).cumsum(0)
-        self._columns, self._judged = torch.tensor(columns), torch.tensor(judged)
-        self._weights = torch.tensor(weights, dtype=torch.float64)
+        self._columns = torch.tensor(columns)
+        self._shares, self._weights = (torch.tensor(part, dtype=torch.float64) for part in (shares, weights))
         self.labelled = torch.zeros(len(ids), dtype=torch.bool)
-        self.labelled[self._columns[self._weights > 0]] = True
+        self.labelled[self._columns[self._shares > 0]] = True
 
     def __len__(self) -> int:
         """The number of queries, those without a relevant document included."""
         return len(self.queries)
 
-    def of(self, labels: Tensor) -> Known:
-        """The relevant, judged and ignored documents of queries at some positions; each must have a relevant one."""
+    def weights(self, positions: Tensor | slice, unlabelled: float) -> Tensor:
+        """The logarithm of what documents count as negatives; 0 where they do not count at all."""
+        return (~self.labelled[positions]).double() * math.log(unlabelled or 1.0)
+
+    def of(self, labels: Tensor) -> Pairs:
+        """What is known of queries at some positions; each must have a relevant document."""
         starts = self._starts[labels]
         counts = self._starts[labels + 1] - starts
         if not counts.all():
@@ -124,13 +133,14 @@ class Relevance:
             )
         rows = torch.arange(len(labels)).repeat_interleave(counts)
         entries = torch.arange(len(rows)) + (starts - counts.cumsum(0) + counts)[rows]
-        return Known(rows, self._columns[entries], self._weights[entries], self._judged[entries])
+        hard = torch.zeros(len(rows), dtype=torch.bool)
+        return Pairs(rows, self._columns[entries], self._shares[entries], self._weights[entries], hard)
 
 
 class Documents:
     """Documents by position: vectors before the heads, and unit vectors through the document head as it is now.
 
-    As many vectors as ``keep`` may be kept in memory. Of a larger corpus, an array stays where it is, which may be a
+    At most ``keep`` vectors are kept in memory. Of a larger corpus, an array stays where it is, which may be a
     ``numpy.memmap`` on disk, and texts are looked up in the cache each time. A tensor that is what the heads take is
     never copied as a whole. ``"bf16"`` runs heads of float32 in bfloat16 where the processor has it.
     """
@@ -140,17 +150,14 @@ class Documents:
     ) -> None:
         self._encoder_parameters = [p for module in encoder_modules(model).values() for p in module.parameters()]
         self._heads = taken_apart(model)[1]
-        # What shapes the vectors of documents.
         routes = [
-            module.sub_modules["document"]
-            if isinstance(module, Router) and "document" in module.sub_modules
-            else module
-            for module in self._heads
+            head.sub_modules["document"] if isinstance(head, Router) and "document" in head.sub_modules else head
+            for head in self._heads
         ]
+        # What shapes the vectors of documents.
         self._side: list[Tensor] = [tensor for route in routes for tensor in (*route.parameters(), *route.buffers())]
-        self._ends_normalised = bool(self._heads) and isinstance(self._heads[-1], Normalize)
         self._device, self._precision, self._keep = model.device, precision, keep
-        self._outputs: tuple[Any, Tensor | None, Tensor] | None = None
+        self._outputs: tuple[Any, Tensor] | None = None
         self.check_frozen()
         self.ids, self._read = _ids_and_reader(model, documents, keep)
         if not len(self.ids):
@@ -158,14 +165,14 @@ class Documents:
         # Vectors in memory are looked at once, those on disk whenever they are read.
         self._kept: Tensor | None = None
         if isinstance(documents, tuple) and isinstance(documents[1], Tensor):
-            for part in _stretches(len(self)):
-                self._checked(documents[1][part], part)
             self._kept = documents[1].detach()
+            for start in range(0, len(self), _AT_ONCE):
+                self._check_finite(self._kept[start : start + _AT_ONCE], range(start, len(self)))
         elif len(self) <= keep:
-            self._kept = torch.cat([self.take(part) for part in _stretches(len(self))])
+            self._kept = self.take(None)
         try:
             with torch.no_grad():
-                self.project(self.take(slice(0, 1)))
+                self.project(self.take(torch.tensor([0])))
         except RuntimeError as error:
             raise ValueError(f"The document head does not take the vectors of the corpus: {error}") from error
 
@@ -183,6 +190,11 @@ class Documents:
         """Where the heads are."""
         return next((tensor.device for tensor in self._side), self._device)
 
+    @property
+    def activations(self) -> int:
+        """About how many numbers the graph keeps of a document on its way through the head."""
+        return 2 * sum(len(tensor) for tensor in self._side if tensor.dim() == 2)
+
     def check_frozen(self) -> None:
         """Refuse an encoder that trains: vectors that were computed before would not follow it."""
         if any(parameter.requires_grad for parameter in self._encoder_parameters):
@@ -191,119 +203,54 @@ class Documents:
                 "st_asym.freeze_encoder(model), or train with in-batch negatives."
             )
 
-    def take(self, rows: Rows) -> Tensor:
-        """Vectors before the heads, finite, shape ``(n, d)``, where the heads are and in their dtype."""
+    def take(self, rows: Tensor | None) -> Tensor:
+        """Vectors before the heads, finite, shape ``(n, d)``, where the heads are and in their dtype; None for all."""
+        device = self.device
         dtype = next((tensor.dtype for tensor in self._side if tensor.is_floating_point()), torch.float32)
         if self._kept is None:
-            return self._checked(self._read(rows), rows).to(self.device, dtype)
+            vectors = self._read(rows)
+            self._check_finite(vectors, range(len(self)) if rows is None else rows.tolist())
+            return vectors.to(device, dtype)
         if len(self) <= self._keep:
-            self._kept = self._kept.to(self.device, dtype)
-        kept = self._kept
-        return (kept[rows] if isinstance(rows, slice) else kept.index_select(0, rows.to(kept.device))).to(
-            self.device, dtype
-        )
+            self._kept = self._kept.to(device, dtype)
+        found = self._kept if rows is None else self._kept.index_select(0, rows.to(self._kept.device))
+        return found.to(device, dtype)
 
-    def _checked(self, vectors: Tensor, rows: Rows) -> Tensor:
-        finite = torch.isfinite(vectors).all(dim=1)
-        if not finite.all():
-            positions = _positions_documents(rows, len(self))
-            bad = [self.ids[positions[row]] for row in (~finite).nonzero().flatten().tolist()]
-            raise ValueError(f"{len(bad)} vectors of the corpus are not finite: document {bad[0]!r} is the first.")
-        return vectors
+    def autocast(self, vectors: Tensor) -> torch.autocast:
+        """The context for matrix products with such vectors: in bfloat16 where that was asked for, or in their dtype.
 
-    def _reduced(self, vectors: Tensor) -> bool:
-        """Whether matrix products with such vectors are computed in bfloat16."""
-        return self._precision == "bf16" and vectors.dtype == torch.float32 and has_bfloat16(vectors.device)
+        Weights are not kept in it: those that were cast without a gradient would be taken where one is needed.
+        """
+        reduced = self._precision == "bf16" and vectors.dtype == torch.float32 and has_bfloat16(vectors.device)
+        return torch.autocast(vectors.device.type, torch.bfloat16, enabled=reduced, cache_enabled=False)
 
     def project(self, vectors: Tensor) -> Tensor:
         """Unit vectors of the document head, float32 or float64, from vectors before it."""
         features: dict[str, Any] = {"sentence_embedding": vectors, "task": "document"}
-        with torch.autocast(vectors.device.type, torch.bfloat16, enabled=self._reduced(vectors)):
+        with self.autocast(vectors):
             for module in self._heads:
                 features = module(features)
-            output: Tensor = features["sentence_embedding"]
-            if self._ends_normalised:
-                return output if output.dtype == torch.float64 else output.float()
-            return unit(output)
+        output: Tensor = features["sentence_embedding"]
+        if self._heads and isinstance(self._heads[-1], Normalize):
+            return output if output.dtype == torch.float64 else output.float()
+        return unit(output)
 
-    def compare(
-        self,
-        queries: Tensor,
-        negatives: Negatives,
-        rows: Tensor,
-        columns: Tensor,
-        *,
-        chunk_size: int | None,
-        best: int = 0,
-        often: bool = False,
-    ) -> Logits:
-        """Compare queries, unit vectors over the temperature of shape ``(n, d)``, with negatives.
-
-        Pairs of ``rows`` and ``columns``, places among the negatives, on the CPU, are counted apart. Chunks that are
-        asked for, or whose graph is too large, are computed again in the backward pass. What is compared ``often`` goes
-        through a head that does not train only once.
-        """
-        device, positions = queries.device, negatives.positions
-        count = len(self) if positions is None else len(positions)
-        # Documents out of a large corpus are read once, also where chunks are computed twice.
-        read = None if positions is None or len(self) <= self._keep else self.take(positions)
-        done = self._outputs_of(positions) if often and not self.trains else None
-        size = chunk_size or (_CPU_CHUNK if device.type == "cpu" else _GPU_CHUNK)
-        columns, order = columns.sort()
-        starts = range(0, count, size)
-        edges = [*torch.searchsorted(columns, torch.tensor(starts)).tolist(), len(columns)]
-        rows, columns, back = (part.to(device) for part in (rows[order], columns, order.argsort()))
-        weights = None if negatives.weights is None else negatives.weights.to(queries)
-
-        def compare_chunk(stretch: slice, own: slice) -> Logits:
-            if done is not None:
-                vectors = done[stretch]
-            elif read is not None:
-                vectors = self.project(read[stretch])
-            else:
-                vectors = self.project(self.take(stretch if positions is None else positions[stretch]))
-            with torch.autocast(device.type, torch.bfloat16, enabled=self._reduced(queries)):
-                similarities = queries @ vectors.to(queries.dtype).T
-            with torch.autocast(device.type, enabled=False):
-                logits = similarities.to(queries.dtype)
-                apart = rows[own], columns[own] - stretch.start
-                pairs = logits[apart]
-                # Finite, so that a query without negatives has a gradient, of zero.
-                logits[apart] = torch.finfo(logits.dtype).min
-                top = logits.detach().topk(min(best, logits.shape[1]), dim=1)
-                if weights is not None:
-                    logits = logits + weights[stretch]
-                return Logits(logits.logsumexp(dim=1), pairs, top.indices + stretch.start, top.values)
-
-        run: Callable[..., Any] = compare_chunk
-        # About how many numbers the graph keeps of each document on its way through the head.
-        activations = 2 * sum(len(tensor) for tensor in self._side if tensor.dim() == 2)
-        graph = count * (activations + 3 * len(queries)) * queries.element_size()
-        if chunk_size is not None or graph > _GRAPH_BYTES:
-            run = partial(checkpoint, compare_chunk, use_reentrant=False)
-        stretches = (slice(start, min(start + size, count)) for start in starts)
-        parts = [run(stretch, slice(*own)) for stretch, own in zip(stretches, pairwise(edges), strict=True)]
-        sums, pairs, places, logits = zip(*parts, strict=True)
-        return Logits(
-            torch.stack(sums, dim=1).logsumexp(dim=1),
-            torch.cat(pairs)[back],
-            torch.cat(places, dim=1),
-            torch.cat(logits, dim=1),
-        )
-
-    def _outputs_of(self, rows: Tensor | None) -> Tensor:
-        """Documents through the head, without gradient; again only when the head, or the tensor of rows, is another."""
+    def outputs(self) -> Tensor:
+        """All documents through the head, without gradient; computed again only when the head is another."""
         version = [(id(tensor), tensor._version, tensor.dtype, tensor.device) for tensor in self._side]
-        if self._outputs is None or self._outputs[0] != version or self._outputs[1] is not rows:
-            stretches = _stretches(len(self) if rows is None else len(rows))
+        if self._outputs is None or self._outputs[0] != version:
             with torch.no_grad():
-                parts = [self.project(self.take(part if rows is None else rows[part])) for part in stretches]
-            self._outputs = version, rows, torch.cat(parts)
-        return self._outputs[2]
+                self._outputs = (
+                    version,
+                    torch.cat([self.project(part) for part in torch.split(self.take(None), _AT_ONCE)]),
+                )
+        return self._outputs[1]
 
-
-def _stretches(count: int) -> list[slice]:
-    return [slice(start, min(start + _READ_AT_ONCE, count)) for start in range(0, count, _READ_AT_ONCE)]
+    def _check_finite(self, vectors: Tensor, positions: Sequence[int]) -> None:
+        bad = (~torch.isfinite(vectors).all(dim=1)).nonzero().flatten().tolist()
+        if bad:
+            first = self.ids[positions[bad[0]]]
+            raise ValueError(f"{len(bad)} vectors of the corpus are not finite: document {first!r} is the first.")
 
 
 def _grades(query: str, documents: Mapping[str, float] | Iterable[str]) -> dict[str, float]:
@@ -327,57 +274,45 @@ def _positions(wanted: set[Any], ids: Sequence[Any]) -> dict[Any, int]:
     if isinstance(ids, range):
         return {key: ids.index(key) for key in wanted if key in ids}
     if len(set(ids)) < len(ids):
-        seen: set[Any] = set()
-        twice = [repr(key) for key in ids if key in seen or seen.add(key)]  # type: ignore[func-returns-value]
+        twice = [repr(key) for key, count in Counter(ids).items() for _ in range(count - 1)]
         raise ValueError(f"{len(twice)} ids occur more than once in the corpus: {first_few(twice, 3)}.")
     return {key: position for position, key in enumerate(ids) if key in wanted}
 
 
 def _ids_and_reader(
     model: SentenceTransformer, documents: Texts | Vectors, keep: int
-) -> tuple[Sequence[str], Callable[[Rows], Tensor]]:
+) -> tuple[Sequence[str], Callable[[Tensor | None], Tensor]]:
+    """The ids of a corpus, and what reads its vectors at some positions, or all of them for None."""
     if isinstance(documents, Mapping):
-        return _texts(model, documents, keep)
+        if len(documents) > keep and not isinstance(model, CachedSentenceTransformer):
+            raise ValueError(
+                f"The corpus has {len(documents)} texts, more than max_documents={keep}, so that each step looks up "
+                "those it needs: make the loss and the trainer with a CachedSentenceTransformer, or give the loss a "
+                "pair of ids and vectors, such as a numpy.memmap."
+            )
+        ids = list(documents)
+        return ids, partial(_encoded, model, documents, ids)
     if not isinstance(documents, tuple) or len(documents) != 2:
         raise TypeError(
             "The corpus must be a mapping of document id to text, or a pair (ids, vectors) with the encoder's vectors "
             f"in an array of shape (n, d), not a {type(documents).__name__}."
         )
-    ids, array = documents
-    if getattr(array, "ndim", None) != 2 or len(ids) != len(array):
+    names, array = documents
+    if getattr(array, "ndim", None) != 2 or len(names) != len(array):
         raise ValueError(
-            f"The corpus has {len(ids)} ids and vectors of shape {tuple(getattr(array, 'shape', ()))}: it must be "
-            f"({len(ids)}, dimension)."
+            f"The corpus has {len(names)} ids and vectors of shape {tuple(getattr(array, 'shape', ()))}: it must be "
+            f"({len(names)}, dimension)."
         )
-
-    def read(rows: Rows) -> Tensor:
-        # A copy: what a file holds is read once, and a map of it that is read-only cannot become a tensor.
-        return torch.from_numpy(np.array(array[rows.numpy() if isinstance(rows, Tensor) else rows]))
-
-    return ids, read
+    # A copy: what a file holds is read once, and a map of it that is read-only cannot become a tensor.
+    return names, lambda rows: torch.from_numpy(np.array(array[:] if rows is None else array[rows.numpy()]))
 
 
-def _texts(model: SentenceTransformer, texts: Texts, keep: int) -> tuple[Sequence[str], Callable[[Rows], Tensor]]:
-    ids = list(texts)
+def _encoded(model: SentenceTransformer, texts: Texts, ids: Sequence[str], rows: Tensor | None) -> Tensor:
+    """The encoder's vectors of documents, with the model's prompt for them."""
+    wanted = [texts[key] for key in (ids if rows is None else [ids[row] for row in rows.tolist()])]
     prompt = model.prompts.get("document") or None
-    cached = isinstance(model, CachedSentenceTransformer)
-    if len(ids) > keep and not cached:
-        raise ValueError(
-            f"The corpus has {len(ids)} texts, more than max_documents={keep}, so that each step looks up those it "
-            "needs: make the loss and the trainer with a CachedSentenceTransformer, or give the loss a pair of ids and "
-            "vectors, such as a numpy.memmap."
-        )
-
-    def read(rows: Rows) -> Tensor:
-        wanted = [texts[ids[position]] for position in _positions_documents(rows, len(ids))]
-        if cached:
-            vectors: Tensor = model.preprocess(wanted, prompt=prompt, task="document")["sentence_embedding"]
-            return vectors
-        with encoding(model, precision="fp32", devices=None, prompt=prompt, task="document") as encode:
-            return torch.from_numpy(encode(wanted, 32))
-
-    return ids, read
-
-
-def _positions_documents(rows: Rows, length: int) -> Sequence[int]:
-    return range(*rows.indices(length)) if isinstance(rows, slice) else rows.tolist()
+    if isinstance(model, CachedSentenceTransformer):
+        vectors: Tensor = model.preprocess(wanted, prompt=prompt, task="document")["sentence_embedding"]
+        return vectors
+    with encoding(model, precision="fp32", devices=None, prompt=prompt, task="document") as encode:
+        return torch.from_numpy(encode(wanted, 32))

@@ -12,11 +12,12 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
-import torch.distributed
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from sentence_transformers.util import all_gather_with_grad, get_world_size
 from torch import Tensor, nn
+
+from st_asym.losses.distributed import of_the_first
 
 IsotropyKind = Literal["covariance", "sigreg", "uniformity"]
 
@@ -67,12 +68,6 @@ def covariance(vectors: Tensor) -> Tensor:
     Uniform directions give 0 on average: exactly in the first part, to within 2 / (d n (n - 1)) in the second. Vectors
     that all coincide give 2 - 1/d. A single vector gives 0.
 
-    Args:
-        vectors: Shape ``(n, d)``.
-
-    Returns:
-        A scalar.
-
     Example:
         >>> round(covariance(torch.ones(8, 4)).item(), 4)
         1.75
@@ -108,9 +103,6 @@ def sigreg(vectors: Tensor, directions: Tensor, *, knots: int = 17) -> Tensor:
             from a normal distribution.
         knots: Points of the integral, at least 2.
 
-    Returns:
-        A scalar.
-
     Example:
         >>> _ = torch.manual_seed(0)
         >>> directions = torch.randn(64, 256)
@@ -135,12 +127,6 @@ def uniformity(vectors: Tensor) -> Tensor:
     From Wang and Isola 2020, "Understanding Contrastive Representation Learning through Alignment and Uniformity on the
     Hypersphere" (https://arxiv.org/abs/2005.10242), with their t = 2. Vectors that all coincide, and a single vector,
     give 0; uniform directions about -4 + 8/d.
-
-    Args:
-        vectors: Shape ``(n, d)``.
-
-    Returns:
-        A scalar.
 
     Example:
         >>> round(uniformity(torch.eye(8)).item(), 4)
@@ -287,20 +273,17 @@ class IsotropyLoss(nn.Module):
         return _CITATIONS[self.kind]
 
     def _isotropy(self, embeddings: list[Tensor]) -> Tensor:
-        distributed = get_world_size() > 1
         sample_documents = getattr(self.loss, "sample_documents", None)
         if sample_documents is not None:
             embeddings = [*embeddings, sample_documents(len(embeddings[0]))]
-        with torch.autocast(device_type=embeddings[0].device.type, enabled=False):
-            columns = [all_gather_with_grad(column) if distributed else column for column in embeddings]
+        if get_world_size() > 1:
+            embeddings = [all_gather_with_grad(column) for column in embeddings]
+        with torch.autocast(embeddings[0].device.type, enabled=False):
             if self.kind == "sigreg":
-                # By torch's CPU generator, whose state the trainer saves with each checkpoint: a resumed run draws the
-                # same as the uninterrupted one.
-                directions = torch.randn(columns[0].shape[1], self.slices).to(columns[0].device)
-                if distributed:
-                    torch.distributed.broadcast(directions, src=0)
-                terms = [sigreg(column, directions, knots=self.knots) for column in columns]
+                # By torch's CPU generator, whose state the trainer saves with each checkpoint.
+                directions = of_the_first(torch.randn(embeddings[0].shape[1], self.slices)).to(embeddings[0].device)
+                terms = [sigreg(column, directions, knots=self.knots) for column in embeddings]
             else:
                 measure = covariance if self.kind == "covariance" else uniformity
-                terms = [measure(column) for column in columns]
+                terms = [measure(column) for column in embeddings]
         return torch.stack(terms).mean()

@@ -1,17 +1,16 @@
-"""Large corpora: documents by the chunk, a sample drawn anew in each step, the hardest negatives found so far."""
+"""Large corpora: a sample of documents drawn anew in each step, and the hardest negatives found so far."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
-import torch.distributed
-from sentence_transformers.util import get_world_size
+from sentence_transformers.util import get_rank, get_world_size
 from torch import Tensor
+from torch.nn.functional import pad
 
-from st_asym.losses.distributed import gather_rows, uniform
-from st_asym.losses.documents import Documents, Negatives, Relevance, find
+from st_asym.losses.distributed import gathered, one_of_each
+from st_asym.losses.documents import NOTHING, Documents, Negatives, Pairs, Relevance, find
 from st_asym.retrieval import nearest
 
 # Documents that a scan takes through the head at once: without a gradient, they may be many.
@@ -38,27 +37,26 @@ class Sample:
     """
 
     def __init__(self, labelled: Tensor, unlabelled_weight: float, count: int) -> None:
-        kinds = labelled.nonzero()[:, 0], (~labelled).nonzero()[:, 0]
-        shares = _shares(len(kinds[0]), len(kinds[1]), unlabelled_weight, count)
-        first, second = (stretches(len(kind), share) for kind, share in zip(kinds, shares, strict=True))
-        self._positions = torch.cat(kinds)
-        self._starts = torch.cat([first[0], second[0] + len(kinds[0])])
-        self._sizes = torch.cat([first[1], second[1]])
-        self._weights = self._sizes.double().log()
-        self._weights[len(first[1]) :] += math.log(unlabelled_weight or 1.0)  # none are drawn at a weight of 0
+        self._kinds = labelled.nonzero()[:, 0], (~labelled).nonzero()[:, 0]
+        self._weights = 0.0, math.log(unlabelled_weight or 1.0)  # of one document; none are drawn at a weight of 0
+        first, second = map(len, self._kinds)
+        if not second or not unlabelled_weight:
+            self._counts = min(count, first), 0
+            return
+        share = round(count * first / (first + unlabelled_weight * second))
+        drawn = min(first, max(1, min(share, count - 1)))
+        others = min(second, max(1, count - drawn))
+        self._counts = min(first, max(drawn, count - others)), others
 
-    def draw(self, device: torch.device) -> Negatives:
-        """One document of each stretch, the same on every process, agreed upon through its device."""
-        places = self._starts + (uniform(len(self._starts), device) * self._sizes).long()
-        positions, order = self._positions[places].sort()
-        return Negatives(positions, self._weights[order])
-
-
-def stretches(size: int, count: int) -> tuple[Tensor, Tensor]:
-    """Starts and lengths of ``count`` equal stretches, or of as many as there are places."""
-    count = min(count, size)
-    bounds = torch.arange(count + 1) * size // max(count, 1)
-    return bounds[:-1], bounds.diff()
+    def draw(self) -> Negatives:
+        """One document of each stretch, which counts for all of it; the same on every process."""
+        positions, weights = [], []
+        for kind, weight, count in zip(self._kinds, self._weights, self._counts, strict=True):
+            places, lengths = one_of_each(len(kind), count)
+            positions.append(kind[places])
+            weights.append(weight + lengths.double().log())
+        ascending, order = torch.cat(positions).sort()
+        return Negatives(ascending, torch.cat(weights)[order])
 
 
 class HardNegatives:
@@ -72,7 +70,7 @@ class HardNegatives:
     def __init__(
         self,
         relevance: Relevance,
-        documents: Documents,
+        corpus: Documents,
         among: Tensor | None,
         *,
         size: int,
@@ -80,14 +78,23 @@ class HardNegatives:
         scanned: int,
     ) -> None:
         self.size = size
-        self._relevance, self._corpus, self._among = relevance, documents, among
-        self._count = len(documents) if among is None else len(among)
+        self._relevance, self._corpus, self._among = relevance, corpus, among
+        self._count = len(corpus) if among is None else len(among)
         self._refresh_steps, self._window = refresh_steps, min(scanned, self._count)
         self._steps = self._next = 0
         self.documents = torch.full((len(relevance), size), -1)
-        self._similarities = torch.full((len(relevance), size), -torch.inf)
+        self._similarities = torch.full((len(relevance), size), NOTHING)
         self._vectors = torch.zeros(len(relevance), 0)
         self._waiting = torch.zeros(len(relevance), dtype=torch.bool)
+
+    def of(self, labels: Tensor, unlabelled_weight: float) -> Pairs:
+        """The hard negatives of queries at some positions, each of which counts what such documents do."""
+        kept = self.documents[labels]
+        rows, ranks = (kept >= 0).nonzero(as_tuple=True)
+        columns = kept[rows, ranks]
+        # None is kept that does not count at all.
+        weights = self._relevance.weights(columns, unlabelled_weight)
+        return Pairs(rows, columns, torch.zeros_like(weights), weights, torch.ones_like(rows, dtype=torch.bool))
 
     def step(self) -> None:
         """Count a step of training, and scan where it is time to."""
@@ -98,65 +105,42 @@ class HardNegatives:
     def update(self, labels: Tensor, vectors: Tensor, documents: Tensor, similarities: Tensor) -> None:
         """Replace what is kept of some queries, of all processes, by the hardest of these candidates.
 
-        ``labels`` and unit ``vectors`` are those of the own queries, the rest of shape ``(n, candidates)``. No document
-        is there twice for a query; a similarity of minus infinity leaves it out.
+        ``labels`` and ``vectors`` are those of the own queries, the rest of shape ``(n, candidates)``. No document is
+        there twice for a query; at a similarity of ``NOTHING`` it is no candidate.
         """
-        hardest = _hardest(documents, similarities.float(), self.size)
-        own = (labels.to(vectors.device), vectors.detach().float(), *hardest)
-        labels, vectors, documents, similarities = (gather_rows(tensor).cpu() for tensor in own)
+        vectors, similarities = vectors.detach().float().cpu(), similarities.float().cpu()
         if self._vectors.shape[1] == 0:
             self._vectors = torch.zeros(len(self._relevance), vectors.shape[1])
-        self._vectors[labels], self._waiting[labels] = vectors, True
-        self.documents[labels], self._similarities[labels] = documents, similarities
+        for of, its_vectors, *hardest in gathered((labels, vectors, *self._hardest(documents.cpu(), similarities))):
+            self._vectors[of], self._waiting[of] = its_vectors, True
+            self.documents[of], self._similarities[of] = hardest
 
     @torch.no_grad()
     def _scan(self) -> None:
         """Look through the next documents, each process through its share, for queries updated since the last scan."""
         labels = self._waiting.nonzero().flatten()
-        kept = self.documents[labels]
+        places = ((torch.arange(self._window) + self._next) % self._count).sort().values
+        window = places if self._among is None else self._among[places]
         # Not to be found: what is judged or ignored, and what would be found again.
-        known, there = self._relevance.of(labels), kept >= 0
-        rows = torch.cat([known.rows, there.nonzero()[:, 0]])
-        columns = torch.cat([known.columns, kept[there]])
-        if self._among is not None:
-            columns = find(columns, self._among)
-        queries = self._vectors[labels].to(self._corpus.device)
-        similarities, places = (
-            part.cpu() for part in nearest(queries, self._chunks(), self.size, excluded=(rows, columns))
+        known, kept = self._relevance.of(labels), self.documents[labels]
+        again = (kept >= 0).nonzero(as_tuple=True)
+        excluded = torch.cat([known.rows, again[0]]), find(torch.cat([known.columns, kept[again]]), window)
+        own = (
+            (start, self._corpus.project(self._corpus.take(window[start : start + _SCAN_CHUNK])))
+            for start in range(get_rank() * _SCAN_CHUNK, self._window, get_world_size() * _SCAN_CHUNK)
         )
-        found = [(places if self._among is None else self._among[places], similarities)]
-        if get_world_size() > 1:
-            own, found = found[0], [found[0]] * get_world_size()
-            torch.distributed.all_gather_object(found, own)
-        documents, values = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
-        candidates = torch.cat([kept, documents], dim=1), torch.cat([self._similarities[labels], values], dim=1)
-        self.documents[labels], self._similarities[labels] = _hardest(*candidates, self.size)
+        queries = self._vectors[labels].to(self._corpus.device)
+        similarities, found = (part.cpu() for part in nearest(queries, own, self.size, excluded=excluded))
+        for its_documents, its_similarities in gathered((window[found], similarities)):
+            candidates = torch.cat([self.documents[labels], its_documents], dim=1)
+            values = torch.cat([self._similarities[labels], its_similarities], dim=1)
+            self.documents[labels], self._similarities[labels] = self._hardest(candidates, values)
         self._waiting[:] = False
         self._next = (self._next + self._window) % self._count
 
-    def _chunks(self) -> Iterator[tuple[int, Tensor]]:
-        """Unit vectors of the documents that this process scans, in stretches, each with the place of its first."""
-        world = get_world_size()
-        rank = torch.distributed.get_rank() if world > 1 else 0
-        end = self._next + self._window
-        for begin, stop in ((self._next, min(end, self._count)), (0, max(0, end - self._count))):
-            for start in range(begin + rank * _SCAN_CHUNK, stop, world * _SCAN_CHUNK):
-                part = slice(start, min(start + _SCAN_CHUNK, stop))
-                vectors = self._corpus.take(part if self._among is None else self._among[part])
-                yield start, self._corpus.project(vectors)
-
-
-def _shares(labelled: int, unlabelled: int, unlabelled_weight: float, count: int) -> tuple[int, int]:
-    """How many labelled and unlabelled documents to draw, of so many that there are."""
-    if not unlabelled or not unlabelled_weight:
-        return min(count, labelled), 0
-    share = round(count * labelled / (labelled + unlabelled_weight * unlabelled))
-    first = min(labelled, max(1, min(share, count - 1)))
-    second = min(unlabelled, max(1, count - first))
-    return min(labelled, max(first, count - second)), second
-
-
-def _hardest(documents: Tensor, similarities: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The most similar of each row, of at least so many, shape ``(n, size)``; -1 stands for those at minus infinity."""
-    best = similarities.topk(size, dim=1)
-    return documents.gather(1, best.indices).masked_fill(best.values == -torch.inf, -1), best.values
+    def _hardest(self, documents: Tensor, similarities: Tensor) -> tuple[Tensor, Tensor]:
+        """The most similar of each row, shape ``(n, size)``; -1 stands for what is no candidate."""
+        missing = (0, max(0, self.size - documents.shape[1]))
+        best = pad(similarities, missing, value=NOTHING).topk(self.size, dim=1)
+        documents = pad(documents, missing, value=-1).gather(1, best.indices)
+        return documents.masked_fill(best.values <= NOTHING / 2, -1), best.values

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator
-from contextvars import ContextVar
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.util import hard_negatives as library
-from sentence_transformers.util import mine_hard_negatives
+from torch.nn.functional import normalize
+from tqdm.auto import trange
 
 from st_asym.data import Qrels, RetrievalData, text_key
 from st_asym.data.collection import own_documents
+from st_asym.retrieval import nearest
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
-# Similarities that are held at once: 256 MiB.
-_SIMILARITIES = 2**26
-_QUIET: ContextVar[bool] = ContextVar("_QUIET", default=False)
+# Documents that are compared with all queries at once.
+_AT_ONCE = 65_536
+# With a margin, so many documents are looked at for each negative that is asked for.
+_CANDIDATES = 10
 
 
 def mine_negatives(
@@ -40,9 +39,9 @@ def mine_negatives(
 ) -> Dataset:
     """Add to each relevant pair of a split the documents of the corpus that are most similar to its query.
 
-    This is the library's ``mine_hard_negatives`` over a collection. Documents that are relevant to the query, or have
-    the text of one that is, are never its negatives, nor is a query that is a document itself, as in ArguAna; and no
-    text is a negative of a pair twice. Texts are the same by :func:`st_asym.data.text_key`. With a
+    It is what the library's ``mine_hard_negatives`` does, over a collection: documents that are relevant to the query,
+    or have the text of one that is, are never its negatives, nor is a query that is a document itself, as in ArguAna;
+    and no text is a negative of a pair twice. Texts are the same by :func:`st_asym.data.text_key`. With a
     :class:`st_asym.CachedSentenceTransformer` the encoder does not run for texts that the cache holds. The vectors of
     the whole corpus are held in memory.
 
@@ -50,7 +49,8 @@ def mine_negatives(
     :class:`st_asym.CorpusContrastiveLoss` compares with the whole corpus, and needs none.
 
     Args:
-        model: Tells which documents are similar, with its own prompts for queries and documents.
+        model: Tells which documents are similar, with its own prompts for queries and documents: by inner product where
+            that is its similarity, and by cosine otherwise.
         data: The collection.
         split: A key of ``data.qrels``.
         num_negatives: How many for each pair.
@@ -62,7 +62,7 @@ def mine_negatives(
         ignored: Query id to document ids that are no negatives either, as for
             :class:`st_asym.CorpusContrastiveLoss`.
         batch_size: Texts per batch where they are encoded or looked up.
-        show_progress_bar: Whether to show the library's progress bars.
+        show_progress_bar: Whether to show progress bars.
 
     Returns:
         A data set with the text columns ``query``, ``document`` and ``negative_1`` to ``negative_n``, the most similar
@@ -70,7 +70,7 @@ def mine_negatives(
 
     Raises:
         KeyError: No such split.
-        ValueError: ``num_negatives`` is below 1, or no pair has so many negatives.
+        ValueError: ``num_negatives`` is below 1, ``range_min`` below 0, or no pair has so many negatives.
 
     Example:
         >>> from sentence_transformers import SentenceTransformer
@@ -82,90 +82,81 @@ def mine_negatives(
         >>> mine_negatives(model, data)[0]
         {'query': 'head', 'document': 'red head', 'negative_1': 'small head'}
     """
-    as_spelt = data.pairs(split)
-    data = _spelt_alike(data)
-    pairs = data.pairs(split)
-    # To the library they are positives too, so that it passes over them; their rows are dropped below.
-    judged = data.qrels[split]
-    known = {q: {**own, **dict.fromkeys((ignored or {}).get(q, ()), 1)} for q, own in judged.items()}
-    for document_id in own_documents(data.corpus, judged):
-        known[document_id][document_id] = 1
-    passed_over = replace(data, qrels={split: known}).pairs(split)
-    with contextlib.nullcontext() if show_progress_bar else _without_a_bar():
-        mined = mine_hard_negatives(
-            passed_over,
-            model if show_progress_bar else _Quiet(model),  # type: ignore[arg-type]
-            anchor_column_name="query",
-            positive_column_name="document",
-            corpus=list(data.corpus.values()),
-            num_negatives=num_negatives,
-            range_min=range_min,
-            relative_margin=relative_margin,
-            output_format="n-tuple",
-            batch_size=batch_size,
-            faiss_batch_size=max(1, _SIMILARITIES // len(data.corpus)),
-            verbose=False,
-        )
-    asked = set(zip(pairs["query"], pairs["document"], strict=True))
-    rows = zip(mined["query"], mined["document"], strict=True)
-    mined = mined.select([row for row, pair in enumerate(rows) if pair in asked])
-    if not len(mined):
+    for name, value, least in (("num_negatives", num_negatives, 1), ("range_min", range_min, 0)):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}.")
+    judged, pairs = data.qrels.get(split, {}), data.pairs(split)
+    # Each text once: a query as it is, a document by its key, in its first spelling, or in that of its pair.
+    spelt = {(q, text_key(text)): text for q, text in zip(pairs["query"], pairs["document"], strict=True)}
+    texts: dict[str, str] = {}
+    for text in data.corpus.values():
+        texts.setdefault(text_key(text), text)
+    rows = {query: row for row, query in enumerate(dict.fromkeys(query for query, _ in spelt))}
+    places = {key: place for place, key in enumerate(texts)}
+    relevant = [(rows[query], places[key]) for query, key in spelt]
+    others = [(one, one) for one in own_documents(data.corpus, judged)]
+    others += [(one, document) for one in judged for document in (ignored or {}).get(one, ())]
+    passed_over = relevant + [
+        (rows[data.queries[one]], places[text_key(data.corpus[document])])
+        for one, document in others
+        if data.queries[one] in rows and document in data.corpus
+    ]
+    options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
+    count = range_min + num_negatives
+    found = _most_similar(
+        model, list(rows), list(texts.values()), relevant, passed_over, count, relative_margin, options
+    )
+    mined = [
+        (query, document, *found[rows[query]][range_min:])
+        for (query, _), document in sorted(spelt.items(), key=lambda pair: rows[pair[0][0]])
+        if len(found[rows[query]]) == count
+    ]
+    if not mined:
         raise ValueError(
-            f"None of the {len(asked):,} pairs of {split} has {num_negatives} negatives among {len(data.corpus):,} "
+            f"None of the {len(spelt):,} pairs of {split} has {num_negatives} negatives among {len(data.corpus):,} "
             "documents: ask for fewer, or lower range_min or relative_margin."
         )
-    if len(mined) < len(asked):
+    if len(mined) < len(spelt):
         logger.warning(
             "%d of %d pairs of %s are dropped: they have fewer than %d negatives. Lower range_min or relative_margin "
             "to keep more.",
-            *(len(asked) - len(mined), len(asked), split, num_negatives),
+            *(len(spelt) - len(mined), len(spelt), split, num_negatives),
         )
-    return _with_own_documents(mined, as_spelt)
+    names = ["query", "document", *(f"negative_{i + 1}" for i in range(num_negatives))]
+    return type(pairs).from_list([dict(zip(names, row, strict=True)) for row in mined])
 
 
-def _spelt_alike(data: RetrievalData) -> RetrievalData:
-    """The collection with one spelling of each text of a document: the library compares them as they are."""
-    keys = {document_id: text_key(text) for document_id, text in data.corpus.items()}
-    first: dict[str, str] = {}
-    for document_id, key in keys.items():
-        first.setdefault(key, data.corpus[document_id])
-    return replace(data, corpus={document_id: first[key] for document_id, key in keys.items()})
+def _most_similar(
+    model: SentenceTransformer,
+    queries: list[str],
+    documents: list[str],
+    relevant: list[tuple[int, int]],
+    passed_over: list[tuple[int, int]],
+    count: int,
+    margin: float | None,
+    options: dict[str, Any],
+) -> list[list[str]]:
+    """The ``count`` documents that are most similar to each query, or fewer, without those of it that are passed over.
 
-
-def _with_own_documents(mined: Dataset, pairs: Dataset) -> Dataset:
-    """What was mined, each relevant document in the spelling that it has in the pairs."""
-    spelt = {(q, text_key(d)): d for q, d in zip(pairs["query"], pairs["document"], strict=True)}
-    columns = {name: mined[name][:] for name in mined.column_names}
-    rows = zip(columns["query"], columns["document"], strict=True)
-    columns["document"] = [spelt[query, text_key(document)] for query, document in rows]
-    return type(mined).from_dict(columns)
-
-
-class _Quiet:
-    """A model that encodes without a progress bar, whatever the library asks for."""
-
-    def __init__(self, model: SentenceTransformer) -> None:
-        self._model = model
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._model, name)
-        if name not in ("encode_query", "encode_document"):
-            return found
-        return lambda *arguments, **options: found(*arguments, **{**options, "show_progress_bar": False})
-
-
-@contextlib.contextmanager
-def _without_a_bar() -> Iterator[None]:
-    """Without the library's bar over similarities, for which it has no argument; other threads keep theirs."""
-    original = vars(library)["trange"]
-
-    def trange(*arguments: Any, **options: Any) -> Any:
-        return original(*arguments, **{**options, **({"disable": True} if _QUIET.get() else {})})
-
-    token = _QUIET.set(True)
-    vars(library)["trange"] = trange
-    try:
-        yield
-    finally:
-        vars(library)["trange"] = original
-        _QUIET.reset(token)
+    With a margin, only such as are less similar than the relevant ones by that share.
+    """
+    if not queries:
+        return []
+    vectors = [
+        encode(texts, convert_to_tensor=True, **options).float()
+        for encode, texts in ((model.encode_query, queries), (model.encode_document, documents))
+    ]
+    ours, theirs = vectors if model.similarity_fn_name == "dot" else map(normalize, vectors)
+    bar = trange(0, len(theirs), _AT_ONCE, desc="Computing similarity", disable=not options["show_progress_bar"])
+    stretches = ((start, theirs[start : start + _AT_ONCE]) for start in bar)
+    rows, columns = torch.tensor(passed_over).T
+    most = count if margin is None else _CANDIDATES * count
+    similarities, positions = nearest(ours, stretches, most, excluded=(rows, columns))
+    usable = similarities > -torch.inf
+    if margin is not None:
+        rows, columns = torch.tensor(relevant, device=ours.device).T
+        own = (ours[rows] * theirs[columns]).sum(dim=1)
+        least = torch.full_like(ours[:, 0], torch.inf).scatter_reduce(0, rows, own, "amin")
+        usable &= similarities <= (least - least.abs() * margin)[:, None]
+    pairs = zip(positions, usable, strict=True)
+    return [[documents[place] for place in found[use].tolist()[:count]] for found, use in pairs]

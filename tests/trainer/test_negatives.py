@@ -103,7 +103,7 @@ def test_a_bounded_number_of_similarities_at_once_finds_the_same(
     tiny_encoder: SentenceTransformer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     everything = mine_negatives(tiny_encoder, DATA, num_negatives=2)
-    monkeypatch.setattr(negatives, "_SIMILARITIES", len(CORPUS) * 2)
+    monkeypatch.setattr(negatives, "_AT_ONCE", 2)
     assert mine_negatives(tiny_encoder, DATA, num_negatives=2).to_dict() == everything.to_dict()
     assert capfd.readouterr() == ("", "")
     mine_negatives(tiny_encoder, DATA, show_progress_bar=True)
@@ -135,6 +135,14 @@ def test_pairs_without_enough_negatives_are_counted(caplog: pytest.LogCaptureFix
         mine_negatives(model, data, num_negatives=3)
     with pytest.raises(KeyError, match="no split 'dev'"):
         mine_negatives(model, data, "dev")
+
+
+def test_a_margin_is_below_the_relevant_documents_whatever_is_ignored() -> None:
+    model = SentenceTransformer(modules=[BoW(WORDS)], device="cpu")
+    corpus = {"a": "red head", "b": "red head text", "c": "big text", "d": "red"}
+    data = RetrievalData({"q": "red head"}, corpus, {"train": {"q": {"a": 1}}})
+    found = mine_negatives(model, data, relative_margin=0.05, ignored={"q": {"c": 1, "elsewhere": 1}})
+    assert found["negative_1"][:] == ["red head text"]
 
 
 def test_a_fit_trains_on_them_and_leaves_out_what_was_withheld(
