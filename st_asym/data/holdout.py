@@ -330,7 +330,7 @@ def _cut(graph: _QueryGraph, chosen: Array, withheld: Array) -> HeldOut:
                 continue
             if gone := {d: grade for d, grade in grades.items() if grade > 0 and d in taken}:
                 lost[query_id] = gone
-            left = {d: grade for d, grade in grades.items() if d not in gone}
+            left = {d: grade for d, grade in grades.items() if d not in gone} if gone else grades
             if relevant_of(left):
                 train[query_id] = left
     seen, unseen = _seen_unseen(train, dev, graph.documents)
