@@ -195,26 +195,14 @@ def _read(
         raise ValueError(
             f"queries have {asked.shape[1]} dimensions and documents {stored.shape[1]}: both must be of one encoder."
         )
-    given = {"train": relevant, **({} if dev is None else {"dev": dev})}
-    graded = {split: _graded(part, "dev" if split == "dev" else "relevant") for split, part in given.items()}
     query_ids, document_ids = _plain(query_ids), _plain(document_ids)
-    known = _rows(query_ids, len(asked), "query_ids", {query for part in graded.values() for query in part})
-    own = {*known} if query_ids is not None and document_ids is not None else set()
-    wanted = {document for part in graded.values() for grades in part.values() for document in grades}
-    found = _rows(document_ids, len(stored), "document_ids", wanted, also=own)
-    qrels = {
-        split: {known[query]: {found[key]: grade for key, grade in grades.items()} for query, grades in part.items()}
-        for split, part in graded.items()
-    }
-    if twice := [query for query in graded.get("dev", ()) if query in graded["train"]]:
-        raise ValueError(f"{counted(len(twice), 'query is', 'queries are')} in relevant and in dev: {twice[0]!r:.80}.")
+    given = {"train": relevant, **({} if dev is None else {"dev": dev})}
+    qrels, themselves = _by_row(given, query_ids, document_ids, len(asked), len(stored))
     asked.check(query_ids)
     stored.check(document_ids)
     judged = {key for part in qrels.values() for grades in part.values() for key in grades}
-    same, same_queries = stored.same(judged), asked.same(known.values())
+    same, same_queries = stored.same(judged), asked.same({key for part in qrels.values() for key in part})
     ignored = copies_by_query({q: grades for part in qrels.values() for q, grades in part.items()}, same)
-    selves = {key for part in graded.values() for key in own_documents(found, part)} & own
-    themselves = {known[key]: found[key] for key in selves}
     for query, document in themselves.items():
         ignored.setdefault(query, {})[document] = 1
     # Both stay where they are, and are brought to length 1 as they are read.
@@ -222,6 +210,28 @@ def _read(
     # Where texts are compared, those of equal vectors are equal.
     texts = {key: str(rows[0]) for key, rows in same.items()}
     return vectors, RetrievalData({key: str(rows[0]) for key, rows in same_queries.items()}, texts, qrels)
+
+
+def _by_row(
+    given: Mapping[str, Relevant], query_ids: Any, document_ids: Any, queries: int, documents: int
+) -> tuple[dict[str, Any], dict[Any, Any]]:
+    """The judgments of each split by the rows of so many queries and documents; queries that are a document of these.
+
+    Rows are numbers, and stand where ids of texts would.
+    """
+    graded = {split: _graded(part, "dev" if split == "dev" else "relevant") for split, part in given.items()}
+    known = _rows(query_ids, queries, "query_ids", {query for part in graded.values() for query in part})
+    own = {*known} if query_ids is not None and document_ids is not None else set()
+    wanted = {document for part in graded.values() for grades in part.values() for document in grades}
+    found = _rows(document_ids, documents, "document_ids", wanted, also=own)
+    if twice := [query for query in graded.get("dev", ()) if query in graded["train"]]:
+        raise ValueError(f"{counted(len(twice), 'query is', 'queries are')} in relevant and in dev: {twice[0]!r:.80}.")
+    qrels = {
+        split: {known[query]: {found[key]: grade for key, grade in grades.items()} for query, grades in part.items()}
+        for split, part in graded.items()
+    }
+    selves = {key for part in graded.values() for key in own_documents(found, part)} & own
+    return qrels, {known[key]: found[key] for key in selves}
 
 
 def _graded(relevant: Relevant, name: str) -> dict[Any, dict[Any, int]]:
@@ -258,7 +268,6 @@ def _rows(
     also: set[Any] | None = None,
 ) -> dict[Any, Any]:
     """The rows of wanted ids, and of others where they are there; a dict of all ids would take gigabytes."""
-    # Rows are numbers, and stand where ids of texts would.
     if ids is None:
         missing = [key for key in wanted if not isinstance(key, int | np.integer) or not 0 <= key < count]
         if missing:
@@ -329,16 +338,19 @@ class UnitRows:
     def same(self, wanted: Iterable[int]) -> dict[Any, list[Any]]:
         """All rows that hold the vector of a row, itself among them, ascending; for rows that were looked at."""
         rows = list(wanted)
-        # Digests, as rows themselves are too large to be kept as keys.
-        groups: dict[bytes, list[int]] = {}
         keys = np.unique(self._keys[rows])
+        found = []
         for part in self._parts():
             places = np.minimum(np.searchsorted(keys, self._keys[part]), len(keys) - 1)
-            for row in (np.flatnonzero(keys[places] == self._keys[part]) + part.start).tolist():
-                digest = hashlib.blake2b(self._array[row].tobytes(), digest_size=16).digest()
-                groups.setdefault(digest, []).append(row)
+            found.append(np.flatnonzero(keys[places] == self._keys[part]) + part.start)
+        alike = np.concatenate(found)
+        _, key_of, counts = np.unique(self._keys[alike], return_inverse=True, return_counts=True)
+        # Of those that share their key, digests, as rows themselves are too large to be kept.
+        groups: dict[bytes, list[int]] = {}
+        for row in alike[counts[key_of] > 1].tolist():
+            groups.setdefault(hashlib.blake2b(self._array[row].tobytes(), digest_size=16).digest(), []).append(row)
         group_of = {row: group for group in groups.values() for row in group}
-        return {row: group_of[row] for row in rows}
+        return {row: group_of.get(row, [row]) for row in rows}
 
     def _parts(self) -> Iterator[slice]:
         size = max(1, _AT_ONCE // self.shape[1])

@@ -33,7 +33,7 @@ _FOLDS, _FEW, _FOLDS_OF_FEW = 4, 50, 5
 # The most queries that are judged: more tell little more.
 _JUDGED = 2_000
 # Documents that go through the heads at once, and of which the spread is measured.
-_AT_ONCE, _SPREAD = 8_192, 1_000
+_AT_ONCE, _SPREAD = 2_048, 1_000
 _TOP = 10
 # How many standard errors starts are behind others that are not trained.
 _FAR = 2.0
