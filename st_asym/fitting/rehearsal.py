@@ -21,7 +21,7 @@ from st_asym.fitting.closed_form import pair_covariance
 from st_asym.fitting.gate import Choice, Evidence, Rehearsal, behind, best_of_each, weigh
 from st_asym.fitting.loop import Log, set_dial, train_heads, weights_of
 from st_asym.fitting.settings import Settings
-from st_asym.fitting.vectors import Vectors
+from st_asym.fitting.vectors import Vectors, taken
 from st_asym.retrieval import Judgments, Scores, nearest
 from st_asym.trainer.monitor import scaled_std
 
@@ -99,9 +99,6 @@ class Rehearsals:
     def run(self, candidate: Candidate, cut: int) -> None:
         """Rehearse a candidate on the cut of this number."""
         started = time.monotonic()
-        for number, other in enumerate(self._cuts):
-            if number != cut:  # the documents of several cuts are too many for memory
-                other.release()
         log = self._cuts[cut].rehearse(candidate, self.has_time)
         seconds = time.monotonic() - started
         self.logs.setdefault(candidate.name, []).append(log)
@@ -203,10 +200,8 @@ class _Cut:
         self._vectors, self._part, self._out = vectors, part, out_features
         self._covariance = pair_covariance(vectors.queries, vectors.documents, *vectors.pairs(part.train))
         judged = {query_id: part.dev[query_id] for query_id in (*part.seen, *part.unseen)}
-        self._judged = judged
-        ids, documents = vectors.searched(judged)
-        self._documents: Tensor | None = documents
-        places = {key: place for place, key in enumerate(ids)}
+        self._rows = vectors.searched(judged)
+        places = {vectors.document_ids[row]: place for place, row in enumerate(self._rows)}
         self._judgments = Judgments(judged, places)
         queries = self._judgments.queries
         self._queries = vectors.of_queries(queries)
@@ -242,29 +237,26 @@ class _Cut:
                 scores[Choice(candidate.name, reached, dial)], _ = self._judge(model)
         return [{**entry, **figures.get(int(entry["epoch"]), {})} for entry in [{"epoch": 0.0}, *losses]]
 
-    def release(self) -> None:
-        """Hold no documents until the next rehearsal."""
-        self._documents = None
-
     @torch.no_grad()
     def _judge(self, model: SentenceTransformer) -> tuple[Scores, dict[str, float]]:
         """The score of each held-out query, and figures of all."""
         model.eval()
-        if self._documents is None:
-            self._documents = self._vectors.searched(self._judged)[1]
-        documents, queries = self._documents, _through(model, self._queries, "query")
-        starts = range(0, len(documents), _AT_ONCE)
-        moved = ((start, _through(model, documents[start : start + _AT_ONCE], "document")) for start in starts)
+        queries = _through(model, self._queries, "query")
+        starts = range(0, len(self._rows), _AT_ONCE)
+        moved = ((start, self._moved(model, self._rows[start : start + _AT_ONCE])) for start in starts)
         similarities, positions = nearest(queries, moved, _TOP, excluded=self._own)
         if not torch.isfinite(similarities[:, :1]).all():
             raise ValueError("The heads give vectors that are not finite: they have diverged. Lower the learning rate.")
-        some = _through(model, documents[:: math.ceil(len(documents) / _SPREAD)], "document")
+        some = self._moved(model, self._rows[:: math.ceil(len(self._rows) / _SPREAD)])
         figures = {
             "accuracy": float(self._judgments.relevant(positions[:, :1]).mean()),
             "query_std": scaled_std(queries).item(),
             "document_std": scaled_std(some).item(),
         }
         return self._judgments.ndcg(positions), figures
+
+    def _moved(self, model: SentenceTransformer, rows: Sequence[int]) -> Tensor:
+        return _through(model, taken(self._vectors.documents, rows), "document")
 
 
 def _through(model: SentenceTransformer, vectors: Tensor, side: str) -> Tensor:

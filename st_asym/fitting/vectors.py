@@ -85,27 +85,23 @@ class Vectors:
             weights += [1.0 / len(relevant)] * len(relevant)
         return torch.tensor(rows), torch.tensor(columns), torch.tensor(weights)
 
-    def searched(self, qrels: Qrels) -> tuple[Sequence[str], Tensor]:
-        """The documents among which held-out queries are judged: all, or of a large corpus a part that has theirs."""
-        rows: Sequence[int] = range(len(self.document_ids))
-        if len(rows) > _SEARCHED:
-            wanted = dict.fromkeys(self.document_rows[key] for judged in qrels.values() for key in judged)
-            room = max(0, _SEARCHED - len(wanted))
-            drawn = np.random.default_rng(self.seed).choice(len(rows), _SEARCHED, replace=False)
-            rows = sorted([*wanted, *[row for row in drawn.tolist() if row not in wanted][:room]])
-        elif isinstance(self.documents, Tensor):
-            return self.document_ids, self.documents
-        found = torch.empty(len(rows), self.dimension)
-        for start in range(0, len(rows), _PORTION):
-            found[start : start + _PORTION] = taken(self.documents, rows[start : start + _PORTION])
-        return [self.document_ids[row] for row in rows], found
+    def searched(self, qrels: Qrels) -> Sequence[int]:
+        """Rows of documents that held-out queries are judged on: all, or of a large corpus a part that has theirs."""
+        count = len(self.document_ids)
+        if count <= _SEARCHED:
+            return range(count)
+        wanted = dict.fromkeys(self.document_rows[key] for judged in qrels.values() for key in judged)
+        room = max(0, _SEARCHED - len(wanted))
+        drawn = np.random.default_rng(self.seed).choice(count, _SEARCHED, replace=False)
+        return sorted([*wanted, *[row for row in drawn.tolist() if row not in wanted][:room]])
 
 
 def taken(vectors: Any, rows: Any) -> Tensor:
     """Some rows of a tensor, or of an array that may be on disk, float32, in memory."""
+    places = slice(rows.start, rows.stop, rows.step) if isinstance(rows, range) else np.asarray(rows)
     if isinstance(vectors, Tensor):
-        return vectors[rows]
-    return torch.from_numpy(np.asarray(vectors[np.asarray(rows)], dtype=np.float32))
+        return vectors[places]
+    return torch.from_numpy(np.asarray(vectors[places], dtype=np.float32))
 
 
 def _rows(ids: Sequence[Any]) -> Any:

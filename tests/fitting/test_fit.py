@@ -331,12 +331,12 @@ def test_a_corpus_larger_than_memory_is_judged_on_a_part_that_has_all_relevant_d
 
     def spy(own: Any, qrels: Any) -> Any:
         assert isinstance(own.documents, np.memmap)
-        ids, found = searched(own, qrels)
+        rows = searched(own, qrels)
+        ids = [own.document_ids[row] for row in rows]
         assert {key for judged in qrels.values() for key in judged} <= set(ids)
-        rows = [own.document_rows[key] for key in ids]
-        np.testing.assert_array_equal(found, own.documents[rows])
-        parts.append(list(ids))
-        return ids, found
+        np.testing.assert_array_equal(vectors.taken(own.documents, rows), own.documents[rows])
+        parts.append(ids)
+        return rows
 
     monkeypatch.setattr(vectors.Vectors, "searched", spy)
     assert quick(encoder, few, settings=replace(SURE, sides="both")).report.counts["train"] == 30
