@@ -36,8 +36,8 @@ TEST = 1_500
 WAYS = {
     "in-batch, identity": Settings(sides="both", init="identity", contrastive="in-batch"),
     "in-batch, whitening 10": Settings(sides="both", init="pairs", whitening=10.0, contrastive="in-batch"),
-    "average, whitening 1": Settings(sides="both", init="pairs", whitening=1.0),
-    "average, whitening 10": Settings(sides="both", init="pairs", whitening=10.0),
+    "both, whitening 1": Settings(sides="both", init="pairs", whitening=1.0),
+    "both, whitening 10": Settings(sides="both", init="pairs", whitening=10.0),
 }
 
 
