@@ -355,7 +355,11 @@ def test_the_command_lists_findings_and_its_exit_code_tells(bare: Path, sealed: 
 
 def test_what_fit_saves_passes(tmp_path: Path, tiny_encoder: SentenceTransformer) -> None:
     pairs = [("red head", "big red head"), ("small text", "the small text"), ("query", "answers query")]
-    options = {"settings": Settings(epochs=1), "cache": tmp_path / "vectors", "show_progress_bar": False}
+    options = {
+        "settings": Settings(epochs=1, temperature=0.05),
+        "cache": tmp_path / "vectors",
+        "show_progress_bar": False,
+    }
     fit(tiny_encoder, pairs, output_dir=tmp_path / "model", seed=3, **options)  # type: ignore[arg-type]
     provenance = verify(tmp_path / "model").provenance
     assert provenance is not None
