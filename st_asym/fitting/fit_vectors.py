@@ -117,12 +117,12 @@ def fit_vectors(
     """Fit query and document heads to vectors of any source, such as an API, or leave the vectors as they are.
 
     The candidates, rehearsals and gate are those of :func:`st_asym.fit`. Vectors are compared by cosine, and brought to
-    length 1 first, in training and by the heads, so that their length does not matter. Those of many documents stay
-    where they are stored; each is looked at once, and training reads those that it needs.
+    length 1 first, in training and by the heads, so that their length does not matter. They stay where they are
+    stored; each is looked at once, and training reads those that it needs.
 
     Args:
         queries: Vectors of queries, shape ``(n, d)``, float16 to float64: a numpy array or ``numpy.memmap``, a torch
-            tensor, an Arrow array of fixed-size lists, or the path of a ``.npy`` file, which stays on disk.
+            tensor, an Arrow array of fixed-size lists, or the path of a ``.npy`` file, which is not read as a whole.
         documents: Vectors of documents, shape ``(m, d)``, in the same forms.
         relevant: Query to the documents that are relevant to it, or to a mapping of documents to grades (whole numbers,
             above zero is relevant). Both are named by their ids, or by their rows where there are none.
