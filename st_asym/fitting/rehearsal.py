@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -242,21 +242,24 @@ class _Cut:
         """The score of each held-out query, and figures of all."""
         model.eval()
         queries = _through(model, self._queries, "query")
-        starts = range(0, len(self._rows), _AT_ONCE)
-        moved = ((start, self._moved(model, self._rows[start : start + _AT_ONCE])) for start in starts)
-        similarities, positions = nearest(queries, moved, _TOP, excluded=self._own)
+        every, some = math.ceil(len(self._rows) / _SPREAD), list[Tensor]()
+
+        def moved() -> Iterator[tuple[int, Tensor]]:
+            for start in range(0, len(self._rows), _AT_ONCE):
+                rows = self._rows[start : start + _AT_ONCE]
+                documents = _through(model, taken(self._vectors.documents, rows), "document")
+                some.append(documents[-start % every :: every].clone())
+                yield start, documents
+
+        similarities, positions = nearest(queries, moved(), _TOP, excluded=self._own)
         if not torch.isfinite(similarities[:, :1]).all():
             raise ValueError("The heads give vectors that are not finite: they have diverged. Lower the learning rate.")
-        some = self._moved(model, self._rows[:: math.ceil(len(self._rows) / _SPREAD)])
         figures = {
             "accuracy": float(self._judgments.relevant(positions[:, :1]).mean()),
             "query_std": scaled_std(queries).item(),
-            "document_std": scaled_std(some).item(),
+            "document_std": scaled_std(torch.cat(some)).item(),
         }
         return self._judgments.ndcg(positions), figures
-
-    def _moved(self, model: SentenceTransformer, rows: Sequence[int]) -> Tensor:
-        return _through(model, taken(self._vectors.documents, rows), "document")
 
 
 def _through(model: SentenceTransformer, vectors: Tensor, side: str) -> Tensor:

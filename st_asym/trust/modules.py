@@ -315,8 +315,10 @@ def _check_routing(
         folder.add(name, f"has the default route {shown(parameters['default_route'])}, which is not there.")
     # Layers are named by the route that they were made for: that is seen without any record of them.
     query, document = ({layer.partition("_")[0] for layer in structure[route]} for route in ROUTES)
-    if query == {"document"} != document or document == {"query"} != query:
-        folder.add(name, "sends one side through the head of the other: the routes are swapped. Download it again.")
+    if query == {"document"} != document:
+        folder.add(name, "sends queries through the head of documents: the routes are swapped. Download it again.")
+    elif document == {"query"} != query:
+        folder.add(name, "sends documents through the head of queries: the routes are swapped. Download it again.")
 
 
 def _read_route(folder: Folder, saved: Saved, route: str, layers: Sequence[str]) -> str | None:

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 from weakref import WeakKeyDictionary
@@ -221,7 +221,9 @@ def has_heads(model: SentenceTransformer | str | os.PathLike[str] | Any) -> bool
     if isinstance(model, SentenceTransformer):
         return any(isinstance(module, Router) for module in model.modules())
     file = _file_of(model, "modules.json")
-    return file is not None and b'.Router"' in file.read_bytes()
+    with contextlib.suppress(OSError):  # as for _file_of
+        return file is not None and b'.Router"' in file.read_bytes()
+    return False
 
 
 def _file_of(model: Any, name: str) -> Path | None:
@@ -306,7 +308,11 @@ def describe_encoder(model: SentenceTransformer) -> dict[str, Any]:
 
 def installed() -> dict[str, str]:
     """The versions of the packages that shape vectors."""
-    return {name: version(name) for name in _PACKAGES}
+    found = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):  # such as st_asym out of a checkout
+            found[name] = version(name)
+    return found
 
 
 def keep_what_is_not_ours(earlier: Path, new: Path) -> list[str]:
@@ -376,11 +382,12 @@ def _complete_card(earlier: Path, new: Path, made: Provenance | None) -> None:
 
 
 def _made(folder: Path) -> Provenance | None:
-    with contextlib.suppress(OSError):
-        try:
-            return Provenance.of(folder)
-        except VerificationError as error:
-            logger.warning("What %s was made of cannot be read: %s", folder, " ".join(error.findings))
+    try:
+        return Provenance.of(folder)
+    except VerificationError as error:
+        logger.warning("What %s was made of cannot be read: %s", folder, " ".join(error.findings))
+    except OSError:
+        pass
     return None
 
 

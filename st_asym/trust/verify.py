@@ -186,7 +186,7 @@ def _check_routes(folder: Folder, provenance: Provenance, saved: Saved) -> None:
     """Compare the heads by side, so that exchanged ones are told from changed ones."""
     found = [(saved.digests or {}).get(route) for route in ROUTES]
     made = [provenance.heads.get(route) for route in ROUTES]
-    if found == made[::-1] != made:
+    if found == made[::-1] and found != made:
         what = "was written with the heads the other way round: queries and documents are swapped. Download it again."
         folder.add(PROVENANCE_FILE, what)
         return

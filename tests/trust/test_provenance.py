@@ -15,7 +15,7 @@ from st_asym import Provenance, asymmetric_model, encoder_fingerprint, save_head
 from st_asym.data import RetrievalData, as_retrieval_data
 from st_asym.data.document import TrainedQueries
 from st_asym.heads.anatomy import public_name
-from st_asym.trust import VerificationError
+from st_asym.trust import VerificationError, provenance
 
 PAIRS = [("red head", "big red head"), ("small text", "the small text")]
 
@@ -213,3 +213,18 @@ def test_it_needs_a_saved_model(model: SentenceTransformer, tmp_path: Path) -> N
     with pytest.raises(TypeError, match="as_retrieval_data"):
         save_provenance(tmp_path / "model", model, data={"pairs": PAIRS})  # type: ignore[dict-item]
     assert Provenance.of(tmp_path / "model") is None
+
+
+def test_a_package_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "_PACKAGES", (*provenance._PACKAGES, "not-installed-at-all"))
+    assert provenance.installed().keys() == set(provenance._PACKAGES) - {"not-installed-at-all"}
+
+
+def test_a_file_that_cannot_be_read_says_nothing_of_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "modules.json").write_text("[]")
+
+    def refused(_: Path) -> bytes:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    assert not provenance.has_heads(tmp_path)
