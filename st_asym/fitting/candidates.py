@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from st_asym.data import Qrels
 from st_asym.fitting.closed_form import pair_whitening, write_whitening
-from st_asym.fitting.settings import Contrastive, Settings, Sides
+from st_asym.fitting.settings import Settings, Sides
 from st_asym.fitting.vectors import Vectors
 from st_asym.heads.projection import AsymmetricProjection, ProjectionOptions
 from st_asym.losses import CorpusContrastiveLoss, IsotropyLoss
@@ -26,12 +25,6 @@ _STRENGTHS, _START_STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0), (1.0, 10.0)
 _UNLABELLED = 0.1
 # Documents that a step compares its queries with, at the most, besides those that are relevant to them.
 _DOCUMENTS_PER_STEP = 1_024
-# The forms of the loss, whose mean is trained with.
-_NEGATIVES: dict[Contrastive, tuple[Literal["batch", "corpus"], ...]] = {
-    "in-batch": ("batch",),
-    "corpus": ("corpus",),
-    "both": ("batch", "corpus"),
-}
 _SIDES = {"both": "both sides", "query": "query side", "document": "document side", "shared": "one shared head"}
 
 
@@ -84,53 +77,22 @@ class Candidate:
         if settings.hard_negatives:
             qrels = with_hard_negatives(vectors, qrels, ignored, settings.hard_negatives)
         model_: Any = model
-        losses: dict[str, nn.Module] = {
-            kind: CorpusContrastiveLoss(
-                model_,
-                (vectors.document_ids, vectors.documents),
-                qrels,
-                ignored=ignored,
-                temperature=settings.temperature_for(len(qrels)),
-                precision="bf16",
-                negatives=kind,
-                unlabelled_weight=1.0 if settings.unlabelled_weight is None else settings.unlabelled_weight,
-                max_documents=_DOCUMENTS_PER_STEP,
-                sampled_documents=_DOCUMENTS_PER_STEP,
-                hard_negatives=0,
-            )
-            for kind in _NEGATIVES[settings.contrastive or "both"]
-        }
-        loss: nn.Module = MeanLoss(model_, losses) if len(losses) > 1 else next(iter(losses.values()))
+        loss: nn.Module = CorpusContrastiveLoss(
+            model_,
+            (vectors.document_ids, vectors.documents),
+            qrels,
+            ignored=ignored,
+            temperature=settings.temperature_for(len(qrels)),
+            precision="bf16",
+            negatives="batch" if settings.contrastive == "in-batch" else settings.contrastive or "both",
+            unlabelled_weight=1.0 if settings.unlabelled_weight is None else settings.unlabelled_weight,
+            max_documents=_DOCUMENTS_PER_STEP,
+            sampled_documents=_DOCUMENTS_PER_STEP,
+            hard_negatives=0,
+        )
         if settings.isotropy_weight:
             loss = IsotropyLoss(model_, loss, weight=settings.isotropy_weight, kind=settings.isotropy_kind)
         return loss
-
-
-class MeanLoss(nn.Module):
-    """The mean of several contrastive losses of the same queries, which go through their head once.
-
-    ``losses`` are by the names that their parts have in the log.
-    """
-
-    def __init__(self, model: SentenceTransformer, losses: Mapping[str, nn.Module]) -> None:
-        super().__init__()
-        self.model = model
-        self.losses: Any = nn.ModuleDict(losses)
-
-    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> dict[str, Tensor]:
-        """The parts, from the inputs of the model."""
-        embeddings = [self.model(features)["sentence_embedding"] for features in sentence_features]
-        return self.compute_loss_from_embeddings(embeddings, labels)
-
-    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor) -> dict[str, Tensor]:
-        """The parts, whose sum is the loss."""
-        values = {name: loss.compute_loss_from_embeddings(embeddings, labels) for name, loss in self.losses.items()}
-        return {name: value["contrastive"] / len(values) for name, value in values.items()}
-
-    def sample_documents(self, count: int) -> Tensor:
-        """Documents for a further term, as :meth:`st_asym.CorpusContrastiveLoss.sample_documents` gives them."""
-        sample: Tensor = next(iter(self.losses.values())).sample_documents(count)
-        return sample
 
 
 def candidates(settings: Settings, queries: int, *, closed: bool = False) -> list[Candidate]:

@@ -64,7 +64,8 @@ class CorpusContrastiveLoss(nn.Module):
 
     The corpus comes as vectors before the heads, and goes through the document head as it is now: no encoder runs, and
     the gradient reaches both heads. ``negatives="batch"`` takes the documents that are relevant to the queries of the
-    batch in place of the corpus, each once, which is the cheapest step there is.
+    batch in place of the corpus, each once, which is the cheapest step there is; ``"both"`` is the mean of both losses,
+    of one comparison.
 
     A corpus of more than ``max_documents`` is sampled. Each step draws ``sampled_documents``, one from each of as many
     equal stretches, of the relevant and of the unlabelled ones in proportion to what they count. Each counts as often
@@ -92,7 +93,8 @@ class CorpusContrastiveLoss(nn.Module):
             no negatives of that query.
         unlabelled_weight: What a document that is relevant to no query counts as a negative, from 0 to 1: 1 where the
             corpus is closed and every document was there to be asked for, 0 to leave such documents out.
-        negatives: ``"corpus"``, or ``"batch"`` for the documents that are relevant to the queries of the batch.
+        negatives: ``"corpus"``, ``"batch"`` for the documents that are relevant to the queries of the batch, or
+            ``"both"`` for the mean of the two losses.
         temperature: Divides the similarities.
         precision: ``"bf16"`` runs the document head and the similarities in bfloat16 where the processor has it, which
             takes a third of the time for the same result on held-out queries. Sums and the loss are float32 anyway.
@@ -144,7 +146,7 @@ class CorpusContrastiveLoss(nn.Module):
         relevant: Relevant,
         *,
         unlabelled_weight: float = 0.1,
-        negatives: Literal["corpus", "batch"] = "corpus",
+        negatives: Literal["corpus", "batch", "both"] = "corpus",
         ignored: Mapping[str, Iterable[str]] | None = None,
         temperature: float = 0.05,
         precision: Precision = "fp32",
@@ -174,10 +176,10 @@ class CorpusContrastiveLoss(nn.Module):
         self._hard: HardNegatives | None = None
         labelled = self._relevance.labelled
         counting = labelled.nonzero().flatten() if unlabelled_weight == 0 else None
-        if negatives == "corpus" and len(self._corpus) <= max_documents:
+        if negatives != "batch" and len(self._corpus) <= max_documents:
             weights = self._relevance.weights(slice(None), unlabelled_weight)
             self._everything = Negatives(counting, weights if counting is None else weights[counting])
-        elif negatives == "corpus":
+        elif negatives != "batch":
             self._sample = Sample(labelled, unlabelled_weight, sampled_documents)
             if hard_negatives:
                 scans = {"size": hard_negatives, "refresh_steps": refresh_steps, "scanned": max_documents}
@@ -254,7 +256,7 @@ class CorpusContrastiveLoss(nn.Module):
     def get_config_dict(self) -> dict[str, Any]:
         """The settings, as the trainer writes them into the model card."""
         config: dict[str, Any] = {"negatives": self.negatives}
-        if self.negatives == "corpus":
+        if self.negatives != "batch":
             config["unlabelled_weight"] = self.unlabelled_weight
         config |= {"temperature": self.temperature, "documents": len(self._corpus), "queries": len(self._relevance)}
         if self._sample is not None:
@@ -272,8 +274,8 @@ class CorpusContrastiveLoss(nn.Module):
             raise ValueError(f"temperature must be a finite number above 0, got {self.temperature}.")
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"precision must be 'fp32' or 'bf16', got {self.precision!r}.")
-        if self.negatives not in ("corpus", "batch"):
-            raise ValueError(f"negatives must be 'corpus' or 'batch', got {self.negatives!r}.")
+        if self.negatives not in ("corpus", "batch", "both"):
+            raise ValueError(f"negatives must be 'corpus', 'batch' or 'both', got {self.negatives!r}.")
         if not 0.0 <= self.unlabelled_weight <= 1.0:
             raise ValueError(f"unlabelled_weight must be from 0 to 1, got {self.unlabelled_weight}.")
         for name in ("max_documents", "sampled_documents", "hard_negatives", "refresh_steps", "chunk_size"):
@@ -314,28 +316,30 @@ class CorpusContrastiveLoss(nn.Module):
         if hard is not None and negatives.positions is not None:
             hard.update(labels, queries, negatives.positions[places.cpu()], similar)
         # The share of a positive among itself and the negatives, exp(logit) / (exp(logit) + exp(sum)).
-        return -torch.dot(pairs.shares.to(logits), logsigmoid(logits - sums[pairs.rows]))
+        return -(logsigmoid(logits - sums[:, pairs.rows]) @ pairs.shares.to(logits)).mean()
 
-    def _shared_negatives(self, labels: Tensor) -> Negatives:
-        """What all queries of the batch are compared with."""
-        if self._everything is not None:
-            return self._everything
+    def _shared_negatives(self, labels: Tensor) -> list[Negatives]:
+        """What all queries of the batch are compared with: the corpus, or a sample of it, and the batch's documents."""
+        found = [] if self._everything is None else [self._everything]
         if self._sample is not None:
-            return self._sample.draw()
-        known = self._relevance.of(gather_rows(labels))
-        positions = torch.unique(known.columns[known.shares > 0])
-        return Negatives(positions, torch.zeros(len(positions), dtype=torch.float64))
+            found.append(self._sample.draw())
+        if self.negatives != "corpus":
+            known = self._relevance.of(gather_rows(labels))
+            positions = torch.unique(known.columns[known.shares > 0])
+            found.append(Negatives(positions, torch.zeros(len(positions), dtype=torch.float64)))
+        return found
 
     def _compare(
         self, queries: Tensor, negatives: Negatives, pairs: Pairs, *, best: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Compare queries, unit vectors over the temperature, with documents, a chunk of documents at a time.
 
-        A document counts for all queries what ``negatives`` say, but for the queries of ``pairs`` what these say.
+        A document counts for all queries what each kind of ``negatives`` says, but for the queries of ``pairs`` what
+        these say. Hard negatives are of the first kind alone.
 
         Returns:
-            For each query the log-sum-exp of its negatives, shape ``(n,)``; the logits of the pairs, shape
-            ``(pairs,)``; and for each query the largest logits of possible hard negatives, of each chunk at most
+            For each query the log-sum-exp of its negatives of each kind, shape ``(kinds, n)``; the logits of the pairs,
+            shape ``(pairs,)``; and for each query the largest logits of possible hard negatives, of each chunk at most
             ``best``, and their places among the negatives, both of shape ``(n, candidates)``.
         """
         corpus = self._corpus
@@ -353,19 +357,23 @@ class CorpusContrastiveLoss(nn.Module):
             logits = products[own]
             similar, places = products.new_empty(len(queries), 0), pairs.rows.new_empty(len(queries), 0)
             if best:
-                candidates = products.detach().masked_fill(weights <= NOTHING / 2, NOTHING)
+                candidates = products.detach().masked_fill(weights[0] <= NOTHING / 2, NOTHING)
                 candidates[own] = logits.detach().masked_fill(~pairs.hard, NOTHING)
                 similar, places = candidates.topk(min(best, len(documents)), dim=1)
-            products += weights
-            products[own] = logits + pairs.weights.to(logits)
-            return products.logsumexp(dim=1), logits, similar, places + start
+            counted = products + weights[:, None]
+            weighed = logits + pairs.weights.to(logits)
+            for kind in range(len(weights)):
+                which = ~pairs.hard if kind else slice(None)
+                counted[kind, own[0][which], own[1][which]] = weighed[which]
+            return counted.logsumexp(dim=2), logits, similar, places + start
 
         size = self.chunk_size or (_CPU_CHUNK if queries.device.type == "cpu" else _GPU_CHUNK)
         starts = range(0, len(inputs), size)
         counts = (pairs.columns // size).bincount(minlength=len(starts)).tolist()
-        shared = (torch.split(part, size) for part in (inputs, negatives.weights.to(queries)))
+        shared = torch.split(inputs, size), torch.split(negatives.weights.to(queries), size, dim=1)
         run: Callable[..., Any] = compare_chunk
-        graph = len(inputs) * (corpus.activations + 3 * len(queries)) * queries.element_size()
+        kinds = len(negatives.weights)
+        graph = len(inputs) * (corpus.activations + (2 + kinds) * len(queries)) * queries.element_size()
         if self.chunk_size is not None or graph > _GRAPH_BYTES:
             run = partial(checkpoint, compare_chunk, use_reentrant=False)
         chunks = zip(starts, *shared, *(torch.split(part, counts) for part in pairs), strict=True)

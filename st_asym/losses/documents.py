@@ -34,7 +34,7 @@ class Negatives(NamedTuple):
     """Documents that all queries of a batch are compared with."""
 
     positions: Tensor | None  # in the corpus, ascending, shape (n,), on the CPU; None for all of it
-    weights: Tensor  # logarithms of how many documents each counts for, shape (n,), float64
+    weights: Tensor  # logarithms of how many documents each counts for, shape (n,) or (kinds, n), float64
 
 
 class Pairs(NamedTuple):
@@ -47,19 +47,22 @@ class Pairs(NamedTuple):
     hard: Tensor  # whether it is a hard negative that was found before
 
 
-def together(negatives: Negatives, pairs: Pairs) -> tuple[Negatives, Pairs]:
-    """Negatives with the documents of pairs among them, and the pairs by their places there, in ascending order.
+def together(kinds: Sequence[Negatives], pairs: Pairs) -> tuple[Negatives, Pairs]:
+    """Negatives of all kinds with the documents of pairs among them, and the pairs by their places there, ascending.
 
-    A document of pairs alone counts for no other query. One that is only ignored is not brought in.
+    A document counts for nothing in the kinds that do not have it, and one of pairs alone for no other query. One that
+    is only ignored is not brought in.
     """
-    positions, weights = negatives
+    needed = (pairs.shares > 0) | (pairs.weights > NOTHING)
+    found = [kind.positions for kind in kinds if kind.positions is not None]
+    positions = torch.unique(torch.cat([*found, pairs.columns[needed]])) if len(found) == len(kinds) else None
     if positions is not None:
-        needed = (pairs.shares > 0) | (pairs.weights > NOTHING)
-        merged = torch.unique(torch.cat([positions, pairs.columns[needed]]))
-        weights = torch.full(merged.shape, NOTHING, dtype=torch.float64)
-        weights[find(positions, merged)] = negatives.weights
-        pairs = pairs._replace(columns=find(pairs.columns, merged))
-        positions = merged
+        pairs = pairs._replace(columns=find(pairs.columns, positions))
+    size = max(len(kind.weights) for kind in kinds) if positions is None else len(positions)
+    weights = torch.full((len(kinds), size), NOTHING, dtype=torch.float64)
+    for of_kind, (own, logarithms) in zip(weights, kinds, strict=True):
+        places = slice(None) if own is None else own if positions is None else find(own, positions)
+        of_kind[places] = logarithms
     order = pairs.columns.argsort()
     order = order[pairs.columns[order] >= 0]
     return Negatives(positions, weights), Pairs(*(part[order] for part in pairs))

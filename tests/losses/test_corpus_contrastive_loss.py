@@ -89,6 +89,9 @@ def by_hand(
     ignored: Sequence[set[int]] | None = None,
 ) -> torch.Tensor:
     """The formula, one query and one positive at a time."""
+    if negatives == "both":
+        shared = (queries, documents, grades, temperature, unlabelled_weight)
+        return (by_hand(*shared, "corpus", ignored) + by_hand(*shared, "batch", ignored)) / 2
     ignored = [set()] * len(grades) if ignored is None else ignored
     labelled = {document for own in grades for document, grade in own.items() if grade > 0}
     unlabelled = unlabelled_weight if negatives == "corpus" else 0.0
@@ -119,7 +122,7 @@ def problems(draw: st.DrawFn) -> tuple[int, list[dict[int, float]], int, int]:
     problems(),
     st.sampled_from([0.05, 1.0]),
     st.sampled_from([1.0, 0.1, 0.0]),
-    st.sampled_from(["corpus", "batch"]),
+    st.sampled_from(["corpus", "batch", "both"]),
     st.lists(st.sets(st.integers(0, 8)), min_size=5, max_size=5),
 )
 def test_the_loss_and_its_gradient_are_those_of_the_formula_in_chunks_too(
@@ -409,7 +412,7 @@ def test_a_batch_without_negatives_has_no_loss_and_a_gradient_of_zero() -> None:
     assert not any(gradient.any() for gradient in gradients(model, value))
 
 
-@pytest.mark.parametrize("options", [{}, {"max_documents": 20}, {"negatives": "batch"}])
+@pytest.mark.parametrize("options", [{}, {"max_documents": 20}, {"negatives": "batch"}, {"negatives": "both"}])
 def test_vectors_in_memory_are_not_copied_and_float16_ones_are_computed_in_float32(options: dict[str, Any]) -> None:
     model = vector_model()
     corpus, queries = normal(60, DIMENSION, seed=1).half(), embed(model, normal(4, DIMENSION, seed=2), "query").half()
@@ -663,6 +666,7 @@ FORMS: list[dict[str, Any]] = [
     {"max_documents": 30},
     {"max_documents": 30, "unlabelled_weight": 0.1},
     {"negatives": "batch"},
+    {"negatives": "both", "max_documents": 20},
 ]
 
 
@@ -732,7 +736,7 @@ def test_two_processes_give_the_loss_and_gradient_of_one(tmp_path: Path) -> None
         ({"chunk_size": 0}, ValueError, "chunk_size must be at least 1"),
         ({"hard_negatives": -1}, ValueError, "hard_negatives must be at least 0"),
         ({"unlabelled_weight": 1.1}, ValueError, "unlabelled_weight must be from 0 to 1"),
-        ({"negatives": "all"}, ValueError, "negatives must be 'corpus' or 'batch', got 'all'"),
+        ({"negatives": "all"}, ValueError, "negatives must be 'corpus', 'batch' or 'both', got 'all'"),
         ({"corpus": {}}, ValueError, "The corpus is empty"),
         ({"corpus": ["a text"]}, TypeError, "must be a mapping of document id to text"),
         ({"corpus": (["d0"], torch.ones(2, 6))}, ValueError, r"1 ids and vectors of shape \(2, 6\)"),
