@@ -36,8 +36,8 @@ from st_asym.data import RetrievalData
 from st_asym.fitting.fit_vectors import fit_vectors
 
 DIMENSION = 384
-# Vectors that go through a head in a step: the queries, twice; their documents, twice; the documents that are drawn.
-VECTORS_PER_STEP = 2 * 256 + 2 * 256 + 1_024
+# Vectors that go through a head in a step: the queries, their documents, the documents that are drawn.
+VECTORS_PER_STEP = 256 + 256 + 1_024
 # Products of a vector with a layer's weights: two forward, two for the gradient of weights, one for that of the input.
 PRODUCTS = 5
 # Three collections of one kind, together about 10 thousand queries over 10 thousand documents.

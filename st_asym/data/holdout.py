@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -205,15 +206,14 @@ class _QueryGraph:
         self.units = list(units.values())
         self.sizes: Array = np.array([len(unit) for unit in self.units])
         self.documents = _document_numbers([qrels], corpus)
-        cells = [
-            (row, self.documents[document_id])
-            for row, unit in enumerate(self.units)
-            for query_id in unit
-            for document_id, grade in qrels[query_id].items()
-            if grade > 0
-        ]
+        rows, columns = array("q"), array("q")
+        for row, unit in enumerate(self.units):
+            for query_id in unit:
+                own = [self.documents[key] for key, grade in qrels[query_id].items() if grade > 0]
+                rows.extend([row] * len(own))
+                columns.extend(own)
         shape = (len(units), max(self.documents.values()) + 1)
-        self.positives = csr_array((np.ones(len(cells)), np.array(cells).T), shape=shape)
+        self.positives = csr_array((np.ones(len(rows)), (rows, columns)), shape=shape)
         self.related = self.positives.sign()
 
     def components(self, random: np.random.Generator) -> Iterator[Array]:

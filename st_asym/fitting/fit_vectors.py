@@ -200,16 +200,20 @@ def _read(
     qrels, themselves = _by_row(given, query_ids, document_ids, len(asked), len(stored))
     asked.check(query_ids)
     stored.check(document_ids)
+    asked_for = {key for part in qrels.values() for key in part}
     judged = {key for part in qrels.values() for grades in part.values() for key in grades}
-    same, same_queries = stored.same(judged), asked.same({key for part in qrels.values() for key in part})
+    same, same_queries = stored.same(judged), asked.same(asked_for)
     ignored = copies_by_query({q: grades for part in qrels.values() for q, grades in part.items()}, same)
     for query, document in themselves.items():
         ignored.setdefault(query, {})[document] = 1
     # Both stay where they are, and are brought to length 1 as they are read.
     vectors = Vectors(range(len(asked)), asked, range(len(stored)), stored, ignored, themselves, seed)
     # Where texts are compared, those of equal vectors are equal.
-    texts = {key: str(rows[0]) for key, rows in same.items()}
-    return vectors, RetrievalData({key: str(rows[0]) for key, rows in same_queries.items()}, texts, qrels)
+    query_texts, document_texts = (
+        {key: str(min(key, *alike.get(key, (key,)))) for key in keys}
+        for keys, alike in ((asked_for, same_queries), (judged, same))
+    )
+    return vectors, RetrievalData(query_texts, document_texts, qrels)
 
 
 def _by_row(
@@ -336,9 +340,12 @@ class UnitRows:
             self._keys[part] = _keys(rows)
 
     def same(self, wanted: Iterable[int]) -> dict[Any, list[Any]]:
-        """All rows that hold the vector of a row, itself among them, ascending; for rows that were looked at."""
-        rows = list(wanted)
-        keys = np.unique(self._keys[rows])
+        """Row to the other rows that hold its vector, for those of the wanted ones that have such.
+
+        All must have been looked at.
+        """
+        rows = set(wanted)
+        keys = np.unique(self._keys[list(rows)])
         found = []
         for part in self._parts():
             places = np.minimum(np.searchsorted(keys, self._keys[part]), len(keys) - 1)
@@ -349,8 +356,8 @@ class UnitRows:
         groups: dict[bytes, list[int]] = {}
         for row in alike[counts[key_of] > 1].tolist():
             groups.setdefault(hashlib.blake2b(self._array[row].tobytes(), digest_size=16).digest(), []).append(row)
-        group_of = {row: group for group in groups.values() for row in group}
-        return {row: group_of.get(row, [row]) for row in rows}
+        shared = (group for group in groups.values() if len(group) > 1)
+        return {row: [other for other in group if other != row] for group in shared for row in group if row in rows}
 
     def _parts(self) -> Iterator[slice]:
         size = max(1, _AT_ONCE // self.shape[1])

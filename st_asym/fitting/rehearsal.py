@@ -33,7 +33,7 @@ _FOLDS, _FEW, _FOLDS_OF_FEW = 4, 50, 5
 # The most queries that are judged: more tell little more.
 _JUDGED = 2_000
 # Documents that go through the heads at once, and of which the spread is measured.
-_AT_ONCE, _SPREAD = 2_048, 1_000
+_AT_ONCE, _SPREAD = 1_024, 1_000
 _TOP = 10
 # How many standard errors starts are behind others that are not trained.
 _FAR = 2.0
@@ -242,13 +242,15 @@ class _Cut:
         """The score of each held-out query, and figures of all."""
         model.eval()
         queries = _through(model, self._queries, "query")
-        every, some = math.ceil(len(self._rows) / _SPREAD), list[Tensor]()
+        every = math.ceil(len(self._rows) / _SPREAD)
+        some = torch.empty(len(range(0, len(self._rows), every)), self._out)
 
         def moved() -> Iterator[tuple[int, Tensor]]:
             for start in range(0, len(self._rows), _AT_ONCE):
                 rows = self._rows[start : start + _AT_ONCE]
                 documents = _through(model, taken(self._vectors.documents, rows), "document")
-                some.append(documents[-start % every :: every].clone())
+                picked, place = documents[-start % every :: every], -(-start // every)
+                some[place : place + len(picked)] = picked
                 yield start, documents
 
         similarities, positions = nearest(queries, moved(), _TOP, excluded=self._own)
@@ -257,7 +259,7 @@ class _Cut:
         figures = {
             "accuracy": float(self._judgments.relevant(positions[:, :1]).mean()),
             "query_std": scaled_std(queries).item(),
-            "document_std": scaled_std(torch.cat(some)).item(),
+            "document_std": scaled_std(some).item(),
         }
         return self._judgments.ndcg(positions), figures
 
