@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -205,8 +206,22 @@ def batches(
 def has_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 products run in hardware."""
     if device.type == "cpu":
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return _processor_has_bfloat16()
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+@lru_cache(maxsize=1)
+def _processor_has_bfloat16() -> bool:
+    """Whether such a product is faster than in float32: libraries also say yes where they emulate it, which is not."""
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix, took = torch.ones(256, 256, dtype=dtype), []
+        for _ in range(8):
+            started = time.perf_counter()
+            matrix @ matrix
+            took.append(time.perf_counter() - started)
+        seconds[dtype] = min(took)
+    return seconds[torch.bfloat16] < seconds[torch.float32]
 
 
 def accepted_options(model: SentenceTransformer) -> set[str]:

@@ -3,6 +3,7 @@ import logging
 import pickle
 import random
 import shutil
+import timeit
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -121,6 +122,15 @@ def test_a_processor_with_bfloat16_uses_it(encoder: SentenceTransformer, monkeyp
     monkeypatch.setattr(filling_module, "has_bfloat16", lambda _: True)
     with filling_module.encoding(encoder, precision="bf16", devices=None) as encode:
         assert not close(encode(["abc"], 1), encoder.encode(["abc"]))
+
+
+def test_a_processor_that_emulates_bfloat16_does_not_have_it() -> None:
+    seconds = []
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix = torch.ones(768, 768, dtype=dtype)
+        seconds.append(min(timeit.repeat(lambda matrix=matrix: matrix @ matrix, number=1, repeat=4)))
+    if max(seconds) > 2 * min(seconds):  # so that it can be told
+        assert filling_module.has_bfloat16(torch.device("cpu")) == (seconds[1] < seconds[0])
 
 
 def test_several_encoders_side_by_side(cache: EmbeddingCache, encoder: SentenceTransformer) -> None:
