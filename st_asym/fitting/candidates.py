@@ -101,7 +101,12 @@ def candidates(settings: Settings, queries: int, *, closed: bool = False) -> lis
     What is None in ``settings`` is tried in several ways. ``closed`` says that there are many documents that nobody
     asks for, and that most queries will ask for others: full negatives of them are tried then, too.
     """
-    settings = replace(settings, epochs=settings.epochs_for(queries), temperature=settings.temperature_for(queries))
+    settings = replace(
+        settings,
+        epochs=settings.epochs_for(queries),
+        temperature=settings.temperature_for(queries),
+        learning_rate=settings.learning_rate_for(queries),
+    )
     sides: tuple[Sides, ...] = ("both", "query") if settings.sides is None else (settings.sides,)
     given = None if settings.whitening is None else (settings.whitening,)
     found, starts = [], [settings]

@@ -71,7 +71,7 @@ def train_heads(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     batches = ShuffledBatches(labels, settings.batch_size, seed=seed)
     steps = len(batches) * epochs
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate_for(len(queries)), weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, (steps - step) / steps))
     log: Log = []
     with torch.random.fork_rng(devices=[]):
@@ -159,7 +159,7 @@ def refit(
             output_dir=folder,
             num_train_epochs=candidate.settings.epochs or 1,
             per_device_train_batch_size=candidate.settings.batch_size,
-            learning_rate=candidate.settings.learning_rate,
+            learning_rate=candidate.settings.learning_rate_for(len(rows)),
             lr_scheduler_type="linear",
             batch_sampler=ShuffledBatches,
             router_mapping=mapping,

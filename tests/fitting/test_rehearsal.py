@@ -242,7 +242,16 @@ def test_heads_that_diverge_are_named(tmp_path: Path) -> None:
         rehearsed(vectors_of(encoder, data, tmp_path), cuts(data, seed=0), replace(ONE, learning_rate=1e30))
 
 
-@pytest.mark.parametrize(("queries", "temperature"), [(1_999, 0.05), (2_000, 0.04)])
-def test_many_queries_are_followed_more_closely_unless_a_temperature_is_given(queries: int, temperature: float) -> None:
-    assert {one.settings.temperature for one in candidates(Settings(), queries)} == {temperature}
-    assert {one.settings.temperature for one in candidates(Settings(temperature=0.1), queries)} == {0.1}
+@pytest.mark.parametrize(
+    ("queries", "temperature", "rate"),
+    [(1_999, 0.05, 3e-4), (2_000, 0.04, 3e-4), (9_999, 0.04, 3e-4), (10_000, 0.04, 2e-4)],
+)
+def test_many_queries_are_followed_more_closely_and_less_far_unless_told_otherwise(
+    queries: int, temperature: float, rate: float
+) -> None:
+    def found(settings: Settings) -> set[tuple[float | None, float | None]]:
+        return {(one.settings.temperature, one.settings.learning_rate) for one in candidates(settings, queries)}
+
+    assert found(Settings()) == {(temperature, rate)}
+    assert found(Settings(temperature=0.1)) == {(0.1, rate)}
+    assert found(Settings(learning_rate=1e-3)) == {(temperature, 1e-3)}

@@ -45,7 +45,7 @@ def a_fit_report() -> FitReport:
     closed = Evidence(Choice(behind), Gain(25, 0.6, 0.04, 0.03), Gain(0, 0.0, 0.0, 0.0), 0.04, 0.03, 0.04)
     figures = {"accuracy": 0.5, "query_std": 0.9, "document_std": 0.8}
     losses = {"loss": 2.5, "contrastive": 2.0, "isotropy": 0.5}
-    tried = Settings(sides="both", init="identity", contrastive="in-batch", epochs=2)
+    tried = Settings(sides="both", init="identity", contrastive="in-batch", epochs=2, learning_rate=3e-4)
     return FitReport(
         tried,
         counts={"documents": 5183},
