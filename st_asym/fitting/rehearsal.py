@@ -243,6 +243,7 @@ class _Cut:
         model.eval()
         queries = _through(model, self._queries, "query")
         every = math.ceil(len(self._rows) / _SPREAD)
+        # In one piece: small tensors that stay, made one after the other, would keep the heap between them from use.
         some = torch.empty(len(range(0, len(self._rows), every)), self._out)
 
         def moved() -> Iterator[tuple[int, Tensor]]:
