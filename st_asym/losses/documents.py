@@ -61,8 +61,10 @@ def together(kinds: Sequence[Negatives], pairs: Pairs) -> tuple[Negatives, Pairs
     size = max(len(kind.weights) for kind in kinds) if positions is None else len(positions)
     weights = torch.full((len(kinds), size), NOTHING, dtype=torch.float64)
     for of_kind, (own, logarithms) in zip(weights, kinds, strict=True):
-        places = slice(None) if own is None else own if positions is None else find(own, positions)
-        of_kind[places] = logarithms
+        if own is None:
+            of_kind[:] = logarithms
+        else:
+            of_kind[own if positions is None else find(own, positions)] = logarithms
     order = pairs.columns.argsort()
     order = order[pairs.columns[order] >= 0]
     return Negatives(positions, weights), Pairs(*(part[order] for part in pairs))

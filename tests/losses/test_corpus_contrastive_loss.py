@@ -152,6 +152,20 @@ def test_the_loss_and_its_gradient_are_those_of_the_formula_in_chunks_too(
         expected = by_hand(embed(model, queries, "query"), embed(model, corpus, "document"), *rest)
 
 
+def test_hard_negatives_of_the_corpus_are_none_of_the_batch() -> None:
+    model = vector_model(torch.float64)
+    corpus, queries = (normal(n, DIMENSION, seed=n, dtype=torch.float64) for n in (30, 3))
+    grades = [{0: 1.0}, {1: 1.0}, {2: 1.0}]
+    expected = by_hand(embed(model, queries, "query"), embed(model, corpus, "document"), grades, 1.0, 1.0, "both")
+    relevant = {f"q{i}": {f"d{d}": g for d, g in own.items()} for i, own in enumerate(grades)}
+    options: dict[str, Any] = {"max_documents": 1, "sampled_documents": 30, "hard_negatives": 4, "temperature": 1.0}
+    loss = CorpusContrastiveLoss(model, (ids(30), corpus), relevant, negatives="both", **options)
+    for step in range(2):  # they are known from the second on
+        assert (loss.known_hard_negatives(torch.arange(3)) >= 0).any() == bool(step)
+        value = loss([{"sentence_embedding": queries, "task": "query"}], torch.arange(3))["contrastive"]
+        torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 @pytest.mark.parametrize("heads", [{}, {"shared": True}, {"query": False, "out_features": DIMENSION}])
 def test_chunks_change_neither_the_loss_nor_its_gradient(
