@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path, PureWindowsPath
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -107,18 +108,15 @@ def side_modules(model: SentenceTransformer, side: Side) -> list[nn.Module]:
     """
     before, router = taken_apart(model)
     heads: list[nn.Module] = []
-    for module in _without_routers(router, side):
-        if _is_linear(module):
-            above = [heads.pop()] if heads and _is_linear(heads[-1]) else []
-            module = _one_dense([*above, module])
-        heads.append(module)
+    for are_linear, run in groupby(_without_routers(router, side), _is_linear):
+        layers = list(run)
+        heads += [_one_dense(layers)] if are_linear else layers
     return _without_idle_normalize([*before, *heads])
 
 
 def side_prompt(model: SentenceTransformer, side: Side) -> str:
     """What ``encode_query`` or ``encode_document`` puts in front of a text."""
-    names = [name for name in _PROMPT_NAMES[side] if name in model.prompts]
-    name = names[0] if names else model.default_prompt_name
+    name = next((name for name in _PROMPT_NAMES[side] if name in model.prompts), model.default_prompt_name)
     return (model.prompts.get(name) or "") if name is not None else ""
 
 
@@ -221,11 +219,10 @@ def _license_of(source: str, revision: str | None) -> dict[str, str]:
     return {key: value for key in _LICENSE_KEYS if isinstance(value := data.get(key), str)}
 
 
-def _without_routers(modules: Iterable[nn.Module], side: Side) -> list[nn.Module]:
-    found: list[nn.Module] = []
+def _without_routers(modules: Iterable[nn.Module], side: Side) -> Iterator[nn.Module]:
     for module in modules:
         if not isinstance(module, Router):
-            found.append(module)
+            yield module
             continue
         if side not in module.sub_modules:
             raise ValueError(f"The model's Router has no route {side!r}: it has {', '.join(module.sub_modules)}.")
@@ -234,9 +231,8 @@ def _without_routers(modules: Iterable[nn.Module], side: Side) -> list[nn.Module
                 "The model's Router decides by more than query or document (route_mappings), so that a side is not one "
                 "list of modules. Export the model of one route, SentenceTransformer(modules=[...])."
             )
-        route: Any = module.sub_modules[side]
-        found += _without_routers(route, side)
-    return found
+        layers: Any = module.sub_modules[side]
+        yield from _without_routers(layers, side)
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -264,13 +260,10 @@ def _without_idle_normalize(modules: list[nn.Module]) -> list[nn.Module]:
     kept: list[nn.Module] = []
     idle = False  # whether a Normalize here would be undone by one further on
     for module in reversed(modules):
-        if isinstance(module, Normalize) and on_vectors(module):
-            if not idle:
-                kept.append(module)
-            idle = True
-        else:
-            idle = idle and _keeps_direction(module)
+        normalizes = isinstance(module, Normalize) and on_vectors(module)
+        if not (normalizes and idle):
             kept.append(module)
+        idle = normalizes or (idle and _keeps_direction(module))
     return kept[::-1]
 
 
