@@ -128,11 +128,9 @@ def require_tasks(router: Router) -> Router:
 
 def _head(sizes: Sequence[int], activation: str, init: str, *, bias: bool) -> list[Module]:
     """A list of ``Dense`` layers of these sizes, the last one linear."""
-    activations = [_ACTIVATIONS[activation]() for _ in sizes[2:]] + [nn.Identity()]
-    layers = [
-        Dense(before, after, bias=bias, activation_function=function)
-        for (before, after), function in zip(pairwise(sizes), activations, strict=True)
-    ]
+    function = _ACTIVATIONS[activation]
+    layers = [Dense(before, after, bias=bias, activation_function=function()) for before, after in pairwise(sizes)]
+    layers[-1].activation_function = nn.Identity()
     if init == "identity":
         _start_as_identity(layers)
     return list(layers)
