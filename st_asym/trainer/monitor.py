@@ -7,13 +7,13 @@ import math
 from typing import Any
 
 import torch
-import torch.distributed
 from sentence_transformers import SentenceTransformerTrainer
-from sentence_transformers.util import cos_sim, get_world_size
+from sentence_transformers.util import cos_sim
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback
 
+from st_asym.losses.distributed import gathered
 from st_asym.trainer.columns import check_router_mapping
 
 logger = logging.getLogger(__name__)
@@ -157,15 +157,12 @@ class TrainingMonitor(TrainerCallback):
 
     def _means(self, *, training: bool) -> dict[str, float]:
         """Means since the last call, over all processes."""
-        sums = self._sums.pop(training, None)
-        if get_world_size() > 1:
-            if sums is None:
-                parameter = None if self._model is None else next(self._model.parameters(), None)
-                sums = torch.zeros(1 + len(_METRICS), device=None if parameter is None else parameter.device)
-            torch.distributed.all_reduce(sums)
-        if sums is None or sums[0] == 0:
+        own = self._sums.pop(training, None)
+        sums = [part for part in gathered(None if own is None else own.cpu()) if part is not None]
+        if not sums:
             return {}
-        return dict(zip(_METRICS, (sums[1:] / sums[0]).tolist(), strict=True))
+        count, *figures = torch.stack(sums).sum(dim=0)
+        return {name: float(figure / count) for name, figure in zip(_METRICS, figures, strict=True)}
 
     def _warn(self, figures: dict[str, float]) -> None:
         """Name a collapse or a length explosion, once for each side."""
