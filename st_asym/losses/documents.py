@@ -56,22 +56,20 @@ def together(kinds: Sequence[Negatives], pairs: Pairs) -> tuple[Negatives, Pairs
     needed = (pairs.shares > 0) | (pairs.weights > NOTHING)
     found = [kind.positions for kind in kinds if kind.positions is not None]
     positions = torch.unique(torch.cat([*found, pairs.columns[needed]])) if len(found) == len(kinds) else None
-    if positions is not None:
-        pairs = pairs._replace(columns=find(pairs.columns, positions))
+    pairs = pairs._replace(columns=find(pairs.columns, positions))
     size = max(len(kind.weights) for kind in kinds) if positions is None else len(positions)
     weights = torch.full((len(kinds), size), NOTHING, dtype=torch.float64)
     for of_kind, (own, logarithms) in zip(weights, kinds, strict=True):
-        if own is None:
-            of_kind[:] = logarithms
-        else:
-            of_kind[own if positions is None else find(own, positions)] = logarithms
+        of_kind[slice(None) if own is None else find(own, positions)] = logarithms
     order = pairs.columns.argsort()
     order = order[pairs.columns[order] >= 0]
     return Negatives(positions, weights), Pairs(*(part[order] for part in pairs))
 
 
-def find(wanted: Tensor, ascending: Tensor) -> Tensor:
-    """Places of some numbers among others, which are not none, -1 for those that are not there."""
+def find(wanted: Tensor, ascending: Tensor | None) -> Tensor:
+    """Places of some positions among others, which are not none, -1 for those that are not there; None is for all."""
+    if ascending is None:
+        return wanted
     places = torch.searchsorted(ascending, wanted).clamp(max=len(ascending) - 1)
     return torch.where(ascending[places] == wanted, places, -1)
 
@@ -169,12 +167,10 @@ class Documents:
             raise ValueError("The corpus is empty.")
         # Vectors in memory are looked at once, those on disk whenever they are read.
         self._kept: Tensor | None = None
-        if isinstance(documents, tuple) and isinstance(documents[1], Tensor):
-            self._kept = documents[1].detach()
-            for start in range(0, len(self), _AT_ONCE):
-                self._check_finite(self._kept[start : start + _AT_ONCE], range(start, len(self)))
-        elif len(self) <= keep:
-            self._kept = self.take(None)
+        given = documents[1] if isinstance(documents, tuple) else None
+        if isinstance(given, Tensor) or len(self) <= keep:
+            self._kept = given.detach() if isinstance(given, Tensor) else self._read(None)
+            self._check_finite(self._kept, range(len(self)))
         try:
             with torch.no_grad():
                 self.project(self.take(torch.tensor([0])))
@@ -245,14 +241,13 @@ class Documents:
         version = [(id(tensor), tensor._version, tensor.dtype, tensor.device) for tensor in self._side]
         if self._outputs is None or self._outputs[0] != version:
             with torch.no_grad():
-                self._outputs = (
-                    version,
-                    torch.cat([self.project(part) for part in torch.split(self.take(None), _AT_ONCE)]),
-                )
+                parts = [self.project(part) for part in torch.split(self.take(None), _AT_ONCE)]
+            self._outputs = version, torch.cat(parts)
         return self._outputs[1]
 
     def _check_finite(self, vectors: Tensor, positions: Sequence[int]) -> None:
-        bad = (~torch.isfinite(vectors).all(dim=1)).nonzero().flatten().tolist()
+        finite = torch.cat([torch.isfinite(part).all(dim=1) for part in torch.split(vectors, _AT_ONCE)])
+        bad = (~finite).nonzero().flatten().tolist()
         if bad:
             first = self.ids[positions[bad[0]]]
             raise ValueError(f"{len(bad)} vectors of the corpus are not finite: document {first!r} is the first.")

@@ -807,6 +807,14 @@ def test_vectors_that_are_not_finite_are_named_and_a_zero_vector_is_not_nan() ->
         loss.compute_loss_from_embeddings([normal(2, DIMENSION, seed=2)], torch.arange(2))
 
 
+def test_all_vectors_of_a_corpus_that_are_not_finite_are_counted() -> None:
+    corpus = torch.ones(20_000, DIMENSION)
+    corpus[[3, 19_000]] = math.nan
+    for vectors in (corpus, corpus.numpy()):
+        with pytest.raises(ValueError, match="2 vectors of the corpus are not finite: document 'd3' is the first"):
+            CorpusContrastiveLoss(vector_model(), (ids(20_000), vectors), {"q": ["d0"]})
+
+
 def test_an_encoder_that_trains_is_refused(tiny_encoder: SentenceTransformer) -> None:
     model = asymmetric_model(tiny_encoder)
     loss = CorpusContrastiveLoss(model, DATA.corpus, DATA.qrels["train"])
