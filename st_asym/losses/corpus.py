@@ -63,9 +63,7 @@ class CorpusContrastiveLoss(nn.Module):
     relevant document is a negative of its query. A query without negatives has a loss of 0.
 
     The corpus comes as vectors before the heads, and goes through the document head as it is now: no encoder runs, and
-    the gradient reaches both heads. ``negatives="batch"`` takes the documents that are relevant to the queries of the
-    batch in place of the corpus, each once, which is the cheapest step there is; ``"both"`` is the mean of both losses,
-    of one comparison.
+    the gradient reaches both heads.
 
     A corpus of more than ``max_documents`` is sampled. Each step draws ``sampled_documents``, one from each of as many
     equal stretches, of the relevant and of the unlabelled ones in proportion to what they count. Each counts as often
@@ -74,9 +72,6 @@ class CorpusContrastiveLoss(nn.Module):
     for each query are counted exactly, as they dominate the sum and a sample rarely meets them. They are renewed from
     each sample and, as in ANCE (Xiong et al. 2020, https://arxiv.org/abs/2007.00808), every ``refresh_steps`` steps
     from a scan of the next ``max_documents`` documents. A resumed run finds them anew.
-
-    The graph of a step takes about a gigabyte at most: beyond that, or with ``chunk_size``, chunks of documents are
-    computed again in the backward pass, with the same gradient.
 
     Under several processes each has its own queries, of any number, and the mean of their losses and gradients is what
     one process gives for the whole batch. Samples and hard negatives are shared.
@@ -93,8 +88,8 @@ class CorpusContrastiveLoss(nn.Module):
             no negatives of that query.
         unlabelled_weight: What a document that is relevant to no query counts as a negative, from 0 to 1: 1 where the
             corpus is closed and every document was there to be asked for, 0 to leave such documents out.
-        negatives: ``"corpus"``, ``"batch"`` for the documents that are relevant to the queries of the batch, or
-            ``"both"`` for the mean of the two losses.
+        negatives: ``"corpus"``; ``"batch"`` for the documents that are relevant to the queries of the batch, each once,
+            in place of the corpus, which is the cheapest step there is; or ``"both"`` for the mean of the two losses.
         temperature: Divides the similarities.
         precision: ``"bf16"`` runs the document head and the similarities in bfloat16 where the processor has it, which
             takes a third of the time for the same result on held-out queries. Sums and the loss are float32 anyway.
@@ -102,8 +97,8 @@ class CorpusContrastiveLoss(nn.Module):
         sampled_documents: Documents that are drawn in each step from a larger corpus; at least one of either kind.
         hard_negatives: Hard negatives of each query in a larger corpus, 0 for none.
         refresh_steps: Steps from one scan to the next.
-        chunk_size: Documents that go through the head at once, computed again in the backward pass. None keeps the
-            graph while it is small.
+        chunk_size: Documents that go through the head at once, computed again in the backward pass, with the same
+            gradient. None does so where the graph of a step would take more than about a gigabyte.
 
     Raises:
         TypeError: ``corpus`` or the documents of a query are of the wrong kind.
@@ -177,8 +172,8 @@ class CorpusContrastiveLoss(nn.Module):
         labelled = self._relevance.labelled
         counting = labelled.nonzero().flatten() if unlabelled_weight == 0 else None
         if negatives != "batch" and len(self._corpus) <= max_documents:
-            weights = self._relevance.weights(slice(None), unlabelled_weight)
-            self._everything = Negatives(counting, weights if counting is None else weights[counting])
+            those = slice(None) if counting is None else counting
+            self._everything = Negatives(counting, self._relevance.weights(those, unlabelled_weight))
         elif negatives != "batch":
             self._sample = Sample(labelled, unlabelled_weight, sampled_documents)
             if hard_negatives:
@@ -204,15 +199,7 @@ class CorpusContrastiveLoss(nn.Module):
         return self.compute_loss_from_embeddings([self.model(c)["sentence_embedding"] for c in columns], labels)
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> dict[str, Tensor]:
-        """The same from vectors that were computed before.
-
-        Args:
-            embeddings: One tensor of shape ``(batch, dimension)`` per column, the queries first.
-            labels: As for :meth:`forward`.
-
-        Returns:
-            The parts, as :meth:`forward` returns them.
-        """
+        """:meth:`forward` from vectors: of each column a tensor of shape ``(batch, dimension)``, the queries first."""
         positions = self._checked_labels(labels, len(embeddings[0]))
         judged = positions >= 0
         rows, pairs = total(len(positions)), total(int((~judged).sum()))
@@ -320,9 +307,8 @@ class CorpusContrastiveLoss(nn.Module):
 
     def _shared_negatives(self, labels: Tensor) -> list[Negatives]:
         """What all queries of the batch are compared with: the corpus, or a sample of it, and the batch's documents."""
-        found = [] if self._everything is None else [self._everything]
-        if self._sample is not None:
-            found.append(self._sample.draw())
+        corpus = self._everything if self._sample is None else self._sample.draw()
+        found = [] if corpus is None else [corpus]
         if self.negatives != "corpus":
             known = self._relevance.of(gather_rows(labels))
             positions = torch.unique(known.columns[known.shares > 0])

@@ -48,10 +48,10 @@ class Pairs(NamedTuple):
 
 
 def together(kinds: Sequence[Negatives], pairs: Pairs) -> tuple[Negatives, Pairs]:
-    """Negatives of all kinds with the documents of pairs among them, and the pairs by their places there, ascending.
+    """One list of documents, those of all kinds and of the pairs, and the pairs by their places in it, ascending.
 
-    A document counts for nothing in the kinds that do not have it, and one of pairs alone for no other query. One that
-    is only ignored is not brought in.
+    A document counts for nothing in a kind that does not have it; one that a pair brings in counts for its query alone.
+    Documents that are only ignored are not brought in.
     """
     needed = (pairs.shares > 0) | (pairs.weights > NOTHING)
     found = [kind.positions for kind in kinds if kind.positions is not None]
@@ -121,7 +121,7 @@ class Relevance:
         return len(self.queries)
 
     def weights(self, positions: Tensor | slice, unlabelled: float) -> Tensor:
-        """The logarithm of what documents count as negatives; 0 where they do not count at all."""
+        """The logarithm of what documents count as negatives; of labelled ones alone where ``unlabelled`` is 0."""
         return (~self.labelled[positions]).double() * math.log(unlabelled or 1.0)
 
     def of(self, labels: Tensor) -> Pairs:

@@ -244,15 +244,7 @@ class IsotropyLoss(nn.Module):
         return self.compute_loss_from_embeddings(embeddings, labels)
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> dict[str, Tensor]:
-        """The same parts from vectors that were computed before.
-
-        Args:
-            embeddings: One tensor of shape ``(batch, dimension)`` per column.
-            labels: What the wrapped loss expects.
-
-        Returns:
-            The parts, as :meth:`forward` returns them.
-        """
+        """:meth:`forward` from vectors: of each column a tensor of shape ``(batch, dimension)``."""
         value = self.loss.compute_loss_from_embeddings(embeddings, labels)
         name = "contrastive" if isinstance(self.loss, MultipleNegativesRankingLoss) else type(self.loss).__name__
         parts = dict(value) if isinstance(value, dict) else {name: value}

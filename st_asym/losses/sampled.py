@@ -88,11 +88,10 @@ class HardNegatives:
         self._waiting = torch.zeros(len(relevance), dtype=torch.bool)
 
     def of(self, labels: Tensor, unlabelled_weight: float) -> Pairs:
-        """The hard negatives of queries at some positions, each of which counts what such documents do."""
+        """The hard negatives of queries at some positions; what does not count as a negative at all is never kept."""
         kept = self.documents[labels]
         rows, ranks = (kept >= 0).nonzero(as_tuple=True)
         columns = kept[rows, ranks]
-        # None is kept that does not count at all.
         weights = self._relevance.weights(columns, unlabelled_weight)
         return Pairs(rows, columns, torch.zeros_like(weights), weights, torch.ones_like(rows, dtype=torch.bool))
 

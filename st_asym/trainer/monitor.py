@@ -79,7 +79,6 @@ class TrainingMonitor(TrainerCallback):
 
     def __init__(self) -> None:
         self._handle: RemovableHandle | None = None
-        self._model: nn.Module | None = None
         self._queries: list[Tensor] = []
         self._documents: list[Tensor] = []
         self._sums: dict[bool, Tensor] = {}  # in training or not: the number of batches and the sum of each figure
@@ -88,16 +87,14 @@ class TrainingMonitor(TrainerCallback):
 
     def attach(self, model: nn.Module) -> None:
         """Listen to ``model`` and to no other."""
-        if model is not self._model:
-            self.detach()
-            self._model = model
-            self._handle = model.register_forward_hook(self._collect, with_kwargs=True)
+        self.detach()
+        self._handle = model.register_forward_hook(self._collect, with_kwargs=True)
 
     def detach(self) -> None:
         """Stop listening."""
         if self._handle is not None:
             self._handle.remove()
-        self._handle = self._model = None
+            self._handle = None
 
     def _collect(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: dict[str, Any]) -> None:
         """Keep the vectors of one column; none of ``encode``, and of the gradient-free pass of Cached... losses."""
