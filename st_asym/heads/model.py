@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import textwrap
-from os import PathLike, fspath
+from os import PathLike, fspath, getenv
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -272,11 +272,12 @@ def _not_there(name: str, revision: str | None, error: Exception) -> str:
 
 def _saved_model_type(name: str, model: SentenceTransformer, revision: str | None) -> str:
     """What ``name`` was saved as: the library loads sparse, multi-vector and cross encoders too, with a warning."""
-    settings = load_file_path(name, "config_sentence_transformers.json", revision=revision)
+    home = getenv("SENTENCE_TRANSFORMERS_HOME")  # where the library has put it
+    settings = load_file_path(name, "config_sentence_transformers.json", cache_folder=home, revision=revision)
     if settings is not None:
         return str(json.loads(Path(settings).read_text(encoding="utf-8")).get("model_type", "SentenceTransformer"))
     classifier = any("ForSequenceClassification" in name for name in getattr(model.config, "architectures", None) or [])
-    known = load_file_path(name, "modules.json", revision=revision) is not None
+    known = load_file_path(name, "modules.json", cache_folder=home, revision=revision) is not None
     return "CrossEncoder" if classifier and not known else "SentenceTransformer"
 
 

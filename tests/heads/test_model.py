@@ -237,6 +237,20 @@ def test_other_kinds_of_encoder_are_refused(tiny_bert: Path, tmp_path: Path) -> 
         asymmetric_model("")
 
 
+def test_other_kinds_are_known_where_the_library_keeps_its_models(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    revision, home = "0" * 40, tmp_path / "models--me--sparse"
+    transformer = Transformer(str(tiny_bert), transformer_task="fill-mask")
+    sparse = SparseEncoder(modules=[transformer, SpladePooling()], device="cpu")
+    sparse.save_pretrained(str(home / "snapshots" / revision))
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(revision)
+    monkeypatch.setenv("SENTENCE_TRANSFORMERS_HOME", str(tmp_path))
+    with pytest.raises(TypeError, match="me/sparse holds a SparseEncoder"):
+        asymmetric_model("me/sparse")
+
+
 def test_a_cross_encoder_from_before_model_types_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
     CrossEncoder(str(tiny_bert), num_labels=1, device="cpu").save_pretrained(str(tmp_path))
     for name in ("config_sentence_transformers.json", "modules.json"):
