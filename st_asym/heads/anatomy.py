@@ -154,6 +154,13 @@ def public_name(source: object) -> str:
     return PureWindowsPath(text).name or "."
 
 
+def model_file(model: str, name: str, revision: str | None, *, local_files_only: bool = False) -> Path | None:
+    """A file of a model, by its folder or Hub id, from where the library keeps models; None where it has none."""
+    home = os.getenv("SENTENCE_TRANSFORMERS_HOME")
+    found = load_file_path(model, name, cache_folder=home, revision=revision, local_files_only=local_files_only)
+    return None if found is None else Path(found)
+
+
 def hub_snapshot(path: str | os.PathLike[str]) -> tuple[str, str] | None:
     """Hub id and revision of a folder in the cache of ``huggingface_hub``; None for any other."""
     found = _HUB_CACHE.fullmatch(os.fspath(path))
@@ -203,14 +210,8 @@ def is_license(name: object) -> bool:
 def _license_of(source: str, revision: str | None) -> dict[str, str]:
     """What the card of an encoder says, from its folder or the local cache of the Hub."""
     try:
-        path = load_file_path(
-            source,
-            "README.md",
-            cache_folder=os.getenv("SENTENCE_TRANSFORMERS_HOME"),  # where SentenceTransformer puts it
-            revision=revision,
-            local_files_only=True,
-        )
-        data = None if path is None else ModelCard.load(Path(path), ignore_metadata_errors=True).data
+        path = model_file(source, "README.md", revision, local_files_only=True)
+        data = None if path is None else ModelCard.load(path, ignore_metadata_errors=True).data
     except Exception as error:  # whatever is wrong with the card of another model, its licence is unknown
         logger.debug("The encoder's card cannot be read: %s", error)
         return {}

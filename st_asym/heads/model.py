@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import textwrap
-from os import PathLike, fspath, getenv
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -14,12 +14,11 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HFValidationError
 from sentence_transformers import SentenceTransformer, SentenceTransformerModelCardData
 from sentence_transformers.base.modules import Normalize, Router
-from sentence_transformers.util import load_file_path
 from torch import nn
 from transformers import PreTrainedModel
 from typing_extensions import Unpack
 
-from st_asym.heads.anatomy import foreign_modules, taken_apart
+from st_asym.heads.anatomy import foreign_modules, model_file, taken_apart
 from st_asym.heads.projection import AsymmetricProjection, ProjectionOptions, require_tasks
 
 logger = logging.getLogger(__name__)
@@ -125,7 +124,7 @@ def saved_size(model: SentenceTransformer) -> int:
 
 
 def freeze_encoder(model: SentenceTransformer) -> SentenceTransformer:
-    """Freeze every module before the heads, in place.
+    """Freeze every module before the heads, in place; the model is returned.
 
     Their parameters take no gradients, and they stay in evaluation mode while the heads train, so that dropout does not
     change the encoder's vectors. The heads refuse columns without a task while they train, as those of
@@ -134,9 +133,6 @@ def freeze_encoder(model: SentenceTransformer) -> SentenceTransformer:
 
     Args:
         model: A ``SentenceTransformer`` with a ``Router`` among its modules.
-
-    Returns:
-        The same model.
 
     Raises:
         ValueError: ``model`` has no ``Router``, or nothing before it.
@@ -162,10 +158,10 @@ def freeze_encoder(model: SentenceTransformer) -> SentenceTransformer:
 
 
 def unfreeze_last_layers(model: SentenceTransformer, n: int) -> SentenceTransformer:
-    r"""Let the last ``n`` layers of the transformer train with the heads, in place; all before them stays frozen.
+    r"""Let the last ``n`` layers of the transformer train with the heads, in place; the model is returned.
 
-    These layers run with their own dropout while the model trains; embeddings and the layers before stay in evaluation
-    mode. :func:`st_asym.freeze_encoder` freezes the layers again, as they are then.
+    These layers run with their own dropout while the model trains; embeddings and the layers before them stay frozen,
+    in evaluation mode. :func:`st_asym.freeze_encoder` freezes the layers again, as they are then.
 
     The encoder runs for every text of every step, as its vectors no longer stay as they are:
     :class:`st_asym.CachedSentenceTransformer` refuses such a model until it is frozen again, and what the cache holds
@@ -176,9 +172,6 @@ def unfreeze_last_layers(model: SentenceTransformer, n: int) -> SentenceTransfor
     Args:
         model: As of :func:`st_asym.asymmetric_model`: an encoder with a ``Transformer`` module, and heads behind it.
         n: How many layers.
-
-    Returns:
-        The same model.
 
     Raises:
         ValueError: ``model`` has no heads, or not one stack of layers; or ``n`` is not between 1 and their number.
@@ -272,12 +265,11 @@ def _not_there(name: str, revision: str | None, error: Exception) -> str:
 
 def _saved_model_type(name: str, model: SentenceTransformer, revision: str | None) -> str:
     """What ``name`` was saved as: the library loads sparse, multi-vector and cross encoders too, with a warning."""
-    home = getenv("SENTENCE_TRANSFORMERS_HOME")  # where the library has put it
-    settings = load_file_path(name, "config_sentence_transformers.json", cache_folder=home, revision=revision)
+    settings = model_file(name, "config_sentence_transformers.json", revision)
     if settings is not None:
-        return str(json.loads(Path(settings).read_text(encoding="utf-8")).get("model_type", "SentenceTransformer"))
+        return str(json.loads(settings.read_text(encoding="utf-8")).get("model_type", "SentenceTransformer"))
     classifier = any("ForSequenceClassification" in name for name in getattr(model.config, "architectures", None) or [])
-    known = load_file_path(name, "modules.json", cache_folder=home, revision=revision) is not None
+    known = model_file(name, "modules.json", revision) is not None
     return "CrossEncoder" if classifier and not known else "SentenceTransformer"
 
 

@@ -42,10 +42,7 @@ def save_heads(model: SentenceTransformer | str | os.PathLike[str], path: str | 
     Args:
         model: A model with heads, ``[encoder..., Router, Normalize]``, or the folder of one, which is verified first,
             and whose data, settings and seed are then kept with the heads.
-        path: The folder to make.
-
-    Returns:
-        The folder.
+        path: The folder to make; it is returned.
 
     Raises:
         FileExistsError: There is something else than earlier heads.

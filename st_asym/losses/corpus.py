@@ -183,14 +183,9 @@ class CorpusContrastiveLoss(nn.Module):
     def forward(
         self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Embed the queries, and the other columns where rows without a corpus need them.
+        """``{"contrastive": loss}``, of columns and labels as in the table above.
 
-        Args:
-            sentence_features: One dict of model inputs per column, the queries first.
-            labels: Positions of the queries in ``relevant``, -1 for rows without a corpus.
-
-        Returns:
-            ``{"contrastive": loss}``.
+        Columns other than the queries are embedded only where some row has the label -1.
         """
         columns = list(sentence_features)
         # Asked of all processes: each must run the model equally often.

@@ -232,13 +232,8 @@ class IsotropyLoss(nn.Module):
     ) -> dict[str, Tensor]:
         """Embed each column once and return the parts of the loss, which the trainer sums and logs one by one.
 
-        Args:
-            sentence_features: One dict of model inputs per column.
-            labels: What the wrapped loss expects.
-
-        Returns:
-            The wrapped loss under its own names, or as ``contrastive`` (under its class name if it is not contrastive)
-            where it has none; and ``isotropy``, weighted.
+        These are the wrapped loss under its own names, or as ``contrastive`` (under its class name if it is not
+        contrastive) where it has none; and ``isotropy``, weighted.
         """
         embeddings = [self.model(features)["sentence_embedding"] for features in sentence_features]
         return self.compute_loss_from_embeddings(embeddings, labels)
