@@ -191,15 +191,14 @@ class Encoder:
     @classmethod
     def of(cls, given: SentenceTransformer | str | os.PathLike[str], loaded: SentenceTransformer) -> Encoder:
         """What is known of a loaded encoder, as the user gave or named it, without asking the Hub again."""
-        if not isinstance(given, SentenceTransformer) and (snapshot := hub_snapshot(given)):
-            return cls(*snapshot, _license_of(os.fspath(given), None))
         name, revision = loaded.model_card_data.base_model, loaded.model_card_data.base_model_revision
-        source = name
         if not isinstance(given, SentenceTransformer):
-            is_folder = Path(given).is_dir()
-            source = os.fspath(given) if name is None or is_folder else name
-            name = None if is_folder else source
-        return cls(name, revision if name else None, {} if source is None else _license_of(source, revision))
+            if snapshot := hub_snapshot(given):
+                return cls(*snapshot, _license_of(os.fspath(given), None))
+            if Path(given).is_dir():
+                return cls(license=_license_of(os.fspath(given), None))
+            name = name or os.fspath(given)
+        return cls(name, revision, _license_of(name, revision)) if name else cls()
 
 
 def is_license(name: object) -> bool:

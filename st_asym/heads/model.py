@@ -77,7 +77,7 @@ def asymmetric_model(
             f"The encoder does not say how many dimensions its vectors have: none of its modules "
             f"({', '.join(type(module).__name__ for module in encoder)}) has get_embedding_dimension()."
         )
-    check_saveable(encoder)
+    _check_saveable(encoder)
     options: ProjectionOptions = {"out_features": encoder.get_embedding_dimension(), **projection}
     router = AsymmetricProjection(in_features, **options)
     _warn_about_encoder(encoder)
@@ -104,17 +104,6 @@ def behind_encoder(encoder: SentenceTransformer, router: Router) -> SentenceTran
     if encoder.module_kwargs:
         model.module_kwargs = {str(names.index(name)): value for name, value in encoder.module_kwargs.items()}
     return freeze_encoder(model)
-
-
-def check_saveable(model: SentenceTransformer) -> None:
-    """Whether all modules of a model can be saved, known before it is trained: a TypeError names one that cannot."""
-    for position, module in enumerate(model.children()):
-        if not callable(getattr(module, "save", None)):
-            raise TypeError(
-                f"Module {position} of the encoder, a {type(module).__name__}, has no method save, so that no model "
-                "with it could be saved: give it save(path) and a classmethod load(path), as "
-                "sentence_transformers.base.modules.Module has them, or leave it out."
-            )
 
 
 def saved_size(model: SentenceTransformer) -> int:
@@ -271,6 +260,17 @@ def _saved_model_type(name: str, model: SentenceTransformer, revision: str | Non
     classifier = any("ForSequenceClassification" in name for name in getattr(model.config, "architectures", None) or [])
     known = model_file(name, "modules.json", revision) is not None
     return "CrossEncoder" if classifier and not known else "SentenceTransformer"
+
+
+def _check_saveable(model: SentenceTransformer) -> None:
+    """Refuse a module that cannot be saved, before anything is trained."""
+    for position, module in enumerate(model.children()):
+        if not callable(getattr(module, "save", None)):
+            raise TypeError(
+                f"Module {position} of the encoder, a {type(module).__name__}, has no method save, so that no model "
+                "with it could be saved: give it save(path) and a classmethod load(path), as "
+                "sentence_transformers.base.modules.Module has them, or leave it out."
+            )
 
 
 def _warn_about_encoder(encoder: SentenceTransformer) -> None:

@@ -64,7 +64,7 @@ def save_heads(model: SentenceTransformer | str | os.PathLike[str], path: str | 
         model = load_encoder(model)
     elif (made := made_with_heads(model)) is not None:
         facts = {"trained": made.trained}
-    router = _router(model)
+    router = _stock_router(model)
     encoder = {**describe_encoder(model), **known}
     settings = {"prompts": dict(model.prompts), "default_prompt_name": model.default_prompt_name}
     return write_heads(Path(path), router, encoder, model=settings, **facts)
@@ -196,12 +196,12 @@ def _check_encoder(made: Provenance, found: dict[str, Any], path: object) -> Non
     )
 
 
-def _router(model: SentenceTransformer) -> Router:
-    modules = list(model.children())
-    kinds = [type(module).__name__ for module in modules]
-    if len(modules) < 3 or not isinstance(modules[-2], Router) or not isinstance(modules[-1], Normalize):
-        raise ValueError(f"save_heads needs a model [encoder..., Router, Normalize]; this one is [{', '.join(kinds)}].")
-    router = modules[-2]
+def _stock_router(model: SentenceTransformer) -> Router:
+    encoder, heads = taken_apart(model)
+    if not encoder or len(heads) != 2 or not isinstance(heads[1], Normalize):
+        kinds = ", ".join(type(module).__name__ for module in model)
+        raise ValueError(f"save_heads needs a model [encoder..., Router, Normalize]; this one is [{kinds}].")
+    router: Router = heads[0]  # type: ignore[assignment]
     parts = [router, *(layer for layers in router.sub_modules.values() for layer in layers.children())]
     foreign = [
         type(part).__name__ for part in parts if stock_name(f"{type(part).__module__}.{type(part).__name__}") is None
