@@ -126,10 +126,7 @@ class Heads:
     def load(cls, path: str | os.PathLike[str]) -> Heads:
         """Read heads that :func:`st_asym.save_heads`, :meth:`save` or :meth:`st_asym.HeadsResult.save` has saved.
 
-        What is read is checked as by :func:`st_asym.verify`; other files may lie beside it.
-
-        Args:
-            path: The folder.
+        What is read of the folder is checked as by :func:`st_asym.verify`; other files may lie beside it.
 
         Raises:
             FileNotFoundError: There are no heads.
@@ -190,7 +187,7 @@ class Heads:
 
         facts = {key: self.made[key] for key in ("data", "trained", "settings", "seed", "model") if key in self.made}
         encoder = {**self.made.get("encoder", {}), "dimension": self.dimension, "unit_vectors": self.normalises}
-        return write_heads(Path(path), _router(self), encoder, **facts)
+        return write_heads(Path(path), _as_router(self), encoder, **facts)
 
     def to_onnx(self, path: str | os.PathLike[str], side: Side) -> Path:
         """Write one side as an ONNX graph of any batch size, from ``embedding`` to ``sentence_embedding``, float32.
@@ -286,7 +283,7 @@ def _read_layer(folder: Path) -> Layer:
     return Layer(tensors["linear.weight"], tensors.get("linear.bias"), activation, residual)
 
 
-def _router(heads: Heads) -> Any:
+def _as_router(heads: Heads) -> Any:
     """The heads as a ``Router`` of ``Dense``."""
     import torch
     from sentence_transformers.base.modules import Dense, Router
