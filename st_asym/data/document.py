@@ -8,7 +8,7 @@ import re
 import secrets
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
 MOST_QUERIES = 100_000
 _MOST_PAIRS = 50_000
 _BYTES = 8
-_NAMES = ("key", "queries", "query_digests", "pairs", "pair_digests")
 
 
 class Document(NamedTuple):
@@ -161,19 +160,17 @@ class TrainedQueries:
                     queries.add(text_key(query))
                     pairs += [(query, data.corpus[document]) for document in documents if document in data.corpus]
         key = secrets.token_bytes(16)
-        query_digests = pair_digests = None
-        if len(queries) <= MOST_QUERIES:
-            query_digests = frozenset(_digest(key, query) for query in queries)
-        if len(pairs) <= _MOST_PAIRS:
-            pair_digests = frozenset(_digest(key, *pair) for pair in pairs)
+        query_digests = None if len(queries) > MOST_QUERIES else frozenset(_digest(key, query) for query in queries)
+        pair_digests = None if len(pairs) > _MOST_PAIRS else frozenset(_digest(key, *pair) for pair in pairs)
         number = len(pairs) if pair_digests is None else len(pair_digests)
         return cls(key, len(queries), query_digests, number, pair_digests)
 
     @classmethod
     def of_dict(cls, found: Mapping[str, Any]) -> TrainedQueries:
         """Out of JSON; a ``TypeError`` or ``ValueError`` where it is not what :meth:`as_dict` gives."""
-        if set(found) != set(_NAMES):
-            raise ValueError(f"The digests of training queries have the parts {sorted(found)}, not {sorted(_NAMES)}.")
+        names = {field.name for field in fields(cls)}
+        if set(found) != names:
+            raise ValueError(f"The digests of training queries have the parts {sorted(found)}, not {sorted(names)}.")
         key = bytes.fromhex(found["key"])
         if not 1 <= len(key) <= hashlib.blake2b.MAX_KEY_SIZE:
             raise ValueError(f"The key of the digests of training queries has {len(key)} bytes.")
@@ -183,9 +180,8 @@ class TrainedQueries:
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON knows it."""
-        queries, pairs = map(_packed, (self.query_digests, self.pair_digests))
-        found = (self.key.hex(), self.queries, queries, self.pairs, pairs)
-        return dict(zip(_NAMES, found, strict=True))
+        queries, pairs = _packed(self.query_digests), _packed(self.pair_digests)
+        return {**vars(self), "key": self.key.hex(), "query_digests": queries, "pair_digests": pairs}
 
     def among(self, queries: Mapping[str, str]) -> set[str]:
         """The ids of queries, given with their texts, that were trained on; none where the digests are left out."""
