@@ -53,7 +53,7 @@ def new_file(output: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(output)
     beside = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.new")
     try:
-        with disk_errors(target):
+        with _disk_errors(target):
             yield beside
         for _ in range(_TURNS):  # Windows does not replace a file while somebody reads it
             with contextlib.suppress(PermissionError):
@@ -84,9 +84,9 @@ def new_folder(
     output.parent.mkdir(parents=True, exist_ok=True)
     with _beside(output) as beside:
         new = beside / "new"
-        with disk_errors(output):
+        with _disk_errors(output):
             yield new
-            make_readable(new)
+            _make_readable(new)
         for turn in range(_TURNS):
             if _put(new, beside / f"old-{turn}", output, check, keep, last=turn == _TURNS - 1):
                 return
@@ -100,9 +100,8 @@ def check_place(output: Path, size: int = 0) -> None:
     output = output.absolute()
     made = [folder for folder in (output.parent, *output.parent.parents) if not folder.exists()]
     try:
-        if any(folder.exists() and not folder.is_dir() for folder in output.parents):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(output))
-        output.parent.mkdir(parents=True, exist_ok=True)
+        for folder in reversed(made):
+            folder.mkdir(exist_ok=True)
         if output.exists() and not os.access(output, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(output))
         with _beside(output) as beside:
@@ -125,16 +124,11 @@ def check_place(output: Path, size: int = 0) -> None:
         )
 
 
-def make_readable(folder: Path) -> None:
+def _make_readable(folder: Path) -> None:
     """Give files and folders the mode that the umask leaves: safetensors writes its files for their owner alone."""
-    if not folder.is_dir():
-        return
-    probe = folder.with_name(f".{secrets.token_hex(8)}")
+    probe = folder.with_name("probe")  # goes with what is beside the place
     probe.mkdir()
-    try:
-        of_folders = probe.stat().st_mode
-    finally:
-        probe.rmdir()
+    of_folders = probe.stat().st_mode
     for path in (folder, *folder.rglob("*")):
         if not path.is_symlink():
             mode = path.stat().st_mode
@@ -173,7 +167,7 @@ def take_over(earlier: Path, new: Path, replaced: Collection[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def disk_errors(output: Path) -> Iterator[None]:
+def _disk_errors(output: Path) -> Iterator[None]:
     """One line for what the disk does not take, also where safetensors has its own error for that."""
     try:
         yield
@@ -226,7 +220,7 @@ def _put(
 ) -> bool:
     """Put the new folder into its place; False where another process was faster."""
     check(output)
-    if keep is not None and output.is_dir() and new.is_dir():
+    if keep is not None and output.is_dir():
         keep(output, new)
     try:
         with contextlib.suppress(FileNotFoundError):
@@ -235,15 +229,15 @@ def _put(
     except BaseException as error:
         if old.exists() and not output.exists():
             old.rename(output)
-        if isinstance(error, OSError) and error.errno in _TAKEN and not last:
+        if not isinstance(error, OSError):
+            raise
+        if error.errno in _TAKEN and not last:
             return False
-        if isinstance(error, OSError) and new.is_dir():
-            place = free_name(output, "new")
-            new.rename(place)
-            text = (
-                f"{output} could not be replaced ({error.strerror}): a program may have it open. The result is whole, "
-                f"in {place}."
-            )
-            raise OSError(error.errno, text) from error
-        raise
+        place = free_name(output, "new")
+        new.rename(place)
+        text = (
+            f"{output} could not be replaced ({error.strerror}): a program may have it open. The result is whole, in "
+            f"{place}."
+        )
+        raise OSError(error.errno, text) from error
     return True
