@@ -165,18 +165,18 @@ def first_few(names: Sequence[object], most: int = 5) -> str:
     return ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")
 
 
-def noted(names: Sequence[object], singular: str, rest: str, plural: str | None = None) -> list[str]:
-    """A sentence that counts things and names the first ones; none where there are none."""
-    return [f"{counted(len(names), singular, plural)} {rest} ({first_few(names)})."] if names else []
+def noted(
+    names: Sequence[object], singular: str, rest: str, plural: str | None = None, *, source: str = ""
+) -> list[str]:
+    """A sentence that counts things of a source and names the first ones; none where there are none."""
+    told = f"{counted(len(names), singular, plural)} {rest} ({first_few(names)})."
+    return [f"{source}: {told}" if source else told] if names else []
 
 
-def spelling_note(source: str, places: Sequence[str]) -> str:
-    """The sentence that counts texts that became documents in another spelling."""
-    texts = counted(len(places), "document is", "documents are")
-    return (
-        f"{source}: {texts} the same as another but for white space, case or Unicode form, and taken as that one "
-        f"({first_few(places)})."
-    )
+def respelt_notes(places: Sequence[str], source: str) -> list[str]:
+    """A note for texts that became documents in another spelling."""
+    rest = "the same as another but for white space, case or Unicode form, and taken as that one"
+    return noted(places, "document is", rest, "documents are", source=source)
 
 
 def whole_number(value: object) -> int:
@@ -198,9 +198,7 @@ def merged(data: RetrievalData, other: RetrievalData, prefix: str) -> RetrievalD
     queries, query_ids, _ = _with_texts(data.queries, other.queries, prefix, key_of=str)
     corpus, document_ids, respelt = _with_texts(data.corpus, other.corpus, prefix)
     qrels = {**data.qrels, **{split: _renamed(part, query_ids, document_ids) for split, part in other.qrels.items()}}
-    notes = [*data.notes, *(note for note in other.notes if note not in data.notes)]
-    if respelt:
-        notes.append(spelling_note(prefix, respelt))
+    notes = [*data.notes, *(note for note in other.notes if note not in data.notes), *respelt_notes(respelt, prefix)]
     numbered = data.numbered and other.numbered
     return replace(data, queries=queries, corpus=corpus, qrels=qrels, notes=tuple(notes), numbered=numbered)
 
@@ -226,8 +224,7 @@ def with_documents(data: RetrievalData, documents: ReadDocuments) -> RetrievalDa
             for key, new in reversed(new_ids.items()):
                 corpus[new] = added[key]
     qrels = {split: _renamed(judged, {}, document_ids) for split, judged in data.qrels.items()}
-    if respelt:
-        notes.append(spelling_note("corpus", respelt))
+    notes += respelt_notes(respelt, "corpus")
     numbered = data.numbered and documents.numbered
     return replace(data, corpus=corpus, qrels=qrels, notes=tuple(notes), numbered=numbered)
 
@@ -260,17 +257,15 @@ def _with_texts(
         by_key.setdefault(key_of(text), key)
     both, new_ids, respelt = dict(texts), {}, []
     for key, text in others.items():
-        if texts.get(key) == text:
-            found: str | None = key
-        else:  # in the same spelling, or else the first in another
-            found = spelt[text] if text in spelt else by_key.get(key_of(text))
-        if found is not None and texts[found] != text:
-            respelt.append(found)
-        new = key if found is None else found
-        while found is None and new in both:
-            new = f"{prefix}:{new}"
-        new_ids[key] = new
-        both.setdefault(new, text)
+        found = key if texts.get(key) == text else spelt.get(text)
+        if found is None and (found := by_key.get(key_of(text))) is not None:
+            respelt.append(found)  # the first in another spelling
+        if found is None:
+            found = key
+            while found in both:
+                found = f"{prefix}:{found}"
+            both[found] = text
+        new_ids[key] = found
     return both, new_ids, respelt
 
 

@@ -214,8 +214,8 @@ def table_rows(lines: Iterable[str], file: str, notes: list[str]) -> Iterator[Ro
         if any(map(is_odd, row)):
             odd.append(f"line {number}")
         yield f"{file}, line {number}", dict(zip(header, row, strict=True))
-    found = noted(again, "row", _HEADER_AGAIN) + noted(odd, "row", _IN_QUOTES if tabs else _OVER_LINES)
-    notes += [f"{file}: {note}" for note in found]
+    notes += noted(again, "row", _HEADER_AGAIN, source=file)
+    notes += noted(odd, "row", _IN_QUOTES if tabs else _OVER_LINES, source=file)
 
 
 def _in_quotes(field: str) -> bool:

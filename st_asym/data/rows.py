@@ -21,7 +21,7 @@ from st_asym.data.collection import (
     into_splits,
     judge,
     noted,
-    spelling_note,
+    respelt_notes,
     whole_number,
 )
 from st_asym.data.document import Document, ReadDocuments, is_missing, text_key
@@ -51,6 +51,8 @@ _TEXT_NAMES = (*DOCUMENT_NAMES, "contents", "content", "body", "page_content")
 _TITLED_NAMES = ("document", "passage", "context", "text")
 # negative, negatives, neg, negative_1, hard_negatives, negative_passages, hard_negative_ctxs, ...
 _NEGATIVE = re.compile(r"(hard_)?neg(ative)?s?(_?\d+|_passages|_ctxs)?", re.IGNORECASE)
+# As NumPy writes it, without commas, so that it cannot be read.
+_ARRAY_IN_TEXT = re.compile(r"""\[['"].*['"]\]""", re.DOTALL)
 
 _QRELS = "qrels map query id to document id to grade, or are a table with the columns query-id, corpus-id and score"
 
@@ -227,9 +229,7 @@ def _collection(
         before = qrels.get(query_id, {}).get(document_id, 0) if clicks else 0
         if judge(qrels, query_id, document_id, before + whole_number(grade)) and not clicks:
             places[_CONFLICT].append(where)
-    notes = notes + _told(places, source)
-    if respelt:
-        notes.append(spelling_note(source, list(respelt.values())))
+    notes = [*notes, *_told(places, source), *respelt_notes(list(respelt.values()), source)]
     if clicks:
         qrels = {q: {d: max(0, count).bit_length() for d, count in judged.items()} for q, judged in qrels.items()}
     queries = {query_id: text for text, query_id in query_ids.items()}
@@ -252,11 +252,10 @@ def _fault_of(query: Any, document: Any, grade: Any) -> tuple[tuple[str, str], s
 
 def _told(places: _Places, source: str) -> list[str]:
     """A note for each thing that was counted; an error where that has no remedy."""
-    told = {what: f"{source}: {counted(len(names), what[0])} {what[1]}" for what, names in places.items()}
     for what, remedy in ((_NOT_TEXT, ""), (_NOT_WHOLE, _GRADES)):
-        if what in places:
-            raise ValueError(f"{told[what]}: {first_few(places[what])}.{remedy}")
-    return [f"{told[what]} ({first_few(places[what])})." for what in _COUNTED if what in places]
+        if names := places[what]:
+            raise ValueError(f"{source}: {counted(len(names), what[0])} {what[1]}: {first_few(names)}.{remedy}")
+    return [note for what in _COUNTED for note in noted(places[what], *what, source=source)]
 
 
 def _listed(value: Any) -> Sequence[Any]:
@@ -269,7 +268,7 @@ def _listed(value: Any) -> Sequence[Any]:
 def _with_lists(fields: Mapping[str, Any], where: str, places: _Places) -> dict[str, Any]:
     """Fields of text, with a list where one is written out."""
     found = {name: _list_in_text(value) for name, value in fields.items()}
-    if any(map(_looks_like_a_list, found.values())):
+    if any(isinstance(value, str) and _ARRAY_IN_TEXT.fullmatch(value) for value in found.values()):
         places[_UNCLEAR_LIST].append(where)
     if any(isinstance(value, list) for value in found.values()):
         places[_LIST].append(where)
@@ -286,11 +285,6 @@ def _list_in_text(value: Any) -> Any:
                 if is_whole and isinstance(found, list) and all(isinstance(text, str) for text in found):
                     return found
     return value
-
-
-def _looks_like_a_list(value: Any) -> bool:
-    """As NumPy writes it, without commas, so that it cannot be read."""
-    return isinstance(value, str) and value.startswith(("['", '["')) and value.endswith(("']", '"]'))
 
 
 # Documents and judgments
@@ -364,8 +358,7 @@ def read_qrels(rows: Iterable[Row], source: str, notes: list[str]) -> Qrels:
             raise ValueError(f"{place}: {expected}, got {values}.") from error
         if judge(qrels, _text_id(query_id), _text_id(document_id), grade):
             conflicts.append(place.rpartition(", ")[2])
-    again = noted(conflicts, "pair", "judged again with another grade; the highest counts")
-    notes += [f"{source}: {note}" for note in again]
+    notes += noted(conflicts, "pair", "judged again with another grade; the highest counts", source=source)
     return qrels
 
 
