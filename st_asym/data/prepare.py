@@ -72,8 +72,8 @@ def check_ids(queries: Mapping[str, str], corpus: Mapping[str, str], judged: Qre
     missing = [("query", query_id) for query_id in judged if query_id not in queries]
     missing += [("document", d) for documents in judged.values() for d in documents if d not in corpus]
     if missing:
-        known = {key.strip() for key in (*queries, *corpus)}
-        spaced = any(str(key).strip() in known for _, key in missing)
+        known = {"query": {key.strip() for key in queries}, "document": {key.strip() for key in corpus}}
+        spaced = any(str(key).strip() in known[what] for what, key in missing)
         hint = " There are such with other white space around their ids." if spaced else ""
         named = first_few([f"{what} {key!r}" if spaced else f"{what} {key}" for what, key in missing])
         raise ValueError(f"{source} names {len(missing)} queries or documents that do not exist: {named}.{hint}")

@@ -343,6 +343,10 @@ def test_ids_that_differ_by_white_space_are_named(tmp_path: Path) -> None:
     folder = beir(tmp_path / "b", train="q0 \td0\t1\nq1\td1\t1\n")
     with pytest.raises(ValueError, match=r"do not exist: query 'q0 '\. There are such with other white space around"):
         load_data(folder)
+    # The id of a query is none of a document.
+    folder = beir(tmp_path / "c", train="d0\tq0\t1\n")
+    with pytest.raises(ValueError, match=r"names 2 queries or documents that do not exist: query d0, document q0\.$"):
+        load_data(folder)
 
 
 def test_the_case_of_a_split_does_not_matter(tmp_path: Path, write: Write) -> None:
