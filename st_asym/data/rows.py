@@ -394,6 +394,11 @@ def judgment_tables(part: Any) -> dict[str, Any]:
     return tables if all(qrels_columns(tuple(columns_known(table))) for table in tables.values()) else {}
 
 
+def are_judgments(value: Any) -> bool:
+    """Whether these may be the judgments of a query: document id to grade, or ids."""
+    return isinstance(value, Mapping | set | frozenset) or is_column(value)
+
+
 def read_splits(qrels: Any, notes: list[str]) -> dict[str, Qrels]:
     """Qrels by split, in the forms of :func:`st_asym.data.sources.read_judged`; without a split they are ``train``."""
     tables = judgment_tables(qrels)
@@ -405,7 +410,7 @@ def read_splits(qrels: Any, notes: list[str]) -> dict[str, Qrels]:
         named = {split: "qrels" if part is qrels else f"qrels[{split!r}]" for split, part in tables.items()}
         return {split: read_qrels(table_of(tables[split], name)[1], name, notes) for split, name in named.items()}
     parts = [part for part in qrels.values() if isinstance(part, Mapping)]
-    by_split = any(isinstance(inner, Mapping) for part in parts for inner in part.values())
+    by_split = any(are_judgments(inner) for part in parts for inner in part.values())
     splits: Mapping[str, Any] = qrels if by_split else {"train": qrels}
     return {split: {query: _graded(query, own) for query, own in judged.items()} for split, judged in splits.items()}
 

@@ -36,6 +36,7 @@ from st_asym.data.formats import (
 from st_asym.data.prepare import DEV_NAMES, check_ids, check_texts, checked
 from st_asym.data.pseudo_queries import pseudo_queries
 from st_asym.data.rows import (
+    are_judgments,
     documents_of,
     holds_documents,
     judgment_tables,
@@ -436,7 +437,4 @@ def _are_wrong_qrels(parts: list[Any]) -> bool:
 
 def _are_qrels(part: Any) -> bool:
     """Whether this may be qrels, rather than a row of texts or one more data set."""
-    return bool(judgment_tables(part)) or (
-        isinstance(part, Mapping)
-        and all(isinstance(value, Mapping | set | frozenset) or is_column(value) for value in part.values())
-    )
+    return bool(judgment_tables(part)) or (isinstance(part, Mapping) and all(map(are_judgments, part.values())))

@@ -200,11 +200,24 @@ GRADES = {"query-id": ["a", "b", "a"], "corpus-id": ["x", "y", "z"], "score": [1
         {"a": {"x", "z"}, "b": {"y"}},
         {"train": {"a": {"x": 1, "z": 1}, "b": {"y": 1}}},
         {"train": {"a": ["x", "z"], "b": {"y": 1}}},
+        {"train": {"a": ["x", "z"], "b": ["y"]}},
+        {"train": {"a": {"x", "z"}, "b": {"y"}}},
         pd.DataFrame(GRADES),
         GRADES,
         DatasetDict({"train": Dataset.from_dict(GRADES)}),
     ],
-    ids=["grades", "lists", "sets", "split", "split of lists", "frame", "columns", "splits of the Hub"],
+    ids=[
+        "grades",
+        "lists",
+        "sets",
+        "split",
+        "split, mixed",
+        "split of lists",
+        "split of sets",
+        "frame",
+        "columns",
+        "splits of the Hub",
+    ],
 )
 def test_qrels_in_all_forms(qrels: Any) -> None:
     queries = pd.DataFrame({"id": list(QUERIES), "query": list(QUERIES.values()), "language": "en"})
