@@ -70,7 +70,7 @@ def hold_out(
     _add_seen(graph, chosen, wanted, random)
     if not chosen.any():  # every unit is larger than what was wanted
         chosen[graph.sizes.argmin()] = True
-    return _cut(graph, chosen, _withhold(graph, chosen, swap=random))
+    return _cut(graph, chosen, _withhold(graph, chosen, priority=random.permutation(len(chosen))))
 
 
 def folds(
@@ -255,16 +255,15 @@ def _witness(graph: _QueryGraph, sharing: csc_array, unit: int, training: Array,
     return None
 
 
-def _withhold(graph: _QueryGraph, chosen: Array, swap: np.random.Generator | None = None) -> Array:
+def _withhold(graph: _QueryGraph, chosen: Array, priority: Array | None = None) -> Array:
     """A mask of documents: those of held-out units that cost training the fewest positives, one unit after another.
 
-    With ``swap``, training units that have no document left are held out too, each for a seen one that goes back to
-    training: both sides gain, and ``chosen`` changes.
+    With a ``priority`` of units, training units that have no document left are held out too, each for the seen one of
+    the least that can go back to training: both sides gain, and ``chosen`` changes.
     """
     withheld = np.zeros(graph.related.shape[1], dtype=bool)
     target = round(_UNSEEN * graph.sizes[chosen].sum())
     budget = _MOST_LOST * graph.positives[np.flatnonzero(~chosen)].sum()
-    priority = None if swap is None else swap.permutation(len(chosen))
     while True:
         cost = _cost(graph, chosen, withheld)
         lost = (graph.positives @ withheld)[~chosen].sum()

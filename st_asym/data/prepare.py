@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from st_asym.data.collection import Qrels, RetrievalData, counted, first_few, noted, whole_number
-from st_asym.data.document import Document, copies_by_query, relevant_of, same_texts, text_key
+from st_asym.data.document import copies_by_query, relevant_of, same_texts, text_key
 
 # Names of the dev split, the one it gets first.
 DEV_NAMES = ("dev", "validation", "valid", "val")
@@ -59,7 +59,7 @@ def checked(data: RetrievalData) -> RetrievalData:
 def check_texts(queries: Mapping[Any, Any], corpus: Mapping[Any, Any]) -> None:
     """Refuse ids and queries that are not strings, and documents that are None, numbers and the like."""
     for name, texts in (("queries", queries), ("corpus", corpus)):
-        wrong = [f"{key} ({text!r:.40})" for key, text in texts.items() if not isinstance(text, str | Document)]
+        wrong = [f"{key} ({text!r:.40})" for key, text in texts.items() if not isinstance(text, str)]
         wrong += [f"id {key!r}" for key in texts if not isinstance(key, str)]
         if wrong:
             raise ValueError(

@@ -76,9 +76,7 @@ Pairs: TypeAlias = Union[
     "Dataset",
     "DatasetDict",
     Frame,
-    Iterable[tuple[str, str]],
-    Iterable[tuple[str, str, int]],
-    Iterable[Mapping[str, Any]],
+    Iterable[tuple[str, str] | tuple[str, str, int] | Mapping[str, Any]],
     Mapping[str, Any],
     tuple[Any, Any, Any],
 ]
@@ -271,9 +269,9 @@ def read_judged(queries: Any, corpus: Any, qrels: Any) -> RetrievalData:
     """
     notes: list[str] = []
     texts = dict(texts_by_id(queries, "q", "queries"))
-    documents = documents_of(texts_by_id(corpus, "d", "corpus"))
-    check_texts(texts, documents.by_id)
-    return RetrievalData(texts, documents.joined, read_splits(qrels, notes), notes=tuple(notes))
+    documents = documents_of(texts_by_id(corpus, "d", "corpus")).joined
+    check_texts(texts, documents)
+    return RetrievalData(texts, documents, read_splits(qrels, notes), notes=tuple(notes))
 
 
 # Files and rows
@@ -337,13 +335,12 @@ def _qrels_rows(file: Folder) -> Iterator[Row]:
         if kind_of(place).startswith(".json"):
             yield from json_rows(lines, place)
             return
-        records = records_of(lines, place)
-        first = next(records, None)
-        if first is None:
-            return
-        header = first[1] if qrels_columns(tuple(first[1])) else []
-        is_header = header or folded(first[1][-1]) in QRELS_NAMES[2]
-        for number, row in records if is_header else chain([first], records):
+        header: list[str] | None = None
+        for number, row in records_of(lines, place):
+            if header is None:
+                header = row if qrels_columns(tuple(row)) else []
+                if header or folded(row[-1]) in QRELS_NAMES[2]:
+                    continue
             # TREC's form judges nothing in its second column.
             trec = len(row) == 4 and row[1] in ("0", "Q0", "q0") and not header
             names = header or ([QRELS_COLUMNS[0], "", *QRELS_COLUMNS[1:]] if trec else QRELS_COLUMNS)
@@ -403,7 +400,7 @@ def _read_list(items: list[Any], name: str, *, documents: bool) -> RetrievalData
 
 def _is_row(item: Any) -> bool:
     """Whether this is a row with names: a dict, or a named tuple whose names say what is what."""
-    names = {str(name).lower() for name in getattr(item, "_fields", ())}
+    names = set(map(folded, getattr(item, "_fields", ())))
     named = bool(names.intersection(QUERY_NAMES) and names.intersection(DOCUMENT_NAMES))
     return isinstance(item, Mapping) or named
 
@@ -429,8 +426,8 @@ def _are_wrong_qrels(parts: list[Any]) -> bool:
     """Whether the third part is neither qrels nor a row like the others, nor one more data set."""
     if isinstance(parts[2], list | tuple) and not is_one_source(parts[0]):  # of tuples, beside texts by id
         return all(isinstance(text, str) for part in parts[:2] for text in part.values())
-    names = {str(key).lower() for key in parts[2]} if isinstance(parts[2], Mapping) else set()
-    if not names or names.intersection(QUERY_NAMES) or names.intersection(DOCUMENT_NAMES):
+    names = set(map(folded, parts[2])) if isinstance(parts[2], Mapping) else set()
+    if not names or names & {*QUERY_NAMES, *DOCUMENT_NAMES}:
         return False
     return list(parts[2]) != list(parts[0]) and all(isinstance(value, str | int | float) for value in parts[2].values())
 
