@@ -223,10 +223,13 @@ def with_documents(data: RetrievalData, documents: ReadDocuments) -> RetrievalDa
             # The corpus is what will be searched: its spelling, of several the first.
             for key, new in reversed(new_ids.items()):
                 corpus[new] = added[key]
-    qrels = {split: _renamed(judged, {}, document_ids) for split, judged in data.qrels.items()}
+    # A query with the id of a document would be that document, see own_documents: a number must not be such an id.
+    query_ids = {key: f"query:{key}" for key in data.queries if data.numbered and key in corpus}
+    queries = {query_ids.get(key, key): text for key, text in data.queries.items()}
+    qrels = {split: _renamed(judged, query_ids, document_ids) for split, judged in data.qrels.items()}
     notes += respelt_notes(respelt, "corpus")
     numbered = data.numbered and documents.numbered
-    return replace(data, corpus=corpus, qrels=qrels, notes=tuple(notes), numbered=numbered)
+    return replace(data, queries=queries, corpus=corpus, qrels=qrels, notes=tuple(notes), numbered=numbered)
 
 
 def _with_titles(texts: Mapping[str, str], documents: ReadDocuments) -> dict[str, str]:

@@ -16,6 +16,7 @@ from sentence_transformers.sentence_transformer.modules import BoW
 
 from st_asym import diagnose, evaluate, mine_negatives
 from st_asym.data import RetrievalData, as_retrieval_data, copies, from_pairs, load_data, text_key
+from st_asym.data.collection import own_documents
 from st_asym.data.holdout import hold_out, seen_unseen
 from st_asym.heads.model import asymmetric_model
 
@@ -82,6 +83,14 @@ def test_the_ids_of_a_corpus_are_kept_and_those_of_pairs_give_way(tmp_path: Path
     data = as_retrieval_data([("q", "Care of pumps "), ("r", "new"), ("s", "E")], corpus={"d1": "other", "z": "e"})
     assert data.corpus == {"d1": "other", "z": "e", "d0": "Care of pumps ", "train:d1": "new"}
     assert data.relevant("train") == {"q0": {"d0"}, "q1": {"train:d1"}, "q2": {"z"}}
+
+
+def test_a_query_that_is_numbered_is_no_document_of_a_corpus_with_such_ids() -> None:
+    data = as_retrieval_data([("q", "a"), ("r", "b")], corpus={"q0": "other", "x": "b"}, dev=[("s", "a")])
+    assert relevant_texts(data) == {"q": {"a"}, "r": {"b"}}
+    assert relevant_texts(data, "dev") == {"s": {"a"}}
+    assert set(data.queries) == {"query:q0", "q1", "dev:q0"}
+    assert own_documents(data.corpus, data.qrels["train"]) == []
 
 
 def test_a_collection_with_ids_keeps_them_and_its_spellings() -> None:
