@@ -21,7 +21,7 @@ _SPLITS = {"train": 0.7, "dev": 0.8, "test": 1.0}
 
 @dataclass(frozen=True)
 class RetrievalData:
-    """A retrieval collection. What takes a split, a key of ``qrels``, is a ``KeyError`` for one that is not there.
+    """A retrieval collection. Methods that take a split, a key of ``qrels``, raise a ``KeyError`` for any other name.
 
     Attributes:
         queries: Query id to text.
@@ -103,7 +103,7 @@ class RetrievalData:
 def own_documents(corpus: Collection[str], judged: Qrels) -> list[str]:
     """The ids of queries that are documents themselves, as in ArguAna: BEIR does not count those as results.
 
-    None where one of them is relevant to itself: then queries and documents are numbered independently.
+    Empty where one of them is relevant to itself: then queries and documents are numbered independently.
     """
     same = [query_id for query_id in judged if query_id in corpus]
     return [] if any(judged[query_id].get(query_id, 0) > 0 for query_id in same) else same
@@ -115,7 +115,7 @@ def stable_fraction(text: str) -> float:
 
 
 def parts_by_hash(data: RetrievalData, ends: Mapping[str, float]) -> dict[str, Qrels]:
-    """The training queries in parts, each up to a fraction of the hashes; all spellings of a text have the same one."""
+    """The training queries by part, the first whose end is above the hash of the text; its spellings stay together."""
     judged = data.qrels.get("train", {})
     keys = {query_id: text_key(data.queries[query_id]) for query_id in judged}
     spelt: dict[str, str] = {}  # the first spelling in alphabetical order
@@ -134,7 +134,7 @@ def into_splits(data: RetrievalData) -> RetrievalData:
 
 
 def with_test_queries_apart(data: RetrievalData) -> RetrievalData:
-    """The same data, less those training queries that :func:`into_splits` puts into ``test``; as it is with a test."""
+    """The data with a ``test`` split of those training queries that :func:`into_splits` puts there, or its own one."""
     if "test" in data.qrels or "train" not in data.qrels:
         return data
     test = into_splits(data).qrels["test"]

@@ -73,7 +73,7 @@ def is_missing(value: Any) -> bool:
 
 
 def text_key(text: str) -> str:
-    r"""What is the same for texts that are one: they may differ in white space, case and Unicode form (NFKC).
+    r"""The key that texts share where they are one: they may differ in white space, case and Unicode form (NFKC).
 
     What cannot be seen, such as a zero-width space or a soft hyphen, does not count either.
 

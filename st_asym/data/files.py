@@ -93,7 +93,7 @@ def new_folder(
 
 
 def check_place(output: Path, size: int = 0) -> None:
-    """Whether a folder of ``size`` bytes can be written, known before the hours of work whose result it shall hold.
+    """Check that a folder of ``size`` bytes can be written, before the hours of work whose result it shall hold.
 
     A file is written beside the place, and nothing of it is left. An OSError says why it cannot, and what to do.
     """

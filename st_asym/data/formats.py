@@ -108,7 +108,7 @@ def _decoded(lines: Iterable[bytes], file: str) -> Iterator[str]:
                     f"{file}, line {number}: a NUL, as UTF-16 and files that are no text have. Save it as UTF-8 text."
                 )
             if number == 1 and "\r" in text.rstrip("\r\n") and '"' not in text:
-                raise ValueError(_alone(file, number))
+                raise ValueError(_carriage_return_alone(file, number))
             yield text
     except UnicodeDecodeError as error:
         raise ValueError(
@@ -123,7 +123,7 @@ def _decoded(lines: Iterable[bytes], file: str) -> Iterator[str]:
         raise ValueError(f"{file}, after line {number}: a damaged gzip file ({error}).") from error
 
 
-def _alone(file: str, number: int) -> str:
+def _carriage_return_alone(file: str, number: int) -> str:
     return f"{file}, line {number}: lines end in a carriage return alone. Save it with other line ends."
 
 
@@ -153,7 +153,7 @@ def _json_values(lines: Iterable[str], file: str, wanted: str) -> Iterator[tuple
                 yield from _json_document("".join([line, *(rest for _, rest in numbered)]), number, file, wanted)
                 return
             if "\r" in line.strip():  # white space in JSON, so that this is one line of several objects
-                raise ValueError(_alone(file, number)) from error
+                raise ValueError(_carriage_return_alone(file, number)) from error
             raise ValueError(f"{file}, line {number}: not a JSON object{wanted} ({error!r}).") from error
         yield from ((number, one) for one in (value if _is_array_of_objects(value) else [value]))
 
@@ -267,7 +267,7 @@ def _comma_separated(lines: Iterable[str], file: str) -> Iterator[tuple[int, lis
             number = before + reader.line_num + 1
     except csv.Error as error:
         if "new-line character" in str(error):
-            raise ValueError(_alone(file, number)) from error
+            raise ValueError(_carriage_return_alone(file, number)) from error
         raise ValueError(
             f"{file}, line {number}: {error}. Fields with separators, quotes or line ends must be in double quotes."
         ) from error
@@ -389,7 +389,7 @@ def table_of(source: Any, name: str) -> tuple[list[str], Iterator[Row]]:
         first = next(rows, None)
         if first is None:
             raise ValueError(f"{name} is empty.")
-        columns, rows = list(first) if isinstance(first, Mapping) else [], chain([first], rows)
+        columns, rows = list(first), chain([first], rows)
     if len(set(columns)) < len(columns):
         raise ValueError(f"{name}: a column name occurs twice among {columns}.")
     return columns, _placed(rows, name)

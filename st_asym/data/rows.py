@@ -229,7 +229,7 @@ def _collection(
         before = qrels.get(query_id, {}).get(document_id, 0) if clicks else 0
         if judge(qrels, query_id, document_id, before + whole_number(grade)) and not clicks:
             places[_CONFLICT].append(where)
-    notes = [*notes, *_told(places, source), *respelt_notes(list(respelt.values()), source)]
+    notes = [*notes, *_notes_on(places, source), *respelt_notes(list(respelt.values()), source)]
     if clicks:
         qrels = {q: {d: max(0, count).bit_length() for d, count in judged.items()} for q, judged in qrels.items()}
     queries = {query_id: text for text, query_id in query_ids.items()}
@@ -250,7 +250,7 @@ def _fault_of(query: Any, document: Any, grade: Any) -> tuple[tuple[str, str], s
     return None
 
 
-def _told(places: _Places, source: str) -> list[str]:
+def _notes_on(places: _Places, source: str) -> list[str]:
     """A note for each thing that was counted; an error where that has no remedy."""
     for what, remedy in ((_NOT_TEXT, ""), (_NOT_WHOLE, _GRADES)):
         if names := places[what]:

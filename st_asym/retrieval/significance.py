@@ -19,7 +19,7 @@ _BATCH = 1_000
 
 
 class Interval(NamedTuple):
-    """A difference in points, of which 100 are a score of 1, and the ends of its bar; None where it has none."""
+    """A difference in points, of which 100 are a score of 1, and the ends of its interval, None where it has none."""
 
     points: float
     low: float | None = None
