@@ -253,10 +253,9 @@ def _comma_separated(lines: Iterable[str], file: str) -> Iterator[tuple[int, lis
     """The number of the first line and the fields of each record of a ``.csv`` that is not blank."""
     lines = iter(lines)
     header, before = next(lines, ""), 0
-    said = _SEPARATOR_LINE.fullmatch(header)
-    if said is not None:
-        header, before = next(lines, ""), 1
-    delimiter = said[1] if said is not None else max(",;\t", key=header.count)
+    delimiter = max(",;\t", key=header.count)
+    if said := _SEPARATOR_LINE.fullmatch(header):
+        delimiter, header, before = said[1], next(lines, ""), 1
     reader = csv.reader(chain([header], lines), delimiter=delimiter, strict=True)
     limit = csv.field_size_limit(_LONGEST_FIELD)
     number = before + 1

@@ -41,7 +41,7 @@ def nearest(
     """
     best = queries.new_empty(len(queries), 0)
     positions = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
-    rows, columns = excluded or (positions.new_empty(0).cpu(), positions.new_empty(0).cpu())
+    rows, columns = excluded or torch.empty(2, 0, dtype=torch.int64, device="cpu")
     for first, part in [(0, documents)] if isinstance(documents, Tensor) else documents:
         here = (columns >= first) & (columns < first + len(part))
         own_rows, own_columns = rows[here], columns[here] - first
