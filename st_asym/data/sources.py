@@ -252,12 +252,11 @@ def training_data(source: Any) -> RetrievalData | None:
 
 
 def is_one_source(source: Any) -> bool:
-    """Whether a list, tuple or mapping is one collection, rather than several."""
+    """Whether something is one collection, rather than several or none: a table, its three parts, or rows."""
     if is_table(source) or _triple_of(source) is not None:
         return True
-    if not isinstance(source, list | tuple) or not source:
-        return False
-    return _is_row(source[0]) or (isinstance(source[0], list | tuple) and not is_one_source(source[0]))
+    rows = as_list(source[:1]) if is_column(source) else []
+    return bool(rows) and (_is_row(rows[0]) or (isinstance(rows[0], list | tuple) and not is_one_source(rows[0])))
 
 
 def read_judged(queries: Any, corpus: Any, qrels: Any) -> RetrievalData:
@@ -362,7 +361,7 @@ def _read_mapping(source: Mapping[Any, Any], name: str) -> RetrievalData | ReadD
     """Splits, or id to document."""
     if not source:
         raise ValueError(f"{name} is empty.")
-    if not all(is_table(part) or _is_list_of_rows(part) for part in source.values()):
+    if not all(map(is_one_source, source.values())):
         return documents_of(source)
     splits = {}
     for split, part in source.items():
@@ -374,11 +373,6 @@ def _read_mapping(source: Mapping[Any, Any], name: str) -> RetrievalData | ReadD
     for split, data in others:
         joined = merged(joined, data, split)
     return joined
-
-
-def _is_list_of_rows(part: Any) -> bool:
-    first = as_list(part[:1]) if is_column(part) else []
-    return bool(first) and (isinstance(first[0], list | tuple) or _is_row(first[0]))
 
 
 def _read_list(items: list[Any], name: str, *, documents: bool) -> RetrievalData | ReadDocuments:
