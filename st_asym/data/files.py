@@ -88,8 +88,29 @@ def new_folder(
             yield new
             _make_readable(new)
         for turn in range(_TURNS):
-            if _put(new, beside / f"old-{turn}", output, check, keep, last=turn == _TURNS - 1):
+            check(output)
+            if keep is not None and output.is_dir():
+                keep(output, new)
+            old = beside / f"old-{turn}"
+            try:
+                with contextlib.suppress(FileNotFoundError):
+                    output.rename(old)
+                new.rename(output)
                 return
+            except BaseException as error:
+                if old.exists() and not output.exists():
+                    old.rename(output)
+                if not isinstance(error, OSError):
+                    raise
+                if error.errno in _TAKEN and turn < _TURNS - 1:
+                    continue  # another process was faster
+                place = free_name(output, "new")
+                new.rename(place)
+                text = (
+                    f"{output} could not be replaced ({error.strerror}): a program may have it open. The result is "
+                    f"whole, in {place}."
+                )
+                raise OSError(error.errno, text) from error
 
 
 def check_place(output: Path, size: int = 0) -> None:
@@ -207,37 +228,3 @@ def _beside(output: Path) -> Iterator[Path]:
         yield beside
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-
-
-def _put(
-    new: Path,
-    old: Path,
-    output: Path,
-    check: Callable[[Path], object],
-    keep: Callable[[Path, Path], object] | None,
-    *,
-    last: bool,
-) -> bool:
-    """Put the new folder into its place; False where another process was faster."""
-    check(output)
-    if keep is not None and output.is_dir():
-        keep(output, new)
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            output.rename(old)
-        new.rename(output)
-    except BaseException as error:
-        if old.exists() and not output.exists():
-            old.rename(output)
-        if not isinstance(error, OSError):
-            raise
-        if error.errno in _TAKEN and not last:
-            return False
-        place = free_name(output, "new")
-        new.rename(place)
-        text = (
-            f"{output} could not be replaced ({error.strerror}): a program may have it open. The result is whole, in "
-            f"{place}."
-        )
-        raise OSError(error.errno, text) from error
-    return True
