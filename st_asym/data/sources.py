@@ -405,15 +405,17 @@ def _is_row(item: Any) -> bool:
 def _triple_of(source: Any) -> tuple[Any, Any, Any] | None:
     """Queries, corpus and qrels, where something holds these three; None for anything else, three rows among it."""
     if isinstance(source, Mapping):
-        judged = next((key for key in _JUDGED if key in source), "")
-        parts = [source[key] for key in ("queries", "corpus", judged) if key in source]
+        name = next((key for key in _JUDGED if key in source), "")
+        parts = [source[key] for key in ("queries", "corpus", name) if key in source]
     elif all(hasattr(source, key) for key in ("queries", "corpus", "relevant_docs")):  # LlamaIndex's object
         parts = [source.queries, source.corpus, source.relevant_docs]
     else:
         parts = list(source) if isinstance(source, list | tuple) else []
     if len(parts) != 3 or not all(isinstance(part, Mapping) or is_table(part) for part in parts[:2]):
         return None
-    return (parts[0], parts[1], parts[2]) if _are_qrels(parts[2]) or _are_wrong_qrels(parts) else None
+    queries, corpus, judged = parts
+    are_qrels = judgment_tables(judged) or (isinstance(judged, Mapping) and all(map(are_judgments, judged.values())))
+    return (queries, corpus, judged) if are_qrels or _are_wrong_qrels(parts) else None
 
 
 def _are_wrong_qrels(parts: list[Any]) -> bool:
@@ -424,8 +426,3 @@ def _are_wrong_qrels(parts: list[Any]) -> bool:
     if not names or names & {*QUERY_NAMES, *DOCUMENT_NAMES}:
         return False
     return list(parts[2]) != list(parts[0]) and all(isinstance(value, str | int | float) for value in parts[2].values())
-
-
-def _are_qrels(part: Any) -> bool:
-    """Whether this may be qrels, rather than a row of texts or one more data set."""
-    return bool(judgment_tables(part)) or (isinstance(part, Mapping) and all(map(are_judgments, part.values())))
