@@ -184,6 +184,7 @@ def as_retrieval_data(
         data = pseudo_queries(found.by_id)
         data = replace(data, notes=(*found.notes, *data.notes))
     if hold_out_test and data.labels == "judged":
+        check_ids(data.queries, data.corpus, data.qrels.get("train", {}), "The train split")
         data = with_test_queries_apart(data)
     data = checked(data)
     for note in data.notes:

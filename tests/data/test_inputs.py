@@ -174,6 +174,12 @@ def test_bad_input_is_counted_and_named(train: Any, message: str) -> None:
         as_retrieval_data(train)
 
 
+def test_a_query_that_does_not_exist_is_named_before_queries_are_held_out() -> None:
+    texts = {"d": "x", "e": "y"}
+    with pytest.raises(ValueError, match="The train split names 1 queries or documents that do not exist: query r"):
+        as_retrieval_data(({"q": "a"}, texts, {"q": {"d": 1}, "r": {"d": 1}}), hold_out_test=True)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
