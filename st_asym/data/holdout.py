@@ -33,6 +33,25 @@ class HeldOut:
     withheld: Qrels
     lost_queries: tuple[str, ...]  # they have no relevant document left to train on, and are in neither side
 
+    @property
+    def lost_positives(self) -> int:
+        """How many training positives the unseen queries cost, besides their own."""
+        return sum(map(len, self.withheld.values()))
+
+    def __str__(self) -> str:
+        """How far it went, in a sentence or two, for the report of a fit."""
+        text = (
+            f"{counted(len(self.train), 'training query', 'training queries')} and {len(self.dev):,} held out: "
+            f"{len(self.seen):,} seen, {len(self.unseen):,} whose documents are no training positives. "
+        )
+        if not self.lost_positives:
+            return text + "No training positive was lost for that."
+        kept = sum(len(relevant_of(grades)) for grades in self.train.values())
+        return text + (
+            f"That cost {self.lost_positives:,} of {self.lost_positives + kept:,} training positives and "
+            f"{counted(len(self.lost_queries), 'training query', 'training queries')}."
+        )
+
 
 def hold_out(
     qrels: Qrels,
@@ -57,8 +76,8 @@ def hold_out(
     Example:
         >>> qrels = {"q1": {"a": 1}, "q2": {"a": 1}, "q3": {"b": 1}, "q4": {"c": 1}}
         >>> cut = hold_out(qrels, share=0.5)
-        >>> len(cut.train), len(cut.seen), len(cut.unseen), cut.withheld
-        (2, 1, 1, {})
+        >>> len(cut.train), len(cut.seen), len(cut.unseen), cut.lost_positives
+        (2, 1, 1, 0)
     """
     if not 0 < share < 1:
         raise ValueError(f"share must be between 0 and 1, got {share}.")

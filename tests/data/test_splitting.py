@@ -24,11 +24,6 @@ def positives(qrels: Qrels) -> set[tuple[str, str]]:
     return {(q, d) for q, documents in qrels.items() for d, grade in documents.items() if grade > 0}
 
 
-def lost(cut: HeldOut) -> int:
-    """How many training positives the unseen queries cost, besides their own."""
-    return len(positives(cut.withheld))
-
-
 def check(cut: HeldOut, qrels: Qrels) -> None:
     assert not set(cut.train) & set(cut.dev)
     assert set(cut.train) | set(cut.dev) | set(cut.lost_queries) == set(qrels)
@@ -36,7 +31,7 @@ def check(cut: HeldOut, qrels: Qrels) -> None:
     assert all(cut.dev[query_id] == qrels[query_id] for query_id in cut.dev)
     # Nothing invented, and what is lost is counted.
     assert positives(cut.train) | positives(cut.dev) | positives(cut.withheld) == positives(qrels)
-    assert len(positives(cut.train)) + len(positives(cut.dev)) + lost(cut) == len(positives(qrels))
+    assert len(positives(cut.train)) + len(positives(cut.dev)) + cut.lost_positives == len(positives(qrels))
     for query_id, documents in cut.train.items():
         assert documents.items() <= qrels[query_id].items()
         assert any(grade > 0 for grade in documents.values())
@@ -58,9 +53,9 @@ def test_a_cut_shares_no_query_and_no_unseen_document_and_counts_what_it_costs(
     check(cut, qrels)
     assert len(cut.dev) == min(max(round(share * len(qrels)), 1), len(qrels) - 1)
     assert cut.train
-    training = len(positives(cut.train)) + lost(cut)
+    training = len(positives(cut.train)) + cut.lost_positives
     # Queries that are swapped change how many positives training has, so the limit is that of all of them.
-    assert lost(cut) <= max_lost * len(positives(qrels))
+    assert cut.lost_positives <= max_lost * len(positives(qrels))
     assert training + len(positives(cut.dev)) == len(positives(qrels))
 
 
@@ -116,7 +111,11 @@ def test_seeds_hold_out_different_queries() -> None:
 def test_half_is_unseen_and_half_seen_at_no_cost_where_components_are_small() -> None:
     qrels = {f"q{i}": {f"d{i // 3}": 1} for i in range(300)}
     cut = hold_out(qrels, share=0.2)
-    assert (len(cut.dev), len(cut.unseen), len(cut.seen), lost(cut)) == (60, 30, 30, 0)
+    assert (len(cut.dev), len(cut.unseen), len(cut.seen), cut.lost_positives) == (60, 30, 30, 0)
+    assert str(cut) == (
+        "240 training queries and 60 held out: 30 seen, 30 whose documents are no training positives. "
+        "No training positive was lost for that."
+    )
 
 
 def test_documents_are_withheld_within_the_limit_where_all_queries_are_connected(
@@ -128,14 +127,15 @@ def test_documents_are_withheld_within_the_limit_where_all_queries_are_connected
     cut = hold_out(qrels)
     monkeypatch.setattr(holdout, "_MOST_LOST", 0.0)
     none = hold_out(qrels)
-    assert lost(none) == 0
+    assert none.lost_positives == 0
     assert len(cut.unseen) > len(none.unseen)
-    assert 0 < lost(cut) <= 0.05 * len(positives(qrels))
+    assert 0 < cut.lost_positives <= 0.05 * len(positives(qrels))
+    assert f"That cost {cut.lost_positives} of" in str(cut)
 
 
 def test_one_document_for_all_leaves_nothing_unseen() -> None:
     cut = hold_out({f"q{i}": {"d": 1} for i in range(50)})
-    assert (len(cut.train), len(cut.seen), len(cut.unseen), lost(cut)) == (40, 10, 0, 0)
+    assert (len(cut.train), len(cut.seen), len(cut.unseen), cut.lost_positives) == (40, 10, 0, 0)
 
 
 def test_what_cannot_be_cut_is_refused() -> None:
@@ -154,9 +154,9 @@ def test_what_cannot_be_cut_is_refused() -> None:
 def test_scifact_and_nfcorpus(shared_data: Path) -> None:
     data = as_retrieval_data(shared_data / "scifact.zip")
     cut = hold_out(data.qrels["train"], queries=data.queries, corpus=data.corpus)
-    assert (len(cut.dev), len(cut.unseen), lost(cut)) == (161, 80, 0)
+    assert (len(cut.dev), len(cut.unseen), cut.lost_positives) == (161, 80, 0)
     data = as_retrieval_data(shared_data / "nfcorpus.zip")
     cut = hold_out(data.qrels["train"], queries=data.queries, corpus=data.corpus)
     assert len(cut.unseen) > 200
-    assert lost(cut) < 0.05 * len(positives(data.qrels["train"]))
+    assert cut.lost_positives < 0.05 * len(positives(data.qrels["train"]))
     assert len(cut.lost_queries) < 5
