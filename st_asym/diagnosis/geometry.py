@@ -5,6 +5,7 @@ What describes one set does not change when the space is rotated.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Router
 from torch import Tensor, nn
 
-from st_asym.heads.anatomy import Side, encoder_modules, evaluating
+from st_asym.heads.anatomy import Side, evaluating, taken_apart
 from st_asym.losses.isotropy import uniformity, unit
 from st_asym.retrieval.metrics import TOP
 from st_asym.retrieval.search import nearest
@@ -185,45 +186,40 @@ class HeadModules:
     """What comes behind the encoder of a model, up to a last ``Normalize``; a model without is a ``ValueError``."""
 
     def __init__(self, model: SentenceTransformer) -> None:
-        modules = list(model.children())
-        names = f"[{', '.join(type(module).__name__ for module in modules)}]"
-        routers = [module for module in modules if isinstance(module, Router)]
-        if not routers:
+        encoder, behind = taken_apart(model)
+        names = f"[{', '.join(type(module).__name__ for module in (*encoder, *behind))}]"
+        if not behind:
             raise ValueError(
                 f"This model has no heads to diagnose: there is no Router among its modules {names}. "
                 "st_asym.asymmetric_model(encoder) and st_asym.fit make models with heads; where fit kept the encoder "
                 "as it was, its report says so."
             )
+        routers = [module for module in behind if isinstance(module, Router)]
         missing = [side for side in SIDES if any(side not in router.sub_modules for router in routers)]
         if missing:
             raise ValueError(f"The Router of this model {names} has no route {missing[0]!r}.")
-        behind = modules[len(encoder_modules(model)) :]
         self.normalised = isinstance(behind[-1], Normalize)
-        self._modules = behind[:-1] if self.normalised else behind
+        self._behind = behind[:-1] if self.normalised else behind
         self._device = model.device
         self._kept = model.truncate_dim
 
-    def on_side(self, side: Side) -> list[nn.Module]:
+    def on_side(self, side: Side) -> nn.Sequential:
         """The modules that vectors of a side go through."""
-        found: list[nn.Module] = []
-        for module in self._modules:
-            route: Any = module.sub_modules[side] if isinstance(module, Router) else [module]
-            found += route
-        return found
+        routes: Any = (module.sub_modules[side] if isinstance(module, Router) else [module] for module in self._behind)
+        return nn.Sequential(*itertools.chain.from_iterable(routes))
 
     def __call__(self, vectors: Tensor, side: Side) -> Tensor:
         """What the heads make of vectors of shape ``(n, d)``, before a last ``Normalize``, in float32.
 
         Of a model with a ``truncate_dim``, those dimensions: truncated before or after Normalize, the direction is one.
         """
-        like = next((p for module in self.on_side(side) for p in module.parameters()), None)
+        modules = self.on_side(side)
+        like = next(modules.parameters(), None)
         dtype, device = (torch.float32, self._device) if like is None else (like.dtype, like.device)
         parts = []
-        with evaluating(*self._modules):
+        with evaluating(modules):
             for part in torch.split(vectors, _AT_ONCE):
-                features: dict[str, Any] = {"sentence_embedding": part.to(device, dtype), "task": side}
-                for module in self._modules:
-                    features = module(features, task=side) if isinstance(module, Router) else module(features)
+                features = modules({"sentence_embedding": part.to(device, dtype), "task": side})
                 parts.append(features["sentence_embedding"].to(vectors.device).float())
         outputs = torch.cat(parts)
         bad = int((~torch.isfinite(outputs).all(dim=1)).sum())
@@ -234,19 +230,18 @@ class HeadModules:
         return outputs[:, : self._kept]
 
     def _why(self, side: Side) -> str:
-        for position, module in enumerate(self.on_side(side)):
-            for name, tensor in module.named_parameters():
-                if not torch.isfinite(tensor).all():
-                    return (
-                        f"its weight {position}.{name} is not finite. Training diverged: go back to an earlier "
-                        "checkpoint and lower the learning rate."
-                    )
+        for name, tensor in self.on_side(side).named_parameters():
+            if not torch.isfinite(tensor).all():
+                return (
+                    f"its weight {name} is not finite. Training diverged: go back to an earlier checkpoint and lower "
+                    "the learning rate."
+                )
         return "its weights are finite but too large for their precision. Load the model in float32."
 
     def describe(self, side: Side, inputs: Tensor, outputs: Tensor) -> Head:
         """What the head of a side does: makes ``outputs``, shape ``(n, e)``, of ``inputs``, shape ``(n, d)``."""
         modules = self.on_side(side)
-        parameters = [p for module in modules for p in module.parameters()]
+        parameters = list(modules.parameters())
         kept = resized(inputs.float(), outputs.shape[1])
         turns = 1.0 - (unit(outputs).double() * unit(kept).double()).sum(dim=1)
         turns[(outputs == 0).all(dim=1) & (kept == 0).all(dim=1)] = 0.0
@@ -254,16 +249,16 @@ class HeadModules:
         matrix = mean_derivative(modules, inputs.to(like.device, like.dtype))
         matrix = None if matrix is None else matrix[:, : outputs.shape[1]]
         start = resized(torch.eye(inputs.shape[1], dtype=torch.float64), outputs.shape[1])
-        mine, other = ({id(p) for module in self.on_side(s) for p in module.parameters()} for s in SIDES)
+        mine, other = (set(map(id, self.on_side(s).parameters())) for s in SIDES)
         layers = [m for m in modules if isinstance(m, Dense)]
         linear = len(layers) == len(modules) and all(isinstance(m.activation_function, nn.Identity) for m in layers)
         main = [layer for layer in layers if layer.module_output_name == "sentence_embedding"]
         widths = [*(layer.in_features for layer in main[:1]), *(layer.out_features for layer in main)]
         return Head(
-            kind="none" if not modules else "linear" if linear else "nonlinear",
+            kind="none" if not len(modules) else "linear" if linear else "nonlinear",
             layers=" -> ".join(map(str, widths)),
             parameters=sum(p.numel() for p in parameters),
-            shared=bool(modules) and mine == other,
+            shared=len(modules) > 0 and mine == other,
             change=_ratio(outputs - kept, kept),
             turn=max(0.0, float(turns.mean())),
             largest_turn=max(0.0, float(turns.max())),
@@ -273,7 +268,7 @@ class HeadModules:
         )
 
 
-def mean_derivative(modules: list[nn.Module], inputs: Tensor) -> Tensor | None:
+def mean_derivative(modules: nn.Sequential, inputs: Tensor) -> Tensor | None:
     """The derivative of a chain of ``Dense`` modules, averaged over vectors: W of x W, shape ``(d, e)``, float64.
 
     Layer by layer: the weights, each row times the mean slope of its activation over the vectors. That is exact for

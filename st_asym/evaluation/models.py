@@ -15,7 +15,7 @@ from sentence_transformers.base.modules import Router
 from st_asym.cache import CachedSentenceTransformer, EmbeddingCache, model_fingerprint
 from st_asym.cache.cached_model import encodes_in_its_own_way
 from st_asym.data.collection import first_few
-from st_asym.heads.anatomy import encoder_modules, sides_differ, without_heads
+from st_asym.heads.anatomy import sides_differ, taken_apart, without_heads
 from st_asym.heads.model import load_encoder
 from st_asym.trainer.columns import plain_encode
 
@@ -48,8 +48,7 @@ def systems_of(models: Models) -> list[System]:
     if not found:
         raise ValueError("There is nothing to evaluate: no models were given.")
     first = found[0].models[0]
-    modules = list(first.children())
-    if any(isinstance(module, Router) for module in modules) and not isinstance(modules[0], Router):
+    if all(taken_apart(first)):
         if UNTOUCHED in models:
             raise ValueError(f"{UNTOUCHED!r} must be the first of the models: the others are compared with it.")
         encoder = without_heads(first)
@@ -81,12 +80,11 @@ def answered_from(cache: EmbeddingCache, model: SentenceTransformer) -> Sentence
 
     One that encodes in a way of its own is judged by that.
     """
-    if isinstance(model, CachedSentenceTransformer) or isinstance(next(iter(model.children())), Router):
-        return model
-    if encodes_in_its_own_way(model):
+    encoder, _ = taken_apart(model)
+    if not encoder or isinstance(model, CachedSentenceTransformer) or encodes_in_its_own_way(model):
         return model
     # Nothing is trained here: an encoder that could be is as good as a frozen one.
-    trainable = [p for module in encoder_modules(model).values() for p in module.parameters() if p.requires_grad]
+    trainable = [p for module in encoder for p in module.parameters() if p.requires_grad]
     for parameter in trainable:
         parameter.requires_grad_(False)
     try:
