@@ -18,13 +18,13 @@ from torch import Tensor
 from st_asym.data.collection import Qrels, own_documents
 from st_asym.data.document import Document
 from st_asym.evaluation.comparison import BM25, FULL, digest_of, fused_name
-from st_asym.evaluation.compressed import KEPT
+from st_asym.evaluation.compressed import KEPT, unit_vectors
 from st_asym.evaluation.models import BASELINES, UNTOUCHED, Baseline, Models, System, vectors_of
 from st_asym.evaluation.mteb import FrozenEncoder, Measurement, kept_or_measured, measured_by
 from st_asym.evaluation.tasks import Benchmark, trained_queries
 from st_asym.retrieval import Judgments
 from st_asym.retrieval.metrics import TOP
-from st_asym.retrieval.search import MOST_DOCUMENTS, Bm25Index, Similarities, bm25_is_installed, standardised
+from st_asym.retrieval.search import MOST_DOCUMENTS, Bm25Index, bm25_is_installed, standardised
 
 # How much one standard deviation of BM25 counts beside the cosine: what dev queries choose from, and without any.
 WEIGHTS = (0.0, 0.02, 0.04, 0.06)
@@ -35,8 +35,6 @@ _FEWEST, _MOST = 20, 1_000
 _BLOCK = 1 << 24
 
 Indexed = Callable[[tuple[str, ...]], Bm25Index]
-
-
 # Judged queries that are not those of the evaluation, to choose a weight by: their texts, and their qrels.
 DevQueries = tuple[dict[str, str], Qrels]
 
@@ -65,28 +63,24 @@ class Bm25Search:
 
     def search(self, queries: Any, *, top_ranked: Any = None, **options: Any) -> dict[str, dict[str, float]]:
         """The best documents of each query, with their scores; of ``top_ranked`` alone, where a task gives those."""
-        names, found = list(queries["id"]), list[dict[str, float]]()
-        for similarities in self._similarities(queries, options):
-            if top_ranked is not None:
-                for row, query in enumerate(names[len(found) : len(found) + len(similarities)]):
-                    allowed = set(top_ranked.get(query, ()))
-                    similarities[row, [key not in allowed for key in self._ids]] = -torch.inf
-            values, places = similarities.topk(min(KEPT, len(self._ids)), dim=1)
-            found += [
-                {self._ids[place]: value for value, place in zip(*both, strict=True) if value > self.above}
-                for both in zip(values.tolist(), places.tolist(), strict=True)
-            ]
-        return dict(zip(names, found, strict=True))
+        found = {}
+        for names, similarities in self._similarities(queries, options):
+            for query, row in zip(names, similarities, strict=True) if top_ranked is not None else ():
+                allowed = set(top_ranked.get(query, ()))
+                row[[key not in allowed for key in self._ids]] = -torch.inf
+            tops = similarities.topk(min(KEPT, len(self._ids)), dim=1)
+            for query, values, places in zip(names, tops.values.tolist(), tops.indices.tolist(), strict=True):
+                best = zip(values, places, strict=True)
+                found[query] = {self._ids[place]: value for value, place in best if value > self.above}
+        return found
 
-    def _similarities(self, queries: Any, _options: Mapping[str, Any]) -> Iterator[Tensor]:
-        """Of some queries at a time, shape ``(n, m)``."""
-        return (torch.from_numpy(bm25) for _, bm25 in self._blocks(list(map(str, queries["text"]))))
-
-    def _blocks(self, texts: Sequence[str]) -> Iterator[tuple[int, Similarities]]:
-        """BM25 of some queries at a time, shape ``(n, m)``, with the position of the first one."""
+    def _similarities(self, queries: Any, _options: Mapping[str, Any]) -> Iterator[tuple[list[str], Tensor]]:
+        """The ids of some queries at a time, and their similarities, shape ``(n, m)``."""
+        names, texts = list(queries["id"]), list(map(str, queries["text"]))
         size = max(1, _BLOCK // max(1, len(self._ids)))
-        for start in range(0, len(texts), size):
-            yield start, self._index.similarities(texts[start : start + size])
+        for start in range(0, len(names), size):
+            part = slice(start, start + size)
+            yield names[part], torch.from_numpy(self._index.similarities(texts[part]))
 
 
 class FusedSearch(Bm25Search):
@@ -110,33 +104,31 @@ class FusedSearch(Bm25Search):
         super().index(corpus)
         self._wrapper.index(corpus, **options)
 
-    def _similarities(self, queries: Any, options: Mapping[str, Any]) -> Iterator[Tensor]:
+    def _similarities(self, queries: Any, options: Mapping[str, Any]) -> Iterator[tuple[list[str], Tensor]]:
         if self.weight is None:
             self.weight = USUAL_WEIGHT if self._dev is None else self._chosen(*self._dev, options)
         weight = self.weight
-        return (cosine + weight * bm25 for _, cosine, bm25 in self._both(queries, options))
+        return ((names, cosines + weight * bm25) for names, cosines, bm25 in self._both(queries, options))
 
-    def _both(self, queries: Any, options: Mapping[str, Any]) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Cosines, of vectors as MTEB encodes them, and standardised BM25, each of shape ``(n, m)``."""
+    def _both(self, queries: Any, options: Mapping[str, Any]) -> Iterator[tuple[list[str], Tensor, Tensor]]:
+        """Ids, cosines of vectors as MTEB encodes them, and standardised BM25, both of shape ``(n, m)``."""
         backend, corpus = self._wrapper.index_backend, self._wrapper.task_corpus
         self._wrapper.search(queries, **options)
         self._wrapper.task_corpus = corpus  # which a search lets go of
         vectors = backend.queries
-        for start, bm25 in self._blocks(list(map(str, queries["text"]))):
-            cosines = vectors[start : start + len(bm25)] @ backend.documents.T
-            yield start, cosines, torch.from_numpy(standardised(bm25))
+        for names, bm25 in super()._similarities(queries, options):
+            own, vectors = vectors[: len(names)], vectors[len(names) :]
+            yield names, own @ backend.documents.T, torch.from_numpy(standardised(bm25.numpy()))
 
     def _chosen(self, texts: Mapping[str, str], qrels: Qrels, options: Mapping[str, Any]) -> float:
         """The weight with the best nDCG@10 of the dev queries, the smallest of equal ones."""
         places = {key: place for place, key in enumerate(self._ids)}
         own = set(own_documents(places, qrels))
-        names = list(qrels)
-        queries = datasets.Dataset.from_dict({"id": names, "text": [texts[query] for query in names]})
+        queries = datasets.Dataset.from_dict({"id": list(qrels), "text": [texts[query] for query in qrels]})
         found: dict[float, list[Tensor]] = {weight: [] for weight in WEIGHTS}
-        for start, cosines, bm25 in self._both(queries, options):
-            for row, query in enumerate(names[start : start + len(bm25)]):
-                if query in own:
-                    cosines[row, places[query]] = -torch.inf
+        for names, cosines, bm25 in self._both(queries, options):
+            for query in own.intersection(names):
+                cosines[names.index(query), places[query]] = -torch.inf
             for weight, tops in found.items():
                 tops.append((cosines + weight * bm25).topk(min(TOP, len(self._ids)), dim=1).indices)
         judged = Judgments(qrels, places)
@@ -150,18 +142,14 @@ class _Vectors:
     queries: Tensor
 
     def add_documents(self, embeddings: Any, idxs: list[str]) -> None:  # noqa: ARG002 - MTEB's signature
-        self.documents = _unit(embeddings)
+        self.documents = unit_vectors(embeddings)
 
     def search(self, embeddings: Any, top_k: int, **_: Any) -> tuple[list[list[float]], list[list[int]]]:  # noqa: ARG002
-        self.queries = _unit(embeddings)
+        self.queries = unit_vectors(embeddings)
         return [[0.0]] * len(embeddings), [[0]] * len(embeddings)  # nobody looks at what it found
 
     def clear(self) -> None:
         """The documents are searched again."""
-
-
-def _unit(embeddings: Any) -> Tensor:
-    return torch.nn.functional.normalize(torch.as_tensor(embeddings).detach().cpu().float())
 
 
 class Baselines:
@@ -192,11 +180,10 @@ class Baselines:
         self, benchmark: Benchmark, systems: Sequence[System], documents: int, store: Path | None
     ) -> list[Measurement]:
         """BM25 on a data set of so many documents, and each system with it, as far as results are not stored yet."""
-        if not self._wanted:
-            return []
-        if documents > MOST_DOCUMENTS:
+        if self._wanted and documents > MOST_DOCUMENTS:
             self.notes.append(f"There are no rows of BM25: {benchmark.name} has {documents:,} documents.")
             self._wanted = ()
+        if not self._wanted:
             return []
         key = {"name": benchmark.name, "data": benchmark.version, "form": FULL}
         key |= {package: version(package) for package in ("mteb", "bm25s")}

@@ -32,6 +32,11 @@ def check_forms(forms: tuple[Form, ...], dimension: int | None) -> None:
             raise ValueError(f"The vectors have {dimension} dimensions: they cannot be truncated to {form}.")
 
 
+def unit_vectors(embeddings: Any, dimensions: int | None = None) -> Tensor:
+    """What MTEB hands over, or its first dimensions, at length one, in float32."""
+    return torch.nn.functional.normalize(torch.as_tensor(embeddings).detach().cpu().float()[:, :dimensions])
+
+
 class CompressedIndex:
     """The corpus in a compressed form, searched with the full query vectors; by cosine.
 
@@ -44,12 +49,13 @@ class CompressedIndex:
 
     def __init__(self, form: Form) -> None:
         self.form = form
-        self._documents: NDArray[Any] = np.empty((0, 0))
-        self._ranges: NDArray[np.float32] = np.empty((2, 0), dtype=np.float32)
+        self._kept = form if isinstance(form, int) else None
+        self._documents: NDArray[Any]
+        self._ranges: NDArray[np.float32]
 
     def add_documents(self, embeddings: Any, idxs: list[str]) -> None:  # noqa: ARG002 - MTEB's signature
         """Compress the vectors of the corpus, shape ``(n, d)``."""
-        vectors = self._prepared(embeddings).numpy()
+        vectors = unit_vectors(embeddings, self._kept).numpy()
         self._ranges = np.stack([vectors.min(axis=0), vectors.max(axis=0)])
         if self.form == "int8":
             vectors = np.asarray(quantize_embeddings(vectors, "int8", ranges=self._ranges))
@@ -68,7 +74,7 @@ class CompressedIndex:
         """Similarities and positions of the nearest documents of each query."""
         if top_ranked is not None:
             raise ValueError("Compressed vectors are measured by searching a corpus, not by reranking.")
-        queries = self._prepared(embeddings)
+        queries = unit_vectors(embeddings, self._kept)
         top_k = min(top_k, KEPT)
         if self.form != "binary":
             values, positions = nearest(queries, self._stretches(), top_k)
@@ -82,10 +88,6 @@ class CompressedIndex:
     def clear(self) -> None:
         """Let go of the corpus."""
         self._documents = np.empty((0, 0))
-
-    def _prepared(self, embeddings: Any) -> Tensor:
-        vectors = torch.as_tensor(embeddings).detach().cpu().float()
-        return torch.nn.functional.normalize(vectors[:, : self.form] if isinstance(self.form, int) else vectors)
 
     def _stretches(self) -> Iterator[tuple[int, Tensor]]:
         for start in range(0, len(self._documents), _CHUNK):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from evaluation_helpers import collection, with_heads
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from sentence_transformers import SentenceTransformer
 
 from st_asym import Comparison, evaluate
 from st_asym.data import RetrievalData
+from st_asym.evaluation.baselines import Bm25Search
 from st_asym.retrieval import Judgments
 from st_asym.retrieval.search import Bm25Index, standardised
 
@@ -130,6 +132,16 @@ def test_a_query_s_own_document_is_no_result(make_encoder: Make) -> None:
     order = sorted(places, key=lambda key: (scores[places[key]], key), reverse=True)  # equal ones as trec_eval has them
     expected = Judgments({"q0": data.qrels["test"]["q0"]}, places).ndcg([[places[key] for key in order]])
     assert found.queries["tiny"]["scores"]["BM25"]["ndcg@10"][0][first] == pytest.approx(expected[0])
+
+
+def test_of_a_task_that_reranks_the_documents_given_are_found_alone() -> None:
+    search = Bm25Search(Bm25Index)
+    search.index(Dataset.from_dict({"id": ["a", "b", "c"], "text": ["red head", "red", "big text"]}))
+    queries = Dataset.from_dict({"id": ["q", "r"], "text": ["red head", "big red"]})
+    found = search.search(queries)
+    assert [set(own) for own in found.values()] == [{"a", "b"}, {"a", "b", "c"}]
+    some = search.search(queries, top_ranked={"q": ["b", "c"], "r": []})
+    assert some == {"q": {"b": found["q"]["b"]}, "r": {}}
 
 
 def test_what_cannot_be(make_encoder: Make, monkeypatch: pytest.MonkeyPatch) -> None:
