@@ -93,8 +93,8 @@ def evaluate_run(
     folder = Path(run_dir) / EVALUATION_FOLDER
     with _logged(folder):
         logger.info("%s", chosen.why)
-        options: dict[str, Any] = {"cache": open_cache(cache), "results": folder / "results", "baselines": baselines}
-        found = asked.evaluate(chosen.name, chosen.path, **options)
+        kept = folder / "results"
+        found = asked.evaluate(chosen.name, chosen.path, cache=open_cache(cache), results=kept, baselines=baselines)
         found = replace(found, notes=(f"Evaluated: {chosen.why}", *found.notes))
         write_text(folder / "table.md", found.to_markdown(wide=True))
         found.to_json(folder / "table.json")
@@ -163,10 +163,9 @@ def check_tasks(
 ) -> Source | Mapping[str, Source] | list[Source]:
     """Read what a model shall be evaluated on, hours before there is one; the tasks, those of a generator as a list."""
     require_mteb()
-    from st_asym.evaluation.tasks import benchmarks, training_documents
+    from st_asym.evaluation.tasks import benchmarks, listed, training_documents
 
-    if isinstance(tasks, Iterable) and not isinstance(tasks, str | Mapping) and not hasattr(tasks, "column_names"):
-        tasks = list(tasks)
+    tasks = listed(tasks)
     training_documents(train, benchmarks(tasks, split), split)
     return tasks
 

@@ -125,15 +125,11 @@ class Benchmark:
 def benchmarks(tasks: Source | Mapping[str, Source] | Iterable[Source], split: str) -> list[Benchmark]:
     """Find what is to be evaluated, as :func:`st_asym.evaluate` takes it, and refuse what cannot be judged."""
     named: list[tuple[str | None, Source]]
-    named_or_read = isinstance(tasks, str | PathLike | RetrievalData | AbsTaskRetrieval | Mapping)
-    if not named_or_read and not is_one_source(tasks):
-        tasks = as_list(tasks)  # an array or a generator may hold pairs, or several data sets
-    if isinstance(tasks, str | PathLike | RetrievalData | AbsTaskRetrieval) or is_one_source(tasks):
+    tasks = listed(tasks)
+    if is_one_source(tasks) or not isinstance(tasks, list | Mapping):
         named = [(None, tasks)]
-    elif isinstance(tasks, Mapping):
-        named = list(tasks.items())
     else:
-        named = [(None, source) for source in tasks]
+        named = list(tasks.items()) if isinstance(tasks, Mapping) else [(None, source) for source in tasks]
     found = [_benchmark(name, source, split, number) for number, (name, source) in enumerate(named, start=1)]
     if not found:
         raise ValueError("There is nothing to evaluate on: name a task of MTEB or give the path of a collection.")
@@ -144,6 +140,12 @@ def benchmarks(tasks: Source | Mapping[str, Source] | Iterable[Source], split: s
             'Give tasks as {"name": data, ...}.'
         )
     return found
+
+
+def listed(tasks: Source | Mapping[str, Source] | Iterable[Source]) -> Source | Mapping[str, Source] | list[Source]:
+    """The same, an array or a generator as a list: it may hold pairs, or several data sets."""
+    whole = isinstance(tasks, str | PathLike | Mapping | RetrievalData | AbsTaskRetrieval) or is_one_source(tasks)
+    return tasks if whole else as_list(tasks)
 
 
 def _benchmark(name: str | None, source: Source, split: str, number: int) -> Benchmark:

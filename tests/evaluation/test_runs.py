@@ -209,6 +209,13 @@ def test_a_second_evaluation_asks_for_the_same_and_runs_nothing(
         evaluate_run(run, cache=vectors, baselines=())
 
 
+def test_a_data_frame_is_one_collection(make_encoder: Make, tmp_path: Path, vectors: Path) -> None:
+    frame = pytest.importorskip("pandas").DataFrame({"query": ["red head", "big text"], "positive": ["red", "text"]})
+    save(with_heads(make_encoder(), 1), tmp_path / "run", 3)
+    found = evaluate_run(tmp_path / "run", frame, cache=vectors, baselines=())
+    assert found.data["data set 1"]["queries"] == 2
+
+
 def test_what_fails_is_in_the_log_and_data_are_looked_at_first(
     make_encoder: Make, tmp_path: Path, beir: str, vectors: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
