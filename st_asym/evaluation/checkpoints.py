@@ -109,8 +109,8 @@ def choose_model(run_dir: str | PathLike[str]) -> Chosen:
     if not run.is_dir():
         raise FileNotFoundError(f"There is no run folder {run}.")
     whole = [checkpoint for checkpoint in checkpoints(run) if (checkpoint.path / MODEL_FILE).is_file()]
-    states = [state for state in (*(one.state for one in whole[-1:]), read_state(run)) if state is not None]
-    state = max(states, key=lambda state: int(state.get("global_step", 0)), default={})
+    states = [*(checkpoint.state for checkpoint in whole[-1:]), read_state(run) or {}]
+    state = max(states, key=lambda state: int(state.get("global_step", 0)))
     # The run may have been moved, or be on another machine: its own folder's name is what counts.
     best = re.search(r"checkpoint-\d+$", str(state.get("best_model_checkpoint") or ""))
     for checkpoint in whole:
@@ -147,8 +147,7 @@ def why_ended(run: Path, newest: Checkpoint | None) -> str | None:
         return f"training stopped after step {step:,} of {steps:,}"
     if _has_final_model(run, checkpoints(run)):
         return "the final model is saved"
-    own = read_state(run)
-    if own is not None and own.get("global_step", 0) > 0 and own.get("global_step", 0) >= step:
+    if (read_state(run) or {}).get("global_step", 0) >= max(1, step):
         return "the trainer has saved its last state"
     return None
 

@@ -283,16 +283,13 @@ def training_page(state: TrainerState) -> dict[str, Any]:
     # Training before evaluation, and a sum before its parts; a state that was read from a file is by the alphabet.
     found = {name for entry in log for name in entry}
     names = sorted(found, key=lambda name: (name.startswith("eval_"), not name.endswith("loss"), name))
-    if all(name.endswith(_NO_FIGURES) for name in names):
+    shown = (name for name in names if not name.endswith(_NO_FIGURES))
+    figures = {name: [entry[name] for entry in log if name in entry] for name in shown}
+    if not figures:
         raise ValueError(
             "The trainer's log is empty: there are no curves to draw. Train first, with logging_strategy='steps' or "
             "'epoch' in the training arguments."
         )
-    ends = []
-    for name in names:
-        values = [entry[name] for entry in log if name in entry]
-        if not name.endswith(_NO_FIGURES):
-            ends.append([name.replace("_", " "), f"{values[0]:.4g}", f"{values[-1]:.4g}"])
     lead = f"{state.global_step:,} of {state.max_steps:,} steps, {state.epoch or 0:.3g} epochs."
     if state.best_metric is not None:
         lead += f" Best checkpoint: {state.best_metric:.4g} at step {state.best_global_step or 0:,}."
@@ -302,7 +299,7 @@ def training_page(state: TrainerState) -> dict[str, Any]:
         "body": "training.html.j2",
         "versions": {name: version(name) for name in _PACKAGES},
         "curves": _logged(log, names),
-        "ends": ends,
+        "ends": [[name.replace("_", " "), f"{own[0]:.4g}", f"{own[-1]:.4g}"] for name, own in figures.items()],
     }
 
 
