@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from importlib.metadata import version
@@ -192,7 +191,7 @@ class Baselines:
             kept = kept_or_measured(
                 store, {**key, "model": BM25}, BM25, lambda: measured_by(Bm25Search(self._indexed), benchmark)
             )
-            found += [Measurement(BM25, 0, FULL, one) for one in kept]
+            found += [Measurement(BM25, FULL, one) for one in kept]
         if "hybrid" in self._wanted:
             for system in systems:
                 found += self._fused(benchmark, system, key, store)
@@ -207,11 +206,11 @@ class Baselines:
             return []
         name, dev, found = fused_name(system.name), self._dev_queries(benchmark, system.name), []
         digest_of_dev = digest_of(dev) if dev else ""
-        for number, (model, digest) in enumerate(zip(system.models, system.digests, strict=True)):
+        for model, digest in zip(system.models, system.digests, strict=True):
             own = {**key, "model": digest, "vectors": vectors_of(model), "dev": digest_of_dev}
             search = FusedSearch(self._indexed, FrozenEncoder(system.name, model, digest), dev)
             kept = kept_or_measured(store, own, name, partial(measured_by, search, benchmark))
-            found += [Measurement(name, number, FULL, one) for one in kept]
+            found += [Measurement(name, FULL, one) for one in kept]
         weights = ", ".join(dict.fromkeys(f"{one.scores.bm25_weight:g}" for one in found))
         chosen = f"chosen on {len(dev[1]):,} dev queries" if dev else "without dev queries"
         self.notes.append(f"{name}: BM25 weighs {weights} on {benchmark.name}, {chosen}.")
@@ -237,8 +236,7 @@ class Baselines:
         First the first system, then BM25, and each system is followed by what BM25 makes of it.
         """
         on = {(one.system, one.scores.data) for one in measured}
-        number = len({data for _, data in on})
-        whole = {name for name, count in Counter(name for name, _ in on).items() if count == number}
+        whole = {name for name, _ in on if all((name, data) in on for _, data in on)}
         rows: list[System] = []
         for system in systems:
             rows.append(system)

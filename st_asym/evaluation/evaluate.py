@@ -171,7 +171,7 @@ def _measure(
     measured = []
     try:
         for system in systems:
-            for number, (model, digest) in enumerate(zip(system.models, system.digests, strict=True)):
+            for model, digest in zip(system.models, system.digests, strict=True):
                 for form in forms:
                     key = {
                         "name": benchmark.name,
@@ -183,7 +183,7 @@ def _measure(
                     }
                     measure = partial(run, benchmark, system.name, model, digest, form)
                     found = kept_or_measured(store, key, f"{system.name}, {form} vectors", measure)
-                    measured += [Measurement(system.name, number, str(form), scores) for scores in found]
+                    measured += [Measurement(system.name, str(form), scores) for scores in found]
         documents = max(one.scores.documents for one in measured)
         measured += beside.measure(benchmark, systems, documents, store)
     finally:

@@ -52,10 +52,9 @@ class Scores:
 
 
 class Measurement(NamedTuple):
-    """One record: what one model of a system scored on one data set, with vectors of one form."""
+    """What one model of a system, of which there is one per seed, scored on one data set with vectors of one form."""
 
     system: str
-    number: int  # which of its models: there is one per seed
     form: str  # "full", "int8", "binary" or a number of dimensions
     scores: Scores
 
@@ -95,7 +94,7 @@ def scores_by_query(measured: Sequence[Measurement], parts: Mapping[str, Any]) -
     ``parts`` are groups of the queries of a data set, see :func:`st_asym.evaluation.tasks.seen_queries`.
     """
     found: dict[str, dict[str, Any]] = {}
-    for system, _, form, scores in measured:
+    for system, form, scores in measured:
         if form == FULL:
             part: Mapping[str, Any] = parts.get(scores.data, {})
             seen = list(part["seen"]) if "seen" in part else None
@@ -110,7 +109,7 @@ def compressed_scores(measured: Sequence[Measurement]) -> dict[str, dict[str, di
     """System to form to data set, and ``"average"``, to nDCG@10 with compressed vectors."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     scores: dict[tuple[str, str, str], list[float]] = {}
-    for system, _, form, one in measured:
+    for system, form, one in measured:
         if form != FULL:
             scores.setdefault((system, form, one.data), []).extend(one.by_query[MAIN])
     for (system, form, data), own in scores.items():

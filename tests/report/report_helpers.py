@@ -74,11 +74,9 @@ def a_comparison(
     random = np.random.default_rng(0)
     base = {name: random.uniform(0.3, 0.6, 12 if place else 30) for place, name in enumerate(data)}
 
-    def run(system: str, number: int, form: str, step: float) -> list[Measurement]:
+    def run(system: str, form: str, step: float) -> list[Measurement]:
         return [
-            Measurement(
-                system, number, form, _scores(name, (scores + step * np.linspace(0.5, 1, len(scores))).tolist())
-            )
+            Measurement(system, form, _scores(name, (scores + step * np.linspace(0.5, 1, len(scores))).tolist()))
             for name, scores in base.items()
         ]
 
@@ -90,14 +88,14 @@ def a_comparison(
         System(third, (model, model), (7, 8), ("c" * 64, "d" * 64)),
     ]
     measured = [
-        *run(first, 0, "full", 0.0),
-        *run(first, 0, "int8", -0.01),
-        *run(second, 0, "full", 0.2),
-        *run(second, 0, "int8", 0.19),
-        *run(third, 0, "full", -0.1),
-        *run(third, 0, "int8", -0.2),
-        *run(third, 1, "full", -0.2),
-        *run(third, 1, "int8", -0.3),
+        *run(first, "full", 0.0),
+        *run(first, "int8", -0.01),
+        *run(second, "full", 0.2),
+        *run(second, "int8", 0.19),
+        *run(third, "full", -0.1),
+        *run(third, "int8", -0.2),
+        *run(third, "full", -0.2),
+        *run(third, "int8", -0.3),
     ]
     parts = {data[0]: {"seen": [f"q{i}" for i in range(10)], "unseen": [f"q{i}" for i in range(10, 30)]}}
     bar, queries = Bar(), scores_by_query(measured, parts)
