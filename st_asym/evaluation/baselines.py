@@ -184,33 +184,26 @@ class Baselines:
             self._wanted = ()
         if not self._wanted:
             return []
-        key = {"name": benchmark.name, "data": benchmark.version, "form": FULL}
-        key |= {package: version(package) for package in ("mteb", "bm25s")}
         found = []
         if "bm25" in self._wanted:
-            kept = kept_or_measured(
-                store, {**key, "model": BM25}, BM25, lambda: measured_by(Bm25Search(self._indexed), benchmark)
-            )
-            found += [Measurement(BM25, FULL, one) for one in kept]
-        if "hybrid" in self._wanted:
-            for system in systems:
-                found += self._fused(benchmark, system, key, store)
+            known = {"model": BM25, "form": FULL, "bm25s": version("bm25s")}
+            measure = partial(measured_by, Bm25Search(self._indexed), benchmark)
+            found += kept_or_measured(store, benchmark, BM25, known, measure)
+        for system in systems if "hybrid" in self._wanted else ():
+            found += self._fused(benchmark, system, store)
         return found
 
-    def _fused(
-        self, benchmark: Benchmark, system: System, key: Mapping[str, str], store: Path | None
-    ) -> list[Measurement]:
+    def _fused(self, benchmark: Benchmark, system: System, store: Path | None) -> list[Measurement]:
         other = {model.similarity_fn_name for model in system.models} - {"cosine"}
         if other:
             self.notes.append(f"{system.name} compares by {min(map(str, other))}: BM25 is added to a cosine alone.")
             return []
         name, dev, found = fused_name(system.name), self._dev_queries(benchmark, system.name), []
-        digest_of_dev = digest_of(dev) if dev else ""
+        known = {"form": FULL, "bm25s": version("bm25s"), "dev": digest_of(dev) if dev else ""}
         for model, digest in zip(system.models, system.digests, strict=True):
-            own = {**key, "model": digest, "vectors": vectors_of(model), "dev": digest_of_dev}
+            own = {**known, "model": digest, "vectors": vectors_of(model)}
             search = FusedSearch(self._indexed, FrozenEncoder(system.name, model, digest), dev)
-            kept = kept_or_measured(store, own, name, partial(measured_by, search, benchmark))
-            found += [Measurement(name, FULL, one) for one in kept]
+            found += kept_or_measured(store, benchmark, name, own, partial(measured_by, search, benchmark))
         weights = ", ".join(dict.fromkeys(f"{one.scores.bm25_weight:g}" for one in found))
         chosen = f"chosen on {len(dev[1]):,} dev queries" if dev else "without dev queries"
         self.notes.append(f"{name}: BM25 weighs {weights} on {benchmark.name}, {chosen}.")

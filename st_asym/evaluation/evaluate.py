@@ -166,24 +166,16 @@ def _measure(
     benchmark: Benchmark, systems: Sequence[System], forms: Sequence[Form], store: Path | None, beside: Baselines
 ) -> list[Measurement]:
     """All models on one data set, and what stands beside them, as far as its results are not stored yet."""
-    from st_asym.evaluation.mteb import Measurement, kept_or_measured, run
+    from st_asym.evaluation.mteb import kept_or_measured, run
 
     measured = []
     try:
         for system in systems:
             for model, digest in zip(system.models, system.digests, strict=True):
                 for form in forms:
-                    key = {
-                        "name": benchmark.name,
-                        "data": benchmark.version,
-                        "model": digest,
-                        "vectors": vectors_of(model),
-                        "form": str(form),
-                        "mteb": version("mteb"),
-                    }
+                    known = {"model": digest, "vectors": vectors_of(model), "form": str(form)}
                     measure = partial(run, benchmark, system.name, model, digest, form)
-                    found = kept_or_measured(store, key, f"{system.name}, {form} vectors", measure)
-                    measured += [Measurement(system.name, str(form), scores) for scores in found]
+                    measured += kept_or_measured(store, benchmark, system.name, known, measure)
         documents = max(one.scores.documents for one in measured)
         measured += beside.measure(benchmark, systems, documents, store)
     finally:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,14 +61,20 @@ class Measurement(NamedTuple):
 
 
 def kept_or_measured(
-    folder: Path | None, key: Mapping[str, str], what: str, measure: Callable[[], Sequence[Scores]]
-) -> Sequence[Scores]:
-    """The scores that a folder has under exactly this key; measured, logged and kept where there are none.
+    folder: Path | None,
+    benchmark: Benchmark,
+    system: str,
+    known: Mapping[str, str],
+    measure: Callable[[], list[Scores]],
+) -> list[Measurement]:
+    """What a folder has of this data set and exactly this model; measured, logged and kept where there is nothing.
 
-    A file is written when a model has been through a data set, in one step, so that an interrupted evaluation goes on
-    with the next one. A file that is damaged, or of another format or version, counts as missing.
+    ``known`` tells the model and its vectors from others, under ``"model"`` and ``"form"`` among others. A file is
+    written when a model has been through a data set, in one step, so that an interrupted evaluation goes on with the
+    next one. A file that is damaged, or of another format or version, counts as missing.
     """
-    path = None
+    key = {"name": benchmark.name, "data": benchmark.version, "mteb": version("mteb"), **known}
+    path, found = None, list[Scores]()
     if folder is not None:
         file = f"{key['model'][:12]}-{key['form']}-{digest_of(key)}.json"
         path = folder / re.sub(r"[^\w.-]+", "_", key["name"]) / file
@@ -76,16 +83,18 @@ def kept_or_measured(
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["format"] != FORMAT or content["key"] != key:
                 raise ValueError("it is of another version")
-            return [of_json(Scores, values) for values in content["scores"]]
+            found = [of_json(Scores, values) for values in content["scores"]]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             logger.warning("%s cannot be used (%s): this is evaluated again.", path, error)
-    logger.info("%s: %s", key["name"], what)
-    found = list(measure())
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = {"format": FORMAT, "key": key, "scores": [asdict(one) for one in found]}
-        write_text(path, json.dumps(content))
-    return found
+    if not found:
+        vectors = f", {key['form']} vectors" if "vectors" in key else ""
+        logger.info("%s: %s%s", benchmark.name, system, vectors)
+        found = measure()
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = {"format": FORMAT, "key": key, "scores": [asdict(one) for one in found]}
+            write_text(path, json.dumps(content))
+    return [Measurement(system, key["form"], one) for one in found]
 
 
 def scores_by_query(measured: Sequence[Measurement], parts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
