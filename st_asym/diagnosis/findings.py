@@ -329,12 +329,11 @@ def _movement(sides: Mapping[Side, SideOf]) -> Iterator[Finding]:
     for side in sides:
         if side not in turns:
             yield Finding("no head", side, False, f"The {side} side has no head: its vectors are the encoder's own.")
-    if max(turns.values(), default=0.0) < _IDENTITY:
+    if (largest := max(turns.values(), default=0.0)) < _IDENTITY:
         text = (
-            f"The heads are still the identity: no vector turned by more than 1 - cos = "
-            f"{max(turns.values(), default=0.0):.1e}, so the model is the untouched encoder. If it was trained, check "
-            "that the optimizer has the heads' parameters and that router_mapping names the columns, then raise the "
-            "learning rate or the number of epochs."
+            f"The heads are still the identity: no vector turned by more than 1 - cos = {largest:.1e}, so the model is "
+            "the untouched encoder. If it was trained, check that the optimizer has the heads' parameters and that "
+            "router_mapping names the columns, then raise the learning rate or the number of epochs."
         )
         yield Finding("identity", None, True, text)
     elif len(turns) == 2:

@@ -75,7 +75,7 @@ def evaluate(
             text, or qrels with the document ids of the data set; or a mapping of data sets to such. Of a file of pairs
             all count, as :func:`st_asym.fit` trains on all; of one that is itself evaluated, those that are not judged.
         compressed: Also evaluate with ``"int8"`` or ``"binary"`` vectors, or with so many dimensions, as
-            :class:`st_asym.evaluation.mteb.CompressedIndex` describes.
+            :class:`st_asym.evaluation.compressed.CompressedIndex` describes.
         baselines: ``"bm25"`` for a row of BM25, ``"hybrid"`` for a row of each system with BM25 added: the cosine plus
             a weight times BM25 standardised over the corpus, the weight from 0, .02, .04 and .06 by those queries of
             the split ``dev`` that the system was not trained on, or .02 without 20 of them. None for both where

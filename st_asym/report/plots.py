@@ -196,39 +196,35 @@ def curves(
     ``names`` maps a figure to what the legend says; those of an evaluation, ``eval_loss`` beside ``loss``, are dashed.
     The epoch that was ``kept`` is marked.
     """
-    lines: list[tuple[str, str, list[float], list[float]]] = []
-    for name, shown in names.items():
-        entries = [entry for entry in log if name in entry]
-        if entries:
-            lines.append((name, shown, [entry["epoch"] for entry in entries], [entry[name] for entry in entries]))
+    found = {name: [(entry["epoch"], entry[name]) for entry in log if name in entry] for name in names}
+    lines = {name: points for name, points in found.items() if points}
     if not lines:
         return []
-    kinds = list(dict.fromkeys(name.removeprefix("eval_") for name, *_ in lines))
+    kinds = list(dict.fromkeys(name.removeprefix("eval_") for name in lines))
 
     def draw(axes: Any, theme: Theme) -> None:
-        for name, shown, places, values in lines:
+        for name, points in lines.items():
             kind = name.removeprefix("eval_")
             number = kinds.index(kind)
             axes.plot(
-                places,
-                values,
+                *zip(*points, strict=True),
                 "-" if kind == name else "--",
                 color=theme.lines[number % len(theme.lines)],
                 marker=_MARKERS[number % len(_MARKERS)],
-                markevery=max(1, len(places) // _MARKED),
+                markevery=max(1, len(points) // _MARKED),
                 markersize=4,
                 # A sum is often as large as its first part, which would hide it.
                 linewidth=3 if kind == "loss" and len(kinds) > 1 else 1.6,
-                label=shown,
+                label=names[name],
             )
         if kept is not None:
             axes.axvline(kept, color=theme.text, linewidth=0.8, label="kept")
         axes.set(title=title, xlabel="epoch")
-        epochs = [place for _, _, places, _ in lines for place in places]
+        epochs = [epoch for points in lines.values() for epoch, _ in points]
         if max(epochs) - min(epochs) >= 4:
             axes.xaxis.get_major_locator().set_params(integer=True)
 
-    told = [f"{shown} from {values[0]:.3g} to {values[-1]:.3g}" for _, shown, _, values in lines]
+    told = [f"{names[name]} from {points[0][1]:.3g} to {points[-1][1]:.3g}" for name, points in lines.items()]
     return [Plot(draw, f"Line plot by epoch: {title}; {', '.join(told)}.", caption)]
 
 
