@@ -159,7 +159,7 @@ def follow_run(
 
 
 def check_tasks(
-    tasks: Source | Mapping[str, Source] | Iterable[Source] | None, split: str = "test", train: Train | None = None
+    tasks: Source | Mapping[str, Source] | Iterable[Source], split: str = "test", train: Train | None = None
 ) -> Source | Mapping[str, Source] | list[Source]:
     """Read what a model shall be evaluated on, hours before there is one; the tasks, those of a generator as a list."""
     require_mteb()

@@ -300,7 +300,7 @@ def new_card(
     facts = facts_of(model)
     learned = [plural for side, plural in (("query", "queries"), ("document", "documents")) if facts["heads"].get(side)]
     what = f"a frozen encoder with a small trained head for {' and one for '.join(learned)}"
-    forest = None
+    forest = []
     if report is not None and report["evidence"] and find_spec("matplotlib") is not None:
         forest = candidate_forest(report)
     text = template("card.md.j2").render(
@@ -310,14 +310,14 @@ def new_card(
         encoder=encoder,
         report=report,
         data=data,
-        picture=None if forest is None else PLOT_FILE,
+        picture=PLOT_FILE if forest else None,
         own=None,
         license=None,
         report_file=REPORT_FILE,
     )
-    if forest is not None:
+    for plot in forest:
         (folder / PLOT_FILE).unlink(missing_ok=True)  # a link would be followed
-        forest.save(folder / PLOT_FILE, dpi=120, facecolor="white", metadata={"Software": None})
+        plot.save(folder / PLOT_FILE, dpi=120, facecolor="white", metadata={"Software": None})
     metadata = ModelCardData(
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
@@ -380,7 +380,7 @@ class Own:
                     dataset_split=facts["split"],
                     dataset_revision=version if _COMMIT.fullmatch(version) else None,
                     metric_type=kind,
-                    metric_name=metric.replace("ndcg", "nDCG").replace("map", "MAP").replace("mrr", "MRR"),
+                    metric_name=tables.TITLES[metric],
                     metric_value=round(self.score(name, metric), 5),
                 )
 

@@ -125,7 +125,7 @@ def _differences(comparison: Comparison) -> list[Plot]:
         found["average"] = {row.name: row.difference for row in others if row.difference is not None}
     for data in comparison.data:
         found[data] = {row.name: row.differences[data] for row in others if data in row.differences}
-    return [plots.difference_forest("Difference in nDCG@10", found, first.name)] if others else []
+    return plots.difference_forest("Difference in nDCG@10", found, first.name)
 
 
 def _groups(comparison: Comparison) -> tuple[list[list[str]], list[Plot]]:
@@ -141,7 +141,7 @@ def _groups(comparison: Comparison) -> tuple[list[list[str]], list[Plot]]:
                 found.setdefault(name, {})[row.name] = group.difference
             rows.append([f"{row.name}: {name}", f"{group.queries:,}", f"{group.score:.4f}", *beside])
     title, first = "Difference on seen and unseen documents", comparison.rows[0].name
-    return rows, [plots.difference_forest(title, found, first)] if found else []
+    return rows, plots.difference_forest(title, found, first)
 
 
 def _scatters(comparison: Comparison) -> list[Plot]:
@@ -216,7 +216,7 @@ def diagnosis_page(diagnosis: Diagnosis) -> dict[str, Any]:
 def fit_page(report: FitReport) -> dict[str, Any]:
     """The decision, what it rests on, how heads were trained, and on what."""
     facts = report.as_dict()
-    best, forest = tables.best(facts), plots.candidate_forest(facts)
+    best = tables.best(facts)
     candidate = None if best is None else best["choice"]["candidate"]
     own = [entry for entry in facts["evidence"] if entry["choice"]["candidate"] == candidate]
     return {
@@ -226,7 +226,7 @@ def fit_page(report: FitReport) -> dict[str, Any]:
         "versions": report.versions,
         "of": facts,
         "counts": [[name, f"{number:,}"] for name, number in report.counts.items()],
-        "forest": [] if forest is None else [forest],
+        "forest": plots.candidate_forest(facts),
         "choices": [
             [
                 entry["choice"]["candidate"],

@@ -115,12 +115,14 @@ def _wrapped(name: str, width: int, lines: int = 3) -> str:
     return f" {text}" if text.startswith("_") else text
 
 
-def _forest(title: str, caption: str, groups: Mapping[str, Mapping[str, Interval]], letters: int = 20) -> Plot:
+def _forest(title: str, caption: str, groups: Mapping[str, Mapping[str, Interval]], letters: int = 20) -> list[Plot]:
     """Groups of rows, such as a data set, with an interval of each kind, such as a system, which has one colour.
 
-    ``letters`` are those of the groups' names in a line.
+    ``letters`` are those of the groups' names in a line. No picture where there are no intervals.
     """
     rows = [(number, group, kind) for number, (group, own) in enumerate(groups.items()) for kind in own]
+    if not rows:
+        return []
     # With a little room between the groups.
     places = {(group, kind): place + 0.6 * number for place, (number, group, kind) in enumerate(rows)}
     kinds = list(dict.fromkeys(kind for _, _, kind in rows))
@@ -151,7 +153,7 @@ def _forest(title: str, caption: str, groups: Mapping[str, Mapping[str, Interval
 
     told = ", ".join(f"{group}, {kind}: {groups[group][kind]}" for _, group, kind in rows)
     height = _INCHES_BESIDE + _INCHES_OF_A_ROW * (max(places.values()) + 1 + (len(kinds) if len(kinds) > 1 else 0))
-    return Plot(draw, f"Forest plot of differences in points of nDCG@10. {told}.", caption, height)
+    return [Plot(draw, f"Forest plot of differences in points of nDCG@10. {told}.", caption, height)]
 
 
 def _reach(one: Interval) -> tuple[float, float]:
@@ -160,14 +162,14 @@ def _reach(one: Interval) -> tuple[float, float]:
     return max(0.0, one.points - low), max(0.0, high - one.points)
 
 
-def difference_forest(title: str, differences: Mapping[str, Mapping[str, Difference]], first: str) -> Plot:
+def difference_forest(title: str, differences: Mapping[str, Mapping[str, Difference]], first: str) -> list[Plot]:
     """Of what the differences are on, such as a data set, to system to its difference to ``first``."""
     groups = {group: {system: one.interval for system, one in own.items()} for group, own in differences.items()}
     return _forest(title, f"To {first}. Bars are 95 % intervals: one that crosses the line at 0 may be chance.", groups)
 
 
-def candidate_forest(report: Report) -> Plot | None:
-    """The first candidates, each at its best, with bars of a standard error; None where none was judged."""
+def candidate_forest(report: Report) -> list[Plot]:
+    """The first candidates, each at its best, with bars of a standard error; none where none was judged."""
     groups: dict[str, dict[str, Interval]] = {}
     for one in report["candidates"][:MOST]:
         name = f"kept: {one['name']}" if is_kept(report, one["name"]) else one["name"]
@@ -181,7 +183,7 @@ def candidate_forest(report: Report) -> Plot | None:
     total = len(report["candidates"])
     which = f"the first {MOST} of {total} candidates" if total > MOST else "all candidates"
     caption = f"To the untouched encoder, {which}, each at its best. Bars are one standard error to either side."
-    return _forest("Gain on held-out queries", caption, groups, letters=26) if groups else None
+    return _forest("Gain on held-out queries", caption, groups, letters=26)
 
 
 def curves(

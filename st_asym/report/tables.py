@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Rows = list[list[str]]
 
-_TITLES = {"ndcg@10": "nDCG@10", "map@100": "MAP@100", "mrr@10": "MRR@10", "recall@100": "recall@100"}
+TITLES = {"ndcg@10": "nDCG@10", "map@100": "MAP@100", "mrr@10": "MRR@10", "recall@100": "recall@100"}
 # Of a diagnosis, in letters.
 _WIDTH = 100
 # Attribute of a Spread, its name, decimals, and what is even.
@@ -111,7 +111,7 @@ def long_tables(comparison: Comparison) -> list[tuple[list[str], Rows]]:
     """Header and rows: of the averages, and, where there is more to say, of nDCG@10 in detail."""
     several = len(comparison.data) > 1
     header = ["Model", "Avg nDCG@10" if several else "nDCG@10", "points", "%", "95 %", "p", "verdict"]
-    header += [_TITLES[metric] for metric in METRICS[1:]]
+    header += [TITLES[metric] for metric in METRICS[1:]]
     rows = []
     for row in comparison.rows:
         cells = [row.name, _spread(row.average[MAIN], row.spread.get("average"))]
