@@ -160,14 +160,14 @@ def follow_run(
 
 def check_tasks(
     tasks: Source | Mapping[str, Source] | Iterable[Source], split: str = "test", train: Train | None = None
-) -> Source | Mapping[str, Source] | list[Source]:
-    """Read what a model shall be evaluated on, hours before there is one; the tasks, those of a generator as a list."""
+) -> tuple[Source | Mapping[str, Source] | list[Source], Train | None]:
+    """Read what a model shall be evaluated on, hours before there is one; both, what a generator gives as a list."""
     require_mteb()
     from st_asym.evaluation.tasks import benchmarks, listed, training_documents
 
-    tasks = listed(tasks)
+    tasks, train = listed(tasks), list(train) if isinstance(train, Iterator) else train
     training_documents(train, benchmarks(tasks, split), split)
-    return tasks
+    return tasks, train
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,8 @@ class Asked:
         file = run / EVALUATION_FOLDER / "asked.json"
         if self.tasks is not None:
             split = self.split or "test"
-            asked = Asked(check_tasks(self.tasks, split, self.train), split, self.train, self.models or {})
+            tasks, train = check_tasks(self.tasks, split, self.train)
+            asked = Asked(tasks, split, train, self.models or {})
         else:
             try:
                 before = self.of_json(json.loads(file.read_text(encoding="utf-8")), run)

@@ -216,6 +216,14 @@ def test_a_data_frame_is_one_collection(make_encoder: Make, tmp_path: Path, vect
     assert found.data["data set 1"]["queries"] == 2
 
 
+def test_training_pairs_of_a_generator_are_read_once(make_encoder: Make, tmp_path: Path, vectors: Path) -> None:
+    data = collection()
+    save(with_heads(make_encoder(), 1), tmp_path / "run", 3)
+    pairs = ((data.queries[query], data.corpus["d0"]) for query in data.qrels["train"])
+    found = evaluate_run(tmp_path / "run", {"tiny": data}, cache=vectors, train=pairs, baselines=())
+    assert found.queries["tiny"]["seen"] == ["q0", "q4"]
+
+
 def test_what_fails_is_in_the_log_and_data_are_looked_at_first(
     make_encoder: Make, tmp_path: Path, beir: str, vectors: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
