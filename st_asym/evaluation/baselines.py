@@ -162,7 +162,7 @@ class Baselines:
         self._wanted = BASELINES if asked is None else tuple(asked)
         self._models, self._split = models, split
         # All rows of a data set search the same index.
-        self._indexed: Indexed = lru_cache(maxsize=1)(lambda texts: Bm25Index(texts))
+        self._indexed: Indexed = lru_cache(maxsize=1)(Bm25Index)
         self.notes: list[str] = []
         if unknown := [one for one in self._wanted if one not in BASELINES]:
             raise ValueError(f"baselines must hold 'bm25' or 'hybrid', got {unknown[0]!r}.")

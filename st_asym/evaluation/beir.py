@@ -7,6 +7,7 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
+from st_asym.data.document import Document
 from st_asym.evaluation.models import check_finite
 
 
@@ -43,7 +44,7 @@ class BeirModel:
 
     def encode_corpus(self, corpus: Sequence[dict[str, str]], batch_size: int = 32, **kwargs: Any) -> Any:
         """Vectors of documents with ``title`` and ``text``, shape ``(n, d)``; ``kwargs`` go to ``encode_document``."""
-        texts = [f"{document.get('title') or ''} {document['text']}".strip() for document in corpus]
+        texts = [Document(document.get("title") or "", document["text"]).joined for document in corpus]
         vectors = self.model.encode_document(texts, batch_size=batch_size, **kwargs)
         check_finite(vectors, "The model", "document")
         return vectors

@@ -24,7 +24,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from st_asym.cache.fingerprint import data_digests
 from st_asym.data import RetrievalData, load_data
 from st_asym.data.collection import Qrels, counted, first_few, own_documents
-from st_asym.data.document import copies, text_key
+from st_asym.data.document import copies, relevant_of, text_key
 from st_asym.data.formats import as_list, is_table
 from st_asym.data.prepare import check_ids, check_texts
 from st_asym.data.sources import is_one_source, read
@@ -311,7 +311,7 @@ def _is_its_file(source: Any, benchmark: Benchmark) -> bool:
 def _positives(source: Any) -> set[str]:
     """Ids of the relevant documents of qrels; of a collection, digests of their texts."""
     if _is_qrels(source):
-        return {document for grades in source.values() for document, grade in grades.items() if grade > 0}
+        return {document for grades in source.values() for document in relevant_of(grades)}
     if not isinstance(source, Iterable | RetrievalData | PathLike):
         raise TypeError(f"train must be a collection, its path or qrels, not a {type(source).__name__}.")
     found = read(source, "train")  # as fit does: all pairs of a file are for training
