@@ -12,7 +12,7 @@ from sentence_transformers.base.modules import Router, Transformer
 from torch import Tensor, nn
 
 from st_asym.cache.embedding_cache import EmbeddingCache
-from st_asym.cache.encoding import Precision, accepted_options
+from st_asym.cache.encoding import Precision, accepted_options, passed_on
 from st_asym.cache.fingerprint import (
     check_precision,
     check_ways_to_run,
@@ -121,10 +121,8 @@ class CachedSentenceTransformer(SentenceTransformer):
         encoder = encoder_modules(self)
         for name, module in self.named_children():
             if name not in encoder:
-                # As the stock method passes them on.
-                names = {*(self.module_kwargs or {}).get(name, ()), *getattr(module, "forward_kwargs", ())}
-                accepted = {key: value for key, value in kwargs.items() if isinstance(module, Router) or key in names}
-                input = module(input, **accepted)  # noqa: A001
+                names = kwargs.keys() if isinstance(module, Router) else passed_on(self, name, module)
+                input = module(input, **{key: value for key, value in kwargs.items() if key in names})  # noqa: A001
         return input
 
     def encode(self, *args: Any, **kwargs: Any) -> Any:

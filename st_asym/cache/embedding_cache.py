@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Iterable, Sequence
@@ -9,18 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import cached_assets_path
 from sentence_transformers import SentenceTransformer
 
 from st_asym.cache.encoding import Precision, Request, check_how, encode_into
 from st_asym.cache.fingerprint import encoder_fingerprint, group_of, listed
 from st_asym.cache.lmdb_file import CacheError
 from st_asym.cache.parquet import read_parquet, write_parquet
-from st_asym.cache.store import TURNS, Floats, StoredType, VectorStore
+from st_asym.cache.store import PORTION, TURNS, Floats, StoredType, VectorStore
 
 logger = logging.getLogger(__name__)
-
-# Texts that are looked up at a time.
-_PORTION = 4096
 
 
 class EmbeddingCache:
@@ -109,8 +108,8 @@ class EmbeddingCache:
         encoded = 0
         for _ in range(TURNS):
             missing: dict[bytes, int] = {}
-            for start in range(0, len(keys), _PORTION):
-                for row in self._look_up(keys[start : start + _PORTION])[1]:
+            for start in range(0, len(keys), PORTION):
+                for row in self._look_up(keys[start : start + PORTION])[1]:
                     missing.setdefault(keys[start + row], start + row)
             if not missing:
                 return encoded
@@ -149,7 +148,7 @@ class EmbeddingCache:
                 f"{texts[missing[0]]!r:.80}. EmbeddingCache.fill(model, texts) with the same prompt, task and "
                 "precision puts them there."
             )
-        return np.empty((0, 0), dtype=np.float32) if vectors is None else vectors
+        return vectors
 
     def embed(
         self,
@@ -177,13 +176,13 @@ class EmbeddingCache:
         if rows:
             self._encode(asked, {keys[row]: row for row in reversed(rows)})
             vectors, rows = self._look_up(asked.keys())
-        if not rows:
-            return np.empty((0, 0), dtype=np.float32) if vectors is None else vectors
-        raise CacheError(
-            f"{self.store.directory} lost the vector of {asked.texts[rows[0]]!r:.80} right after it was written: "
-            "another process removes vectors there, or the disk does not keep what is written. Use a directory of its "
-            "own, on another disk if that does not help."
-        )
+        if rows:
+            raise CacheError(
+                f"{self.store.directory} lost the vector of {asked.texts[rows[0]]!r:.80} right after it was written: "
+                "another process removes vectors there, or the disk does not keep what is written. Use a directory of "
+                "its own, on another disk if that does not help."
+            )
+        return vectors
 
     def remove(self, model: SentenceTransformer) -> int:
         """Delete all vectors of one encoder, whatever their prompts and precision.
@@ -250,13 +249,9 @@ class EmbeddingCache:
         """How to open it again."""
         return f"EmbeddingCache({str(self.store.directory)!r})"
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[Any, ...]:
         """Another process opens the directory itself."""
-        return {"directory": self.store.directory, "max_bytes": self.store.max_bytes}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Open it again."""
-        self.__init__(**state)  # type: ignore[misc]
+        return functools.partial(type(self), max_bytes=self.store.max_bytes), (self.store.directory,)
 
     def _encode(self, asked: Request, missing: dict[bytes, int], **how: Any) -> int:
         if self.store.read_only:
@@ -268,8 +263,8 @@ class EmbeddingCache:
             )
         return encode_into(self.store, asked, missing, **how)
 
-    def _look_up(self, keys: Sequence[bytes]) -> tuple[Floats | None, list[int]]:
-        """The vectors (n, d), if there are any, and the rows that are missing."""
+    def _look_up(self, keys: Sequence[bytes]) -> tuple[Floats, list[int]]:
+        """The vectors (n, d), those in the missing rows undefined, (0, 0) where all are missing; and these rows."""
         found = self.store.get(keys)
         if found.damaged:
             logger.warning(
@@ -278,13 +273,11 @@ class EmbeddingCache:
                 len(keys),
                 self.store.directory,
             )
-        return found.vectors, found.missing
+        return np.empty((0, 0), np.float32) if found.vectors is None else found.vectors, found.missing
 
 
 def open_cache(cache: EmbeddingCache | str | os.PathLike[str] | None) -> EmbeddingCache:
     """A cache as it is, that of a directory, or the one in the cache folder of ``huggingface_hub``."""
-    from huggingface_hub import cached_assets_path  # only this needs it
-
     if isinstance(cache, EmbeddingCache):
         return cache
     return EmbeddingCache(cached_assets_path("st_asym", subfolder="vectors") if cache is None else cache)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from st_asym.cache.fingerprint import check_text, encoder_fingerprint, note_what_ran, record_keys
@@ -108,10 +108,18 @@ def encode_into(
         workers=len(devices or [""]),
     )
     named = getattr(model.config, "_name_or_path", None) or model.model_card_data.base_model
-    pending = _Pending(store, str(named or " + ".join(type(one).__name__ for one in encoder_modules(model).values())))
+    name = str(named or " + ".join(type(one).__name__ for one in encoder_modules(model).values()))
     options = {**asked.options, "prompt": asked.prompt or None, "task": asked.task}
     there: set[int] = set()
-    encoded = 0
+    waiting: dict[bytes, Floats] = {}
+    committed, encoded = time.monotonic(), 0
+
+    def commit() -> None:
+        ready = dict(waiting)
+        waiting.clear()  # first, as what cannot be stored is not tried again
+        if ready:
+            store.put(list(ready), np.stack(list(ready.values())), name)
+
     with (
         encoding(model, precision=asked.precision, devices=devices, **options) as encode,
         tqdm(total=len(keys), unit="text", desc="Encoding", disable=not show_progress_bar) as progress,
@@ -126,9 +134,12 @@ def encode_into(
                 if note_what_ran(model):
                     keys = asked.keys(rows=rows)
                     there = set(range(len(keys))).difference(store.get(keys).missing)
-                pending.add([keys[i] for i in block], vectors)
+                waiting.update(zip((keys[i] for i in block), vectors, strict=True))
+                if time.monotonic() - committed >= _COMMIT_SECONDS or len(waiting) >= _COMMIT_VECTORS:
+                    commit()
+                    committed = time.monotonic()
         finally:
-            pending.commit()
+            commit()
     return encoded
 
 
@@ -227,10 +238,12 @@ def _processor_has_bfloat16() -> bool:
 
 def accepted_options(model: SentenceTransformer) -> set[str]:
     """The keyword arguments that the modules before the heads take, ``task`` among them if one does."""
-    options: set[str] = set()
-    for name, module in encoder_modules(model).items():
-        options |= set((model.module_kwargs or {}).get(name, ())) | set(getattr(module, "forward_kwargs", ()))
-    return options
+    return {option for name, module in encoder_modules(model).items() for option in passed_on(model, name, module)}
+
+
+def passed_on(model: SentenceTransformer, name: str, module: nn.Module) -> set[str]:
+    """The keyword arguments that the stock ``forward`` of a model hands to one of its modules."""
+    return {*(model.module_kwargs or {}).get(name, ()), *getattr(module, "forward_kwargs", ())}
 
 
 def listens_to_task(model: SentenceTransformer) -> bool:
@@ -260,26 +273,3 @@ class _Bfloat16Encoder(SentenceTransformer):
             features = super().forward(input, **kwargs)
         features["sentence_embedding"] = features["sentence_embedding"].float()
         return features
-
-
-class _Pending:
-    """Vectors that wait for the next commit."""
-
-    def __init__(self, store: VectorStore, name: str) -> None:
-        self._store, self._name = store, name
-        self._keys: list[bytes] = []
-        self._vectors: list[Floats] = []
-        self._since = time.monotonic()
-
-    def add(self, keys: list[bytes], vectors: Floats) -> None:
-        self._keys += keys
-        self._vectors.append(vectors)
-        if time.monotonic() - self._since >= _COMMIT_SECONDS or len(self._keys) >= _COMMIT_VECTORS:
-            self.commit()
-
-    def commit(self) -> None:
-        keys, vectors = self._keys, self._vectors
-        self._keys, self._vectors = [], []
-        if keys:
-            self._store.put(keys, np.concatenate(vectors), self._name)
-        self._since = time.monotonic()

@@ -331,4 +331,4 @@ def _give_back(records: Sequence[memoryview]) -> None:
 
 
 def _whole_pages(size: int) -> int:
-    return size // 4096 * 4096
+    return size // _PAGE * _PAGE

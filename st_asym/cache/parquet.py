@@ -8,19 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from st_asym.cache.store import GROUP_BYTES, KEY_BYTES, Floats, VectorStore
+from st_asym.cache.store import GROUP_BYTES, KEY_BYTES, PORTION, Floats, VectorStore
 from st_asym.data.files import new_file
-
-# Vectors that are in memory at a time while they are read or written as Parquet.
-_PORTION = 4096
 
 
 def write_parquet(store: VectorStore, group: bytes, facts: dict[str, Any], path: str | os.PathLike[str]) -> int:
     """Write a group with these ``facts`` of :meth:`VectorStore.groups`, and say how many vectors it has."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     values = pa.float16() if store.dtype == np.float16 else pa.float32()
     key_type, vector_type = pa.binary(KEY_BYTES), pa.list_(values, facts["dimension"])
     schema = pa.schema([("key", key_type), ("vector", vector_type)], metadata={"encoder": facts["name"]})
@@ -79,14 +76,11 @@ def _files(path: Path) -> list[Path]:
 
 def _portions(path: Path) -> Iterator[tuple[str, list[bytes], Floats]]:
     """Name of the encoder, keys and vectors (n, d) of a file, portion by portion and group by group, each checked."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             _check_columns(path, file.schema_arrow)
             name = (file.schema_arrow.metadata or {}).get(b"encoder", b"imported").decode()
-            for batch in file.iter_batches(_PORTION, columns=["key", "vector"]):
+            for batch in file.iter_batches(PORTION, columns=["key", "vector"]):
                 keys = batch.column("key").to_pylist()
                 vectors = _checked(path, keys, batch.column("vector")) if keys else np.empty((0, 0), np.float32)
                 for group in sorted({key[:GROUP_BYTES] for key in keys}):
@@ -99,8 +93,6 @@ def _portions(path: Path) -> Iterator[tuple[str, list[bytes], Floats]]:
 
 
 def _check_columns(path: Path, schema: Any) -> None:
-    import pyarrow as pa
-
     if missing := {"key", "vector"}.difference(schema.names):
         raise ValueError(
             f"{path} has the columns {schema.names}, but not {sorted(missing)[0]!r}: it must come from "
@@ -114,8 +106,6 @@ def _check_columns(path: Path, schema: Any) -> None:
 
 def _checked(path: Path, keys: list[Any], column: Any) -> Floats:
     """The vectors (n, d) of one batch."""
-    import pyarrow.compute as pc
-
     if any(not isinstance(key, bytes) or len(key) != KEY_BYTES for key in keys):
         raise ValueError(f"{path} has keys that are not {KEY_BYTES} bytes long: they must come from record_keys.")
     if column.null_count or len(pc.unique(pc.list_value_length(column))) != 1:

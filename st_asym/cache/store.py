@@ -27,6 +27,8 @@ _GROUP_PREFIX = b"group:"
 _CHECKSUM_BYTES = 4
 # How often the directory may be deleted just when it is written to.
 TURNS = 5
+# Vectors that are in memory at a time where many are read or written.
+PORTION = 4096
 
 
 class Found(NamedTuple):
@@ -64,19 +66,15 @@ class VectorStore:
         self.directory = Path(directory).resolve()
         self.max_bytes = None if max_bytes is None or max_bytes == float("inf") else int(max_bytes)
         self._environment = open_environment(self.directory)
-        self._followed = self._environment.follow()
+        # How often the directory was deleted or replaced while it was open, which loses what it held.
+        self.replaced = self._environment.follow()
         self.dtype = np.dtype(dtype or "float32")
-        self.dtype = np.dtype(self._agree_on_format(dtype))
+        self.dtype = self._agree_on_format(dtype)
 
     @property
     def read_only(self) -> bool:
         """Whether this process may only read the directory."""
         return self._environment.read_only
-
-    @property
-    def replaced(self) -> int:
-        """How often the directory was deleted or replaced while it was open, which loses what it held."""
-        return self._followed
 
     def get(self, keys: Sequence[bytes]) -> Found:
         """Look up the vectors of keys of one group, in order, as float32."""
@@ -113,11 +111,11 @@ class VectorStore:
 
         def read(txn: Any) -> dict[bytes, dict[str, Any]]:
             keys = _keys_from(txn, _GROUP_PREFIX, _GROUP_PREFIX, None, size=len(_GROUP_PREFIX) + GROUP_BYTES)
-            return {key[len(_GROUP_PREFIX) :]: _unpack_json(key, txn.get(key)) for key in keys}
+            return {key[len(_GROUP_PREFIX) :]: _json_of(txn, key) for key in keys}
 
         return self._read(read)
 
-    def records(self, group: bytes, batch: int = 4096) -> Iterator[tuple[list[bytes], Floats]]:
+    def records(self, group: bytes, batch: int = PORTION) -> Iterator[tuple[list[bytes], Floats]]:
         """All vectors of a group in batches, in the order of their keys; damaged ones are left out."""
         start = group
         while True:
@@ -139,17 +137,15 @@ class VectorStore:
         """The number of vectors of all groups."""
         return sum(group["vectors"] for group in self.groups().values())
 
-    def _agree_on_format(self, dtype: StoredType | None) -> str:
-        def read(txn: Any) -> dict[str, Any] | None:
-            value = txn.get(_FORMAT_KEY)
-            if value is not None:
-                return _unpack_json(_FORMAT_KEY, value)
-            if txn.stat()["entries"]:
+    def _agree_on_format(self, dtype: str | None) -> np.dtype[Any]:
+        def read(txn: Any) -> Any:
+            found = _json_of(txn, _FORMAT_KEY)
+            if found is None and txn.stat()["entries"]:
                 raise CacheError(
                     f"{self.directory} holds an LMDB file that is not a vector cache of this library: use another "
                     "directory."
                 )
-            return None
+            return found
 
         found = self._read(read)
         if found is None:
@@ -168,14 +164,13 @@ class VectorStore:
                 f"{self.directory} holds {found['dtype']} vectors, so it cannot be opened with dtype={dtype!r}: leave "
                 "dtype out, or use another directory."
             )
-        return str(found["dtype"])
+        return np.dtype(found["dtype"])
 
     def _get(self, txn: Any, keys: Sequence[bytes]) -> Found:
-        group = txn.get(_group_key(keys[0][:GROUP_BYTES])) if keys else None
+        group = _json_of(txn, _group_key(keys[0])) if keys else None
         if group is None:
             return Found(None, list(range(len(keys))), [])
-        dimension = _unpack_json(_group_key(keys[0][:GROUP_BYTES]), group)["dimension"]
-        size = _CHECKSUM_BYTES + dimension * self.dtype.itemsize
+        size = _CHECKSUM_BYTES + group["dimension"] * self.dtype.itemsize
         filler = bytes(size)
         records: list[Any] = []
         missing, damaged = [], []
@@ -196,10 +191,8 @@ class VectorStore:
         return Found(joined.copy().view(self.dtype).astype(np.float32, copy=False), missing, damaged)
 
     def _put(self, txn: Any, records: Sequence[tuple[bytes, bytes]], dimension: int, name: str) -> None:
-        key = _group_key(records[0][0][:GROUP_BYTES])
-        value = txn.get(key)
-        new = {"name": name, "dimension": dimension, "vectors": 0}
-        group: dict[str, Any] = new if value is None else _unpack_json(key, value)
+        key = _group_key(records[0][0])
+        group = _json_of(txn, key) or {"name": name, "dimension": dimension, "vectors": 0}
         if group["dimension"] != dimension:
             raise CacheError(
                 f"{self.directory} has vectors of {group['dimension']} dimensions for this encoder, and now it gave "
@@ -213,11 +206,10 @@ class VectorStore:
     def _remove(self, txn: Any, group: bytes, portion: int) -> int:
         keys = _keys_from(txn, group, group, portion)
         removed = sum(bool(txn.delete(key)) for key in keys)
-        value = txn.get(_group_key(group))
-        if value is not None:
-            settings = _unpack_json(_group_key(group), value)
-            settings["vectors"] -= removed
-            txn.put(_group_key(group), _pack_json(_group_key(group), settings))
+        key = _group_key(group)
+        if (facts := _json_of(txn, key)) is not None:
+            facts["vectors"] -= removed
+            txn.put(key, _pack_json(key, facts))
         return removed
 
     def _read(self, job: Callable[[Any], Result]) -> Result:
@@ -243,9 +235,9 @@ class VectorStore:
 
     def _follow(self) -> None:
         """Where the directory was deleted or replaced, go on with what stands there now, in the format it has."""
-        followed = self._environment.follow()
-        if followed != self._followed:
-            self._followed = followed
+        replaced = self._environment.follow()
+        if replaced != self.replaced:
+            self.replaced = replaced
             self._agree_on_format(self.dtype.name)
 
 
@@ -267,8 +259,9 @@ def _keys_from(txn: Any, prefix: bytes, start: bytes, limit: int | None, size: i
     return keys
 
 
-def _group_key(group: bytes) -> bytes:
-    return _GROUP_PREFIX + group
+def _group_key(key: bytes) -> bytes:
+    """Where the facts about the group of a key lie."""
+    return _GROUP_PREFIX + key[:GROUP_BYTES]
 
 
 def _checksum(key: bytes, payload: Any) -> bytes:
@@ -284,9 +277,12 @@ def _pack_json(key: bytes, settings: dict[str, Any]) -> bytes:
     return _checksum(key, payload) + payload
 
 
-def _unpack_json(key: bytes, record: Any) -> dict[str, Any]:
+def _json_of(txn: Any, key: bytes) -> Any:
+    """The settings under a key, None where there are none."""
+    record = txn.get(key)
+    if record is None:
+        return None
     if len(record) > 1 << 16 or not _is_whole(key, record):
-        # Run in a transaction, which names the directory and the way out.
+        # The transaction adds the directory and the way out.
         raise lmdb.CorruptedError(f"record {key!r} does not fit its checksum")
-    settings: dict[str, Any] = json.loads(bytes(record[_CHECKSUM_BYTES:]))
-    return settings
+    return json.loads(bytes(record[_CHECKSUM_BYTES:]))
