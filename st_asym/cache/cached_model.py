@@ -17,7 +17,7 @@ from st_asym.cache.fingerprint import (
     check_precision,
     check_ways_to_run,
     encoder_fingerprint,
-    is_fingerprint,
+    was_fingerprint,
     way_of_its_own,
 )
 from st_asym.heads.anatomy import encoder_modules, taken_apart
@@ -175,7 +175,7 @@ class CachedSentenceTransformer(SentenceTransformer):
             _check_frozen(self)
         fingerprint = encoder_fingerprint(self)
         if fingerprint != self.encoder_fingerprint:
-            if not is_fingerprint(self.encoder_fingerprint, self):
+            if not was_fingerprint(self.encoder_fingerprint, self):
                 raise ValueError(
                     "The encoder has changed since CachedSentenceTransformer(model, cache) was made: its weights, its "
                     "tokenizer, its adapter or a setting such as max_seq_length. Make a new one from the changed "

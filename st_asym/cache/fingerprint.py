@@ -19,7 +19,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.configuration_utils import PretrainedConfig
 
-from st_asym.cache.foreign import Inventory, foreign_parts, hidden_buffers, is_stock, note_changes, replaced_methods
+from st_asym.cache.foreign import (
+    Inventory,
+    digest_of,
+    foreign_parts,
+    hidden_buffers,
+    is_stock,
+    note_changes,
+    replaced_methods,
+)
 from st_asym.cache.stock import (
     deviations,
     module_settings,
@@ -98,9 +106,9 @@ def way_of_its_own(model: SentenceTransformer, names: Iterable[str]) -> str | No
     return next((name for name, kind in kinds.items() if name in own or not is_stock(kind)), None)
 
 
-def is_fingerprint(digest: str, model: SentenceTransformer) -> bool:
-    """Whether it is that of the encoder, or was until :func:`note_what_ran` found what is no setting."""
-    return digest == encoder_fingerprint(model) or digest in _REMEMBERED[model].former
+def was_fingerprint(digest: str, model: SentenceTransformer) -> bool:
+    """Whether it was that of the same encoder until :func:`note_what_ran` found what is no setting."""
+    return digest in _REMEMBERED[model].former
 
 
 def note_what_ran(model: SentenceTransformer) -> bool:
@@ -109,7 +117,7 @@ def note_what_ran(model: SentenceTransformer) -> bool:
     They are no settings then, and the encoder has another fingerprint, without them.
     """
     before = _REMEMBERED.get(model)
-    if before is None or not before.note_what_ran():
+    if before is None or not note_changes(before.values, Inventory(before.parts, _quickly).values):
         return False
     _REMEMBERED[model] = _Remembered(model, former=before.former | {before.digest})
     return True
@@ -130,7 +138,7 @@ def model_fingerprint(model: SentenceTransformer) -> str:
         "truncate_dim": model.truncate_dim,
         "similarity": model.similarity_fn_name,
     }
-    return hashlib.blake2b(_as_json([_digest(model, modules), settings]), digest_size=32).hexdigest()
+    return digest_of(_as_json([_digest(model, modules), settings]))
 
 
 def record_keys(
@@ -174,7 +182,7 @@ def record_keys(
     check_text("prompt", prompt)
     check_text("task", task)
     rest = {name: value for name, value in options.items() if value is not None}
-    setting = json.dumps([encoder, prompt or "", task, precision, rest], sort_keys=True, default=_as_plain).encode()
+    setting = _as_json([encoder, prompt or "", task, precision, rest])
     base = hashlib.blake2b(setting + b"\0", digest_size=KEY_BYTES - GROUP_BYTES)
     group = group_of(encoder)
     keys = []
@@ -315,10 +323,6 @@ class _Remembered:
             or _sample(*self.probes) != self.sample
         )
 
-    def note_what_ran(self) -> bool:
-        """Whether running the encoder has changed values of foreign modules."""
-        return note_changes(self.values, Inventory(self.parts, _quickly).values)
-
 
 _REMEMBERED: WeakKeyDictionary[SentenceTransformer, _Remembered] = WeakKeyDictionary()
 
@@ -398,10 +402,10 @@ def _contents(value: Any) -> Any:
     if isinstance(value, PretrainedConfig):
         return network_settings(value)
     if not isinstance(value, Tensor):
-        return json.dumps(tokenizer_settings(value), sort_keys=True, default=_as_plain)
+        return _as_json(tokenizer_settings(value)).decode()
     if value.device.type == "meta":
         raise ValueError("a tensor that is not in memory")
-    return [str(value.dtype), list(value.shape), hashlib.blake2b(tensor_bytes(value), digest_size=32).hexdigest()]
+    return [str(value.dtype), list(value.shape), digest_of(tensor_bytes(value))]
 
 
 def _quickly(value: Any) -> Any:
@@ -436,7 +440,7 @@ def _as_plain(value: Any) -> Any:
         if isinstance(value, Tensor):
             return ["tensor", *_contents(value)]
         if is_stock(type(value)):
-            return [fullname(value), hashlib.blake2b(pickle.dumps(value, 4), digest_size=32).hexdigest()]
+            return [fullname(value), digest_of(pickle.dumps(value, 4))]
         return Inventory([], _contents).told(value)
     except Exception as error:  # whatever its own reduction raises
         raise ValueError(

@@ -144,7 +144,7 @@ class Inventory:
         """The digest of any value."""
         file = io.BytesIO()
         _Pickler(file, self).dump(value)
-        return _digest(file.getvalue())
+        return digest_of(file.getvalue())
 
     def _add_part(self, part: Part) -> None:
         name, owner = fullname(part.owner), part.owner
@@ -262,12 +262,12 @@ def _mapping(value: dict[Any, Any], _: Inventory) -> Any:
 
 
 def _array(value: np.ndarray[Any, Any], _: Inventory) -> Any:
-    content = value.tolist() if value.dtype.hasobject else _digest(np.ascontiguousarray(value).tobytes())
+    content = value.tolist() if value.dtype.hasobject else digest_of(np.ascontiguousarray(value).tobytes())
     return "array", str(value.dtype), value.shape, content
 
 
 # Texts stand for themselves by digests, as pickle writes one text twice if it is two objects, and otherwise once.
-_register([str, bytes], lambda value, _: int(_digest(repr(value).encode()), 16))
+_register([str, bytes], lambda value, _: int(digest_of(repr(value).encode()), 16))
 _register([set, frozenset], lambda value, inventory: ("set", sorted(map(inventory.told, value))))
 _register([type, types.FunctionType], _code_stand_in)
 _register([Tensor, PreTrainedTokenizerBase, PretrainedConfig], _told)
@@ -287,7 +287,8 @@ def _is_origin(name: Any) -> bool:
     return isinstance(name, str) and name.endswith("name_or_path")
 
 
-def _digest(content: bytes) -> str:
+def digest_of(content: Any) -> str:
+    """64 hexadecimal digits of bytes."""
     return hashlib.blake2b(content, digest_size=32).hexdigest()
 
 
@@ -392,4 +393,4 @@ def _code_digest(code: types.CodeType) -> str:
         else repr(sorted(map(repr, one)) if isinstance(one, frozenset) else one)
         for one in code.co_consts
     ]
-    return _digest(repr([code.co_code, constants, code.co_names]).encode())
+    return digest_of(repr([code.co_code, constants, code.co_names]).encode())

@@ -128,22 +128,20 @@ def stock_name(reference: Any) -> str | None:
     if not isinstance(reference, str):
         return None
     home, _, name = reference.rpartition(".")
-    stock = home == _FORMER_HOME or any(f"{home}.".startswith(prefix) for prefix in _HOMES)
+    stock = home == _FORMER_HOME or f"{home}.".startswith(_HOMES)
     return name if stock and name in _MODULES and all(part.isidentifier() for part in home.split(".")) else None
 
 
 def read_saved(folder: Folder, *, heads_alone: bool) -> Saved:
     """Read what a folder says it holds, with findings; nothing where it says nothing that can be followed."""
     saved = Saved()
-    try:
+    with folder.noting():
         if heads_alone:
             _read_heads(folder, saved, "")
         else:
             _read_modules(folder, saved)
-    except FindingError as error:
-        folder.add(*error.args)
-        return Saved()
-    return saved
+        return saved
+    return Saved()
 
 
 def _read_modules(folder: Folder, saved: Saved) -> None:
@@ -191,9 +189,7 @@ def _follow(folder: Folder, saved: Saved, kind: str, path: str) -> None:
         saved.encoder_dimension = saved.dimension
         _read_heads(folder, saved, path)
     elif kind == "Dense":
-        takes, gives = _dense(folder, path)
-        _check_fit(folder, path, saved.dimension, takes)
-        saved.dimension = gives
+        _, saved.dimension = _dense(folder, path, saved.dimension)
     elif kind not in ("Dropout", "LayerNorm", "Normalize"):
         before, saved.dimension = saved.dimension, None
         if kind in ("Transformer", "StaticEmbedding"):
@@ -242,8 +238,8 @@ def _pooling(folder: Folder, path: str, before: int | None) -> int:
     return int(size) * (1 if isinstance(modes, str) else max(1, len(modes)))
 
 
-def _dense(folder: Folder, path: str) -> tuple[int, int]:
-    """Input and output dimensions of a ``Dense`` whose configuration and weights fit together."""
+def _dense(folder: Folder, path: str, before: int | None) -> tuple[int, int]:
+    """Input and output dimensions of a ``Dense`` whose configuration and weights fit together, and what is before."""
     name, file = join(path, "config.json"), join(path, "model.safetensors")
     tensors, configuration = folder.weights(file).tensors, folder.json(name)
     columns, rows = (configuration.get(key) for key in ("in_features", "out_features"))
@@ -264,6 +260,7 @@ def _dense(folder: Folder, path: str) -> tuple[int, int]:
         raise FindingError(file, why)
     if any(dtype not in FLOATS for dtype, _ in tensors.values()):
         folder.add(file, "holds weights that are no floating point numbers. Save the model again.")
+    _check_fit(folder, path, before, columns)
     return columns, rows
 
 
@@ -325,10 +322,9 @@ def _read_route(folder: Folder, saved: Saved, route: str, layers: Sequence[str])
     """Follow the layers of a route; their digest, None where it has none."""
     digests: list[tuple[str, str]] = []
     for path in layers:
-        takes, gives = _dense(folder, path)
-        first, before = saved.sizes.get(route, (takes, takes))
-        _check_fit(folder, path, before, takes)
-        saved.sizes[route] = (first, gives)
+        first, before = saved.sizes.get(route, (None, None))
+        takes, gives = _dense(folder, path, before)
+        saved.sizes[route] = (first or takes, gives)
         name = join(path, "config.json")
         configuration = folder.json(name)
         keys = [configuration.get(key) for key in ("module_input_name", "module_output_name")]

@@ -106,9 +106,8 @@ class Provenance:
         Raises:
             VerificationError: It is damaged, or a link.
         """
-        folder, found = Folder(path), None
-        with folder.noting():
-            found = read_provenance(folder)
+        folder = Folder(path)
+        found = read_provenance(folder)
         # What else lies in the folder says nothing against it: weights that are links, for instance.
         if own := [finding for finding in folder.findings if finding.startswith(f"{PROVENANCE_FILE}: ")]:
             raise VerificationError(path, own)
@@ -203,9 +202,10 @@ def made_with_heads(model: SentenceTransformer | str | os.PathLike[str] | Any) -
     from st_asym.heads.anatomy import taken_apart
 
     if isinstance(model, SentenceTransformer):
-        heads = taken_apart(model)[1]
-        if not heads or heads[0] in _MADE:
-            return _MADE[heads[0]] if heads else None
+        if not (heads := taken_apart(model)[1]):
+            return None
+        if heads[0] in _MADE:
+            return _MADE[heads[0]]
         name = getattr(getattr(model.transformers_model, "config", None), "name_or_path", None)
         model = name if name and Path(name).is_dir() else None
     file = _file_of(model, PROVENANCE_FILE)
@@ -266,23 +266,25 @@ def write_provenance(path: Path, *, kind: str, **facts: Any) -> Provenance:
 
 
 def read_provenance(folder: Folder) -> Provenance | None:
-    """That of a folder; None where it has none, and a ``FindingError`` where it cannot be read."""
+    """That of a folder; None where it has none, or one that cannot be read, which is noted."""
     if PROVENANCE_FILE not in folder.sizes:
         return None
-    found = folder.json(PROVENANCE_FILE)
-    if found.pop("format", None) != _FORMAT:
-        raise FindingError(PROVENANCE_FILE, f"is not in format {_FORMAT}: read it with the st_asym that wrote it.")
-    found = {"documents": {}, "trained": {}, "seed": None, **found}  # 0.1 did not note the first two
-    kinds: dict[str, Any] = dict.fromkeys(Provenance.__dataclass_fields__, dict)
-    kinds |= {"kind": str, "created": str, "seed": int | None}
-    wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]
-    wrong += sorted(set(found) - set(kinds))
-    checks = {"files": _are_digests, "heads": _are_digests, "documents": _are_digests}
-    checks |= {"model": are_prompts, "trained": _are_trained}
-    wrong += [name for name, are_sound in checks.items() if name not in wrong and not are_sound(found[name])]
-    if wrong:
-        raise FindingError(PROVENANCE_FILE, f"is damaged ({', '.join(wrong[:5])}). Download the model again.")
-    return Provenance(**found)
+    with folder.noting():
+        found = folder.json(PROVENANCE_FILE)
+        if found.pop("format", None) != _FORMAT:
+            raise FindingError(PROVENANCE_FILE, f"is not in format {_FORMAT}: read it with the st_asym that wrote it.")
+        found = {"documents": {}, "trained": {}, "seed": None, **found}  # 0.1 did not note the first two
+        kinds: dict[str, Any] = dict.fromkeys(Provenance.__dataclass_fields__, dict)
+        kinds |= {"kind": str, "created": str, "seed": int | None}
+        wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]
+        wrong += sorted(set(found) - set(kinds))
+        checks = {"files": _are_digests, "heads": _are_digests, "documents": _are_digests}
+        checks |= {"model": are_prompts, "trained": _are_trained}
+        wrong += [name for name, are_sound in checks.items() if name not in wrong and not are_sound(found[name])]
+        if wrong:
+            raise FindingError(PROVENANCE_FILE, f"is damaged ({', '.join(wrong[:5])}). Download the model again.")
+        return Provenance(**found)
+    return None
 
 
 def describe_encoder(model: SentenceTransformer) -> dict[str, Any]:

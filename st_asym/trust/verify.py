@@ -102,9 +102,7 @@ def verify(path: str | os.PathLike[str]) -> Verification:
         if name.endswith(".safetensors"):
             with folder.noting():
                 folder.weights(name)
-    provenance = None
-    with folder.noting():
-        provenance = read_provenance(folder)
+    provenance = read_provenance(folder)
     if provenance is None:
         heads_alone = ROUTER_FILE in folder.sizes and "modules.json" not in folder.sizes
     else:
@@ -135,9 +133,8 @@ def read_heads(path: str | os.PathLike[str]) -> tuple[dict[str, list[str]], Prov
 
     What is read of them is checked as by :func:`verify`, and nothing else that lies there.
     """
-    folder, provenance = Folder(path, links=True), None
-    with folder.noting():
-        provenance = read_provenance(folder)
+    folder = Folder(path, links=True)
+    provenance = read_provenance(folder)
     saved = read_saved(folder, heads_alone=True)
     folder.check(path)
     structure = folder.json(ROUTER_FILE)["structure"]
