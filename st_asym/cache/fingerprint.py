@@ -7,7 +7,7 @@ import json
 import pickle
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -297,50 +297,45 @@ class _Remembered:
         self.digest, self.former = _digest(model, modules), former
         self.all = [part for top in modules for part in top.modules()]
         self.watched, self.parts = watched(self.all), foreign_parts(modules)
-        self.tokenizers = _quick_tokenizers(modules)
         inventory = Inventory(self.parts, _quickly)
-        self.values, registered = inventory.values, _registered(self.all)
-        self.places, self.tensors = list(map(id, registered)), registered + inventory.tensors
-        self.counts = _counts(self.tensors)
+        self.values, self.tensors = inventory.values, _registered(self.all) + inventory.tensors
         self.probes = _probes(self.tensors)
-        self.sample = _sample(*self.probes)
+        self.seen = list(self._looks(model))
         self.read_at = time.monotonic()
         self.seconds = self.read_at - start
 
     def is_stale(self, model: SentenceTransformer) -> bool:
         """Whether something may have changed: asked in every step, so of stock modules in a tenth of a millisecond."""
-        modules = list(encoder_modules(model).values())
         return (
             self.seconds < _SHARE * (time.monotonic() - self.read_at)
-            or list(map(id, _registered(self.all))) != self.places
-            or _counts(self.tensors) != self.counts
-            or _quick_tokenizers(modules) != self.tokenizers
+            or any(now != then for now, then in zip(self._looks(model), self.seen, strict=True))
             or any(
                 (size is not None and len(now) != size) or not before.items() <= now.items()
                 for now, size, before in self.watched
             )
-            or Inventory(self.parts, _quickly).values != self.values
-            or _sample(*self.probes) != self.sample
         )
+
+    def _looks(self, model: SentenceTransformer) -> Iterator[Any]:
+        """What shows a change. The values of tensors come last: one that has moved must not be read where it was."""
+        modules = list(encoder_modules(model).values())
+        tokenizers = [getattr(module, "tokenizer", None) for module in modules]
+        yield list(map(id, _registered(self.all)))
+        # Where each lies and how often it was written to; tensors made in inference mode are not counted.
+        yield [(one.data_ptr(), -1 if one.is_inference() else one._version) for one in self.tensors]
+        yield [modules, tokenizers, list(map(quick_tokenizer, tokenizers))]
+        yield Inventory(self.parts, _quickly).values
+        arrays, others = self.probes
+        joined = [torch.cat(group).view(torch.uint8).cpu().numpy() for group in others]  # one read for each dtype
+        yield [values.tobytes() for values in (*arrays, *joined)]
 
 
 _REMEMBERED: WeakKeyDictionary[SentenceTransformer, _Remembered] = WeakKeyDictionary()
-
-
-def _quick_tokenizers(modules: Sequence[nn.Module]) -> list[Any]:
-    tokenizers = [getattr(module, "tokenizer", None) for module in modules]
-    return [modules, tokenizers, list(map(quick_tokenizer, tokenizers))]
 
 
 def _registered(modules: Sequence[nn.Module]) -> list[Tensor]:
     """The parameters and buffers that are in the modules; no caches."""
     groups = [group for module in modules for group in (module._parameters, module._buffers) if group]
     return [one for group in groups for name, one in group.items() if one is not None and "cache" not in name]
-
-
-def _counts(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
-    """Where each tensor lies and how often it was written to; tensors made in inference mode are not counted."""
-    return [(tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version) for tensor in tensors]
 
 
 def _probes(tensors: Sequence[Tensor]) -> tuple[list[Any], list[list[Tensor]]]:
@@ -356,12 +351,6 @@ def _probes(tensors: Sequence[Tensor]) -> tuple[list[Any], list[list[Tensor]]]:
             else:
                 others.setdefault((tensor.device, tensor.dtype), []).append(values)
     return arrays, list(others.values())
-
-
-def _sample(arrays: list[Any], others: list[list[Tensor]]) -> list[bytes]:
-    """The probed values, on other devices than the processor in one read for each dtype."""
-    joined = [torch.cat(group).view(torch.uint8).cpu().numpy() for group in others]
-    return [values.tobytes() for values in (*arrays, *joined)]
 
 
 def _digest(model: SentenceTransformer, modules: Sequence[nn.Module]) -> str:
