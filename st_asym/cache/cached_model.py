@@ -22,7 +22,7 @@ from st_asym.cache.fingerprint import (
 )
 from st_asym.heads.anatomy import encoder_modules, taken_apart
 
-# Methods of a model that are not run: those of SentenceTransformer are.
+# Methods that run as SentenceTransformer has them, so that a model with others would get other vectors.
 _WAYS = ("encode_query", "encode_document", "_resolve_prompt", "_inference")
 
 

@@ -264,7 +264,7 @@ class EmbeddingCache:
         return encode_into(self.store, asked, missing, **how)
 
     def _look_up(self, keys: Sequence[bytes]) -> tuple[Floats, list[int]]:
-        """The vectors (n, d), those in the missing rows undefined, (0, 0) where all are missing; and these rows."""
+        """Vectors (n, d), or (0, 0) where there are none; and the rows that are missing, which are undefined there."""
         found = self.store.get(keys)
         if found.damaged:
             logger.warning(

@@ -332,7 +332,7 @@ def _attributes_of(kind: type) -> list[tuple[str, Any]]:
     return [
         (name, value)
         for name, value in sorted(vars(kind).items())
-        if name[:2] != "__" and name not in skipped and _may_shape(name, value, kind.__module__)
+        if name not in skipped and _may_shape(name, value, kind.__module__)
     ]
 
 
@@ -346,13 +346,13 @@ def _beside(names: frozenset[str], space: dict[str, Any], module: str) -> Iterat
         if isinstance(value, types.ModuleType):
             if not _is_library(value.__name__):
                 yield from ((f"{name}.{inner}", one) for inner, one in _beside(names - {name}, vars(value), module))
-        elif name[:2] != "__" and _may_shape(name, value, module):
+        elif _may_shape(name, value, module):
             yield name, value
 
 
 def _may_shape(name: str, value: Any, module: str) -> bool:
     """Whether a value that code of a module names may shape vectors, and can be told from others."""
-    if "cache" in name.lower():
+    if name[:2] == "__" or "cache" in name.lower():
         return False
     if isinstance(value, type | types.FunctionType):
         return bool(value.__module__ == module or not _is_library(value.__module__))
@@ -373,8 +373,10 @@ def _package(module: Any) -> str:
 
 def _is_library(module: str) -> bool:
     """Whether a module is installed, and not the user's own code."""
-    if module == "__main__" or _package(module) in _PACKAGES | sys.stdlib_module_names:
-        return module != "__main__"
+    if module == "__main__":
+        return False
+    if _package(module) in _PACKAGES | sys.stdlib_module_names:
+        return True
     file = getattr(sys.modules.get(module), "__file__", None) or ""
     return "site-packages" in file or "dist-packages" in file
 

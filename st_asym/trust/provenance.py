@@ -78,8 +78,7 @@ class Provenance:
         versions: Of the packages that made it.
         model: Of heads alone: the prompts of their model.
         documents: Path in the folder to SHA-256, for what people read, as it was written; it may change afterwards.
-        trained: Digests of the training queries, see ``TrainedQueries``; empty where there
-            are none, as of 0.1.
+        trained: Digests of the training queries, see ``TrainedQueries``; empty where there are none, as of 0.1.
 
     Example:
         >>> Provenance.of("model").encoder["name"]  # doctest: +SKIP

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cache_helpers import save_tiny_bert, tiny_bert
+from cache_helpers import tiny_bert
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
@@ -17,11 +17,6 @@ from sentence_transformers.sentence_transformer.modules import BoW
 from st_asym import CachedSentenceTransformer, CacheError, EmbeddingCache, asymmetric_model, freeze_encoder
 
 TEXTS = ["a bad cab", "deaf", "", "a bad cab", " ", "x" * 1000, "a", "é ü", "bad\ncab", "bad cab"]
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_bert(tmp_path_factory.mktemp("bert"))
 
 
 def trained(bert: Path, **options: Any) -> SentenceTransformer:

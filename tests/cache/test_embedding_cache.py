@@ -29,8 +29,8 @@ TEXTS = ["a bad cab", "deaf", "", "a bad cab", " ", "x" * 100_000, "a", "é ü",
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> SentenceTransformer:
-    return tiny_bert(save_tiny_bert(tmp_path_factory.mktemp("bert")))
+def encoder(bert: Path) -> SentenceTransformer:
+    return tiny_bert(bert)
 
 
 @pytest.fixture

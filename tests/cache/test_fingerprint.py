@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cache_helpers import save_tiny_bert, tiny_bert
+from cache_helpers import tiny_bert
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Router
 from sentence_transformers.sentence_transformer.modules import BoW, StaticEmbedding
@@ -15,11 +15,6 @@ from transformers import PreTrainedTokenizerFast
 from st_asym import asymmetric_model, encoder_fingerprint
 from st_asym.cache import fingerprint as fingerprint_module
 from st_asym.cache.encoding import listens_to_task
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_bert(tmp_path_factory.mktemp("bert"))
 
 
 def test_is_the_same_for_the_same_encoder(bert: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import lmdb
 import numpy as np
 import pytest
-from cache_helpers import python, save_tiny_bert, tiny_bert
+from cache_helpers import python, tiny_bert
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import BoW
 
@@ -175,8 +175,8 @@ def test_through_a_bind_mount_it_is_the_same_store(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> SentenceTransformer:
-    return tiny_bert(save_tiny_bert(tmp_path_factory.mktemp("bert"))).requires_grad_(False)
+def encoder(bert: Path) -> SentenceTransformer:
+    return tiny_bert(bert).requires_grad_(False)
 
 
 def in_another_process(directory: Path) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cache_helpers import save_tiny_bert, tiny_bert
+from cache_helpers import tiny_bert
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Module, Normalize
@@ -405,11 +405,6 @@ class Lora(nn.Module):
         for name in self._active_adapter:
             result = result + self.lora_B[name](self.lora_A[name](values)) * self.scaling[name]
         return result
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_bert(tmp_path_factory.mktemp("bert"))
 
 
 def adapted(bert: Path) -> SentenceTransformer:
