@@ -164,7 +164,7 @@ class VectorStore:
                 f"{self.directory} holds {found['dtype']} vectors, so it cannot be opened with dtype={dtype!r}: leave "
                 "dtype out, or use another directory."
             )
-        return np.dtype(found["dtype"])
+        return np.dtype(str(found["dtype"]))
 
     def _get(self, txn: Any, keys: Sequence[bytes]) -> Found:
         group = _json_of(txn, _group_key(keys[0])) if keys else None

@@ -135,13 +135,15 @@ def stock_name(reference: Any) -> str | None:
 def read_saved(folder: Folder, *, heads_alone: bool) -> Saved:
     """Read what a folder says it holds, with findings; nothing where it says nothing that can be followed."""
     saved = Saved()
-    with folder.noting():
+    try:
         if heads_alone:
             _read_heads(folder, saved, "")
         else:
             _read_modules(folder, saved)
-        return saved
-    return Saved()
+    except FindingError as error:
+        folder.add(*error.args)
+        return Saved()
+    return saved
 
 
 def _read_modules(folder: Folder, saved: Saved) -> None:

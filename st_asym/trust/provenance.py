@@ -268,22 +268,27 @@ def read_provenance(folder: Folder) -> Provenance | None:
     """That of a folder; None where it has none, or one that cannot be read, which is noted."""
     if PROVENANCE_FILE not in folder.sizes:
         return None
-    with folder.noting():
-        found = folder.json(PROVENANCE_FILE)
-        if found.pop("format", None) != _FORMAT:
-            raise FindingError(PROVENANCE_FILE, f"is not in format {_FORMAT}: read it with the st_asym that wrote it.")
-        found = {"documents": {}, "trained": {}, "seed": None, **found}  # 0.1 did not note the first two
-        kinds: dict[str, Any] = dict.fromkeys(Provenance.__dataclass_fields__, dict)
-        kinds |= {"kind": str, "created": str, "seed": int | None}
-        wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]
-        wrong += sorted(set(found) - set(kinds))
-        checks = {"files": _are_digests, "heads": _are_digests, "documents": _are_digests}
-        checks |= {"model": are_prompts, "trained": _are_trained}
-        wrong += [name for name, are_sound in checks.items() if name not in wrong and not are_sound(found[name])]
-        if wrong:
-            raise FindingError(PROVENANCE_FILE, f"is damaged ({', '.join(wrong[:5])}). Download the model again.")
-        return Provenance(**found)
-    return None
+    try:
+        return _of_json(folder.json(PROVENANCE_FILE))
+    except FindingError as error:
+        folder.add(*error.args)
+        return None
+
+
+def _of_json(found: dict[str, Any]) -> Provenance:
+    if found.pop("format", None) != _FORMAT:
+        raise FindingError(PROVENANCE_FILE, f"is not in format {_FORMAT}: read it with the st_asym that wrote it.")
+    found = {"documents": {}, "trained": {}, "seed": None, **found}  # 0.1 did not note the first two
+    kinds: dict[str, Any] = dict.fromkeys(Provenance.__dataclass_fields__, dict)
+    kinds |= {"kind": str, "created": str, "seed": int | None}
+    wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]
+    wrong += sorted(set(found) - set(kinds))
+    checks = {"files": _are_digests, "heads": _are_digests, "documents": _are_digests}
+    checks |= {"model": are_prompts, "trained": _are_trained}
+    wrong += [name for name, are_sound in checks.items() if name not in wrong and not are_sound(found[name])]
+    if wrong:
+        raise FindingError(PROVENANCE_FILE, f"is damaged ({', '.join(wrong[:5])}). Download the model again.")
+    return Provenance(**found)
 
 
 def describe_encoder(model: SentenceTransformer) -> dict[str, Any]:
