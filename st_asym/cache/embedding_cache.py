@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import cached_assets_path
 from sentence_transformers import SentenceTransformer
 
 from st_asym.cache.encoding import Precision, Request, check_how, encode_into
@@ -278,6 +277,8 @@ class EmbeddingCache:
 
 def open_cache(cache: EmbeddingCache | str | os.PathLike[str] | None) -> EmbeddingCache:
     """A cache as it is, that of a directory, or the one in the cache folder of ``huggingface_hub``."""
+    from huggingface_hub import cached_assets_path  # a part of it that nothing else loads
+
     if isinstance(cache, EmbeddingCache):
         return cache
     return EmbeddingCache(cached_assets_path("st_asym", subfolder="vectors") if cache is None else cache)

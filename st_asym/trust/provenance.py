@@ -47,7 +47,7 @@ Data: TypeAlias = Union[RetrievalData, "Dataset"]
 
 _FORMAT = 1
 _PACKAGES = ("st_asym", "sentence-transformers", "transformers", "tokenizers", "torch", "numpy")
-_SETTINGS_FILE = "config_sentence_transformers.json"
+SETTINGS_FILE = "config_sentence_transformers.json"
 # The first version that has the modules of a saved model under the names that it is saved with.
 _REQUIREMENTS = {
     "sentence-transformers": {"specifier": ">=6.0", "reason": "Earlier versions have its modules under other names."}
@@ -162,9 +162,9 @@ def save_provenance(
     path = Path(path)
     if not (path / "modules.json").is_file():
         raise FileNotFoundError(f"{path} holds no saved model: call model.save_pretrained({str(path)!r}) first.")
-    options = json.loads((path / _SETTINGS_FILE).read_text(encoding="utf-8"))
+    options = json.loads((path / SETTINGS_FILE).read_text(encoding="utf-8"))
     options["requirements"] = {**(options.get("requirements") or {}), **_REQUIREMENTS}
-    write_json(path / _SETTINGS_FILE, options)
+    write_json(path / SETTINGS_FILE, options)
     parts = {} if data is None else data if isinstance(data, Mapping) else {"train": data}
     read = [found for part in parts.values() if (found := training_data(part)) is not None]
     trained = TrainedQueries.of(read) if read else None

@@ -17,9 +17,8 @@ from st_asym.trust.modules import (
     is_too_large,
     read_saved,
 )
-from st_asym.trust.provenance import Provenance, are_prompts, read_provenance
+from st_asym.trust.provenance import SETTINGS_FILE, Provenance, are_prompts, read_provenance
 
-_SETTINGS_FILE = "config_sentence_transformers.json"
 # What cannot be told where a folder does not say what it was made of: of any model, and of heads.
 _NOTES = (
     f"There is no {PROVENANCE_FILE}: a change of the files since they were saved cannot be told.",
@@ -147,19 +146,19 @@ def read_heads(path: str | os.PathLike[str]) -> tuple[dict[str, list[str]], Prov
 
 
 def _check_settings(folder: Folder, *, with_heads: bool) -> None:
-    settings = folder.json(_SETTINGS_FILE)
+    settings = folder.json(SETTINGS_FILE)
     kind, similarity = settings.get("model_type", "SentenceTransformer"), settings.get("similarity_fn_name")
     if kind != "SentenceTransformer":
-        folder.add(_SETTINGS_FILE, f"is of a {shown(kind)}, not of a SentenceTransformer. Use its own class.")
+        folder.add(SETTINGS_FILE, f"is of a {shown(kind)}, not of a SentenceTransformer. Use its own class.")
     if with_heads and similarity != "cosine":
         what = f"compares vectors by {shown(similarity)}, and heads are trained for cosine. Set it so."
-        folder.add(_SETTINGS_FILE, what)
+        folder.add(SETTINGS_FILE, what)
     if not are_prompts(settings):
         what = "has prompts that are no texts, or a default prompt that is not among them. Save the model again."
-        folder.add(_SETTINGS_FILE, what)
+        folder.add(SETTINGS_FILE, what)
     truncated = settings.get("truncate_dim")
     if truncated is not None and (type(truncated) is not int or truncated < 1):
-        folder.add(_SETTINGS_FILE, f"truncates vectors to {shown(truncated)}, which is no dimension.")
+        folder.add(SETTINGS_FILE, f"truncates vectors to {shown(truncated)}, which is no dimension.")
 
 
 def _check_made(folder: Folder, provenance: Provenance, saved: Saved) -> None:
