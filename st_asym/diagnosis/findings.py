@@ -19,7 +19,7 @@ from st_asym.fitting.gate import Gain
 from st_asym.heads.anatomy import Side
 from st_asym.retrieval import Judgments
 from st_asym.retrieval.metrics import TOP
-from st_asym.retrieval.search import Pairs, nearest
+from st_asym.retrieval.search import Cells, nearest
 from st_asym.trainer.monitor import HIGHEST_STD, LOWEST_STD
 
 BINS = 100
@@ -112,9 +112,9 @@ class Positions:
     """Which pairs of a query and a document are special, by their rows."""
 
     qrels: Qrels  # grades, zero or more, of the queries that have a relevant document
-    positives: Pairs  # by query
+    positives: Cells  # by query
     # No results: a query that is that document itself, and documents that have the text of a relevant one.
-    left_out: Pairs
+    left_out: Cells
 
     @classmethod
     def of(cls, data: RetrievalData, qrels: Qrels) -> Positions:
@@ -123,7 +123,7 @@ class Positions:
         graded = {q: graded[q] for q in data.queries if any(graded.get(q, {}).values())}
         queries, documents = ({key: row for row, key in enumerate(texts)} for texts in (data.queries, data.corpus))
 
-        def rows(ids: Iterable[tuple[str, str]]) -> Pairs:
+        def rows(ids: Iterable[tuple[str, str]]) -> Cells:
             found = [(queries[q], documents[d]) for q, d in dict.fromkeys(ids)]
             query_rows, document_rows = torch.tensor(found, dtype=torch.int64).reshape(-1, 2).T
             return query_rows, document_rows
@@ -147,7 +147,7 @@ class Similarities:
     negative_counts: tuple[int, ...]
 
 
-def compare(queries: Tensor, documents: Tensor, positives: Pairs, left_out: Pairs) -> Similarities:
+def compare(queries: Tensor, documents: Tensor, positives: Cells, left_out: Cells) -> Similarities:
     """Compare all queries with all documents, both unit vectors; pairs as of :class:`Positions`."""
     n, m = len(queries), len(documents)
 
@@ -179,7 +179,7 @@ def compare(queries: Tensor, documents: Tensor, positives: Pairs, left_out: Pair
     )
 
 
-def _of_block(block: Tensor, pairs: Pairs, start: int) -> Pairs:
+def _of_block(block: Tensor, pairs: Cells, start: int) -> Cells:
     """The pairs whose query is in a block of rows, counted from its start."""
     here = (pairs[0] >= start) & (pairs[0] < start + len(block))
     return pairs[0][here] - start, pairs[1][here]

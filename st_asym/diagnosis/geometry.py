@@ -19,10 +19,9 @@ from sentence_transformers.base.modules import Dense, Normalize, Router
 from torch import Tensor, nn
 
 from st_asym.heads.anatomy import Side, evaluating, taken_apart
-from st_asym.losses.isotropy import uniformity, unit
+from st_asym.losses.isotropy import scaled_std, uniformity, unit
 from st_asym.retrieval.metrics import TOP
 from st_asym.retrieval.search import nearest
-from st_asym.trainer.monitor import scaled_std
 
 SIDES: tuple[Side, Side] = ("query", "document")
 

@@ -22,8 +22,8 @@ from st_asym.fitting.gate import Choice, Evidence, Rehearsal, behind, best_of_ea
 from st_asym.fitting.loop import Log, set_dial, train_heads, weights_of
 from st_asym.fitting.settings import Settings
 from st_asym.fitting.vectors import Vectors, taken
+from st_asym.losses.isotropy import scaled_std
 from st_asym.retrieval import Judgments, Scores, nearest
-from st_asym.trainer.monitor import scaled_std
 
 # Weights of trained heads that are turned back towards the identity.
 _DIALS = (0.4, 0.7, 0.85)
@@ -114,7 +114,7 @@ class Rehearsals:
         """The figures of a candidate by epoch, the mean over its cuts.
 
         Losses, and where the epoch was judged ``accuracy`` (the share of held-out queries whose nearest document is
-        relevant), ``query_std`` and ``document_std``, see :func:`st_asym.trainer.monitor.scaled_std`.
+        relevant), ``query_std`` and ``document_std``, see :func:`st_asym.losses.isotropy.scaled_std`.
         """
         means: Log = []
         for entries in zip(*self.logs.get(candidate, ()), strict=False):  # one may have run out of time

@@ -17,7 +17,17 @@ from torch.utils.checkpoint import checkpoint
 from st_asym.cache.encoding import Precision
 from st_asym.data.collection import first_few
 from st_asym.losses.distributed import gather_rows, one_of_each, total
-from st_asym.losses.documents import NOTHING, Documents, Negatives, Pairs, Relevance, Relevant, Texts, Vectors, together
+from st_asym.losses.documents import (
+    NOTHING,
+    Documents,
+    KnownPairs,
+    Negatives,
+    Relevance,
+    Relevant,
+    Texts,
+    Vectors,
+    together,
+)
 from st_asym.losses.isotropy import unit
 from st_asym.losses.sampled import HARD_NEGATIVES, HardNegatives, Sample
 
@@ -291,9 +301,9 @@ class CorpusContrastiveLoss(nn.Module):
         pairs = self._relevance.of(labels)
         if self._hard is not None:
             kept = self._hard.of(labels, self.unlabelled_weight)
-            pairs = Pairs(*(torch.cat(parts) for parts in zip(pairs, kept, strict=True)))
+            pairs = KnownPairs(*(torch.cat(parts) for parts in zip(pairs, kept, strict=True)))
         negatives, pairs = together(self._shared_negatives(labels), pairs)
-        pairs = Pairs(*(part.to(queries.device) for part in pairs))
+        pairs = KnownPairs(*(part.to(queries.device) for part in pairs))
         sums, logits, similar, places = self._compare(queries, negatives, pairs, best=hard.size if hard else 0)
         if hard is not None and negatives.positions is not None:
             hard.update(labels, queries, negatives.positions[places.cpu()], similar)
@@ -311,7 +321,7 @@ class CorpusContrastiveLoss(nn.Module):
         return found
 
     def _compare(
-        self, queries: Tensor, negatives: Negatives, pairs: Pairs, *, best: int
+        self, queries: Tensor, negatives: Negatives, pairs: KnownPairs, *, best: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Compare queries, unit vectors over the temperature, with documents, a chunk of documents at a time.
 
@@ -329,7 +339,7 @@ class CorpusContrastiveLoss(nn.Module):
         inputs = corpus.take(negatives.positions) if done is None else done
 
         def compare_chunk(start: int, documents: Tensor, weights: Tensor, *pairs_of_chunk: Tensor) -> Any:
-            pairs = Pairs(*pairs_of_chunk)
+            pairs = KnownPairs(*pairs_of_chunk)
             own = pairs.rows, pairs.columns - start
             vectors = corpus.project(documents) if done is None else documents
             with corpus.autocast(queries):

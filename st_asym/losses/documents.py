@@ -37,7 +37,7 @@ class Negatives(NamedTuple):
     weights: Tensor  # logarithms of how many documents each counts for, shape (n,) or (kinds, n), float64
 
 
-class Pairs(NamedTuple):
+class KnownPairs(NamedTuple):
     """Queries of a batch and documents that count for them otherwise than for other queries; shape ``(pairs,)``."""
 
     rows: Tensor  # of the query
@@ -47,7 +47,7 @@ class Pairs(NamedTuple):
     hard: Tensor  # whether it is a hard negative that was found before
 
 
-def together(kinds: Sequence[Negatives], pairs: Pairs) -> tuple[Negatives, Pairs]:
+def together(kinds: Sequence[Negatives], pairs: KnownPairs) -> tuple[Negatives, KnownPairs]:
     """One list of documents, those of all kinds and of the pairs, and the pairs by their places in it, ascending.
 
     A document counts for nothing in a kind that does not have it; one that a pair brings in counts for its query alone.
@@ -63,7 +63,7 @@ def together(kinds: Sequence[Negatives], pairs: Pairs) -> tuple[Negatives, Pairs
         of_kind[slice(None) if own is None else find(own, positions)] = logarithms
     order = pairs.columns.argsort()
     order = order[pairs.columns[order] >= 0]
-    return Negatives(positions, weights), Pairs(*(part[order] for part in pairs))
+    return Negatives(positions, weights), KnownPairs(*(part[order] for part in pairs))
 
 
 def find(wanted: Tensor, ascending: Tensor | None) -> Tensor:
@@ -124,7 +124,7 @@ class Relevance:
         """The logarithm of what documents count as negatives; of labelled ones alone where ``unlabelled`` is 0."""
         return (~self.labelled[positions]).double() * math.log(unlabelled or 1.0)
 
-    def of(self, labels: Tensor) -> Pairs:
+    def of(self, labels: Tensor) -> KnownPairs:
         """What is known of queries at some positions; each must have a relevant document."""
         starts = self._starts[labels]
         counts = self._starts[labels + 1] - starts
@@ -137,7 +137,7 @@ class Relevance:
         rows = torch.arange(len(labels)).repeat_interleave(counts)
         entries = torch.arange(len(rows)) + (starts - counts.cumsum(0) + counts)[rows]
         hard = torch.zeros(len(rows), dtype=torch.bool)
-        return Pairs(rows, self._columns[entries], self._shares[entries], self._weights[entries], hard)
+        return KnownPairs(rows, self._columns[entries], self._shares[entries], self._weights[entries], hard)
 
 
 class Documents:

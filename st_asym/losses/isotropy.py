@@ -143,6 +143,12 @@ def uniformity(vectors: Tensor) -> Tensor:
     return potentials.flatten().logsumexp(dim=0) - math.log(n * (n - 1))
 
 
+def scaled_std(vectors: Tensor) -> Tensor:
+    """Standard deviation over rows, averaged over dimensions, times the square root of their number; a scalar."""
+    n, d = vectors.shape
+    return vectors.std(dim=0, correction=min(1, n - 1)).mean() * math.sqrt(d)
+
+
 def unit(vectors: Tensor) -> Tensor:
     """Rows of ``vectors`` at length one, in float32 or better; rows of no length stay zero and get no gradient."""
     x = vectors if vectors.dtype == torch.float64 else vectors.float()

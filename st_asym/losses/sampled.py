@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from st_asym.losses.distributed import gathered, one_of_each
-from st_asym.losses.documents import NOTHING, Documents, Negatives, Pairs, Relevance, find
+from st_asym.losses.documents import NOTHING, Documents, KnownPairs, Negatives, Relevance, find
 from st_asym.retrieval import nearest
 
 # Documents that a scan takes through the head at once: without a gradient, they may be many.
@@ -87,13 +87,13 @@ class HardNegatives:
         self._vectors = torch.zeros(len(relevance), 0)
         self._waiting = torch.zeros(len(relevance), dtype=torch.bool)
 
-    def of(self, labels: Tensor, unlabelled_weight: float) -> Pairs:
+    def of(self, labels: Tensor, unlabelled_weight: float) -> KnownPairs:
         """The hard negatives of queries at some positions; what does not count as a negative at all is never kept."""
         kept = self.documents[labels]
         rows, ranks = (kept >= 0).nonzero(as_tuple=True)
         columns = kept[rows, ranks]
         weights = self._relevance.weights(columns, unlabelled_weight)
-        return Pairs(rows, columns, torch.zeros_like(weights), weights, torch.ones_like(rows, dtype=torch.bool))
+        return KnownPairs(rows, columns, torch.zeros_like(weights), weights, torch.ones_like(rows, dtype=torch.bool))
 
     def step(self) -> None:
         """Count a step of training, and scan where it is time to."""

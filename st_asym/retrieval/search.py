@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Pairs = tuple[Tensor, Tensor]
+# Of a matrix of similarities, by the rows of queries and the columns of documents.
+Cells = tuple[Tensor, Tensor]
 Similarities = NDArray[np.float32]
 
 # How many numbers a block of similarities may have: 16 MiB in float32.
@@ -26,7 +27,7 @@ def nearest(
     documents: Tensor | Iterable[tuple[int, Tensor]],
     k: int,
     *,
-    excluded: Pairs | None = None,
+    excluded: Cells | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Find the ``k`` most similar documents of each query, by inner product: the cosine, of unit vectors.
 

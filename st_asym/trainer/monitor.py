@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback
 
 from st_asym.losses.distributed import gathered
+from st_asym.losses.isotropy import scaled_std
 from st_asym.trainer.columns import check_router_mapping
 
 logger = logging.getLogger(__name__)
@@ -183,12 +183,6 @@ class TrainingMonitor(TrainerCallback):
                     *(trouble, side, before, now, LOWEST_STD, HIGHEST_STD),
                     *(first["in_batch_accuracy"], figures["in_batch_accuracy"], advice),
                 )
-
-
-def scaled_std(vectors: Tensor) -> Tensor:
-    """Standard deviation over rows, averaged over dimensions, times the square root of their number; a scalar."""
-    n, d = vectors.shape
-    return vectors.std(dim=0, correction=min(1, n - 1)).mean() * math.sqrt(d)
 
 
 def _check_arguments(trainer: SentenceTransformerTrainer) -> None:

@@ -227,15 +227,14 @@ def has_heads(model: SentenceTransformer | str | os.PathLike[str] | Any) -> bool
 
 def _file_of(model: Any, name: str) -> Path | None:
     """A file of a saved model, by its folder or Hub id; whether it can be read is for who loads the model to say."""
-    from sentence_transformers.util import load_file_path
+    from st_asym.heads.anatomy import model_file
 
     if not isinstance(model, str | os.PathLike):
         return None
     if not Path(model).is_dir() and os.fspath(model).count("/") != 1:  # which no Hub id has
         return None
     with contextlib.suppress(OSError):
-        found = load_file_path(os.fspath(model), name)
-        return None if found is None else Path(found)
+        return model_file(os.fspath(model), name, None)
     return None
 
 

@@ -228,3 +228,16 @@ def test_a_file_that_cannot_be_read_says_nothing_of_heads(tmp_path: Path, monkey
 
     monkeypatch.setattr(Path, "read_bytes", refused)
     assert not provenance.has_heads(tmp_path)
+
+
+def test_a_model_by_its_hub_id_is_looked_for_where_the_library_keeps_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    revision, home = "0" * 40, tmp_path / "models--me--heads"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text(revision)
+    (home / "snapshots" / revision).mkdir(parents=True)
+    (home / "snapshots" / revision / "modules.json").write_text('[{"type": "sentence_transformers.models.Router"}]')
+    assert not provenance.has_heads("me/heads")
+    monkeypatch.setenv("SENTENCE_TRANSFORMERS_HOME", str(tmp_path))
+    assert provenance.has_heads("me/heads")
