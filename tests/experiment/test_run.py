@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from experiment import mpnet, questions, run
+from experiment import first_batches, mpnet, questions, run
 from experiment.forms import FORMS, ndcg_by_form
 from experiment.losses import difference_isotropy
 from experiment.original import verdicts
@@ -158,6 +158,23 @@ def test_the_questions(arguments: list[str], tmp_path: Path, monkeypatch: pytest
     assert found["not run"] == ["FiQA2018"]
     for row in found["rows"].values():
         assert list(row["SciFact"]) == (list(FORMS[:1]) if question == "asymmetry" else list(FORMS))
+
+
+def test_first_batches_are_those_before_each_step(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"BATCH": 4, "EVERY": (1, 2), "LEARNING_RATES": (1e-9, 1e-2)}.items():
+        monkeypatch.setattr(first_batches, name, value)
+    first_batches.main([*arguments, "--train", "scifact"])
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    assert [row["off"] for row in rows] == sorted(row["off"] for row in rows)
+    assert rows[0]["way"] in capsys.readouterr().out
+    losses = {(row["way"], row["every"]): row["losses"] for row in rows}
+    for row in rows:
+        fast = row["way"].replace("1e-09", "0.01")
+        assert row["losses"][0] == losses[fast, row["every"]][0]
+        assert (row["losses"][1] == losses[fast, row["every"]][1]) == (row["way"] == fast)
+        assert losses[fast, 2][1] == losses[fast, 1][2]
 
 
 def test_the_rows_of_the_asymmetry_question_have_the_same_number_of_parameters(
