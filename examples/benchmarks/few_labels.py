@@ -10,23 +10,16 @@ are not looked at. Each way is trained to its end without a gate; the last row i
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import datasets
 import numpy as np
-import transformers
 from journal import Journal
-from nine_collections import SOURCES, Bench, Made, begun
-from retrieval import SHARED, with_dev_in_train
+from nine_collections import PACKAGES, SOURCES, Bench, begun, parser_of, with_dev_in_train, write_figures
 
 from st_asym import Settings
 from st_asym.data import RetrievalData
@@ -42,8 +35,11 @@ WAYS = {
 
 
 def main() -> None:
-    options = parse_options()
-    encoder, cache, journal = begun(options)
+    parser = parser_of(__doc__, "few_labels", seeds=[0])
+    parser.add_argument("--queries", type=int, nargs="+", default=[50, 300, 1_000], help="(default: 50 300 1000)")
+    options = parser.parse_args()
+    encoder, cache = begun(options)
+    journal = Journal(options.output.with_suffix(".jsonl"))
     for count in options.queries:
         for name in options.collections:
             whole = SOURCES[name](options.data)
@@ -52,19 +48,12 @@ def main() -> None:
                 if data is None:
                     continue
                 bench = Bench(f"{name}, {count}", data, encoder, cache)
-                for row, make in ways(bench, count).items():
-                    if ("few labels", row, bench.name, seed) not in journal:
-                        entry = bench.measured(row, make, seed)
-                        journal.add(
-                            {**entry, "block": "few labels", "row": row, "collection": bench.name, "seed": seed}
-                        )
-    write(options, journal)
-
-
-def ways(bench: Bench, count: int) -> dict[str, Callable[[int], Made]]:
-    """Name of each row, and how it is made."""
-    found = {name: partial(bench.candidate, candidates(settings, count)[-1]) for name, settings in WAYS.items()}
-    return {**found, "fit": bench.fitted}
+                for row, settings in WAYS.items():
+                    make = partial(bench.candidate, candidates(settings, count)[-1])
+                    bench.measure("few labels", row, make, [seed], journal)
+                bench.measure("few labels", "fit", bench.fitted, [seed], journal)
+    print_gains(options, journal)
+    write_figures(options, {"entries": [*journal.entries.values()]}, PACKAGES)
 
 
 def labelled(whole: RetrievalData, count: int, seed: int) -> RetrievalData | None:
@@ -77,43 +66,20 @@ def labelled(whole: RetrievalData, count: int, seed: int) -> RetrievalData | Non
     return replace(whole, qrels={split: {key: qrels[key] for key in keys} for split, keys in splits.items()})
 
 
-def write(options: argparse.Namespace, journal: Journal) -> None:
-    """Print the gains over the untouched encoder, and write all figures with the versions that made them."""
+def print_gains(options: argparse.Namespace, journal: Journal) -> None:
+    """Over the untouched encoder, the mean over seeds."""
     rows = [*WAYS, "fit"]
     print(f"| labelled queries | {' | '.join(rows)} |\n{'|---' * (len(rows) + 1)}|")
     for count in options.queries:
-        lines: list[list[float]] = []
+        gains: list[list[float]] = []
         for name in options.collections:
-            gains = [gain(journal.of("few labels", row, f"{name}, {count}")) for row in rows]
-            if None not in gains:
-                lines.append([one for one in gains if one is not None])
-                print(f"| {count} of {name} | {' | '.join(f'{one:+.4f}' for one in lines[-1])} |")
-        if lines:
-            print(f"| {count}, mean | {' | '.join(f'{one:+.4f}' for one in np.mean(lines, axis=0))} |", flush=True)
-    packages = ("st_asym", "sentence-transformers", "torch", "numpy")
-    facts = {"encoder": "all-MiniLM-L6-v2", "threads": options.threads, "versions": {p: version(p) for p in packages}}
-    entries = [*journal.entries.values()]
-    options.output.write_text(json.dumps({**facts, "entries": entries}, indent=1) + "\n", encoding="utf-8")
-
-
-def gain(entries: Sequence[dict[str, Any]]) -> float | None:
-    """The mean over seeds."""
-    return float(np.mean([entry["all, to untouched"] for entry in entries])) if entries else None
-
-
-def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=SHARED, help="the folder of the zips and of pairs/")
-    parser.add_argument("--collections", nargs="+", choices=list(SOURCES), default=list(SOURCES), metavar="NAME")
-    parser.add_argument("--queries", type=int, nargs="+", default=[50, 300, 1_000], help="(default: 50 300 1000)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="(default: 0)")
-    parser.add_argument("--threads", type=int, default=2, help="(default: %(default)s)")
-    parser.add_argument("--cache", type=Path, default=Path("runs/vectors"), help="(default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=Path("runs/few_labels.json"), help="(default: %(default)s)")
-    return parser.parse_args()
+            found = [journal.of("few labels", row, f"{name}, {count}") for row in rows]
+            if all(found):
+                gains.append([float(np.mean([entry["all, to untouched"] for entry in own])) for own in found])
+                print(f"| {count} of {name} | {' | '.join(f'{one:+.4f}' for one in gains[-1])} |")
+        if gains:
+            print(f"| {count}, mean | {' | '.join(f'{one:+.4f}' for one in np.mean(gains, axis=0))} |", flush=True)
 
 
 if __name__ == "__main__":
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     main()

@@ -22,13 +22,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import datasets
 import numpy as np
 import torch
-import transformers
-from nine_collections import SOURCES
-from packaged_encoder import packaged_encoder
-from retrieval import SHARED
+from nine_collections import PACKAGES, SHARED, SOURCES, begun
 from sentence_transformers import SentenceTransformer
 
 from st_asym import EmbeddingCache, fit
@@ -49,9 +45,7 @@ def main() -> None:
     if options.folder:
         print(json.dumps(memory(options.folder)))
         return
-    torch.set_num_threads(options.threads)
-    encoder = SentenceTransformer(packaged_encoder(), device="cpu")
-    cache = EmbeddingCache(options.cache)
+    encoder, cache = begun(options)
     collections = {name: SOURCES[name](options.data) for name in ("scifact", "feedbackqa")}
     collections[" + ".join(JOINED)] = joined({name: SOURCES[name](options.data) for name in JOINED})
     fastest = speed()
@@ -66,7 +60,7 @@ def main() -> None:
         )
     found["memory"] = in_a_process_of_its_own(options.pairs)
     print(f"\n{options.pairs:,} pairs: {found['memory']['megabytes']:.0f} MB over the vectors themselves")
-    found["versions"] = {name: version(name) for name in ("st_asym", "sentence-transformers", "torch", "numpy")}
+    found["versions"] = {name: version(name) for name in PACKAGES}
     options.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
@@ -159,6 +153,4 @@ def most_resident() -> int:
 
 
 if __name__ == "__main__":
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     main()

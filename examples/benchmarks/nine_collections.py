@@ -21,24 +21,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import bm25s
 import datasets
 import numpy as np
 import torch
 import transformers
 from journal import Journal
-from nudge import NUDGEN
 from packaged_encoder import packaged_encoder
 from python_docs import python_docs
-from retrieval import SHARED, Floats, Vectors, p_value, spread, unit, with_dev_in_train
 from sentence_transformers import SentenceTransformer
 
 from st_asym import CachedSentenceTransformer, EmbeddingCache, Settings, fit
@@ -50,47 +47,55 @@ from st_asym.fitting.candidates import Candidate, behind_vectors, candidates
 from st_asym.fitting.gate import Choice
 from st_asym.fitting.loop import train_on_vectors
 from st_asym.fitting.vectors import read_vectors
-from st_asym.retrieval import Judgments
+from st_asym.retrieval import Judgments, Scores
+from st_asym.retrieval.search import Bm25Index, standardised
+from st_asym.retrieval.significance import difference
 
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 BM25_WEIGHTS = (0.0, 0.02, 0.04, 0.06)
+PACKAGES = ("st_asym", "sentence-transformers", "torch", "numpy")
 HALVES = ("all", "seen", "unseen")
+ENCODING: dict[str, Any] = {"batch_size": 1024, "show_progress_bar": False, "normalize_embeddings": True}
 
 
 def main() -> None:
-    options = parse_options()
-    encoder, cache, journal = begun(options)
+    options = parser_of(__doc__, "nine_collections", seeds=[0, 1, 2]).parse_args()
+    encoder, cache = begun(options)
+    journal = Journal(options.output.with_suffix(".jsonl"))
     for name in options.collections:
         bench = Bench(name, SOURCES[name](options.data), encoder, cache)
         for row, seeds, make in bench.rows(options.seeds):
-            for seed in seeds:
-                if ("collections", row, name, seed) not in journal:
-                    entry = bench.measured(row, make, seed)
-                    journal.add({**entry, "block": "collections", "row": row, "collection": name, "seed": seed})
-                    print(time.strftime("%H:%M:%S"), name, row, seed, entry["all"], f"{entry['seconds']} s", flush=True)
-    write(options, journal)
+            bench.measure("collections", row, make, seeds, journal)
+    write("collections", options, journal, (*PACKAGES, "bm25s", "nudge-ft"))
 
 
-def begun(options: argparse.Namespace) -> tuple[SentenceTransformer, EmbeddingCache, Journal]:
-    """The encoder, frozen, its vectors, and what an earlier run has measured."""
-    torch.set_num_threads(options.threads)
-    encoder = SentenceTransformer(packaged_encoder(), device="cpu").requires_grad_(False).eval()
-    return encoder, EmbeddingCache(options.cache), Journal(options.output.with_suffix(".jsonl"))
-
-
-def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser_of(description: str | None, output: str, seeds: Sequence[int]) -> argparse.ArgumentParser:
+    """The options that all benchmarks of ``fit`` have."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=SHARED, help="the folder of the zips and of pairs/")
     parser.add_argument("--collections", nargs="+", choices=list(SOURCES), default=list(SOURCES), metavar="NAME")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of fit (default: 0 1 2)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=seeds, help=f"(default: {' '.join(map(str, seeds))})")
     parser.add_argument("--threads", type=int, default=2, help="(default: %(default)s)")
     parser.add_argument("--cache", type=Path, default=Path("runs/vectors"), help="(default: %(default)s)")
-    parser.add_argument(
-        "--output", type=Path, default=Path("runs/nine_collections.json"), help="(default: %(default)s)"
-    )
-    return parser.parse_args()
+    parser.add_argument("--output", type=Path, default=Path(f"runs/{output}.json"), help="(default: %(default)s)")
+    return parser
+
+
+def begun(options: argparse.Namespace) -> tuple[SentenceTransformer, EmbeddingCache]:
+    """The encoder, frozen, and its vectors; from here on, no progress bars."""
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    torch.set_num_threads(options.threads)
+    encoder = SentenceTransformer(packaged_encoder(), device="cpu").requires_grad_(False).eval()
+    return encoder, EmbeddingCache(options.cache)
 
 
 # ---- The collections ----
+
+
+def with_dev_in_train(data: RetrievalData) -> RetrievalData:
+    """The same collection without a dev split, its queries among those of train."""
+    return replace(data, qrels={"train": data.qrels["train"] | data.qrels.get("dev", {}), "test": data.qrels["test"]})
 
 
 def pairs(name: str, count: int) -> Callable[[Path], RetrievalData]:
@@ -122,6 +127,7 @@ SOURCES: dict[str, Callable[[Path], RetrievalData]] = {
 
 Similarities = Any  # of shape (queries, documents)
 Made = tuple[Callable[[str], Similarities], dict[str, Any]]
+Make = Callable[[int], Made]
 
 
 @dataclass
@@ -134,20 +140,29 @@ class Bench:
     cache: EmbeddingCache
     fits: dict[int, Made] = field(default_factory=dict)
 
-    def rows(self, seeds: Sequence[int]) -> list[tuple[str, Sequence[int], Callable[[int], Made]]]:
+    def rows(self, seeds: Sequence[int]) -> list[tuple[str, Sequence[int], Make]]:
         """Name, seeds, and how it is made."""
         tried = candidates(Settings(), len(self.data.qrels["train"]))
         return [
             ("untouched", seeds[:1], self.untouched),
             ("BM25", seeds[:1], self.bm25),
             ("NUDGE-N", seeds[:1], self.nudge),
-            *((f"candidate: {one.name}", seeds[:1], lambda seed, one=one: self.candidate(one, seed)) for one in tried),
+            *((f"candidate: {one.name}", seeds[:1], partial(self.candidate, one)) for one in tried),
             ("fit", seeds, self.fitted),
-            ("untouched + BM25", seeds[:1], lambda seed: self.fused(self.untouched, seed)),
-            ("fit + BM25", seeds, lambda seed: self.fused(self.fitted, seed)),
+            ("untouched + BM25", seeds[:1], partial(self.fused, self.untouched)),
+            ("fit + BM25", seeds, partial(self.fused, self.fitted)),
         ]
 
-    def measured(self, row: str, make: Callable[[int], Made], seed: int) -> dict[str, Any]:
+    def measure(self, block: str, row: str, make: Make, seeds: Sequence[int], journal: Journal) -> None:
+        """Add to a journal what it lacks of a row."""
+        for seed in seeds:
+            if (block, row, self.name, seed) not in journal:
+                entry = self.measured(row, make, seed)
+                journal.add({**entry, "block": block, "row": row, "collection": self.name, "seed": seed})
+                shown = (self.name, row, seed, entry["all"], f"{entry['seconds']} s")
+                print(time.strftime("%H:%M:%S"), *shown, flush=True)
+
+    def measured(self, row: str, make: Make, seed: int) -> dict[str, Any]:
         """nDCG@10 of the test queries, on all, seen and unseen documents."""
         started = time.perf_counter()
         similarities, facts = make(seed)
@@ -159,7 +174,7 @@ class Bench:
             if which.any():
                 found[half] = round(float(scores[which].mean()), 4)
                 found[f"{half}, to untouched"] = round(float((scores - base)[which].mean()), 4)
-                found[f"{half}, p"] = round(p_value((scores - base)[which]), 4)
+                found[f"{half}, p"] = round(difference([base[which]], [scores[which]]).p, 4)
                 found[f"{half}, queries"] = int(which.sum())
         return found
 
@@ -169,12 +184,21 @@ class Bench:
         seen, _ = seen_unseen(self.data.qrels["train"], self.judged("test"), corpus=self.data.corpus)
         return np.isin(list(self.judged("test")), seen)
 
+    @cached_property
+    def words(self) -> Bm25Index:
+        """The documents as BM25 searches them."""
+        return Bm25Index(list(self.data.corpus.values()))
+
     def judged(self, split: str) -> Qrels:
         """The queries of a split with a relevant document."""
         relevant = self.data.relevant(split)
         return {key: judged for key, judged in self.data.qrels[split].items() if key in relevant}
 
-    def ndcg(self, similarities: Similarities, split: str) -> Floats:
+    def texts(self, split: str) -> list[str]:
+        """The same queries."""
+        return [self.data.queries[key] for key in self.judged(split)]
+
+    def ndcg(self, similarities: Similarities, split: str) -> Scores:
         """Of each query; where queries are documents, their own is no result."""
         judged = self.judged(split)
         rows = {key: row for row, key in enumerate(self.data.corpus)}
@@ -185,58 +209,43 @@ class Bench:
                 found[query, rows[key]] = -torch.inf
         return Judgments(judged, rows).ndcg(found.topk(10).indices)
 
-    def embedded(self, model: SentenceTransformer) -> Callable[[str], Similarities]:
-        """The cosine of a model's vectors, its encoder answered from the cache."""
-        cached = CachedSentenceTransformer(model.requires_grad_(False), self.cache)
-        options: dict[str, Any] = {"batch_size": 1024, "show_progress_bar": False}
-        documents = unit(cached.encode_document(list(self.data.corpus.values()), **options))
+    def cached(self, model: SentenceTransformer) -> CachedSentenceTransformer:
+        """The model, its encoder answered from the cache."""
+        return CachedSentenceTransformer(model.requires_grad_(False), self.cache)
 
-        def similarities(split: str) -> Similarities:
-            return (
-                unit(cached.encode_query([self.data.queries[q] for q in self.judged(split)], **options)) @ documents.T
-            )
+    def documents(self, model: SentenceTransformer) -> Any:
+        """A model's unit vectors of the corpus."""
+        return self.cached(model).encode_document(list(self.data.corpus.values()), **ENCODING)
 
-        return similarities
+    def cosines(self, model: SentenceTransformer, documents: Any) -> Callable[[str], Similarities]:
+        """Of a model's vectors of queries and these of the corpus."""
+        cached = self.cached(model)
+        return lambda split: cached.encode_query(self.texts(split), **ENCODING) @ documents.T
 
     def untouched(self, _seed: int) -> Made:
         """The encoder as it is."""
-        return self.embedded(self.encoder), {}
+        return self.cosines(self.encoder, self.documents(self.encoder)), {}
 
     def bm25(self, _seed: int) -> Made:
         """``bm25s`` with English stop words, its other defaults."""
-        retriever = bm25s.BM25()
-        retriever.index(bm25s.tokenize(list(self.data.corpus.values()), show_progress=False), show_progress=False)
+        return (lambda split: self.words.similarities(self.texts(split))), {}
 
-        def similarities(split: str) -> Similarities:
-            texts = [self.data.queries[key] for key in self.judged(split)]
-            tokens = bm25s.tokenize(texts, show_progress=False, return_ids=False)
-            nothing = np.zeros(len(self.data.corpus))  # a query of stop words alone
-            return np.stack([retriever.get_scores(own) if own else nothing for own in tokens]).astype(np.float32)
-
-        return similarities, {}
-
-    def nudge(self, _seed: int) -> Made:
+    def nudge(self, _seed: int, *, method: str = "NUDGEN", dev: RetrievalData | None = None) -> Made:
         """The documents moved by the package's own settings; how far, by the dev queries or a fifth of the others."""
-        data = self.data
-        if "dev" not in data.qrels:
-            data = RetrievalData(data.queries, data.corpus, {"train": data.qrels["train"]}).with_dev_split()
-        cached = CachedSentenceTransformer(self.encoder, self.cache)
-        options: dict[str, Any] = {"batch_size": 1024, "show_progress_bar": False}
-        documents = unit(cached.encode_document(list(data.corpus.values()), **options))
+        import nudge
+
+        data = dev or self.data.with_dev_split()
+        cached = self.cached(self.encoder)
         place = {key: row for row, key in enumerate(data.corpus)}
         answers = [
             {
-                "q_embs": unit(cached.encode_query([data.queries[q] for q in data.relevant(split)], **options)),
+                "q_embs": cached.encode_query([data.queries[q] for q in data.relevant(split)], **ENCODING),
                 "q_ans_indx": [[place[d] for d in sorted(found)] for found in data.relevant(split).values()],
             }
             for split in ("train", "dev")
         ]
-        moved: Vectors = np.asarray(NUDGEN(torch.device("cpu")).finetune_embeddings(documents, *answers))
-
-        def similarities(split: str) -> Similarities:
-            return unit(cached.encode_query([self.data.queries[q] for q in self.judged(split)], **options)) @ moved.T
-
-        return similarities, {}
+        moved = getattr(nudge, method)(torch.device("cpu")).finetune_embeddings(self.documents(self.encoder), *answers)
+        return self.cosines(self.encoder, np.asarray(moved, dtype=np.float32)), {}
 
     def candidate(self, candidate: Candidate, seed: int) -> Made:
         """Heads of one candidate, trained to their end on all training queries."""
@@ -259,9 +268,9 @@ class Bench:
 
         return similarities, {"seconds": seconds}
 
-    def fitted(self, seed: int) -> Made:
-        """``fit`` with its defaults, once for each seed."""
-        if seed in self.fits:
+    def fitted(self, seed: int, **settings: Any) -> Made:
+        """``fit`` with its defaults or other settings, once for each seed."""
+        if seed in self.fits and not settings:
             return self.fits[seed]
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
@@ -269,6 +278,7 @@ class Bench:
                 self.encoder,
                 self.data,
                 output_dir=Path(folder, "model"),
+                settings=Settings(**settings),
                 cache=self.cache,
                 seed=seed,
                 show_progress_bar=False,
@@ -277,19 +287,19 @@ class Bench:
         if result.report.chosen is not None:
             choice = result.report.chosen.choice
             facts |= {"candidate": choice.candidate, "epoch": choice.epoch, "dial": choice.dial}
-        self.fits[seed] = self.embedded(result.model), facts
-        return self.fits[seed]
+        made = self.cosines(result.model, self.documents(result.model)), facts
+        if not settings:
+            self.fits[seed] = made
+        return made
 
-    def fused(self, make: Callable[[int], Made], seed: int) -> Made:
+    def fused(self, make: Make, seed: int) -> Made:
         """Cosine and standardised BM25, the weight by the dev queries, or by the training queries and the encoder."""
         dense, facts = make(seed)
         sparse, _ = self.bm25(seed)
         judge, split = (dense, "dev") if "dev" in self.data.qrels else (self.untouched(seed)[0], "train")
 
         def together(part: Callable[[str], Similarities], split: str, weight: float) -> Similarities:
-            scores = sparse(split)
-            deviation = np.maximum(scores.std(axis=1, keepdims=True), 1e-9)
-            return part(split) + weight * (scores - scores.mean(axis=1, keepdims=True)) / deviation
+            return part(split) + weight * standardised(sparse(split))
 
         best = max(BM25_WEIGHTS, key=lambda weight: self.ndcg(together(judge, split, weight), split).mean())
         return (lambda split: together(dense, split, best)), {**facts, "weight": best}
@@ -298,27 +308,32 @@ class Bench:
 # ---- The table ----
 
 
-def write(options: argparse.Namespace, journal: Journal) -> None:
+def write(block: str, options: argparse.Namespace, journal: Journal, packages: Sequence[str]) -> None:
     """Print the table, and write all figures with the versions that made them."""
     lines = ["| collection | row | all | seen | unseen | to untouched (p), all | unseen | seconds |", "|---" * 8 + "|"]
     figures: dict[str, Any] = {}
     for name in options.collections:
         for row in dict.fromkeys(key[1] for key in journal.entries if key[2] == name):
-            entries = journal.of("collections", row, name)
+            entries = journal.of(block, row, name)
             figures.setdefault(name, {})[row] = entries
             cells = [mean(entries, half) for half in HALVES] + [change(entries, half) for half in ("all", "unseen")]
             lines.append(f"| {name} | {row} | {' | '.join(cells)} | {mean(entries, 'seconds', 1)} |")
     print("\n".join(["", *lines]))
-    packages = ("st_asym", "sentence-transformers", "torch", "numpy", "bm25s", "nudge-ft")
+    write_figures(options, {"collections": figures}, packages)
+
+
+def write_figures(options: argparse.Namespace, figures: dict[str, Any], packages: Sequence[str]) -> None:
+    """As JSON, with what they were measured on and by."""
     facts = {"encoder": "all-MiniLM-L6-v2", "threads": options.threads, "versions": {p: version(p) for p in packages}}
-    options.output.write_text(json.dumps({**facts, "collections": figures}, indent=1) + "\n", encoding="utf-8")
+    options.output.write_text(json.dumps({**facts, **figures}, indent=1) + "\n", encoding="utf-8")
 
 
 def mean(entries: Sequence[dict[str, Any]], key: str, digits: int = 4) -> str:
     values = [entry[key] for entry in entries if key in entry]
     if not values:
         return ""
-    return f"{np.mean(values):.{digits}f}" + (f" ± {spread(values):.{digits}f}" if len(values) > 1 else "")
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"
 
 
 def change(entries: Sequence[dict[str, Any]], half: str) -> str:
@@ -327,6 +342,4 @@ def change(entries: Sequence[dict[str, Any]], half: str) -> str:
 
 
 if __name__ == "__main__":
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     main()
