@@ -2,49 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytrec_eval
-from scipy.stats import bootstrap
+import torch
+from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
-from sklearn.metrics import ndcg_score
 
-from st_asym.data import RetrievalData
+from st_asym.data import Qrels, RetrievalData
+from st_asym.retrieval import Judgments, nearest
+from st_asym.retrieval.significance import difference
+
+Floats = NDArray[np.float64]
 
 
-def mean_ndcg(qrels: dict[str, dict[str, int]], run: dict[str, dict[str, float]]) -> float:
-    """Mean nDCG@10 of the queries with judgements, by the scores of what was found for each."""
+def ndcg_of_run(qrels: Qrels, run: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """nDCG@10 of each query with judgements, by the scores of what was found for it."""
     graded = {query: {document: max(int(grade), 0) for document, grade in own.items()} for query, own in qrels.items()}
-    scores = pytrec_eval.RelevanceEvaluator(graded, {"ndcg_cut.10"}).evaluate(run)
-    return float(np.mean([score["ndcg_cut_10"] for score in scores.values()]))
+    found = pytrec_eval.RelevanceEvaluator(graded, {"ndcg_cut.10"}).evaluate(run)
+    return {query: float(scores["ndcg_cut_10"]) for query, scores in found.items()}
 
 
 @dataclass
 class Scores:
     """Scores by test query, in the order of the qrels."""
 
-    ndcg_at_10: np.ndarray[Any, np.dtype[np.float64]]
-    recall_at_100: np.ndarray[Any, np.dtype[np.float64]]
+    ndcg_at_10: Floats
+    recall_at_100: Floats
 
 
 def score(model: SentenceTransformer, data: RetrievalData) -> Scores:
-    """nDCG@10 and recall@100 of each test query over the whole corpus."""
-    test = {q: documents for q, documents in data.qrels["test"].items() if any(r > 0 for r in documents.values())}
-    position = {document_id: index for index, document_id in enumerate(data.corpus)}
-    queries = model.encode_query([data.queries[query_id] for query_id in test], batch_size=1024)
+    """nDCG@10 and recall@100 of each test query with a relevant document, over the whole corpus."""
+    relevant = data.relevant("test")
+    queries = model.encode_query([data.queries[query] for query in relevant], batch_size=1024)
     documents = model.encode_document(list(data.corpus.values()), batch_size=1024)
-    ndcg, recall = [], []
-    for query, judged in zip(queries, test.values(), strict=True):
-        relevance = np.zeros(len(documents))
-        for document_id, grade in judged.items():
-            relevance[position[document_id]] = max(grade, 0)
-        similarity = documents @ query
-        ndcg.append(ndcg_score([relevance], [similarity], k=10))
-        best = np.argpartition(-similarity, min(100, len(similarity) - 1))[:100]
-        recall.append((relevance[best] > 0).sum() / (relevance > 0).sum())
-    return Scores(np.array(ndcg), np.array(recall))
+    _, found = nearest(torch.as_tensor(queries), torch.as_tensor(documents), 100)
+    judgments = Judgments(
+        {query: data.qrels["test"][query] for query in relevant}, {key: row for row, key in enumerate(data.corpus)}
+    )
+    recall = judgments.relevant(found).sum(axis=1) / np.array([len(documents) for documents in relevant.values()])
+    return Scores(judgments.ndcg(found), recall)
 
 
 def summarise(scores: dict[str, list[Scores]]) -> list[dict[str, Any]]:
@@ -60,9 +60,8 @@ def summarise(scores: dict[str, list[Scores]]) -> list[dict[str, Any]]:
             "recall@100": float(np.mean([run.recall_at_100.mean() for run in runs])),
         }
         if name != first:
-            difference = np.mean([run.ndcg_at_10 for run in runs], axis=0) - untouched
-            interval = bootstrap((difference,), np.mean, method="percentile", rng=0).confidence_interval
-            row |= {"difference": float(difference.mean()), "95 %": [float(interval.low), float(interval.high)]}
+            gain = difference([untouched], [np.mean([run.ndcg_at_10 for run in runs], axis=0)])
+            row |= {"difference": gain.points, "95 %": [gain.low, gain.high]}
         rows.append(row)
     return rows
 

@@ -18,7 +18,7 @@ from packaged_encoder import packaged_encoder
 from python_docs import python_docs
 from qdrant_client import QdrantClient, models
 from scipy.sparse import csc_array
-from scoring import mean_ndcg
+from scoring import ndcg_of_run
 from sentence_transformers import SentenceTransformer
 
 from st_asym import EmbeddingCache, Settings, fit
@@ -46,7 +46,8 @@ def main() -> None:
             {q: {ids[int(p.id)]: p.score for p in ways[n]} for q, ways in zip(judged, found, strict=True)}
             for n in range(3)
         ]
-        print(f"| {name} |", " | ".join(f"{mean_ndcg(judged, run):.3f}" for run in runs), "|")
+        means = [np.mean([*ndcg_of_run(judged, run).values()]) for run in runs]
+        print(f"| {name} |", " | ".join(f"{mean:.3f}" for mean in means), "|")
 
 
 def build_index(vectors: Vectors, bm25: bm25s.BM25) -> QdrantClient:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from qdrant_client import QdrantClient
 from qdrant_client.models import Distance, PointStruct, VectorParams
-from scoring import mean_ndcg
+from scoring import ndcg_of_run
 from sentence_transformers import SentenceTransformer
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -100,7 +100,7 @@ def ndcg(index: QdrantClient, encode: Callable[..., Vectors], data: RetrievalDat
         query_id: {hit["id"]: hit["score"] for hit in nearest(index, vector, 10)}
         for query_id, vector in zip(judged, vectors, strict=True)
     }
-    return mean_ndcg(judged, run)
+    return float(np.mean([*ndcg_of_run(judged, run).values()]))
 
 
 def search_app(index: QdrantClient, encode: Encode) -> Starlette:

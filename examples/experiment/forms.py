@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytrec_eval
 from numpy.typing import NDArray
+from scoring import ndcg_of_run
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import quantize_embeddings
 
-from st_asym.data import RetrievalData
+from st_asym.data import Qrels, RetrievalData
 
 DIMENSIONS = 128
 FORMS = ("float32", "int8", "binary", "binary, less the mean", f"{DIMENSIONS} dimensions")
@@ -31,8 +31,7 @@ def ndcg_by_form(model: SentenceTransformer, data: RetrievalData) -> dict[str, l
         model: Its encoder best answered from a cache.
         data: With a test split.
     """
-    relevant = data.relevant("test")
-    judged = {query: {d: max(g, 0) for d, g in data.qrels["test"][query].items()} for query in relevant}
+    judged = {query: data.qrels["test"][query] for query in data.relevant("test")}
     options: Any = {"batch_size": 1024, "show_progress_bar": False}
     queries = unit(model.encode_query([data.queries[query] for query in judged], **options))
     documents = unit(model.encode_document(list(data.corpus.values()), **options))
@@ -48,15 +47,15 @@ def ndcg_by_form(model: SentenceTransformer, data: RetrievalData) -> dict[str, l
     return {form: ndcg(found, ids, judged) for form, found in similarities.items()}
 
 
-def ndcg(similarities: Floats, ids: NDArray[Any], judged: dict[str, dict[str, int]]) -> list[float]:
+def ndcg(similarities: Floats, ids: NDArray[Any], judged: Qrels) -> list[float]:
     """nDCG@10 of each query, of similarities of shape ``(queries, documents)``."""
     best = np.argpartition(-similarities, min(_KEPT, similarities.shape[1] - 1), axis=1)[:, :_KEPT]
     run = {
         query: {str(ids[place]): float(row[place]) for place in places if ids[place] != query}
         for query, row, places in zip(judged, similarities, best, strict=True)
     }
-    found = pytrec_eval.RelevanceEvaluator(judged, {"ndcg_cut.10"}).evaluate(run)
-    return [float(found[query]["ndcg_cut_10"]) for query in judged]
+    found = ndcg_of_run(judged, run)
+    return [found[query] for query in judged]
 
 
 def unit(vectors: Any) -> Floats:
