@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from torch import Tensor, nn
 
-from experiment.predictors import PREDICTION, TARGET, move_target, target_and_head
+from experiment.predictors import PREDICTION, TARGET, target_and_head
 from experiment.residual import CORRECTION
 
 _BYOL = """
@@ -106,8 +106,6 @@ class PredictiveLoss(nn.Module):
         self.loss: Any = loss
         self.weight = weight
         self.momentum = momentum
-        # Lists and tuples, which torch does not look into: the model owns these weights.
-        self._pairs: tuple[nn.Module, list[tuple[nn.Parameter, nn.Parameter]]] | None = None
         self._followed: list[Tensor] = []
 
     def forward(
@@ -145,18 +143,13 @@ class PredictiveLoss(nn.Module):
         Raises:
             ValueError: As for :meth:`forward`.
         """
-        parts = self._wrapped_parts([output["sentence_embedding"] for output in outputs], labels)
-        parts["predictive"] = self.weight * _predictive(outputs)
-        return parts
-
-    def _wrapped_parts(self, embeddings: list[Tensor], labels: Tensor | None) -> dict[str, Tensor]:
-        if self.loss is None:
-            return {}
-        value = self.loss.compute_loss_from_embeddings(embeddings, labels)
-        if isinstance(value, dict):
-            return dict(value)
-        contrastive = isinstance(self.loss, MultipleNegativesRankingLoss)
-        return {"contrastive" if contrastive else type(self.loss).__name__: value}
+        parts: dict[str, Tensor] = {}
+        if self.loss is not None:
+            value = self.loss.compute_loss_from_embeddings([output["sentence_embedding"] for output in outputs], labels)
+            contrastive = isinstance(self.loss, MultipleNegativesRankingLoss)
+            name = "contrastive" if contrastive else type(self.loss).__name__
+            parts = dict(value) if isinstance(value, dict) else {name: value}
+        return {**parts, "predictive": self.weight * _predictive(outputs)}
 
     @torch.no_grad()
     def _follow_head(self) -> None:
@@ -165,14 +158,13 @@ class PredictiveLoss(nn.Module):
         The first batch counts as one after a step: in a fresh model target and head are equal, and a resumed one has
         that step before it.
         """
-        if self._pairs is None or self._pairs[0] is not self.model:
-            self._pairs, self._followed = (self.model, target_and_head(self.model.modules())), []
-        pairs = self._pairs[1]
+        pairs = target_and_head(self.model.modules())
         # Biases tell whether there was a step, and are small.
-        watched = [head for _, head in pairs if head.ndim == 1] or [head for _, head in pairs]
+        watched = [head for _, head in pairs if head.ndim == 1]
         if self._followed and all(map(torch.equal, watched, self._followed)):
             return
-        move_target(pairs, self.momentum)
+        for target, head in pairs:
+            target.lerp_(head, 1.0 - self.momentum)
         self._followed = [head.detach().clone() for head in watched]
 
     def get_config_dict(self) -> dict[str, Any]:
@@ -258,11 +250,9 @@ class ResidualLoss(PredictiveLoss):
 
     def get_config_dict(self) -> dict[str, Any]:
         """The settings, as the trainer writes them into the model card."""
-        return {
-            "loss": None if self.loss is None else type(self.loss).__name__,
-            "weight": self.weight,
-            "residual_weight": self.residual_weight,
-        }
+        config = super().get_config_dict()
+        del config["momentum"]  # there is no target
+        return {**config, "residual_weight": self.residual_weight}
 
     @property
     def citation(self) -> str:
@@ -349,8 +339,13 @@ def _predictive(outputs: list[dict[str, Tensor]]) -> Tensor:
     """Mean distance of the first two columns' predictions from each other's targets."""
     if len(outputs) < 2:
         raise ValueError(f"A predictive loss needs a query and a document column, and got {len(outputs)} column(s).")
-    directions = [(outputs[0], outputs[1]), (outputs[1], outputs[0])]
-    terms = [_distance(one[PREDICTION], _target(other)) for one, other in directions if PREDICTION in one]
+    terms = []
+    for one, other in ((outputs[0], outputs[1]), (outputs[1], outputs[0])):
+        if PREDICTION in one:
+            target = other.get(TARGET, other["sentence_embedding"]).detach()
+            with torch.autocast(device_type=target.device.type, enabled=False):
+                cosines = torch.cosine_similarity(_precise(one[PREDICTION]), _precise(target))
+            terms.append((2.0 - 2.0 * cosines).mean())
     if not terms:
         raise ValueError(
             "The model makes no predictions, which a predictive loss needs: build it with "
@@ -358,16 +353,6 @@ def _predictive(outputs: list[dict[str, Tensor]]) -> Tensor:
             "'query' and the second to 'document'."
         )
     return torch.stack(terms).mean()
-
-
-def _target(output: dict[str, Tensor]) -> Tensor:
-    return output.get(TARGET, output["sentence_embedding"]).detach()
-
-
-def _distance(predictions: Tensor, targets: Tensor) -> Tensor:
-    with torch.autocast(device_type=predictions.device.type, enabled=False):
-        cosines = torch.cosine_similarity(_precise(predictions), _precise(targets))
-    return (2.0 - 2.0 * cosines).mean()
 
 
 def _precise(vectors: Tensor) -> Tensor:

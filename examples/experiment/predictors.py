@@ -6,7 +6,6 @@ import copy
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-import torch
 from sentence_transformers.base.modules import Dense, Module, Router
 from torch import nn
 
@@ -75,25 +74,11 @@ def target_and_head(modules: Iterable[nn.Module]) -> list[tuple[nn.Parameter, nn
     Returns:
         The pairs; none where there is no target.
     """
-    router = next((module for module in modules if isinstance(module, Router)), None)
-    if router is None or "document" not in router.sub_modules:
-        return []
-    layers = [layer for layer in _layers(router, "document") if isinstance(layer, Dense)]
+    router = next(module for module in modules if isinstance(module, Router))
+    layers = dense_layers(router, "document")
     targets = [p for layer in layers if layer.module_output_name == TARGET for p in layer.parameters()]
     heads = [p for layer in layers if layer.module_output_name == "sentence_embedding" for p in layer.parameters()]
     return list(zip(targets, heads, strict=True)) if targets else []
-
-
-@torch.no_grad()
-def move_target(pairs: Iterable[tuple[nn.Parameter, nn.Parameter]], momentum: float) -> None:
-    """One step of the moving average: target = momentum * target + (1 - momentum) * head, in place.
-
-    Args:
-        pairs: Of :func:`target_and_head`.
-        momentum: In [0, 1).
-    """
-    for target, head in pairs:
-        target.lerp_(head, 1.0 - momentum)
 
 
 def dense_layers(router: Router, route: str) -> list[Dense]:
@@ -102,16 +87,11 @@ def dense_layers(router: Router, route: str) -> list[Dense]:
     Raises:
         TypeError: The route has other modules.
     """
-    layers = _layers(router, route)
+    layers: Any = list(router.sub_modules[route])  # type: ignore[call-overload]
     dense = [layer for layer in layers if isinstance(layer, Dense)]
     if len(dense) < len(layers) or not dense:
         raise TypeError(f"The {route} route must be Dense modules, not {[type(layer).__name__ for layer in layers]}.")
     return dense
-
-
-def _layers(router: Router, route: str) -> list[Any]:
-    modules: Any = router.sub_modules[route]
-    return list(modules)
 
 
 def _renamed(layers: Sequence[Dense], name: str) -> list[Dense]:

@@ -179,7 +179,7 @@ def run_system(
     """Train one of the original's systems, and take its best checkpoint, else the latest."""
     system = get_system(name)
     start: Init = "random" if init == "random" else "identity"
-    model = experiment.cached(system.build(experiment.encoder, init=start))
+    model = experiment.cached(system.build(experiment.encoder, start))
     if init == "pairs":
         start_from_pairs(model, pairs[0])
     arguments = system.arguments(start)
