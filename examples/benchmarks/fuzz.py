@@ -34,6 +34,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import numpy as np
 import torch
 from fuzz_mutations import CACHES, FOLDERS
+from memory import resident
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
@@ -255,7 +256,7 @@ class Watch:
             outcome, detail = f"ERROR {type(error).__name__}", str(error)
         self.folder = None
         signal.alarm(0)
-        more_bytes = _peak() - start
+        more_bytes = resident("VmHWM")["VmHWM"] - start
         if outcome in (UNTOLD, STOCK) and job.target.sealed:
             outcome = "WRONG vectors" if outcome == UNTOLD else "passed, and could not be loaded"
         if self.seen:
@@ -371,12 +372,7 @@ def _state(root: Path, work: Path) -> list[tuple[str, int, int]]:
 def _reset_peak() -> int:
     """Bytes of memory in use now, from where its peak is counted."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return _peak()
-
-
-def _peak() -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    return resident("VmHWM")["VmHWM"]
 
 
 def _sources() -> list[str]:

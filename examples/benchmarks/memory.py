@@ -20,7 +20,6 @@ from datasets import Dataset
 from packaged_encoder import packaged_encoder
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-from speed import memory
 from transformers import TrainerCallback
 
 from st_asym import (
@@ -36,15 +35,22 @@ from st_asym import (
 PORTION, LENGTHS = 4096, (1020, 100)
 
 
+def resident(*kinds: str) -> dict[str, int]:
+    """Bytes of memory of this process, by the names that Linux has for them: all and at most, its own, mapped files."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    fields = {name: value for name, _, value in (line.partition(":") for line in lines)}
+    return {name: int(fields[name].split()[0]) * 1024 for name in kinds or ("VmRSS", "RssAnon", "RssFile")}
+
+
 class Peak(TrainerCallback):
     """The most memory at the end of any step, by kind."""
 
     def __init__(self) -> None:
-        self.bytes = memory()
+        self.bytes = resident()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """Look, and keep the larger."""
-        self.bytes = max(self.bytes, memory(), key=lambda now: now["VmRSS"])
+        self.bytes = max(self.bytes, resident(), key=lambda now: now["VmRSS"])
 
 
 def main() -> None:
@@ -86,9 +92,9 @@ def text(number: int) -> str:
 
 def train(folder: Path, batch_size: int) -> dict[str, Any]:
     """One epoch; megabytes over the process as it was before it had an encoder."""
-    before = memory()
+    before = resident()
     model = asymmetric_model(SentenceTransformer(packaged_encoder(), device="cpu"))
-    with_encoder = memory()
+    with_encoder = resident()
     cached = CachedSentenceTransformer(model, EmbeddingCache(folder / "cache"))
     pairs = Dataset.load_from_disk(folder / "pairs")
     arguments = SentenceTransformerTrainingArguments(

