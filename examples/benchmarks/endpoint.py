@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
-import multiprocessing
 import os
 import random
 import subprocess
@@ -43,6 +42,7 @@ JUNK: tuple[Any, ...] = (
 def main() -> None:
     from packaged_encoder import packaged_encoder
     from python_docs import python_docs
+    from search_service import served
 
     from st_asym import asymmetric_model, export_side
 
@@ -59,7 +59,7 @@ def main() -> None:
             found = np.array([row["embedding"] for row in answer["data"]])
             difference = float(np.abs(found - model.encode_query(queries[:50])).max())
             print(json.dumps({"bad requests": statuses, "largest difference afterwards": difference}), flush=True)
-            with older_service(Path(folder) / "query", list(data.corpus.values())[:10]) as older:
+            with served(older_app, Path(folder) / "query", list(data.corpus.values())[:10]) as older:
                 rows = load_test(port, older, queries, options)
     result = {
         "bad requests": statuses,
@@ -199,24 +199,8 @@ def new_service(model: Path) -> Iterator[int]:
         process.wait()
 
 
-@contextmanager
-def older_service(model: Path, documents: list[str]) -> Iterator[int]:
-    """The service of ``search_service.py`` in a process of its own: its port."""
-    spawn = multiprocessing.get_context("spawn")
-    ports = spawn.Queue()
-    process = spawn.Process(target=serve_older, args=(model, documents, ports))
-    process.start()
-    try:
-        yield int(ports.get(timeout=120))
-    finally:
-        process.terminate()
-        process.join()
-
-
-def serve_older(model: Path, documents: list[str], ports: Any) -> None:
-    import socket
-
-    import uvicorn
+def older_app(model: Path, documents: list[str]) -> Any:
+    """The app of ``search_service.py`` on an index of a few documents in memory."""
     from qdrant_client import QdrantClient
     from qdrant_client.models import Distance, PointStruct, VectorParams
     from search_service import COLLECTION, query_encoder, search_app
@@ -226,9 +210,7 @@ def serve_older(model: Path, documents: list[str], ports: Any) -> None:
     index = QdrantClient(":memory:")
     index.create_collection(COLLECTION, VectorParams(size=vectors.shape[1], distance=Distance.COSINE))
     index.upsert(COLLECTION, [PointStruct(id=i, vector=vector.tolist()) for i, vector in enumerate(vectors)])
-    listening = socket.create_server(("127.0.0.1", 0))
-    ports.put(listening.getsockname()[1])
-    uvicorn.Server(uvicorn.Config(search_app(index, encode), log_level="warning")).run(sockets=[listening])
+    return search_app(index, encode)
 
 
 if __name__ == "__main__":

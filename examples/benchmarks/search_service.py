@@ -7,14 +7,17 @@ encoder.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
+import socket
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+import uvicorn
 from qdrant_client import QdrantClient
 from qdrant_client.models import Distance, PointStruct, VectorParams
 from scoring import ndcg_of_run
@@ -27,6 +30,7 @@ from starlette.routing import Route
 
 from st_asym import EmbeddingCache
 from st_asym.data import RetrievalData
+from st_asym.export.onnx import graph_encoder
 
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
 Encode = Callable[[Sequence[str]], Vectors]
@@ -57,33 +61,10 @@ def query_encoder(folder: Path) -> Encode:
     """The vectors of queries, by an exported model of either format."""
     if not (folder / "model.onnx").exists():
         return SentenceTransformer(str(folder), local_files_only=True).encode
-    import onnxruntime
-    from tokenizers import Tokenizer
-
-    def read(name: str) -> Any:
-        return json.loads((folder / name).read_text(encoding="utf-8"))
-
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.enable_truncation(read("sentence_bert_config.json")["max_seq_length"])
-    tokenizer.enable_padding()
-    settings = read("config_sentence_transformers.json")
+    settings = json.loads((folder / "config_sentence_transformers.json").read_text(encoding="utf-8"))
     prompt = settings["prompts"].get(settings["default_prompt_name"], "")
-    threads = onnxruntime.SessionOptions()
-    threads.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), threads, providers=["CPUExecutionProvider"])
-
-    def encode(texts: Sequence[str]) -> Vectors:
-        rows = tokenizer.encode_batch([prompt + text for text in texts])
-        inputs = {
-            "input_ids": [row.ids for row in rows],
-            "attention_mask": [row.attention_mask for row in rows],
-            "token_type_ids": [row.type_ids for row in rows],
-        }
-        wanted = {entry.name for entry in session.get_inputs()}
-        vectors: Vectors = session.run(None, {name: np.array(inputs[name]) for name in inputs if name in wanted})[0]
-        return vectors
-
-    return encode
+    encode = graph_encoder(folder)
+    return lambda texts: encode([prompt + text for text in texts])
 
 
 def nearest(index: QdrantClient, vector: Iterable[float], top: int) -> list[dict[str, Any]]:
@@ -125,3 +106,29 @@ def search_app(index: QdrantClient, encode: Encode) -> Starlette:
         return JSONResponse({"hits": await run_in_threadpool(answer, query, top)})
 
     return Starlette(routes=[Route("/search", search, methods=["POST"])])
+
+
+@contextmanager
+def served(app: Callable[..., Starlette], *arguments: Any) -> Iterator[int]:
+    """``app(*arguments)`` in a process of its own, once it listens: its port."""
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=_serve, args=(theirs, app, *arguments))
+    process.start()
+    theirs.close()  # so that reading ends with the process
+    try:
+        try:
+            port = int(ours.recv())
+        except EOFError:
+            raise RuntimeError("The service ended before it answered.") from None
+        yield port
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _serve(port: Any, app: Callable[..., Starlette], *arguments: Any) -> None:
+    server = uvicorn.Server(uvicorn.Config(app(*arguments), log_level="warning"))
+    listening = socket.create_server(("127.0.0.1", 0))
+    port.send(listening.getsockname()[1])
+    server.run(sockets=[listening])

@@ -13,26 +13,23 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
-import multiprocessing
 import os
 import shutil
-import socket
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-import uvicorn
 from packaged_encoder import packaged_encoder
 from python_docs import python_docs
 from qdrant_client import QdrantClient
-from search_service import build_index, ndcg, query_encoder, search_app
+from search_service import build_index, ndcg, query_encoder, search_app, served
 from sentence_transformers import SentenceTransformer
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -40,12 +37,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
 from st_asym import EmbeddingCache, Settings, export_side, fit
-from st_asym.data import load_data
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from st_asym.data import RetrievalData
+from st_asym.data import RetrievalData, load_data
 
 PACKAGES = ("st_asym", "sentence-transformers", "torch", "onnxruntime", "qdrant-client", "starlette", "uvicorn")
 WARM_UP = 20
@@ -67,7 +59,7 @@ def main() -> None:
     shutil.rmtree(folder, ignore_errors=True)
     rows = exported(folder, data, options)
     queries = [data.queries[query_id] for query_id in data.qrels["test"]]
-    with service(folder, len(rows)) as port:
+    with served(every_model, folder, len(rows)) as port:
         for path, measured in measure(port, queries, len(rows), options).items():
             rows[path] |= summary(measured)
     print_table(rows)
@@ -185,36 +177,15 @@ def cpu_seconds(port: int) -> float:
         return float(connection.getresponse().read())
 
 
-@contextmanager
-def service(folder: Path, models: int) -> Iterator[int]:
-    """The service in a process of its own, once it answers: its port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-    process = multiprocessing.get_context("spawn").Process(target=serve, args=(folder, models, port))
-    process.start()
-    try:
-        for _ in range(1200):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            if not process.is_alive():
-                raise RuntimeError("The service ended before it answered.")
-            time.sleep(0.1)
-        yield port
-    finally:
-        process.terminate()
-        process.join()
-
-
-def serve(folder: Path, models: int, port: int) -> None:
+def every_model(folder: Path, models: int) -> Starlette:
+    """A search by each exported model, under its number, and ``/cpu``: the seconds of the process."""
     index = QdrantClient(path=str(folder / "index"))
 
     async def cpu(_: Request) -> JSONResponse:
         return JSONResponse(time.process_time())
 
     apps = [Mount(f"/{n}", search_app(index, query_encoder(folder / str(n)))) for n in range(models)]
-    uvicorn.run(Starlette(routes=[Route("/cpu", cpu), *apps]), host="127.0.0.1", port=port, log_level="warning")
+    return Starlette(routes=[Route("/cpu", cpu), *apps])
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:

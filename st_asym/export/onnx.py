@@ -6,7 +6,7 @@ import copy
 import json
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from st_asym.export.servers import write_settings
 Array = np.ndarray[Any, np.dtype[np.float32]]
 
 MAX_DIFFERENCE = 1e-4
-_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+# What the graph reads, and what tokenizers call it.
+_INPUTS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 _OUTPUT = "sentence_embedding"
 _NEEDED = ("onnx", "onnxruntime", "onnxscript")
 # A file of the format cannot be larger than 2 GiB; beyond, weights go into one beside it.
@@ -56,7 +57,11 @@ def write_onnx(model: SentenceTransformer, folder: Path, *, prompt: str, texts: 
     write_settings(folder, model)
     prompts = {"prompts": dict(model.prompts), "default_prompt_name": model.default_prompt_name}
     write_json(folder / "config_sentence_transformers.json", prompts)
-    return _encode(folder, [prompt + text for text in texts], tokenizer)
+    padding = {"direction": tokenizer.padding_side, "pad_id": tokenizer.pad_token_id, "pad_token": tokenizer.pad_token}
+    encode = graph_encoder(folder, **padding)
+    texts = [prompt + text for text in texts]
+    # One batch of all lengths, and one of a single text.
+    return np.concatenate([encode(part) for part in (texts[:1], texts[1:]) if part])
 
 
 def _check_model(model: SentenceTransformer, prompt: str) -> tuple[Transformer, Any]:
@@ -131,8 +136,11 @@ def _quantise(path: Path) -> None:
     quantize_dynamic(whole, str(path), weight_type=QuantType.QUInt8, per_channel=True)
 
 
-def _encode(folder: Path, texts: Sequence[str], fast: Any) -> Array:
-    """As a user would: the files alone, one batch of all lengths and one of a single text."""
+def graph_encoder(folder: Path, **padding: Any) -> Callable[[Sequence[str]], Array]:
+    """Texts to vectors, float32 of shape ``(n, d)``, as a user would: by the files, onnxruntime and tokenizers alone.
+
+    ``padding`` is that of ``tokenizers.Tokenizer.enable_padding``; prompts are the caller's.
+    """
     import onnxruntime
     from tokenizers import Tokenizer
 
@@ -140,18 +148,17 @@ def _encode(folder: Path, texts: Sequence[str], fast: Any) -> Array:
     settings = json.loads((folder / "sentence_bert_config.json").read_text(encoding="utf-8"))
     if "max_seq_length" in settings:
         tokenizer.enable_truncation(settings["max_seq_length"])
-    tokenizer.enable_padding(direction=fast.padding_side, pad_id=fast.pad_token_id, pad_token=fast.pad_token)
+    tokenizer.enable_padding(**padding)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
-    columns = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
-    vectors: list[Array] = []
-    for part in (texts[:1], texts[1:]) if len(texts) > 1 else (texts,):
-        rows = tokenizer.encode_batch(list(part))
-        inputs = {
-            entry.name: np.array([getattr(row, columns[entry.name]) for row in rows], dtype=np.int64)
-            for entry in session.get_inputs()
-        }
-        vectors += session.run([_OUTPUT], inputs)
-    return np.concatenate(vectors)
+
+    def encode(texts: Sequence[str]) -> Array:
+        rows = tokenizer.encode_batch(list(texts))
+        names = [entry.name for entry in session.get_inputs()]
+        inputs = {name: np.array([getattr(row, _INPUTS[name]) for row in rows], dtype=np.int64) for name in names}
+        vectors: Array = session.run([_OUTPUT], inputs)[0]
+        return vectors
+
+    return encode

@@ -104,7 +104,7 @@ def test_the_score_is_that_of_what_the_index_answers(folder: Path, data: Retriev
 def test_the_load_test_counts_answers(folder: Path, data: RetrievalData) -> None:
     (folder / "query").rename(folder / "0")
     options = argparse.Namespace(rounds=2, requests=12, clients=3, seconds=60.0)
-    with serving.service(folder, 1) as port:
+    with search_service.served(serving.every_model, folder, 1) as port:
         found = serving.summary(serving.measure(port, list(data.queries.values()), 1, options)[0])
     assert found["answered"] == 24
     assert 0 < found["p50 ms"] <= found["p99 ms"]
