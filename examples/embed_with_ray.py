@@ -32,6 +32,7 @@ from packaged_encoder import packaged_encoder
 from sentence_transformers import SentenceTransformer
 
 from st_asym import EmbeddingCache, encoder_fingerprint
+from st_asym.heads.anatomy import side_prompt
 
 # What one task reads of a JSONL file.
 RANGE_BYTES = 1 << 23
@@ -92,17 +93,7 @@ def embed(
     cpus: int = 1,
     gpus: float = 0,
 ) -> dict[str, int]:
-    """Write the shards, with a Ray that is running.
-
-    Args:
-        corpus: A ``.jsonl`` file, or a ``.parquet`` file or folder.
-        folder: Where the shards are, or will be.
-        encoder: A Hub id or path.
-        column: What the texts are in.
-        shards: Among how many files the vectors are dealt out.
-        workers: Actors that hold the encoder.
-        cpus: Cores per worker.
-        gpus: GPUs per worker.
+    """Write the shards, with a Ray that is running, by what the script is called with.
 
     Returns:
         How many distinct texts there are, and how many of them were encoded.
@@ -148,19 +139,20 @@ def read_texts(corpus: Path, column: str) -> ray.data.Dataset:
         raise FileNotFoundError(f"There is no file or folder {corpus}.")
     if corpus.suffix == ".parquet":
         data = ray.data.read_parquet(str(corpus))
-        columns = data.schema().names
-    elif corpus.suffix == ".jsonl":
-        columns = next((list(row) for _, row in json_rows(corpus, 0, 1)), [])
-        starts = range(0, corpus.stat().st_size, RANGE_BYTES)
-        ranges = [{"start": start, "end": start + RANGE_BYTES} for start in starts]
-        data = ray.data.from_items(ranges, override_num_blocks=max(1, len(ranges)))
-    else:
+        check_column(corpus, column, data.schema().names)
+        return data.select_columns([column]).rename_columns({column: "text"})
+    if corpus.suffix != ".jsonl":
         raise ValueError(f"{corpus} must be a .jsonl file, or a .parquet file or folder.")
+    check_column(corpus, column, next((list(row) for _, row in json_rows(corpus, 0, 1)), []))
+    starts = range(0, corpus.stat().st_size, RANGE_BYTES)
+    ranges = [{"start": start, "end": start + RANGE_BYTES} for start in starts]
+    data = ray.data.from_items(ranges, override_num_blocks=max(1, len(ranges)))
+    return data.map_batches(read_ranges, fn_args=(corpus, column), batch_size=1, batch_format="numpy")
+
+
+def check_column(corpus: Path, column: str, columns: list[str]) -> None:
     if column not in columns:
         raise ValueError(f"{corpus} has no column {column!r}, but {columns}: name one of them with --column.")
-    if corpus.suffix == ".parquet":
-        return data.select_columns([column]).rename_columns({column: "text"})
-    return data.map_batches(read_ranges, fn_args=(corpus, column), batch_size=1, batch_format="numpy")
 
 
 def read_ranges(batch: dict[str, Any], corpus: Path, column: str) -> Iterator[pa.Table]:
@@ -173,19 +165,13 @@ def read_ranges(batch: dict[str, Any], corpus: Path, column: str) -> Iterator[pa
         texts = []
         for offset, row in json_rows(corpus, start, end):
             text = row.get(column)
-            if not isinstance(text, str) or not is_unicode(text):
-                raise ValueError(f"{corpus} has {text!r:.80} for {column!r} in the line at byte {offset}, not a text.")
+            try:
+                text.encode()  # lone surrogates, which JSON can spell, are taken by neither Arrow nor tokenizers
+            except (AttributeError, UnicodeEncodeError):
+                place = f"{column!r} in the line at byte {offset}"
+                raise ValueError(f"{corpus} has {text!r:.80} for {place}, not a text.") from None
             texts.append(text)
         yield pa.table({"text": pa.array(texts, pa.large_string())})
-
-
-def is_unicode(text: str) -> bool:
-    """Whether a text is without lone surrogates, which JSON can spell, but neither Arrow nor tokenizers take."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def json_rows(path: Path, start: int, end: int) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -221,8 +207,7 @@ class ShardWriter:
         self.encoder = SentenceTransformer(encoder)
         if encoder_fingerprint(self.encoder) != fingerprint:
             raise ValueError(f"{encoder} on {os.uname().nodename} is not the encoder that the driver has.")
-        names = ("document", "passage", "corpus")
-        self.prompt = next((self.encoder.prompts[name] for name in names if name in self.encoder.prompts), None)
+        self.prompt = side_prompt(self.encoder, "document") or None
         self.paths = [shard_path(folder, fingerprint, shard, shards) for shard in range(shards)]
 
     def __call__(self, group: pa.Table) -> dict[str, list[int]]:
