@@ -260,53 +260,12 @@ class ResidualLoss(PredictiveLoss):
         return _BYOL + _SIMSIAM
 
 
-class DifferenceIsotropyLoss(nn.Module):
-    """Add to another loss how uneven the differences within a pair are, q - d of unit vectors.
-
-    With C the second moment of q - d, the term estimates ||C||_F^2 / tr(C)^2 - 1/d without the sampling bias of small
-    batches: 0 on average where C is a multiple of the identity, 1 - 1/d where all differences lie on one line. What
-    :func:`st_asym.whitened_heads` reaches in closed form for linear heads, as a loss for any.
-
-    Args:
-        model: The model to train.
-        loss: The loss to add to, any with a ``compute_loss_from_embeddings`` method; ``MultipleNegativesRankingLoss``
-            if None.
-        weight: Factor of the term.
-
-    Raises:
-        ValueError: A negative or non-finite ``weight``.
-
-    Inputs:
-        (query, document), and further columns that only the wrapped loss sees.
-    """
-
-    def __init__(self, model: SentenceTransformer, loss: nn.Module | None = None, *, weight: float = 1.0) -> None:
-        super().__init__()
-        _check_weight("weight", weight)
-        self.model = model
-        self.loss: Any = MultipleNegativesRankingLoss(model) if loss is None else loss
-        self.weight = weight
-
-    def forward(
-        self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """Embed each column once and return the parts, ``isotropy`` weighted."""
-        embeddings = [self.model(features)["sentence_embedding"] for features in sentence_features]
-        return self.compute_loss_from_embeddings(embeddings, labels)
-
-    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> dict[str, Tensor]:
-        """The same parts from vectors, one tensor of shape ``(batch, dimension)`` per column."""
-        value = self.loss.compute_loss_from_embeddings(embeddings, labels)
-        parts = dict(value) if isinstance(value, dict) else {"contrastive": value}
-        return {**parts, "isotropy": self.weight * difference_isotropy(*embeddings[:2])}
-
-    def get_config_dict(self) -> dict[str, Any]:
-        """The settings, as the trainer writes them into the model card."""
-        return {"loss": type(self.loss).__name__, "weight": self.weight}
-
-
 def difference_isotropy(queries: Tensor, documents: Tensor) -> Tensor:
-    """The term of :class:`DifferenceIsotropyLoss`, unweighted.
+    """How uneven the differences within a pair are, q - d of unit vectors.
+
+    With C the second moment of q - d, it estimates ||C||_F^2 / tr(C)^2 - 1/d without the sampling bias of small
+    batches: 0 on average where C is a multiple of the identity, 1 - 1/d where all differences lie on one line. What
+    :func:`st_asym.whitened_heads` reaches in closed form for linear heads, as a term of a loss for any.
 
     Args:
         queries: Shape ``(n, d)``, of any lengths.

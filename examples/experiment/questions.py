@@ -30,7 +30,7 @@ from sentence_transformers.sentence_transformer.losses import (
 from torch import Tensor, nn
 
 from experiment.forms import FORMS, ndcg_by_form
-from experiment.losses import DifferenceIsotropyLoss
+from experiment.losses import difference_isotropy
 from experiment.original import PAIRS
 from experiment.run import (
     UNTOUCHED,
@@ -51,20 +51,29 @@ from st_asym.retrieval.significance import difference
 Loss = Callable[[SentenceTransformer], nn.Module]
 
 
-class OrthogonalityLoss(nn.Module):
-    """The library's global orthogonal regularisation beside its contrastive loss, on the same vectors."""
+class LossWithTerm(nn.Module):
+    """The library's contrastive loss, and beside it the parts that ``term`` makes of the same vectors."""
 
-    def __init__(self, model: SentenceTransformer) -> None:
+    def __init__(self, model: SentenceTransformer, term: Callable[[list[Tensor]], dict[str, Tensor]]) -> None:
         super().__init__()
         self.model = model
         self.contrastive: Any = MultipleNegativesRankingLoss(model)
-        self.regulariser = GlobalOrthogonalRegularizationLoss(model)
+        self.term = term
 
     def forward(self, columns: list[dict[str, Tensor]], labels: Tensor | None = None) -> dict[str, Tensor]:
         """The parts of both."""
         vectors = [self.model(column)["sentence_embedding"] for column in columns]
-        regularised: dict[str, Tensor] = self.regulariser.compute_loss_from_embeddings(vectors, labels)
-        return {"contrastive": self.contrastive.compute_loss_from_embeddings(vectors, labels), **regularised}
+        return {"contrastive": self.contrastive.compute_loss_from_embeddings(vectors, labels), **self.term(vectors)}
+
+
+def orthogonality(model: SentenceTransformer) -> nn.Module:
+    """With the library's global orthogonal regularisation."""
+    return LossWithTerm(model, GlobalOrthogonalRegularizationLoss(model).compute_loss_from_embeddings)
+
+
+def pair_differences(model: SentenceTransformer) -> nn.Module:
+    """With the isotropy of the differences within pairs."""
+    return LossWithTerm(model, lambda vectors: {"isotropy": difference_isotropy(*vectors[:2])})
 
 
 @dataclass(frozen=True)
@@ -88,8 +97,8 @@ ISOTROPY = {
     "covariance": Way(IsotropyLoss),
     "SIGReg": Way(lambda model: IsotropyLoss(model, kind="sigreg")),
     "uniformity": Way(lambda model: IsotropyLoss(model, kind="uniformity")),
-    "GOR": Way(OrthogonalityLoss),
-    "pair differences": Way(DifferenceIsotropyLoss),
+    "GOR": Way(orthogonality),
+    "pair differences": Way(pair_differences),
 }
 QUESTIONS: dict[str, Mapping[str, Way]] = {"asymmetry": ASYMMETRY, "isotropy": ISOTROPY}
 

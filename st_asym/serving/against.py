@@ -166,12 +166,12 @@ def _mistake(
 ) -> dict[str, str]:
     """The mistake whose vectors are nearest to the server's; none if that is what is right, in half precision."""
     own = side_prompt(model, side)
-    head, prompt, vectors, best = "own", own, right, _distances(served, right)
-    for a_head, a_prompt, wrong in _wrong_vectors(model, side, texts):
-        distances = _distances(served, wrong)
-        new = all(_distances(wrong, known).max() > _SAME for known in (right, vectors))  # rounding alone is no other
-        if new and np.median(distances) < np.median(best):
-            head, prompt, vectors, best = a_head, a_prompt, wrong, distances
+    known = [("own", own, right)]
+    for wrong in _wrong_vectors(model, side, texts):
+        if all(_distances(wrong[-1], vectors).max() > _SAME for *_, vectors in known):  # rounding alone is no other
+            known.append(wrong)
+    head, prompt, vectors = min(known, key=lambda one: float(np.median(_distances(served, one[-1]))))
+    best = _distances(served, vectors)
     lengths, far = np.array([len(text) for text in texts]), best > _NEARLY
     if not far.any():
         return _named(model, side, head, prompt)
