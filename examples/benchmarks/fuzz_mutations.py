@@ -16,7 +16,6 @@ Mutation = Callable[[Path, random.Random, Path], None]
 
 FOLDERS: dict[str, Mutation] = {}
 CACHES: dict[str, Mutation] = {}
-
 PAGE = 4096
 
 
@@ -47,6 +46,16 @@ def _any_file(folder: Path, chance: random.Random) -> Path:
     return chance.choice(_files(folder))
 
 
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_dir())
+
+
+def _write_at(path: Path, at: int, part: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(part)
+
+
 def _used(path: Path) -> int:
     """Bytes without the hole at the end of an LMDB file."""
     content = path.read_bytes() if path.name == "data.mdb" else b""
@@ -71,11 +80,8 @@ def bits_flipped(folder: Path, chance: random.Random, _: Path) -> None:
 @_of(FOLDERS, CACHES)
 def block_overwritten(folder: Path, chance: random.Random, _: Path) -> None:
     path = _any_file(folder, chance)
-    start = chance.randrange(_used(path))
-    with path.open("r+b") as file:
-        file.seek(start)
-        size = chance.choice((4, 64, 4096))
-        file.write(chance.choice((chance.randbytes(size), bytes(size), b"\xff" * size)))
+    start, size = chance.randrange(_used(path)), chance.choice((4, 64, 4096))
+    _write_at(path, start, chance.choice((chance.randbytes(size), bytes(size), b"\xff" * size)))
 
 
 @_of(FOLDERS, CACHES)
@@ -110,7 +116,7 @@ def link(folder: Path, chance: random.Random, canary: Path) -> None:
 
 @_of(FOLDERS, CACHES)
 def linked_folder(folder: Path, chance: random.Random, canary: Path) -> None:
-    below = [path for path in sorted(folder.rglob("*")) if path.is_dir()]
+    below = _folders(folder)
     if not below:
         (folder / "more").symlink_to(canary)
         return
@@ -136,10 +142,9 @@ def pickle_for_a_file(folder: Path, chance: random.Random, canary: Path) -> None
 
 @_of(FOLDERS)
 def extra_pickle(folder: Path, chance: random.Random, canary: Path) -> None:
-    name = chance.choice(
-        ("pytorch_model.bin", "model.pkl", "training_args.bin", "weights.pt", "x.PTH", "a.npy", "b.h5")
-    )
-    place = chance.choice([folder, *(path for path in sorted(folder.rglob("*")) if path.is_dir())])
+    names = ("pytorch_model.bin", "model.pkl", "training_args.bin", "weights.pt", "x.PTH", "a.npy", "b.h5")
+    name = chance.choice(names)
+    place = chance.choice([folder, *_folders(folder)])
     (place / name).write_bytes(pickle.dumps(_Canary(canary / "ran")))
     weights = place / "model.safetensors"
     if chance.random() < 0.5 and weights.exists():
@@ -181,9 +186,7 @@ def huge_file(folder: Path, chance: random.Random, _: Path) -> None:
 
 @_of(FOLDERS)
 def many_folders(folder: Path, chance: random.Random, _: Path) -> None:
-    path = folder
-    for level in range(chance.choice((5, 30))):
-        path = path / str(level)
+    path = folder.joinpath(*map(str, range(chance.choice((5, 30)))))
     path.mkdir(parents=True)
     (path / "config.json").write_text("{}")
 
@@ -212,12 +215,9 @@ def json_bomb(folder: Path, chance: random.Random, _: Path) -> None:
 @_of(FOLDERS)
 def json_encoding(folder: Path, chance: random.Random, _: Path) -> None:
     path = chance.choice(_files(folder, ".json"))
-    text = path.read_text(encoding="utf-8")
-    path.write_bytes(
-        chance.choice(
-            (b"\xef\xbb\xbf" + text.encode(), text.encode("utf-16"), text.encode()[:-3] + b"\xff\xfe", b"\0" * 1000)
-        )
-    )
+    content = path.read_bytes()
+    other = content.decode().encode("utf-16")
+    path.write_bytes(chance.choice((b"\xef\xbb\xbf" + content, other, content[:-3] + b"\xff\xfe", b"\0" * 1000)))
 
 
 @_of(FOLDERS)
@@ -237,17 +237,8 @@ def json_value(folder: Path, chance: random.Random, canary: Path) -> None:
         return
     holder, key = chance.choice(places)
     hostile = ["../../canary/secret", str(canary / "secret.json"), "posix.system", "torch.hub.load", 1e308, -1, 0, None]
-    hostile += [
-        [],
-        {},
-        "x" * 100_000,
-        "\0",
-        True,
-        1 << 62,
-        ["../canary"],
-        "\u202ereversed",
-        "sentence_transformers.models",
-    ]
+    hostile += [[], {}, "x" * 100_000, "\0", True, 1 << 62, ["../canary"], "\u202ereversed"]
+    hostile += ["sentence_transformers.models"]
     action = chance.random()
     if action < 0.2:
         del holder[key]
@@ -275,11 +266,8 @@ def path_out_of_the_folder(folder: Path, chance: random.Random, canary: Path) ->
 @_of(FOLDERS)
 def foreign_class(folder: Path, chance: random.Random, _: Path) -> None:
     classes = ["os.system", "posix.system", "custom.Head", "sentence_transformers.util.import_from_string"]
-    classes += (
-        "sentence_transformers.SentenceTransformer",
-        "torch.nn.Linear",
-        "sentence_transformers.models.CLIPModel",
-    )
+    classes += ["sentence_transformers.SentenceTransformer", "torch.nn.Linear"]
+    classes += ["sentence_transformers.models.CLIPModel"]
     path = chance.choice([path for path in _files(folder, ".json") if path.name in _CLASSES])
     text = path.read_text()
     found = [line.split('"')[3] for line in text.splitlines() if '": "' in line and "." in line.split('"')[3]]
@@ -328,11 +316,9 @@ def other_similarity(folder: Path, chance: random.Random, _: Path) -> None:
 @_of(FOLDERS)
 def weights_not_finite(folder: Path, chance: random.Random, _: Path) -> None:
     path = chance.choice(_files(folder, ".safetensors"))
-    content = bytearray(path.read_bytes())
-    start = 8 + int.from_bytes(content[:8], "little")
-    at = start + 4 * chance.randrange((len(content) - start) // 4)
-    content[at : at + 4] = struct.pack("<f", chance.choice((float("nan"), float("inf"), float("-inf"))))
-    path.write_bytes(content)
+    _, start = _header(path)
+    at = start + 4 * chance.randrange((path.stat().st_size - start) // 4)
+    _write_at(path, at, struct.pack("<f", chance.choice((float("nan"), float("inf"), float("-inf")))))
 
 
 @_of(FOLDERS)
@@ -347,9 +333,7 @@ def tensors_exchanged(folder: Path, chance: random.Random, _: Path) -> None:
     size = min(places[0][2], places[1][2])
     parts = [path.read_bytes()[at : at + size] for path, at, _ in places]
     for (path, at, _), part in zip(places, reversed(parts), strict=True):
-        with path.open("r+b") as file:
-            file.seek(at)
-            file.write(part)
+        _write_at(path, at, part)
 
 
 @_of(FOLDERS)
@@ -385,8 +369,7 @@ def header_changed(folder: Path, chance: random.Random, _: Path) -> None:
 def huge_header(folder: Path, chance: random.Random, _: Path) -> None:
     path = chance.choice(_files(folder, ".safetensors"))
     size = chance.choice((1 << 63, (1 << 64) - 1, 1 << 40, 100_000_000, 50_000_000, 0))
-    content = path.read_bytes()
-    path.write_bytes(struct.pack("<Q", size) + content[8:])
+    _write_at(path, 0, struct.pack("<Q", size))
     if size in (100_000_000, 50_000_000):
         bomb = chance.choice((b" ", b"[", b'{"a":'))
         with path.open("wb") as file:
@@ -400,10 +383,8 @@ def page_exchanged(folder: Path, chance: random.Random, _: Path) -> None:
     pages = _used(path) // PAGE + 1
     one, other = chance.randrange(pages) * PAGE, chance.randrange(pages) * PAGE
     content = bytearray(path.read_bytes())
-    content[one : one + PAGE], content[other : other + PAGE] = (
-        content[other : other + PAGE],
-        content[one : one + PAGE],
-    )
+    first, second = content[one : one + PAGE], content[other : other + PAGE]
+    content[one : one + PAGE], content[other : other + PAGE] = second, first
     path.write_bytes(content)
 
 
@@ -432,11 +413,8 @@ def records_exchanged(folder: Path, chance: random.Random, _: Path) -> None:
     """Stretches of a page, vectors and checksums among them, in the place of others."""
     path = folder / "data.mdb"
     size, used = chance.choice((64, 68, 104, 200)), _used(path)
-    with path.open("r+b") as file:
-        file.seek(chance.randrange(max(1, used - size)))
-        part = file.read(size)
-        file.seek(chance.randrange(max(1, used - size)))
-        file.write(part)
+    start, target = (chance.randrange(max(1, used - size)) for _turn in range(2))
+    _write_at(path, target, path.read_bytes()[start : start + size])
 
 
 @_of(CACHES)
@@ -468,6 +446,4 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
 def _write_number(path: Path, at: int, chance: random.Random) -> None:
     size = chance.choice((2, 4, 8))
     value = chance.choice((0, 1, 2, 3, 0xFF, 0x7FFF, 0xFFFF, 1 << 31, 1 << 40, (1 << 64) - 1, chance.getrandbits(64)))
-    with path.open("r+b") as file:
-        file.seek(at)
-        file.write((value % (1 << (8 * size))).to_bytes(size, "little"))
+    _write_at(path, at, (value % (1 << (8 * size))).to_bytes(size, "little"))
