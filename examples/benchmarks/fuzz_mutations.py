@@ -316,7 +316,7 @@ def other_similarity(folder: Path, chance: random.Random, _: Path) -> None:
 @_of(FOLDERS)
 def weights_not_finite(folder: Path, chance: random.Random, _: Path) -> None:
     path = chance.choice(_files(folder, ".safetensors"))
-    _, start = _header(path)
+    start = _header(path)[1]
     at = start + 4 * chance.randrange((path.stat().st_size - start) // 4)
     _write_at(path, at, struct.pack("<f", chance.choice((float("nan"), float("inf"), float("-inf")))))
 

@@ -50,16 +50,6 @@ class Agreement(NamedTuple):
     difference: float
     cosine: float
 
-    @classmethod
-    def of(cls, vectors: Array, expected: Array) -> Agreement:
-        """Compare vectors of shape ``(n, d)``; NaN is as far away as can be."""
-        if vectors.shape != expected.shape:
-            raise ValueError(f"The export gives vectors of shape {vectors.shape}, the model of {expected.shape}.")
-        difference = float(np.abs(vectors - expected).max())
-        if not np.isfinite(difference):
-            return cls(float("inf"), -1.0)
-        return cls(difference, float(pairwise_cos_sim(vectors, expected).min()))
-
 
 @dataclass(frozen=True)
 class Export:
@@ -168,8 +158,7 @@ def export_side(
                 # Not kept: its files are mapped, and Windows puts no folder in its place while one is.
                 vectors = side_vectors(SentenceTransformer(str(new), local_files_only=True, **options), side, texts)
                 tolerance = max(1e-5, torch.finfo(model.dtype).eps)  # of half precision, a step of its numbers
-            found = Agreement.of(vectors, expected)
-            _check(found, tolerance, int8=int8)
+            found = _agreement(vectors, expected, tolerance, int8=int8)
             gc.collect()
     _warn(unread, prompt, side)
     return Export(output, found, unread, sum(file.stat().st_size for file in output.rglob("*") if file.is_file()))
@@ -237,7 +226,11 @@ def side_vectors(model: SentenceTransformer, side: Side, texts: Sequence[str], *
     return vectors
 
 
-def _check(found: Agreement, tolerance: float, *, int8: bool) -> None:
+def _agreement(vectors: Array, expected: Array, tolerance: float, *, int8: bool) -> Agreement:
+    """How close vectors of shape ``(n, d)`` are to the model's, where that is close enough; NaN never is."""
+    if vectors.shape != expected.shape:
+        raise ValueError(f"The export gives vectors of shape {vectors.shape}, the model of {expected.shape}.")
+    found = Agreement(float(np.abs(vectors - expected).max()), float(pairwise_cos_sim(vectors, expected).min()))
     if int8 and not found.cosine >= _LOWEST_COSINE_INT8:
         raise ValueError(
             f"With 8-bit weights a vector has a cosine of {found.cosine:.3f} with the model's (at least "
@@ -249,6 +242,7 @@ def _check(found: Agreement, tolerance: float, *, int8: bool) -> None:
             f"{tolerance:.1e} is allowed. Nothing was written. Something in the encoder depends on more than its saved "
             "settings: save and load the model first, and export that."
         )
+    return found
 
 
 def _warn(unread: dict[str, str], prompt: str, side: Side) -> None:

@@ -83,13 +83,14 @@ def test_eight_bits_are_smaller_and_close(model: SentenceTransformer, tmp_path: 
     )
 
 
+@pytest.mark.parametrize("value", [-0.25, np.nan])
 @pytest.mark.parametrize("int8", [False, True])
 def test_nothing_is_left_of_a_graph_that_gives_other_vectors(
-    model: SentenceTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, int8: bool
+    model: SentenceTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, int8: bool, value: float
 ) -> None:
     def other(_: SentenceTransformer, folder: Path, **__: Any) -> np.ndarray:
         folder.mkdir()
-        return -np.ones((len(TEXTS), 16), dtype=np.float32) / 4
+        return np.full((len(TEXTS), 16), value, dtype=np.float32)
 
     monkeypatch.setattr(sys.modules["st_asym.export.export_side"], "write_onnx", other)
     with pytest.raises(ValueError, match="nothing was written" if int8 else "Nothing was written"):
