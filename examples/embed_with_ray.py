@@ -164,7 +164,7 @@ def read_ranges(batch: dict[str, Any], corpus: Path, column: str) -> Iterator[pa
     for start, end in zip(batch["start"].tolist(), batch["end"].tolist(), strict=True):
         texts = []
         for offset, row in json_rows(corpus, start, end):
-            text = row.get(column)
+            text: Any = row.get(column)
             try:
                 text.encode()  # lone surrogates, which JSON can spell, are taken by neither Arrow nor tokenizers
             except (AttributeError, UnicodeEncodeError):

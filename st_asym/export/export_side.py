@@ -157,7 +157,7 @@ def export_side(
                 options: dict[str, Any] = {"device": model.device, "model_kwargs": {"dtype": model.dtype}}
                 # Not kept: its files are mapped, and Windows puts no folder in its place while one is.
                 vectors = side_vectors(SentenceTransformer(str(new), local_files_only=True, **options), side, texts)
-                tolerance = max(1e-5, torch.finfo(model.dtype).eps)  # of half precision, a step of its numbers
+                tolerance = max(1e-5, torch.finfo(model.dtype or torch.float32).eps)  # a step of half precision
             found = _agreement(vectors, expected, tolerance, int8=int8)
             gc.collect()
     _warn(unread, prompt, side)
