@@ -94,7 +94,7 @@ def first_steps(way: Way, queries: Tensor, documents: Tensor, seed: int, steps: 
         own = torch.arange(BATCH)
         loss = cross_entropy(similarities, own)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         found.append((loss.item(), (similarities.argmax(dim=1) == own).float().mean().item()))
     return torch.tensor(found).T

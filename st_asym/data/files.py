@@ -6,13 +6,14 @@ import contextlib
 import errno
 import filecmp
 import json
+import math
 import os
 import re
 import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,15 @@ def new_file(output: str | os.PathLike[str]) -> Iterator[Path]:
 def write_json(path: Path, content: Any) -> None:
     """Write a file of JSON in one step."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def plain(value: Any, digits: int = 17) -> Any:
+    """What JSON has a name for: None for numbers that are not finite, the others with so many significant digits."""
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}") if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(part, digits) for key, part in value.items()}
+    return [plain(part, digits) for part in value] if isinstance(value, list | tuple) else value
 
 
 @contextlib.contextmanager

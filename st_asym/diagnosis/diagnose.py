@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from st_asym.cache.embedding_cache import open_cache
 from st_asym.cache.encoding import Precision
 from st_asym.data import Qrels, RetrievalData
 from st_asym.data.collection import whole_number
+from st_asym.data.files import plain
 from st_asym.data.prepare import check_ids
 from st_asym.data.sources import read_judged
 from st_asym.diagnosis.findings import (
@@ -39,9 +38,7 @@ from st_asym.diagnosis.findings import (
 from st_asym.diagnosis.geometry import HeadModules, Spread
 from st_asym.heads.anatomy import Side
 from st_asym.losses.isotropy import unit
-from st_asym.trust.provenance import Provenance, made_with_heads
-
-_PACKAGES = ("st_asym", "sentence-transformers", "torch", "numpy", "scipy")
+from st_asym.trust.provenance import Provenance, installed, made_with_heads
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ class Diagnosis:
     findings: tuple[Finding, ...]
     normalised: bool
     seconds: float = 0.0
-    versions: Mapping[str, str] = field(default_factory=lambda: {name: version(name) for name in _PACKAGES})
+    versions: Mapping[str, str] = field(default_factory=lambda: installed("scipy"))
 
     @property
     def sides(self) -> dict[Side, SideOf]:
@@ -97,8 +94,8 @@ class Diagnosis:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as JSON knows it: what is not a finite number is None."""
-        plain: dict[str, Any] = _plain({"first_line": self.first_line, **asdict(self)})
-        return plain
+        found: dict[str, Any] = plain({"first_line": self.first_line, **asdict(self)}, digits=6)
+        return found
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything as JSON."""
@@ -215,11 +212,3 @@ def _read(
     judged = {q: {d: whole_number(grade) for d, grade in own.items()} for q, own in data.qrels["train"].items()}
     check_ids(data.queries, data.corpus, judged, "qrels")
     return data, judged
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

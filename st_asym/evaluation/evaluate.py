@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +27,7 @@ from st_asym.evaluation.models import (
     vectors_of,
 )
 from st_asym.retrieval.significance import CONFIDENCE, RESAMPLES, Difference
+from st_asym.trust.provenance import installed
 
 if TYPE_CHECKING:
     from st_asym.evaluation.baselines import Baselines
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from st_asym.evaluation.mteb import Measurement
     from st_asym.evaluation.tasks import Benchmark, Source, Train
 
-_PACKAGES = ["st_asym", "mteb", "sentence-transformers", "transformers", "torch", "numpy", "scipy"]
-_PACKAGES += ["pytrec-eval-terrier"]
+# What measures, besides what makes the vectors.
+_PACKAGES = ("mteb", "scipy", "pytrec-eval-terrier")
 
 
 def evaluate(
@@ -155,7 +155,7 @@ def evaluate(
             "confidence": CONFIDENCE,
             "correction": "Benjamini-Hochberg",
         },
-        versions={name: version(name) for name in (*_PACKAGES, *(["bm25s"] if len(rows) > len(systems) else []))},
+        versions=installed(*_PACKAGES, *(["bm25s"] if len(rows) > len(systems) else [])),
         notes=(*cautions, *(note for one in found for note in one.notes), *same_models(systems), *beside.notes),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         cautions=cautions,

@@ -67,7 +67,7 @@ def models_of(given: Model | Sequence[Model] | Mapping[int, Model]) -> list[Mode
 def _system(name: str, given: Model | Sequence[Model] | Mapping[int, Model]) -> System:
     if not isinstance(name, str) or not name.strip():
         raise TypeError(f"The name of a model must be a text, got {name!r}.")
-    loaded = tuple(one if isinstance(one, SentenceTransformer) else load_encoder(one) for one in models_of(given))
+    loaded = tuple(load_encoder(one) for one in models_of(given))
     if not loaded:
         raise ValueError(f"{name!r} has no models.")
     stock = (one.stock_model() if isinstance(one, CachedSentenceTransformer) else one for one in loaded)

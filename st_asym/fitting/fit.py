@@ -172,7 +172,7 @@ def fit(
     with report.timed("read"):
         data = as_retrieval_data(train, corpus=corpus, dev=dev, hold_out_test=hold_out_test)
         report.note_data(data)
-        model = encoder if isinstance(encoder, SentenceTransformer) else load_encoder(encoder)
+        model = load_encoder(encoder)
         asymmetric_model(model, **settings.projection())  # what cannot be built is refused before anything is encoded
         check_place(output, saved_size(model))
         given, store = Encoder.of(encoder, model), open_cache(cache)

@@ -80,7 +80,7 @@ class HeadsResult:
         if encoder is not None:
             from st_asym.trust.provenance import describe_encoder
 
-            model = encoder if isinstance(encoder, SentenceTransformer) else load_encoder(encoder)
+            model = load_encoder(encoder)
             described = describe_encoder(model)
             if described["dimension"] != heads.dimension:
                 raise ValueError(

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +15,7 @@ import torch
 
 from st_asym.data import RetrievalData
 from st_asym.data.collection import own_documents
+from st_asym.data.files import plain, write_json
 from st_asym.data.holdout import HeldOut
 from st_asym.fitting.candidates import Candidate
 from st_asym.fitting.gate import Choice, Decision, Evidence, Rehearsal, best_of_each
@@ -27,10 +25,10 @@ from st_asym.retrieval import Judgments
 from st_asym.retrieval.metrics import TOP
 from st_asym.retrieval.search import MOST_DOCUMENTS, Bm25Index, bm25_is_installed
 from st_asym.trainer.columns import plain_encode
+from st_asym.trust.provenance import installed
 
 # How many queries BM25 scores at a time: 4 MB each for a million documents.
 _BLOCK = 32
-_PACKAGES = ("st_asym", "sentence-transformers", "transformers", "torch", "numpy", "datasets")
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ class FitReport:
     bm25: str = ""
     notes: Sequence[str] = ()
     seconds: dict[str, float] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=lambda: {name: version(name) for name in _PACKAGES})
+    versions: dict[str, str] = field(default_factory=lambda: installed("datasets"))
 
     @property
     def kept(self) -> bool:
@@ -214,21 +212,12 @@ class FitReport:
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON knows it, with None for numbers that are not finite."""
-        found: dict[str, Any] = _finite({"first_line": self.first_line, **asdict(self)})
+        found: dict[str, Any] = plain({"first_line": self.first_line, **asdict(self)})
         return found
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the report as JSON."""
-        Path(path).write_text(json.dumps(self.as_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _finite(value: Any) -> Any:
-    """The same without infinite standard errors, which JSON has no name for."""
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        write_json(Path(path), self.as_dict())
 
 
 def bm25_sentence(

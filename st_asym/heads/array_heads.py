@@ -10,13 +10,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+if TYPE_CHECKING:  # it loads torch
+    from st_asym.heads.anatomy import Side
+
 Array = np.ndarray[Any, np.dtype[Any]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
-Side = Literal["query", "document"]
 
 # Rows that go through the layers at once.
 _ROWS = 1024

@@ -63,8 +63,7 @@ def asymmetric_model(
         >>> model.encode_query("frozen head").shape
         (3,)
     """
-    if not isinstance(encoder, SentenceTransformer):
-        encoder = load_encoder(encoder)
+    encoder = load_encoder(encoder)
     if any(isinstance(module, Router) for module in encoder.modules()):
         raise ValueError(
             "The encoder already has a Router, so its queries and documents take different ways before the heads. Pass "
@@ -184,7 +183,7 @@ def unfreeze_last_layers(model: SentenceTransformer, n: int) -> SentenceTransfor
 
 
 def load_encoder(
-    encoder: str | PathLike[str],
+    encoder: SentenceTransformer | str | PathLike[str],
     *,
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -192,8 +191,11 @@ def load_encoder(
 ) -> SentenceTransformer:
     """Load an encoder, or a model with heads, by Hub id or path, and refuse what is not of one dense vector per text.
 
-    ``revision`` is a branch, tag or commit of a Hub id. An OSError says what to do where there is no such model.
+    One that is loaded already is given back. ``revision`` is a branch, tag or commit of a Hub id. An OSError says what
+    to do where there is no such model.
     """
+    if isinstance(encoder, SentenceTransformer):
+        return encoder
     if not isinstance(encoder, str | PathLike):
         raise TypeError(
             f"The encoder must be a SentenceTransformer, a Hub id or a path, not a {type(encoder).__name__}: heads are "

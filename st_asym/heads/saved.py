@@ -115,8 +115,7 @@ def attach_heads(
             f"{path} does not hold heads alone with their {PROVENANCE_FILE}: st_asym.save_heads(model, path) makes "
             "them, and SentenceTransformer(path) loads a whole model."
         )
-    if not isinstance(encoder, SentenceTransformer):
-        encoder = load_encoder(encoder)
+    encoder = load_encoder(encoder)
     if "fingerprint" not in made.encoder:
         raise ValueError(
             f"The heads in {path} were fitted on vectors, and do not say by which encoder these were made: apply them "

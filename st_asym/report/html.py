@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,6 +21,7 @@ from st_asym.report import plots, tables
 from st_asym.report.card import template
 from st_asym.report.plots import REQUIRES, Plot
 from st_asym.retrieval.significance import Difference, p_value
+from st_asym.trust.provenance import installed
 
 Subject: TypeAlias = Comparison | Diagnosis | FitReport | TrainerState
 
@@ -34,7 +34,6 @@ _LISTED = 10
 # What is in the log of a fit, and is no loss.
 _FIGURES = {"accuracy": "nearest document is relevant", "query_std": "queries", "document_std": "documents"}
 
-_PACKAGES = ("st_asym", "sentence-transformers", "transformers", "torch")
 # In the entries of a training step, but no part of its loss.
 _NO_LOSSES = ("epoch", "step", "grad_norm", "learning_rate", "num_input_tokens_seen")
 _NO_FIGURES = ("epoch", "step", "runtime", "per_second", "total_flos")
@@ -297,7 +296,7 @@ def training_page(state: TrainerState) -> dict[str, Any]:
         "title": "Training",
         "lead": lead,
         "body": "training.html.j2",
-        "versions": {name: version(name) for name in _PACKAGES},
+        "versions": installed(),
         "curves": _logged(log, names),
         "ends": [[name.replace("_", " "), f"{own[0]:.4g}", f"{own[-1]:.4g}"] for name, own in figures.items()],
     }

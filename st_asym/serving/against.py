@@ -126,7 +126,7 @@ def compare_with_server(
     listed = server.model_names() if any(wanted[side] is None for side in sides) else []
     names = {side: wanted[side] or _name_of_side(listed, side, f"{name}-{side}") for side in sides}
     served = {side: _served(server, texts, names[side]) for side in sides}
-    loaded = model if isinstance(model, SentenceTransformer) else load_encoder(model)
+    loaded = load_encoder(model)
     return ServerComparison(url, {side: _compared(loaded, side, names[side], *served[side]) for side in sides})
 
 

@@ -91,7 +91,7 @@ def app(
             raise ValueError(f"{limit} must be a whole number of at least 1, got {value!r}.")
     if name is None:
         name = "model" if isinstance(model, SentenceTransformer) else public_name(model)
-    loaded = model if isinstance(model, SentenceTransformer) else load_encoder(model)
+    loaded = load_encoder(model)
     sizes = [side_vectors(loaded, side, ["size"]).shape[1] for side in ("query", "document")]
     if sizes[0] != sizes[1]:
         raise ValueError(f"The model's query vectors have {sizes[0]} numbers and its document vectors {sizes[1]}.")

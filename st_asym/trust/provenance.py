@@ -311,10 +311,10 @@ def describe_encoder(model: SentenceTransformer) -> dict[str, Any]:
     }
 
 
-def installed() -> dict[str, str]:
-    """The versions of the packages that shape vectors."""
+def installed(*others: str) -> dict[str, str]:
+    """The versions of the packages that shape vectors, and of others, where they are installed."""
     found = {}
-    for name in _PACKAGES:
+    for name in (*_PACKAGES, *others):
         with contextlib.suppress(PackageNotFoundError):  # such as st_asym out of a checkout
             found[name] = version(name)
     return found
