@@ -110,7 +110,7 @@ def queries_as_documents(system: System, text: str) -> list[str]:
     """
     for model in system.models:
         heads = [module for module in model.modules() if isinstance(module, Router)]
-        if not heads or _is_stock(model, heads[0]) or not sides_differ(heads[0]):
+        if not heads or _runs_through(model, heads[0]) or not sides_differ(heads[0]):
             continue
         options: Any = {"prompt": ""} if any(model.prompts.values()) else {}
         sides = (encode([text], **options) for encode in (model.encode_query, model.encode_document))
@@ -120,7 +120,7 @@ def queries_as_documents(system: System, text: str) -> list[str]:
     return []
 
 
-def _is_stock(model: SentenceTransformer, heads: Router) -> bool:
+def _runs_through(model: SentenceTransformer, heads: Router) -> bool:
     """Whether the library's own methods send texts through the heads."""
     if isinstance(model, CachedSentenceTransformer):
         return True

@@ -39,7 +39,7 @@ _CACHED_BATCH = 1024
 
 
 @dataclass(frozen=True)
-class Scores:
+class TaskScores:
     """What one model scored on one data set."""
 
     benchmark: str  # the name of the task
@@ -57,7 +57,7 @@ class Measurement(NamedTuple):
 
     system: str
     form: str  # "full", "int8", "binary" or a number of dimensions
-    scores: Scores
+    scores: TaskScores
 
 
 def kept_or_measured(
@@ -65,7 +65,7 @@ def kept_or_measured(
     benchmark: Benchmark,
     system: str,
     known: Mapping[str, str],
-    measure: Callable[[], list[Scores]],
+    measure: Callable[[], list[TaskScores]],
 ) -> list[Measurement]:
     """What a folder has of this data set and exactly this model; measured, logged and kept where there is nothing.
 
@@ -74,7 +74,7 @@ def kept_or_measured(
     next one. A file that is damaged, or of another format or version, counts as missing.
     """
     key = {"name": benchmark.name, "data": benchmark.version, "mteb": version("mteb"), **known}
-    path, found = None, list[Scores]()
+    path, found = None, list[TaskScores]()
     if folder is not None:
         file = f"{key['model'][:12]}-{key['form']}-{digest_of(key)}.json"
         path = folder / re.sub(r"[^\w.-]+", "_", key["name"]) / file
@@ -83,7 +83,7 @@ def kept_or_measured(
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["format"] != FORMAT or content["key"] != key:
                 raise ValueError("it is of another version")
-            found = [of_json(Scores, values) for values in content["scores"]]
+            found = [of_json(TaskScores, values) for values in content["scores"]]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             logger.warning("%s cannot be used (%s): this is evaluated again.", path, error)
     if not found:
@@ -144,7 +144,7 @@ def undisturbed() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def run(benchmark: Benchmark, name: str, model: SentenceTransformer, digest: str, form: Form) -> list[Scores]:
+def run(benchmark: Benchmark, name: str, model: SentenceTransformer, digest: str, form: Form) -> list[TaskScores]:
     """Evaluate a model with ``mteb.evaluate``: one entry per subset and split of the task, mostly one.
 
     Its vectors are taken as they are (``"full"``) or in a form of :class:`CompressedIndex`. The data stay loaded.
@@ -159,7 +159,7 @@ def run(benchmark: Benchmark, name: str, model: SentenceTransformer, digest: str
     return measured_by(encoder, benchmark, _CACHED_BATCH if isinstance(model, CachedSentenceTransformer) else _BATCH)
 
 
-def measured_by(searcher: Any, benchmark: Benchmark, batch_size: int = _CACHED_BATCH) -> list[Scores]:
+def measured_by(searcher: Any, benchmark: Benchmark, batch_size: int = _CACHED_BATCH) -> list[TaskScores]:
     """What MTEB measures of something that it can search with; see :func:`run`."""
     options: Any = {"batch_size": batch_size, "show_progress_bar": False}
     task = benchmark.task
@@ -199,7 +199,7 @@ class FrozenEncoder(SentenceTransformerEncoderWrapper):
         return vectors
 
 
-def _scores(benchmark: Benchmark, split: str, measured: Mapping[str, Any], *, several: bool) -> Scores:
+def _scores(benchmark: Benchmark, split: str, measured: Mapping[str, Any], *, several: bool) -> TaskScores:
     """What was measured on one subset and split of a task, one of ``several`` or the only one."""
     data: Any = benchmark.task.dataset
     subset, by_query = measured["hf_subset"], measured["by_query"]
@@ -210,7 +210,7 @@ def _scores(benchmark: Benchmark, split: str, measured: Mapping[str, Any], *, se
             f"results: {first_few(missing)}."
         )
     queries = sorted(by_query)
-    return Scores(
+    return TaskScores(
         benchmark=benchmark.name,
         data=f"{benchmark.name} ({subset}, {split})" if several else benchmark.name,
         split=split,

@@ -33,7 +33,7 @@ from st_asym.evaluation.models import Models, models_of
 from st_asym.trust.provenance import Provenance, made_with_heads
 
 if TYPE_CHECKING:
-    from st_asym.evaluation.mteb import Scores
+    from st_asym.evaluation.mteb import TaskScores
 
 Source: TypeAlias = Union[str, "PathLike[str]", RetrievalData, Any]
 Train: TypeAlias = Union[RetrievalData, Qrels, str, "PathLike[str]", Any]
@@ -251,7 +251,7 @@ def text_digest(text: str) -> str:
 
 
 def seen_queries(
-    scores: Scores, positives: Mapping[str, set[str]], trained: Mapping[str, Iterable[str]]
+    scores: TaskScores, positives: Mapping[str, set[str]], trained: Mapping[str, Iterable[str]]
 ) -> dict[str, tuple[str, ...]]:
     """The queries of a data set in groups, as far as it is known what was trained on.
 

@@ -166,7 +166,7 @@ def fit(
         >>> SentenceTransformer("model").encode_query("a question")  # doctest: +SKIP
     """
     output = _free_place(Path(output_dir).resolve())
-    settings = checked(collection, expected_unseen, trials, max_seconds, settings, seed)
+    settings = checked_settings(collection, expected_unseen, trials, max_seconds, settings, seed)
     deadline = time.monotonic() + (max_seconds or math.inf)
     report = FitReport(settings=settings, collection=collection, seed=seed)
     with report.timed("read"):
@@ -282,7 +282,9 @@ def _free_place(output: Path) -> Path:
     return output
 
 
-def checked(collection: Any, expected_unseen: Any, trials: Any, max_seconds: Any, settings: Any, seed: Any) -> Settings:
+def checked_settings(
+    collection: Any, expected_unseen: Any, trials: Any, max_seconds: Any, settings: Any, seed: Any
+) -> Settings:
     """The settings, the usual ones where there are none; what no fit can have is refused."""
     number, whole = int | float | np.number | None, int | np.integer
     for name, value, kinds, what in (

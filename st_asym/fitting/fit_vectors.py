@@ -22,7 +22,7 @@ from st_asym.data import RetrievalData
 from st_asym.data.collection import counted, own_documents, whole_number
 from st_asym.data.document import copies_by_query
 from st_asym.data.formats import as_list
-from st_asym.fitting.fit import Collection, checked, rehearsed, undisturbed
+from st_asym.fitting.fit import Collection, checked_settings, rehearsed, undisturbed
 from st_asym.fitting.loop import train_on_vectors
 from st_asym.fitting.report import FitReport
 from st_asym.fitting.settings import Settings
@@ -159,7 +159,7 @@ def fit_vectors(
         >>> (result.heads.query(queries) @ result.heads.document(documents).T).shape
         (40, 40)
     """
-    settings = checked(collection, expected_unseen, trials, max_seconds, settings, seed)
+    settings = checked_settings(collection, expected_unseen, trials, max_seconds, settings, seed)
     deadline = time.monotonic() + (max_seconds or math.inf)
     report = FitReport(settings=settings, on="vectors", collection=collection, seed=seed)
     with report.timed("read"):

@@ -13,7 +13,6 @@ from torch import Tensor
 
 # Of a matrix of similarities, by the rows of queries and the columns of documents.
 Cells = tuple[Tensor, Tensor]
-Similarities = NDArray[np.float32]
 
 # How many numbers a block of similarities may have: 16 MiB in float32.
 _BLOCK = 1 << 22
@@ -91,7 +90,7 @@ class Bm25Index:
         if self._words:  # without any, bm25s cannot index them
             self._index.index(tokens, show_progress=False)
 
-    def similarities(self, queries: Sequence[str]) -> Similarities:
+    def similarities(self, queries: Sequence[str]) -> NDArray[np.float32]:
         """Scores from 0, where no word is shared, shape ``(n, m)``, float32, for ``n`` queries and ``m`` documents."""
         found = np.zeros((len(queries), self._documents), dtype=np.float32)
         tokens = self._bm25s.tokenize(list(queries), show_progress=False, return_ids=False)
@@ -102,7 +101,7 @@ class Bm25Index:
         return found
 
 
-def standardised(similarities: Similarities) -> Similarities:
+def standardised(similarities: NDArray[np.float32]) -> NDArray[np.float32]:
     """Each row of shape ``(m,)`` with mean 0 and standard deviation 1 over the corpus; 0 where all are the same."""
     deviation = np.maximum(similarities.std(axis=1, keepdims=True), 1e-9)
     return np.asarray((similarities - similarities.mean(axis=1, keepdims=True)) / deviation, dtype=np.float32)

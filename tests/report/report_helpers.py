@@ -13,7 +13,7 @@ from transformers import TrainerState
 from st_asym import Comparison, Diagnosis, EmbeddingCache, FitReport, Settings, asymmetric_model, diagnose
 from st_asym.evaluation.comparison import METRICS, Bar, rows_of
 from st_asym.evaluation.models import System
-from st_asym.evaluation.mteb import Measurement, Scores, compressed_scores, scores_by_query
+from st_asym.evaluation.mteb import Measurement, TaskScores, compressed_scores, scores_by_query
 from st_asym.fitting.gate import Choice, Evidence, Gain
 from st_asym.fitting.report import Tried
 
@@ -110,10 +110,10 @@ def a_comparison(
     )
 
 
-def _scores(name: str, scores: Sequence[float]) -> Scores:
+def _scores(name: str, scores: Sequence[float]) -> TaskScores:
     by_query = dict.fromkeys(METRICS, tuple(scores))
     queries = tuple(f"q{i}" for i in range(len(scores)))
-    return Scores(name, name, "test", 99, queries, by_query, {})
+    return TaskScores(name, name, "test", 99, queries, by_query, {})
 
 
 def a_trainer_state() -> TrainerState:
