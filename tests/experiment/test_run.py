@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import zipfile
 from collections.abc import Callable
@@ -163,11 +164,14 @@ def test_the_questions(arguments: list[str], tmp_path: Path, monkeypatch: pytest
 def test_first_batches_are_those_before_each_step(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, value in {"BATCH": 4, "EVERY": (1, 2), "LEARNING_RATES": (1e-9, 1e-2)}.items():
+    for name, value in {"BATCH": 4, "EVERY": (1, 2), "KEPT": 99, "LEARNING_RATES": (1e-9, 1e-2)}.items():
         monkeypatch.setattr(first_batches, name, value)
     first_batches.main([*arguments, "--train", "scifact"])
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
-    assert [row["off"] for row in rows] == sorted(row["off"] for row in rows)
+    assert [row["every"] for row in rows] == [1] * (len(rows) // 2) + [2] * (len(rows) // 2)
+    assert all(
+        before["off"] <= row["off"] for before, row in itertools.pairwise(rows) if before["every"] == row["every"]
+    )
     assert rows[0]["way"] in capsys.readouterr().out
     losses = {(row["way"], row["every"]): row["losses"] for row in rows}
     for row in rows:
