@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 
 from experiment.predictors import PREDICTION
 from experiment.systems import System
-from st_asym import CachedSentenceTransformer, column_prompts, router_mapping, watch, whitened_heads
+from st_asym import CachedSentenceTransformer, column_prompts, router_mapping, save_heads, watch, whitened_heads
 from st_asym.evaluation import choose_model
 from st_asym.heads.model import behind_encoder
 
@@ -67,7 +68,7 @@ def train(
     seed: int,
     **arguments: Any,
 ) -> list[dict[str, Any]]:
-    """Train in place, with a checkpoint for each epoch; the best and the last of them stay.
+    """Train in place, with a checkpoint for each epoch, the best and the last of which :func:`chosen_model` finds.
 
     Stopped with Ctrl-C it returns as well, so that what there is can be evaluated.
 
@@ -76,7 +77,7 @@ def train(
         loss: For that model.
         pairs: Columns ``query`` and ``document``, to train on.
         dev: The same, to validate on.
-        folder: Where the checkpoints go; it must not hold any.
+        folder: Where the checkpoints go; it must not hold a run.
         seed: Of the order of pairs.
         **arguments: More of ``SentenceTransformerTrainingArguments``.
 
@@ -86,7 +87,7 @@ def train(
     Raises:
         FileExistsError: There is a run in the folder already, whose checkpoints would be taken for this one's.
     """
-    if any(folder.glob("checkpoint-*")):
+    if any(folder.glob("checkpoint-*")) or (folder / "heads").exists():
         raise FileExistsError(f"{folder} holds a run already: give another --output.")
     mapping = router_mapping(pairs)
     trainer = SentenceTransformerTrainer(
@@ -126,6 +127,8 @@ def train(
 def chosen_model(encoder: SentenceTransformer, folder: Path, system: System | None = None) -> SentenceTransformer:
     """The best checkpoint of a run, else the latest, without what only training needs, behind the encoder in memory.
 
+    Each checkpoint holds the whole encoder: the chosen heads, in the folder ``heads``, take their place.
+
     Args:
         encoder: The one that the run's model has.
         folder: The run's.
@@ -139,7 +142,11 @@ def chosen_model(encoder: SentenceTransformer, folder: Path, system: System | No
     saved = SentenceTransformer(str(chosen.path))
     saved = saved if system is None else system.finish(saved)
     router = next(module for module in saved.children() if isinstance(module, Router))
-    return behind_encoder(encoder, router.to(encoder.device))
+    model = behind_encoder(encoder, router.to(encoder.device))
+    save_heads(model, folder / "heads")
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    return model
 
 
 @torch.no_grad()

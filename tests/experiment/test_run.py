@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 
-from st_asym import Comparison, asymmetric_model, whitened_heads
+from st_asym import Comparison, asymmetric_model, attach_heads, whitened_heads
 from st_asym.data import load_data
 
 pytest.importorskip("mteb")
@@ -129,9 +129,12 @@ def test_a_run_that_was_stopped_gives_its_latest_checkpoint(
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps({"global_step": step}))
         torch.nn.init.ones_(next(p for p in model.parameters() if p.requires_grad))
     encoder = make_encoder()
-    found = chosen_model(encoder, tmp_path)
     latest = SentenceTransformer(str(tmp_path / "checkpoint-2"))
-    assert np.abs(found.encode_query(["red head"]) - latest.encode_query(["red head"])).max() < 1e-6
+    found = chosen_model(encoder, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["heads"]
+    expected = latest.encode_query(["red head"])
+    for model in (found, attach_heads(encoder, tmp_path / "heads")):
+        assert np.abs(model.encode_query(["red head"]) - expected).max() < 1e-6
     assert found[0] is encoder[0]
 
 
