@@ -215,7 +215,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(folder: Path, monkeypatch: pyt
     def unreachable(*_: Any, **__: Any) -> None:
         raise OSError("We couldn't connect to 'https://huggingface.co'\nto load the files.")
 
-    monkeypatch.setattr("st_asym.heads.model.SentenceTransformer", unreachable)
+    monkeypatch.setattr("st_asym.heads.model.SentenceTransformer.__init__", unreachable)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with pytest.raises(OSError, match="couldn't connect") as caught:
         load_encoder("me/model")
