@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from st_asym.cache.embedding_cache import open_cache
 from st_asym.cache.encoding import Precision
 from st_asym.data import Qrels, RetrievalData
 from st_asym.data.collection import whole_number
-from st_asym.data.files import plain
+from st_asym.data.files import plain, write_text
 from st_asym.data.prepare import check_ids
 from st_asym.data.sources import read_judged
 from st_asym.diagnosis.findings import (
@@ -98,9 +97,9 @@ class Diagnosis:
         return found
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything as JSON."""
+        """Write everything as JSON, in one step."""
         text = json.dumps(self.as_dict(), indent=1, allow_nan=False, ensure_ascii=False)
-        Path(path).write_text(text + "\n", encoding="utf-8", errors="replace")
+        write_text(path, text + "\n", errors="replace")
 
 
 def diagnose(

@@ -216,7 +216,7 @@ class FitReport:
         return found
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the report as JSON."""
+        """Write the report as JSON, in one step."""
         write_json(Path(path), self.as_dict())
 
 
