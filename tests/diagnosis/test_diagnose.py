@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -265,6 +266,10 @@ def test_json_is_valid_and_holds_everything(
 
     saved = json.loads((tmp_path / "diagnosis.json").read_text(encoding="utf-8"), parse_constant=refuse)
     assert saved == diagnosis.as_dict()
+    # Half of a pair of UTF-16, as some exports have it, is no reason to lose the diagnosis.
+    odd = replace(diagnosis, findings=(replace(diagnosis.findings[0], text="a \ud800 b"),))
+    odd.save(tmp_path / "diagnosis.json")
+    assert json.loads((tmp_path / "diagnosis.json").read_text(encoding="utf-8"))["findings"][0]["text"] == "a ? b"
     assert saved["judged"]["after"]["hard_margin"] is None
     assert saved["judged"]["error"] is None
     assert saved["first_line"] == diagnosis.first_line
