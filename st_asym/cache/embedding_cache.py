@@ -117,7 +117,7 @@ class EmbeddingCache:
             if self.store.replaced == replaced:
                 return encoded
             keys = asked.keys()  # what was committed before is lost
-        raise self.store.cleared()
+        raise self.store.cleared_error()
 
     def get(
         self,

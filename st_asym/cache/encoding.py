@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from st_asym.cache.fingerprint import check_text, encoder_fingerprint, note_what_ran, record_keys
-from st_asym.cache.foreign import is_stock
+from st_asym.cache.foreign import is_library_class
 from st_asym.cache.store import Floats, VectorStore
 from st_asym.heads.anatomy import encoder_alone, encoder_modules
 
@@ -254,7 +254,7 @@ def listens_to_task(model: SentenceTransformer) -> bool:
     if "task" in accepted_options(model):
         return True
     modules = list(encoder_modules(model).values())
-    if not is_stock(type(modules[0])):
+    if not is_library_class(type(modules[0])):
         return True
     for module in modules:
         if any(getattr(module, name, None) for name in ("query_length", "document_length", "query_expansion")):

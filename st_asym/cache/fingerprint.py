@@ -24,7 +24,7 @@ from st_asym.cache.foreign import (
     digest_of,
     foreign_parts,
     hidden_buffers,
-    is_stock,
+    is_library_class,
     note_changes,
     replaced_methods,
 )
@@ -103,7 +103,7 @@ def way_of_its_own(model: SentenceTransformer, names: Iterable[str]) -> str | No
     """The first of some methods that is not SentenceTransformer's: the model's class has another, or it itself."""
     kinds = {name: next(kind for kind in type(model).__mro__ if name in vars(kind)) for name in names}
     own = replaced_methods(model)
-    return next((name for name, kind in kinds.items() if name in own or not is_stock(kind)), None)
+    return next((name for name, kind in kinds.items() if name in own or not is_library_class(kind)), None)
 
 
 def was_fingerprint(digest: str, model: SentenceTransformer) -> bool:
@@ -428,7 +428,7 @@ def _as_plain(value: Any) -> Any:
     try:
         if isinstance(value, Tensor):
             return ["tensor", *_contents(value)]
-        if is_stock(type(value)):
+        if is_library_class(type(value)):
             return [fullname(value), digest_of(pickle.dumps(value, 4))]
         return Inventory([], _contents).told(value)
     except Exception as error:  # whatever its own reduction raises

@@ -51,7 +51,7 @@ _IDLE += [type(threading.Lock()), type(threading.RLock())]
 _CHANGES_BY_ITSELF: set[Place] = set()
 
 
-def is_stock(kind: type | types.FunctionType) -> bool:
+def is_library_class(kind: type | types.FunctionType) -> bool:
     """Whether a class is one of the packages whose modules say in their configurations what they do."""
     return _package(kind.__module__) in _PACKAGES
 
@@ -101,7 +101,7 @@ def foreign_parts(modules: Sequence[nn.Module]) -> list[Part]:
     found, kinds = [], dict[type, None]()
     for position, top in enumerate(modules):
         found += list(_parts_of(f"module {position} ({fullname(top)})", str(position), top))
-        kinds.update((kind, None) for part in top.modules() for kind in type(part).__mro__ if is_stock(kind))
+        kinds.update((kind, None) for part in top.modules() for kind in type(part).__mro__ if is_library_class(kind))
     return found + [Part(f"class {kind.__name__}", "", kind, False) for kind in kinds if _replaced_in(kind)]
 
 
@@ -153,7 +153,7 @@ class Inventory:
             values = _replaced_in(owner)
         else:
             values = attributes(owner) if part.foreign else replaced_methods(owner)
-            if not is_stock(type(owner)):
+            if not is_library_class(type(owner)):
                 self.meet(type(owner))
         for each, value in values.items():
             self._add(part.who, (name, each), value)
@@ -187,7 +187,7 @@ class Inventory:
     def _add(self, who: str, place: Place, value: Any) -> None:
         if place in _CHANGES_BY_ITSELF:
             return
-        if isinstance(value, type | types.FunctionType) and not is_stock(value):
+        if isinstance(value, type | types.FunctionType) and not is_library_class(value):
             self.meet(value)
         try:
             plain = value is None or type(value) in (bool, int, float, str)
@@ -220,7 +220,7 @@ class _Pickler(pickle.Pickler):
 
     def reducer_override(self, value: Any) -> Any:
         """Of the packages' objects the plain attributes, as the others are their own affair."""
-        if is_stock(type(value)) and hasattr(value, "__dict__"):
+        if is_library_class(type(value)) and hasattr(value, "__dict__"):
             return type(value), (), {name: one for name, one in vars(value).items() if is_plain(one)}
         return NotImplemented
 
@@ -295,7 +295,7 @@ def digest_of(content: Any) -> str:
 def _parts_of(who: str, path: str, module: nn.Module, holder: type | None = None) -> Iterator[Part]:
     """A module and those in it, as far as they are foreign; torch's layers belong to their holder."""
     holder = holder if holder is not None and _package(type(module).__module__) == "torch" else type(module)
-    foreign = not is_stock(holder)
+    foreign = not is_library_class(holder)
     if foreign or replaced_methods(module):
         yield Part(who, path, module, foreign)
     for name, child in module.named_children():
@@ -362,7 +362,7 @@ def _may_shape(name: str, value: Any, module: str) -> bool:
     if isinstance(value, Tensor | np.ndarray | nn.Module) or is_plain(value):
         return True
     kind = type(value).__module__
-    return not is_stock(type(value)) and (
+    return not is_library_class(type(value)) and (
         isinstance(value, Mapping) or _package(kind) in sys.stdlib_module_names or not _is_library(kind)
     )
 

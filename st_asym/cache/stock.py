@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.configuration_utils import PretrainedConfig
 
-from st_asym.cache.foreign import attributes, is_plain, is_stock
+from st_asym.cache.foreign import attributes, is_library_class, is_plain
 
 # Settings of a transformers configuration that change when it is saved, or that do not reach the vectors.
 _IDLE_SETTINGS = frozenset({"architectures", "dtype", "gradient_checkpointing", "transformers_version", "use_cache"})
@@ -93,7 +93,7 @@ def watched(modules: Sequence[nn.Module]) -> list[tuple[Mapping[str, Any], int |
     found: list[tuple[Mapping[str, Any], int | None, dict[str, Any]]] = []
     for module in modules:
         found.append((vars(module), None, {"_modules": dict(module._modules)}))
-        if is_stock(type(module)):
+        if is_library_class(type(module)):
             found.append((vars(module), len(vars(module)), _plain(attributes(module))))
         for held in (vars(module).get("config"), getattr(module, "tokenizer", None)):
             if hasattr(held, "__dict__"):
@@ -117,7 +117,7 @@ def deviations(top: nn.Module) -> Iterator[tuple[str, str, Any]]:
     """What was changed by hand in stock modules and no configuration has: path, attribute and value."""
     known: set[nn.Module] = set()
     for path, module in top.named_modules():
-        if module in known or not is_stock(type(module)):
+        if module in known or not is_library_class(type(module)):
             continue
         if isinstance(module, PreTrainedModel):
             parts = dict(module.named_modules())

@@ -224,9 +224,9 @@ class VectorStore:
             result = self._environment.run(job, write=True, max_bytes=self.max_bytes)
             if self._environment.is_in_place:
                 return result
-        raise self.cleared()
+        raise self.cleared_error()
 
-    def cleared(self) -> CacheError:
+    def cleared_error(self) -> CacheError:
         """What is raised where there is no use in another try."""
         return CacheError(
             f"{self.directory} is deleted or replaced again and again while it is written to: use a directory that "

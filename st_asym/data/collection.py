@@ -147,7 +147,7 @@ def with_test_queries_apart(data: RetrievalData) -> RetrievalData:
     return replace(data, qrels={**data.qrels, "train": train, "test": test})
 
 
-def judge(qrels: Qrels, query_id: str, document_id: str, grade: int) -> bool:
+def add_judgment(qrels: Qrels, query_id: str, document_id: str, grade: int) -> bool:
     """Add a judgment, of a pair that has one the highest grade; whether it had another one."""
     judged = qrels.setdefault(query_id, {})
     before = judged.setdefault(document_id, grade)
@@ -276,5 +276,5 @@ def _renamed(judged: Qrels, query_ids: Mapping[str, str], document_ids: Mapping[
     renamed: Qrels = {query_ids.get(query_id, query_id): {} for query_id in judged}
     for query_id, documents in judged.items():
         for document_id, grade in documents.items():
-            judge(renamed, query_ids.get(query_id, query_id), document_ids.get(document_id, document_id), grade)
+            add_judgment(renamed, query_ids.get(query_id, query_id), document_ids.get(document_id, document_id), grade)
     return renamed

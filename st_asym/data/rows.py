@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 from st_asym.data.collection import (
     Qrels,
     RetrievalData,
+    add_judgment,
     counted,
     first_few,
     into_splits,
-    judge,
     noted,
     respelt_notes,
     whole_number,
@@ -227,7 +227,7 @@ def _collection(
         if corpus.setdefault(document_id, document) != document:
             respelt.setdefault(document, where)
         before = qrels.get(query_id, {}).get(document_id, 0) if clicks else 0
-        if judge(qrels, query_id, document_id, before + whole_number(grade)) and not clicks:
+        if add_judgment(qrels, query_id, document_id, before + whole_number(grade)) and not clicks:
             places[_CONFLICT].append(where)
     notes = [*notes, *_notes_on(places, source), *respelt_notes(list(respelt.values()), source)]
     if clicks:
@@ -356,7 +356,7 @@ def read_qrels(rows: Iterable[Row], source: str, notes: list[str]) -> Qrels:
             grade = whole_number(relevance)
         except ValueError as error:
             raise ValueError(f"{place}: {expected}, got {values}.") from error
-        if judge(qrels, _text_id(query_id), _text_id(document_id), grade):
+        if add_judgment(qrels, _text_id(query_id), _text_id(document_id), grade):
             conflicts.append(place.rpartition(", ")[2])
     notes += noted(conflicts, "pair", "judged again with another grade; the highest counts", source=source)
     return qrels

@@ -307,7 +307,7 @@ def _differences(
 
 def _judged(row: Row, base: Row, gain: Difference, bar: Bar, queries: Mapping[str, Any]) -> Row:
     """A row with its verdict, and what the evidence suggests."""
-    verdict = judge(gain, bar)
+    verdict = verdict_of(gain, bar)
     if set(row.digests) <= set(base.digests):  # as where fit has kept the encoder: a note says so
         return replace(row, verdict=verdict)
     moved = any((by_query(own, row.name) != by_query(own, base.name)).any() for own in queries.values())
@@ -346,7 +346,7 @@ def difference_on(queries: Mapping[str, Any], before: str, after: str, rows: Row
     return difference(old, new, seed)
 
 
-def judge(gain: Difference, bar: Bar) -> Verdict:
+def verdict_of(gain: Difference, bar: Bar) -> Verdict:
     """``"works"`` for a significant gain that is large, ``"fails"`` for a significant loss, else ``"marginal"``."""
     significant = gain.p_corrected < bar.significance
     if significant and gain.points < 0:

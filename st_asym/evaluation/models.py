@@ -17,7 +17,7 @@ from st_asym.cache.cached_model import encodes_in_its_own_way
 from st_asym.data.collection import first_few
 from st_asym.heads.anatomy import sides_differ, taken_apart, without_heads
 from st_asym.heads.model import load_encoder
-from st_asym.trainer.columns import plain_encode
+from st_asym.trainer.columns import encode_caveat
 
 Model: TypeAlias = Union[SentenceTransformer, str, "os.PathLike[str]"]
 Models: TypeAlias = Mapping[str, Model | Sequence[Model] | Mapping[int, Model]]
@@ -116,7 +116,7 @@ def queries_as_documents(system: System, text: str) -> list[str]:
         sides = (encode([text], **options) for encode in (model.encode_query, model.encode_document))
         query, document = (torch.as_tensor(np.asarray(side)).float() for side in sides)
         if query.shape == document.shape and torch.allclose(query, document, atol=1e-6):
-            return [f"{system.name}: queries go through the document side. {plain_encode()}"]
+            return [f"{system.name}: queries go through the document side. {encode_caveat()}"]
     return []
 
 

@@ -37,7 +37,7 @@ from st_asym.fitting.report import FitReport, bm25_sentence
 from st_asym.fitting.settings import Settings
 from st_asym.fitting.tuning import check_optuna, tune
 from st_asym.fitting.vectors import Vectors, read_vectors
-from st_asym.heads.anatomy import Encoder, public_name
+from st_asym.heads.anatomy import EncoderSource, public_name
 from st_asym.heads.model import asymmetric_model, load_encoder, saved_size
 from st_asym.heads.saved import rescued_heads
 from st_asym.trust.provenance import keep_what_is_not_ours, save_provenance
@@ -175,7 +175,7 @@ def fit(
         model = load_encoder(encoder)
         asymmetric_model(model, **settings.projection())  # what cannot be built is refused before anything is encoded
         check_place(output, saved_size(model))
-        given, store = Encoder.of(encoder, model), open_cache(cache)
+        given, store = EncoderSource.of(encoder, model), open_cache(cache)
         _free_place(output)  # where the cache may be now
     with report.timed("encode"):
         copied = copies(data.with_all_split().qrels["all"], data.corpus)
@@ -245,7 +245,7 @@ def _save(
     model: SentenceTransformer,
     report: FitReport,
     output: Path,
-    encoder: Encoder,
+    encoder: EncoderSource,
     data: RetrievalData,
     sources: Sequence[object],
 ) -> None:

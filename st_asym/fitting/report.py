@@ -24,7 +24,7 @@ from st_asym.fitting.settings import Settings
 from st_asym.retrieval import Judgments
 from st_asym.retrieval.metrics import TOP
 from st_asym.retrieval.search import MOST_DOCUMENTS, Bm25Index, bm25_is_installed
-from st_asym.trainer.columns import plain_encode
+from st_asym.trainer.columns import encode_caveat
 from st_asym.trust.provenance import installed
 
 # How many queries BM25 scores at a time: 4 MB each for a million documents.
@@ -203,7 +203,7 @@ class FitReport:
         if self.refitted:
             lines.append("The kept heads were then made of all queries, those held out included.")
         if self.kept and self.on == "texts":
-            lines.append(plain_encode())
+            lines.append(encode_caveat())
         if self.labels != "judged":
             lines.append(f"There were no labels: queries are the documents' own {self.labels}.")
         lines += [*self.notes, ", ".join(f"{name}: {value:.1f} s" for name, value in self.seconds.items())]

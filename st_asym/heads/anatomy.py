@@ -176,7 +176,7 @@ def encoder_origin(model: SentenceTransformer) -> tuple[str | None, str | None]:
 
 
 @dataclass(frozen=True)
-class Encoder:
+class EncoderSource:
     """Where an encoder is from; ``recorded`` is False where nobody has said.
 
     The name is its Hub id, also where it was read from the Hub's cache, and None for another folder, whose name means
@@ -189,7 +189,7 @@ class Encoder:
     recorded: bool = True
 
     @classmethod
-    def of(cls, given: SentenceTransformer | str | os.PathLike[str], loaded: SentenceTransformer) -> Encoder:
+    def of(cls, given: SentenceTransformer | str | os.PathLike[str], loaded: SentenceTransformer) -> EncoderSource:
         """What is known of a loaded encoder, as the user gave or named it, without asking the Hub again."""
         name, revision = loaded.model_card_data.base_model, loaded.model_card_data.base_model_revision
         if not isinstance(given, SentenceTransformer):

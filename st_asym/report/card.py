@@ -23,11 +23,11 @@ from st_asym.cache import encoder_fingerprint, model_fingerprint
 from st_asym.data.collection import counted
 from st_asym.data.files import CARD_FILE, PLOT_FILE, REPORT_FILE, write_text
 from st_asym.evaluation.comparison import MAIN, METRICS, Comparison, Row, mean
-from st_asym.heads.anatomy import Encoder, is_license, without_heads
+from st_asym.heads.anatomy import EncoderSource, is_license, without_heads
 from st_asym.report import tables
 from st_asym.report.plots import candidate_forest
 from st_asym.report.tables import Report, cell, code, table
-from st_asym.trainer.columns import plain_encode
+from st_asym.trainer.columns import encode_caveat
 
 NOT_RECORDED = "not recorded"
 
@@ -51,7 +51,7 @@ _FUNCTIONS: dict[str, Any] = {
     "code": code,
     "counted": counted,
     "number": "{:,}".format,
-    "plain_encode": plain_encode,
+    "encode_caveat": encode_caveat,
     "table": table,
     "tables": tables,
 }
@@ -270,7 +270,7 @@ def _complete(
     if base_model is not None:
         hub_id, _, revision = base_model.partition("@")
         validate_repo_id(hub_id)
-        encoder = Encoder(hub_id, revision or None)
+        encoder = EncoderSource(hub_id, revision or None)
         card.data.base_model = encoder.name
         card.text = card.text.replace(f"# {_title(None)}\n", f"# {_title(encoder.name)}\n", 1)
         card.put("Model", _section("model", facts=facts_of(model), encoder=encoder))
@@ -285,7 +285,7 @@ def _complete(
 def _fresh(model: SentenceTransformer, folder: Path) -> Card:
     """A card of a model, and of the report of ``fit`` beside it."""
     try:
-        return new_card(model, Encoder(recorded=False), tables.read_report(folder), NOT_RECORDED, folder)
+        return new_card(model, EncoderSource(recorded=False), tables.read_report(folder), NOT_RECORDED, folder)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, TemplateError) as error:
         raise ValueError(
             f"{folder / REPORT_FILE} is not a report that this version of st_asym can read ({type(error).__name__}: "
@@ -294,7 +294,7 @@ def _fresh(model: SentenceTransformer, folder: Path) -> Card:
 
 
 def new_card(
-    model: SentenceTransformer, encoder: Encoder, report: Report | None, data: str | None, folder: Path
+    model: SentenceTransformer, encoder: EncoderSource, report: Report | None, data: str | None, folder: Path
 ) -> Card:
     """A card of what is known; its plot is written into the folder. ``data`` is the name of the training data."""
     facts = facts_of(model)

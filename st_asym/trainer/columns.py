@@ -130,7 +130,7 @@ def column_prompts(model: SentenceTransformer, mapping: Mapping[str, str]) -> di
     return {column: prompt for column, route in mapping.items() if (prompt := model.prompts.get(route))}
 
 
-def plain_encode(side: str = "document") -> str:
+def encode_caveat(side: str = "document") -> str:
     """What to know before calling ``encode``, which sends texts to this side, and the remedy, in a line of Markdown."""
     other, plural = ("query", "queries") if side == "document" else ("document", "documents")
     return (

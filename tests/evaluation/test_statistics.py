@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from st_asym.evaluation.comparison import Bar, Group, judge, next_steps
+from st_asym.evaluation.comparison import Bar, Group, next_steps, verdict_of
 from st_asym.retrieval.significance import Difference, corrected, difference
 
 
@@ -87,8 +87,8 @@ def gain(relative: float, p: float) -> Difference:
 )
 def test_verdicts(relative: float, p: float, verdict: str, step: str | None) -> None:
     found = gain(relative, p)
-    assert judge(found, Bar()) == verdict
-    steps = next_steps(judge(found, Bar()), found, Bar(), moved=True, differences={}, groups={})
+    assert verdict_of(found, Bar()) == verdict
+    steps = next_steps(verdict_of(found, Bar()), found, Bar(), moved=True, differences={}, groups={})
     assert (step in steps[0]) if step else not steps
 
 
@@ -100,8 +100,8 @@ def test_a_loss_that_the_average_hides_is_named() -> None:
 
 
 def test_the_bar_can_be_set() -> None:
-    assert judge(gain(0.02, 0.01), Bar(at_least=0.01)) == "works"
-    assert judge(gain(0.05, 0.01), Bar(significance=0.001)) == "marginal"
+    assert verdict_of(gain(0.02, 0.01), Bar(at_least=0.01)) == "works"
+    assert verdict_of(gain(0.05, 0.01), Bar(significance=0.001)) == "marginal"
     with pytest.raises(ValueError, match="at_least"):
         Bar(at_least=-1)
     with pytest.raises(ValueError, match="significance"):

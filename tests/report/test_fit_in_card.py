@@ -14,7 +14,7 @@ from report_helpers import a_fit_report
 from sentence_transformers import SentenceTransformer
 
 from st_asym import FitReport, asymmetric_model, write_card
-from st_asym.trainer.columns import plain_encode
+from st_asym.trainer.columns import encode_caveat
 
 KEPT, BEHIND = "both sides, identity start, in-batch", "query side, whitening 1"
 
@@ -125,9 +125,9 @@ def test_plain_encode_goes_through_the_document_side_and_the_card_has_the_remedy
     card_with: Callable[..., str], make_encoder: Callable[..., SentenceTransformer]
 ) -> None:
     text = card_with(a_fit_report().as_dict())
-    assert plain_encode() in text.splitlines()
+    assert encode_caveat() in text.splitlines()
     model = asymmetric_model(make_encoder(prompts={"query": "red ", "document": "big "}), init="random")
-    (call,) = {part for part in plain_encode().split("`") if part.startswith("encode(")}
+    (call,) = {part for part in encode_caveat().split("`") if part.startswith("encode(")}
     remedied = eval(f"model.{call}", {"model": model, "texts": ["small text"]})  # noqa: S307 - our own
     np.testing.assert_array_equal(remedied, model.encode_query(["small text"]))
     assert not np.allclose(model.encode(["small text"]), remedied)
@@ -135,6 +135,6 @@ def test_plain_encode_goes_through_the_document_side_and_the_card_has_the_remedy
 
 def test_the_report_says_it_in_one_line_where_heads_are_kept() -> None:
     report = a_fit_report()
-    assert str(report).splitlines().count(plain_encode()) == 1
-    assert 'task="query"' in plain_encode()
+    assert str(report).splitlines().count(encode_caveat()) == 1
+    assert 'task="query"' in encode_caveat()
     assert "Plain `encode`" not in str(FitReport(report.settings))
