@@ -113,14 +113,15 @@ def fit(
     """Fit query and document heads to labelled pairs and save a stock model, or the encoder itself where it is better.
 
     Every text is encoded once, into the cache. Queries are held out, part of them on documents that training does not
-    see: the ``dev`` split, or, without one, a cut of the training queries (each query once, over four or five folds,
-    where they are fewer than 2,000). A few candidates are rehearsed on the others: within-pair whitening in closed
-    form, and heads trained from it, on both sides and on queries alone, each at half and all of its epochs and turned
-    back towards the identity by a dial; what is clearly behind after a fold is not rehearsed on the next. The one that
-    is worth most on the held-out queries, seen and unseen in the proportion of the traffic to expect, is kept, if its
-    gain is more than chance would give the best of so many, and if it loses on neither half; otherwise the model is the
-    untouched encoder, and the first line of the report says so (see :func:`st_asym.fitting.gate.decide`). What is kept
-    is then trained by ``SentenceTransformerTrainer``, on all training queries.
+    see: the ``dev`` split, and, where it has fewer than 1,000 queries or there is none, a cut of the training queries
+    (each query once, over four or five folds, where they are fewer than 2,000). A few candidates are rehearsed on the
+    others: within-pair whitening in closed form, and heads trained from it, on both sides and on queries alone, each at
+    half and all of its epochs and turned back towards the identity by a dial; what is clearly behind after a cut is not
+    rehearsed on the next. The one that is worth most on the held-out queries, seen and unseen in the proportion of the
+    traffic to expect, is kept, if its gain is more than chance would give the best of so many, if it loses on neither
+    half, and if the ``dev`` queries by themselves bear it out; otherwise the model is the untouched encoder, and the
+    first line of the report says so (see :func:`st_asym.fitting.gate.decide`). What is kept is then trained by
+    ``SentenceTransformerTrainer``, on all training queries.
 
     Args:
         encoder: A ``SentenceTransformer``, or the Hub id or path of one. It is frozen in place, and shared.
@@ -220,9 +221,9 @@ def rehearsed(
         report.held_out = ["There is one training query: none can be held out. Give queries to judge on as dev."]
         return None, [], []
     unseen = {"open": 1.0, "closed": 0.0}.get(report.collection or "", unseen)
-    if unseen is None and "dev" in data.qrels:
-        (part,) = parts
-        unseen = len(part.unseen) / max(1, len(part.seen) + len(part.unseen))
+    dev = "dev" in data.qrels
+    if unseen is None and dev:
+        unseen = len(parts[0].unseen) / max(1, len(parts[0].seen) + len(parts[0].unseen))
     elif unseen is None:
         unseen = unseen_at_random(train, seed=vectors.seed, queries=data.queries, corpus=data.corpus)
     labelled = {key for judged in train.values() for key, grade in judged.items() if grade > 0}
@@ -235,7 +236,7 @@ def rehearsed(
         if trials and found.has_time():
             more, report.trials = tune(found, tried, settings, trials)
             tried = [*tried, *more]
-    decision = decide(found.judged, unseen, found.finalists)
+    decision = decide(found.judged, unseen, found.finalists, dev=dev)
     by_name = {candidate.name: candidate for candidate in tried}
     report.note_rehearsals(found, decision, by_name, parts)
     return (by_name[decision.chosen.choice.candidate] if decision.chosen else None), parts, found.judged

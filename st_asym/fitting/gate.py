@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -135,11 +135,13 @@ class Decision:
         chosen: What they say about the choice; None where the encoder is better left alone.
         evidence: The same for all choices, in their order.
         chance: How likely some choice would gain as much, in standard errors, if none were worth anything.
+        by_dev: Whether all of this is of the dev split alone, though training queries were held out besides.
     """
 
     chosen: Evidence | None
     evidence: tuple[Evidence, ...]
     chance: float
+    by_dev: bool = False
 
 
 def weigh(rehearsals: Sequence[Rehearsal], expected_unseen: float) -> dict[Choice, Evidence]:
@@ -152,7 +154,13 @@ def weigh(rehearsals: Sequence[Rehearsal], expected_unseen: float) -> dict[Choic
     return {choice: _evidence(choice, rehearsals, expected_unseen) for choice in choices}
 
 
-def decide(rehearsals: Sequence[Rehearsal], expected_unseen: float, finalists: Iterable[str] | None = None) -> Decision:
+def decide(
+    rehearsals: Sequence[Rehearsal],
+    expected_unseen: float,
+    finalists: Iterable[str] | None = None,
+    *,
+    dev: bool = False,
+) -> Decision:
     """Pick the heads, or leave the encoder alone.
 
     A choice may be kept if it loses neither on seen nor on unseen documents beyond noise, and its gain is more than the
@@ -162,7 +170,25 @@ def decide(rehearsals: Sequence[Rehearsal], expected_unseen: float, finalists: I
     Westfall and Young 1993, "Resampling-Based Multiple Testing".) So the number of choices is paid for, however alike
     they are, and six queries that all gain are the least that can be evidence. Of these, the one that is worth most is
     taken; choices of ``finalists``, candidates that were rehearsed to the end, come before the others.
+
+    With ``dev`` the first rehearsal is on queries that were given to judge on, and the others are on training queries.
+    All count alike as long as the given ones bear out what is picked: by themselves it is worth it, and not behind what
+    is best on them, beyond noise. Otherwise these decide alone.
     """
+    together = _decide(rehearsals, expected_unseen, finalists)
+    if not dev or len(rehearsals) == 1:
+        return together
+    given = rehearsals[:1]
+    alone = replace(_decide(given, expected_unseen, None), by_dev=True)
+    if together.chosen is None:
+        return together if alone.chosen is None else alone
+    picked = together.chosen.choice
+    on_given = {entry.choice: entry for entry in alone.evidence}
+    gap, error = behind(picked, max(on_given.values(), key=lambda entry: entry.rank).choice, given, expected_unseen)
+    return together if on_given[picked].worth_it and gap <= _NOISE * error else alone
+
+
+def _decide(rehearsals: Sequence[Rehearsal], expected_unseen: float, finalists: Iterable[str] | None) -> Decision:
     evidence = weigh(rehearsals, expected_unseen)
     allowed = {choice.candidate for choice in evidence} if finalists is None else set(finalists)
     chances = _chances(list(evidence), rehearsals, expected_unseen)

@@ -29,6 +29,8 @@ from st_asym.retrieval import Judgments, Scores, nearest
 _DIALS = (0.4, 0.7, 0.85)
 # From how many queries on one cut says enough; below, each query is held out once, in so many folds.
 _ONE_CUT = 2_000
+# From how many queries on a dev split says enough by itself; below, training queries are held out besides.
+_ENOUGH = 1_000
 _FOLDS, _FEW, _FOLDS_OF_FEW = 4, 50, 5
 # The most queries that are judged: more tell little more.
 _JUDGED = 2_000
@@ -40,14 +42,20 @@ _FAR = 2.0
 
 
 def cuts(data: RetrievalData, seed: int) -> list[HeldOut]:
-    """What to rehearse on: the ``dev`` split, or queries cut from ``train``; each once where they are few.
+    """What to rehearse on: the ``dev`` split first, where there is one, and then queries cut from ``train``.
 
-    There is nothing where no query can be held out, as there is only one.
+    A large dev split is all; training queries are cut once where they are many, and each is held out once where they
+    are few. There is nothing where no query can be held out, as there is only one.
     """
+    train, dev = data.qrels["train"], data.qrels.get("dev")
+    if dev is None:
+        return _cuts_of_train(data, seed)
+    given = HeldOut(train, dev, *seen_unseen(train, dev, corpus=data.corpus), {}, ())
+    return [given, *(_cuts_of_train(data, seed) if len(dev) < _ENOUGH else ())]
+
+
+def _cuts_of_train(data: RetrievalData, seed: int) -> list[HeldOut]:
     train = data.qrels["train"]
-    if "dev" in data.qrels:
-        dev = data.qrels["dev"]
-        return [HeldOut(train, dev, *seen_unseen(train, dev, corpus=data.corpus), {}, ())]
     different = len({text_key(data.queries[query_id]) for query_id in train})
     if different < 2:
         return []

@@ -74,7 +74,7 @@ class FitReport:
         evidence: What the held-out queries say about all choices.
         log: Training by epoch, from 0, as the rehearsals saw it, of the candidate that was best, see
             :meth:`st_asym.fitting.rehearsal.Rehearsals.log_of`.
-        refitted: Whether the heads were trained again at the end, on all queries.
+        refitted: Whether the heads were trained again at the end, on all training queries, as some had been cut off.
         training: The losses of that training by epoch.
         trials: The settings that were tried besides, with the gain of each.
         bm25: That BM25 alone is better on the held-out queries, in words; empty where it is not, or not known.
@@ -134,26 +134,34 @@ class FitReport:
         if self.chosen is not None:
             best[self.chosen.choice.candidate] = self.chosen
             self.settings = tried[self.chosen.choice.candidate].settings
-        rows = [Tried(name, one, len(found.logs[name]), round(found.seconds[name], 2)) for name, one in best.items()]
+        rows = [
+            Tried(name, one, 1 if decision.by_dev else len(found.logs[name]), round(found.seconds[name], 2))
+            for name, one in best.items()
+        ]
         # What was rehearsed to the end comes first, then what is worth more.
         self.candidates = sorted(rows, key=lambda one: (one.cuts, one.evidence.rank), reverse=True)
         if self.best is not None:
             self.log = found.log_of(self.best.choice.candidate)
-        judged = parts[: len(found.judged)]
-        self.held_out = [str(parts[0])]
-        if len(judged) > 1:
-            seen, unseen = sum(len(part.seen) for part in judged), sum(len(part.unseen) for part in judged)
-            self.held_out = [
-                f"{seen + unseen:,} queries were held out, each once, in {len(judged)} cuts: {seen:,} seen, "
-                f"{unseen:,} whose documents are no training positives. The first cut: {parts[0]}"
-            ]
+        judged, dev = parts[: len(found.judged)], "dev" in self.counts
+        cut = judged[dev:]
+        self.held_out = [f"dev: {parts[0]}"] if dev else []
+        if len(cut) > 1:
+            seen, unseen = sum(len(part.seen) for part in cut), sum(len(part.unseen) for part in cut)
+            self.held_out.append(
+                f"{seen + unseen:,} training queries were held out, each once, in {len(cut)} cuts: {seen:,} seen, "
+                f"{unseen:,} whose documents are no training positives. The first cut: {cut[0]}"
+            )
+        else:
+            self.held_out += map(str, cut)
+        if decision.by_dev:
+            self.held_out.append("The dev queries decide alone: they do not bear out what those cut from training say.")
         if self.expected_unseen and not any(part.unseen for part in judged):
             self.held_out.append(
                 "No query on unseen documents could be held out: an open collection is judged blindly."
             )
         if len(judged) < len(parts):
             self.held_out.append(f"There was no time for {len(parts) - len(judged)} of {len(parts)} cuts.")
-        self.refitted = self.kept and "dev" not in self.counts
+        self.refitted = self.kept and bool(cut)
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -201,7 +209,7 @@ class FitReport:
                 *(f"  {one}" for one in self.candidates),
             ]
         if self.refitted:
-            lines.append("The kept heads were then made of all queries, those held out included.")
+            lines.append("The kept heads were then made of all training queries, those cut from them included.")
         if self.kept and self.on == "texts":
             lines.append(encode_caveat())
         if self.labels != "judged":

@@ -155,6 +155,45 @@ def test_only_finalists_are_chosen_and_the_others_are_paid_for() -> None:
     assert behind(CHOICES[0], CHOICES[2], parts, 0.0)[0] == pytest.approx((best - better).mean())
 
 
+def test_training_queries_add_evidence_to_a_small_dev_split_that_bears_it_out() -> None:
+    a, _, b = CHOICES
+    untouched, gains, unseen = halves(100, seen=0.03, unseen=0.03, spread=0.1)
+    train = rehearsal(untouched, {a: gains, b: gains - 0.005}, unseen)
+    noise = np.random.default_rng(1).permutation(np.linspace(-0.1, 0.1, 20))
+    small = np.full(20, 0.5)
+    agrees = rehearsal(small, {a: small + 0.01 + noise, b: small + 0.01 + noise})
+    assert decide([agrees], 0.5).chosen is None, "they are too few to tell"
+    together = decide([agrees, train], 0.5, ["a"], dev=True)
+    assert together.chosen.choice == a
+    assert not together.by_dev
+    assert together.chosen.seen.queries + together.chosen.unseen.queries == 220
+
+
+def test_dev_queries_that_lose_refuse_whatever_training_queries_gain() -> None:
+    untouched, gains, unseen = halves(500, seen=0.2, unseen=0.2)
+    loses = rehearsal(np.full(20, 0.5), {CHOICES[0]: np.linspace(0.3, 0.68, 20)})
+    found = decide([loses, rehearsal(untouched, {CHOICES[0]: gains}, unseen)], 0.5, dev=True)
+    assert (found.chosen, found.by_dev) == (None, True)
+    assert [entry.seen.queries for entry in found.evidence] == [20]
+
+
+def test_dev_queries_decide_alone_where_the_choice_is_not_theirs() -> None:
+    a, _, b = CHOICES
+    untouched, gains, unseen = halves(500, seen=0.2, unseen=0.2)
+    train = rehearsal(untouched, {a: gains, b: gains - 0.1}, unseen)
+    few = halves(50, seen=0.1, unseen=0.1)[1] - 0.2
+    given_queries = rehearsal(np.full(100, 0.3), {a: few - 0.05, b: few})
+    assert decide([given_queries, train], 0.5, dev=False).chosen.choice == a
+    found = decide([given_queries, train], 0.5, dev=True)
+    assert (found.chosen.choice, found.by_dev) == (b, True)
+
+
+@given(st.lists(rehearsals(), min_size=1, max_size=3), SHARES)
+def test_what_dev_queries_do_not_gain_by_is_never_kept(parts: list[Rehearsal], share: float) -> None:
+    first = replace(parts[0], scores={c: np.minimum(s, parts[0].untouched) for c, s in parts[0].scores.items()})
+    assert decide([first, *parts[1:]], share, dev=True).chosen is None
+
+
 def test_gains() -> None:
     gain = Gain.of(np.array([0.1, 0.2, 0.3]), np.array([0.2, 0.2, 0.6]))
     assert gain.mean == pytest.approx(0.4 / 3)

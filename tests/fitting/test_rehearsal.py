@@ -96,11 +96,16 @@ def test_starts_that_are_far_behind_in_closed_form_are_not_trained(tmp_path: Pat
     assert trained == ["both sides, whitening 1 start, in-batch and corpus"]
 
 
-def test_the_dev_split_is_what_is_judged_where_there_is_one() -> None:
-    _, data = rotated(10)
-    train, dev = {"q0": {"d0": 1}, "q1": {"d1": 1}}, {"q2": {"d0": 1}, "q3": {"d3": 1}}
-    (part,) = cuts(replace(data, qrels={"train": train, "dev": dev}), seed=0)
-    assert (part.train, part.dev, part.seen, part.unseen) == (train, dev, ("q2",), ("q3",))
+@pytest.mark.parametrize(("given", "folds"), [(2, 4), (1_000, 0)])
+def test_the_dev_split_is_judged_first_and_training_queries_where_it_is_small(given: int, folds: int) -> None:
+    queries = {f"q{i}": f"query {i}" for i in range(given + 60)}
+    corpus = {f"d{i}": f"text {i}" for i in range(given + 60)}
+    train, dev = ({f"q{i}": {f"d{i}": 1} for i in part} for part in (range(60), range(60, 60 + given)))
+    dev["q60"] = {"d0": 1}
+    first, *others = cuts(RetrievalData(queries, corpus, {"train": train, "dev": dev}), seed=0)
+    assert (first.train, first.dev, first.seen, first.unseen) == (train, dev, ("q60",), tuple(dev)[1:])
+    assert len(others) == folds
+    assert sorted(query for part in others for query in part.dev) == (sorted(train) if folds else [])
 
 
 def test_queries_are_counted_by_their_text() -> None:
