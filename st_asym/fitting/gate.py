@@ -15,6 +15,8 @@ from st_asym.retrieval import Scores
 # How unlikely the gain of the best of all choices must be where none is worth anything:
 # examples/benchmarks/random_labels.py counts how often heads are kept where there is nothing to learn.
 _CHANCE = 0.025
+# How unlikely the gain of the choice that is picked must be on dev queries alone, where training queries count besides.
+_CHANCE_ON_DEV = 0.05
 # All sign flips of so many queries are tried, and as many random ones of more, some at a time.
 _ALL_FLIPS, _FLIPS, _AT_ONCE = 12, 5_000, 250
 # How many standard errors the seen or the unseen queries may lose, and how often a loss on either counts.
@@ -172,8 +174,8 @@ def decide(
     taken; choices of ``finalists``, candidates that were rehearsed to the end, come before the others.
 
     With ``dev`` the first rehearsal is on queries that were given to judge on, and the others are on training queries.
-    All count alike as long as the given ones bear out what is picked: by themselves it is worth it, and not behind what
-    is best on them, beyond noise. Otherwise these decide alone.
+    All count alike as long as the given ones bear out what is picked: by themselves it is worth it, by more than chance
+    would give this one choice, and not behind what is best on them, beyond noise. Otherwise these decide alone.
     """
     together = _decide(rehearsals, expected_unseen, finalists)
     if not dev or len(rehearsals) == 1:
@@ -185,7 +187,8 @@ def decide(
     picked = together.chosen.choice
     on_given = {entry.choice: entry for entry in alone.evidence}
     gap, error = behind(picked, max(on_given.values(), key=lambda entry: entry.rank).choice, given, expected_unseen)
-    return together if on_given[picked].worth_it and gap <= _NOISE * error else alone
+    confirmed = _chances([picked], given, expected_unseen)[picked] <= _CHANCE_ON_DEV
+    return together if on_given[picked].worth_it and confirmed and gap <= _NOISE * error else alone
 
 
 def _decide(rehearsals: Sequence[Rehearsal], expected_unseen: float, finalists: Iterable[str] | None) -> Decision:

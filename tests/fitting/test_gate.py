@@ -155,18 +155,20 @@ def test_only_finalists_are_chosen_and_the_others_are_paid_for() -> None:
     assert behind(CHOICES[0], CHOICES[2], parts, 0.0)[0] == pytest.approx((best - better).mean())
 
 
-def test_training_queries_add_evidence_to_a_small_dev_split_that_bears_it_out() -> None:
+@pytest.mark.parametrize(("gain", "kept"), [(0.013, True), (0.008, False)])
+def test_training_queries_add_evidence_to_a_small_dev_split_that_bears_it_out(gain: float, kept: bool) -> None:
     a, _, b = CHOICES
-    untouched, gains, unseen = halves(100, seen=0.03, unseen=0.03, spread=0.1)
-    train = rehearsal(untouched, {a: gains, b: gains - 0.005}, unseen)
-    noise = np.random.default_rng(1).permutation(np.linspace(-0.1, 0.1, 20))
-    small = np.full(20, 0.5)
-    agrees = rehearsal(small, {a: small + 0.01 + noise, b: small + 0.01 + noise})
-    assert decide([agrees], 0.5).chosen is None, "they are too few to tell"
-    together = decide([agrees, train], 0.5, ["a"], dev=True)
-    assert together.chosen.choice == a
-    assert not together.by_dev
-    assert together.chosen.seen.queries + together.chosen.unseen.queries == 220
+    untouched, better, unseen = halves(100, seen=0.03, unseen=0.03, spread=0.1)
+    train = rehearsal(untouched, {a: better, b: better - 0.005}, unseen)
+    few = 0.5 + gain + np.random.default_rng(1).permutation(np.linspace(-0.05, 0.05, 20))
+    dev = rehearsal(np.full(20, 0.5), {a: few, b: few})
+    assert decide([dev], 0.5).chosen is None, "they are too few to tell"
+    together = decide([dev, train], 0.5, ["a"], dev=True)
+    assert together.by_dev is not kept
+    assert (together.chosen is not None) is kept
+    if kept:
+        assert together.chosen.choice == a
+        assert together.chosen.seen.queries + together.chosen.unseen.queries == 220
 
 
 def test_dev_queries_that_lose_refuse_whatever_training_queries_gain() -> None:
