@@ -2,15 +2,18 @@
 
     python examples/benchmarks/few_labels.py                      # stopped, it goes on where it was
     python examples/benchmarks/few_labels.py --collections scifact --queries 50
+    python examples/benchmarks/few_labels.py --dev 0.2 --queries 125 500
 
 So many training queries of a collection are drawn and labelled. The others, at most 1,500, are the test: test splits
-are not looked at. Each way is trained to its end without a gate; the last row is ``fit`` with its defaults.
+are not looked at. Each way is trained to its end without a gate; the last row is ``fit`` with its defaults. With
+``--dev``, a share of the labelled queries is a dev split, and ``fit`` is the only row.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,38 +40,40 @@ WAYS = {
 def main() -> None:
     parser = parser_of(__doc__, "few_labels", seeds=[0])
     parser.add_argument("--queries", type=int, nargs="+", default=[50, 300, 1_000], help="(default: 50 300 1000)")
+    parser.add_argument("--dev", type=float, default=0.0, help="(default: %(default)s)")
     options = parser.parse_args()
+    ways = {} if options.dev else WAYS
     encoder, cache = begun(options)
     journal = Journal(options.output.with_suffix(".jsonl"))
     for count in options.queries:
         for name in options.collections:
             whole = SOURCES[name](options.data)
             for seed in options.seeds:
-                data = labelled(whole, count, seed)
+                data = labelled(whole, count, seed, options.dev)
                 if data is None:
                     continue
                 bench = Bench(f"{name}, {count}", data, encoder, cache)
-                for row, settings in WAYS.items():
+                for row, settings in ways.items():
                     make = partial(bench.candidate, candidates(settings, count)[-1])
                     bench.measure("few labels", row, make, [seed], journal)
                 bench.measure("few labels", "fit", bench.fitted, [seed], journal)
-    print_gains(options, journal)
+    print_gains(options, journal, [*ways, "fit"])
     write_figures(options, {"entries": [*journal.entries.values()]}, PACKAGES)
 
 
-def labelled(whole: RetrievalData, count: int, seed: int) -> RetrievalData | None:
-    """So many queries to train on, and others to judge by; None where there are not twice as many."""
+def labelled(whole: RetrievalData, count: int, seed: int, dev: float) -> RetrievalData | None:
+    """So many queries to train on, a share of them as dev, and others to judge by; None without twice as many."""
     qrels = with_dev_in_train(whole).qrels["train"]
     drawn = np.random.default_rng(seed).permutation(sorted(qrels)).tolist()
     if len(drawn) < 2 * count:
         return None
-    splits = {"train": drawn[:count], "test": drawn[count : count + TEST]}
-    return replace(whole, qrels={split: {key: qrels[key] for key in keys} for split, keys in splits.items()})
+    few = round((1 - dev) * count)
+    splits = {"train": drawn[:few], "dev": drawn[few:count], "test": drawn[count : count + TEST]}
+    return replace(whole, qrels={split: {key: qrels[key] for key in keys} for split, keys in splits.items() if keys})
 
 
-def print_gains(options: argparse.Namespace, journal: Journal) -> None:
+def print_gains(options: argparse.Namespace, journal: Journal, rows: Sequence[str]) -> None:
     """Over the untouched encoder, the mean over seeds."""
-    rows = [*WAYS, "fit"]
     print(f"| labelled queries | {' | '.join(rows)} |\n{'|---' * (len(rows) + 1)}|")
     for count in options.queries:
         gains: list[list[float]] = []

@@ -195,7 +195,11 @@ def test_queries_of_an_own_dev_set_never_train(
     assert set.union(*trained) == set(qrels) - set(dev)
     assert result.report.counts == {"documents": 60, "train": 30, "dev": 30}
     assert result.report.kept
-    assert not result.report.refitted
+    assert result.report.refitted
+    given, cut = result.report.held_out
+    assert given.startswith("dev: 30 training queries and 30 held out: 0 seen, 30 whose")
+    assert cut.startswith("30 training queries were held out, each once, in 5 cuts")
+    assert result.report.chosen.unseen.queries == 60
     assert result.report.expected_unseen == 1.0, "that of dev"
     assert any("30 queries of train left out, in dev too" in note for note in result.report.notes)
     assert result.report.chosen.choice.epoch <= SURE.epochs
