@@ -40,7 +40,7 @@ WAYS = {
 def main() -> None:
     parser = parser_of(__doc__, "few_labels", seeds=[0])
     parser.add_argument("--queries", type=int, nargs="+", default=[50, 300, 1_000], help="(default: 50 300 1000)")
-    parser.add_argument("--dev", type=float, default=0.0, help="(default: %(default)s)")
+    parser.add_argument("--dev", type=float, default=0.0, help="the share of them that is a dev split (default: 0)")
     options = parser.parse_args()
     ways = {} if options.dev else WAYS
     encoder, cache = begun(options)
@@ -52,13 +52,18 @@ def main() -> None:
                 data = labelled(whole, count, seed, options.dev)
                 if data is None:
                     continue
-                bench = Bench(f"{name}, {count}", data, encoder, cache)
+                bench = Bench(named(name, count, options.dev), data, encoder, cache)
                 for row, settings in ways.items():
                     make = partial(bench.candidate, candidates(settings, count)[-1])
                     bench.measure("few labels", row, make, [seed], journal)
                 bench.measure("few labels", "fit", bench.fitted, [seed], journal)
     print_gains(options, journal, [*ways, "fit"])
     write_figures(options, {"entries": [*journal.entries.values()]}, PACKAGES)
+
+
+def named(name: str, count: int, dev: float) -> str:
+    """What the collection is called with so many labelled queries, a share of them as dev."""
+    return f"{name}, {count}" + (f", {dev:g} of them dev" if dev else "")
 
 
 def labelled(whole: RetrievalData, count: int, seed: int, dev: float) -> RetrievalData | None:
@@ -78,7 +83,7 @@ def print_gains(options: argparse.Namespace, journal: Journal, rows: Sequence[st
     for count in options.queries:
         gains: list[list[float]] = []
         for name in options.collections:
-            found = [journal.of("few labels", row, f"{name}, {count}") for row in rows]
+            found = [journal.of("few labels", row, named(name, count, options.dev)) for row in rows]
             if all(found):
                 gains.append([float(np.mean([entry["all, to untouched"] for entry in own])) for own in found])
                 print(f"| {count} of {name} | {' | '.join(f'{one:+.4f}' for one in gains[-1])} |")

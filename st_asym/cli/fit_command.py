@@ -22,7 +22,7 @@ def fit(
     ] = None,
     *,
     output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Where the model is saved.")],
-    dev: Annotated[str | None, typer.Option(help="Queries to judge on; cut from TRAIN if not given.")] = None,
+    dev: Annotated[str | None, typer.Option(help="Queries to judge on. If none or few, TRAIN is cut, too.")] = None,
     corpus: Annotated[str | None, typer.Option(help="More documents to search among.")] = None,
     init: Annotated[
         Literal["identity", "pairs", "random"] | None,

@@ -118,10 +118,10 @@ def fit(
     others: within-pair whitening in closed form, and heads trained from it, on both sides and on queries alone, each at
     half and all of its epochs and turned back towards the identity by a dial; what is clearly behind after a cut is not
     rehearsed on the next. The one that is worth most on the held-out queries, seen and unseen in the proportion of the
-    traffic to expect, is kept, if its gain is more than chance would give the best of so many, if it loses on neither
-    half, and if the ``dev`` queries by themselves bear it out; otherwise the model is the untouched encoder, and the
-    first line of the report says so (see :func:`st_asym.fitting.gate.decide`). What is kept is then trained by
-    ``SentenceTransformerTrainer``, on all training queries.
+    traffic to expect, is kept, if its gain is more than chance would give the best of so many, and if it loses on
+    neither half; otherwise the model is the untouched encoder, and the first line of the report says so. What ``dev``
+    queries do not bear out by themselves, they decide alone (see :func:`st_asym.fitting.gate.decide`). What is kept is
+    then trained by ``SentenceTransformerTrainer``, on all training queries.
 
     Args:
         encoder: A ``SentenceTransformer``, or the Hub id or path of one. It is frozen in place, and shared.
@@ -129,7 +129,8 @@ def fit(
             alone, whose titles or sentences then stand for queries.
         output_dir: Where the model is saved, made if missing. An earlier result of ``fit`` there is replaced; what was
             put beside it stays.
-        dev: Queries to judge on, in the same forms. They are never trained on.
+        dev: Queries to judge on, in the same forms. They are never trained on. Where they are fewer than 1,000,
+            training queries are held out besides; fewer than 5 can show nothing.
         corpus: More documents to search among.
         collection: ``"open"`` where queries will ask for documents that training never saw, ``"closed"`` where the
             corpus stays as it is; None for the share of both that cutting queries at random gives, or that of ``dev``.
@@ -210,7 +211,7 @@ def rehearsed(
     trials: int,
     show_progress_bar: bool,
 ) -> tuple[Candidate | None, list[HeldOut], list[Rehearsal]]:
-    """The candidate that is worth being kept, if there is one; the cuts, and the scores on those rehearsed on.
+    """The candidate that is worth being kept, if there is one; the cuts, and the scores on those that decided.
 
     It goes by vectors alone: the texts of ``data`` only say which queries and documents are the same. ``unseen`` is the
     share of queries on unseen documents, where it is given and not said by the collection of ``report``.
@@ -239,7 +240,8 @@ def rehearsed(
     decision = decide(found.judged, unseen, found.finalists, dev=dev)
     by_name = {candidate.name: candidate for candidate in tried}
     report.note_rehearsals(found, decision, by_name, parts)
-    return (by_name[decision.chosen.choice.candidate] if decision.chosen else None), parts, found.judged
+    judged = found.judged[:1] if decision.by_dev else found.judged
+    return (by_name[decision.chosen.choice.candidate] if decision.chosen else None), parts, judged
 
 
 def _save(

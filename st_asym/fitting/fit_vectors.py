@@ -126,7 +126,7 @@ def fit_vectors(
         documents: Vectors of documents, shape ``(m, d)``, in the same forms.
         relevant: Query to the documents that are relevant to it, or to a mapping of documents to grades (whole numbers,
             above zero is relevant). Both are named by their ids, or by their rows where there are none.
-        dev: Queries to judge on, in the same form. They are never trained on. Without them, queries are held out.
+        dev: Queries to judge on, in the same form, and as for :func:`st_asym.fit`.
         query_ids: An id for each row of ``queries``: a list, or an array of numpy, torch or Arrow.
         document_ids: An id for each row of ``documents``. A query with the id of a document is that document, which is
             then no result of its own, unless it is relevant to itself.

@@ -15,8 +15,9 @@ from st_asym.retrieval import Scores
 # How unlikely the gain of the best of all choices must be where none is worth anything:
 # examples/benchmarks/random_labels.py counts how often heads are kept where there is nothing to learn.
 _CHANCE = 0.025
-# How unlikely the gain of the choice that is picked must be on dev queries alone, where training queries count besides.
-_CHANCE_ON_DEV = 0.05
+# How unlikely the gain of the choice that is picked must be on dev queries alone, where training queries count besides,
+# and the fewest that can say so: half to the power of their number.
+_CHANCE_ON_DEV, FEWEST_DEV = 0.05, 5
 # All sign flips of so many queries are tried, and as many random ones of more, some at a time.
 _ALL_FLIPS, _FLIPS, _AT_ONCE = 12, 5_000, 250
 # How many standard errors the seen or the unseen queries may lose, and how often a loss on either counts.
@@ -137,7 +138,8 @@ class Decision:
         chosen: What they say about the choice; None where the encoder is better left alone.
         evidence: The same for all choices, in their order.
         chance: How likely some choice would gain as much, in standard errors, if none were worth anything.
-        by_dev: Whether all of this is of the dev split alone, though training queries were held out besides.
+        by_dev: Whether the dev split decided alone, as it did not bear out what all held-out queries say together; then
+            ``evidence`` is of its queries.
     """
 
     chosen: Evidence | None
@@ -174,8 +176,9 @@ def decide(
     taken; choices of ``finalists``, candidates that were rehearsed to the end, come before the others.
 
     With ``dev`` the first rehearsal is on queries that were given to judge on, and the others are on training queries.
-    All count alike as long as the given ones bear out what is picked: by themselves it is worth it, by more than chance
-    would give this one choice, and not behind what is best on them, beyond noise. Otherwise these decide alone.
+    What all pick together is kept if the given ones bear it out: on these alone it may be kept, its gain is more than
+    chance would give this one choice, and it is not behind what is best on them, beyond noise. Otherwise these decide
+    alone, also where all together pick nothing.
     """
     together = _decide(rehearsals, expected_unseen, finalists)
     if not dev or len(rehearsals) == 1:
@@ -186,6 +189,8 @@ def decide(
         return together if alone.chosen is None else alone
     picked = together.chosen.choice
     on_given = {entry.choice: entry for entry in alone.evidence}
+    if picked not in on_given:  # training was cut off, after an epoch that was not judged before
+        return alone
     gap, error = behind(picked, max(on_given.values(), key=lambda entry: entry.rank).choice, given, expected_unseen)
     confirmed = _chances([picked], given, expected_unseen)[picked] <= _CHANCE_ON_DEV
     return together if on_given[picked].worth_it and confirmed and gap <= _NOISE * error else alone

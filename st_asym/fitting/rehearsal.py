@@ -18,7 +18,7 @@ from st_asym.data.document import text_key
 from st_asym.data.holdout import HeldOut, folds, hold_out, seen_unseen
 from st_asym.fitting.candidates import Candidate, behind_vectors
 from st_asym.fitting.closed_form import pair_covariance
-from st_asym.fitting.gate import Choice, Evidence, Rehearsal, behind, best_of_each, weigh
+from st_asym.fitting.gate import FEWEST_DEV, Choice, Evidence, Rehearsal, behind, best_of_each, weigh
 from st_asym.fitting.loop import Log, set_dial, train_heads, weights_of
 from st_asym.fitting.settings import Settings
 from st_asym.fitting.vectors import Vectors, taken
@@ -31,6 +31,8 @@ _DIALS = (0.4, 0.7, 0.85)
 _ONE_CUT = 2_000
 # From how many queries on a dev split says enough by itself; below, training queries are held out besides.
 _ENOUGH = 1_000
+# So many judged queries, or half of those on the next cut, are needed to drop a candidate.
+_TELLING = 100
 _FOLDS, _FEW, _FOLDS_OF_FEW = 4, 50, 5
 # The most queries that are judged: more tell little more.
 _JUDGED = 2_000
@@ -44,14 +46,15 @@ _FAR = 2.0
 def cuts(data: RetrievalData, seed: int) -> list[HeldOut]:
     """What to rehearse on: the ``dev`` split first, where there is one, and then queries cut from ``train``.
 
-    A large dev split is all; training queries are cut once where they are many, and each is held out once where they
-    are few. There is nothing where no query can be held out, as there is only one.
+    A dev split of 1,000 queries is enough, and one of fewer than 5 could not bear out what others say. Training queries
+    are cut once where they are many, and each is held out once where they are few. There is nothing where no query can
+    be held out, as there is only one.
     """
     train, dev = data.qrels["train"], data.qrels.get("dev")
     if dev is None:
         return _cuts_of_train(data, seed)
     given = HeldOut(train, dev, *seen_unseen(train, dev, corpus=data.corpus), {}, ())
-    return [given, *(_cuts_of_train(data, seed) if len(dev) < _ENOUGH else ())]
+    return [given, *(_cuts_of_train(data, seed) if FEWEST_DEV <= len(dev) < _ENOUGH else ())]
 
 
 def _cuts_of_train(data: RetrievalData, seed: int) -> list[HeldOut]:
@@ -143,6 +146,7 @@ def rehearse(
 ) -> Rehearsals:
     """Rehearse all candidates on the first cut, and on each further one those that are not clearly behind.
 
+    A first cut that is small beside the next one drops nothing.
     One candidate is rehearsed on one cut in any case, whatever time there is; ``progress`` is called after each
     rehearsal. The other arguments are those of :class:`Rehearsals`.
     """
@@ -152,18 +156,20 @@ def rehearse(
         if number and not found.has_time(sum(found.seconds[one.name] for one in alive) / number):
             break  # a cut that only some have seen would compare them on different queries
         found.add(part)
+        judged, coming = sum(len(one.dev) for one in parts[: number + 1]), parts[number + 1 : number + 2]
+        telling = all(judged >= min(_TELLING, len(one.dev) / 2) for one in coming)
         done: list[Candidate] = []
         for candidate in alive:
             if done and number == 0:
                 if not found.has_time():
                     break
-                if candidate.trains and _start_is_behind(candidate, alive, found):
+                if telling and candidate.trains and _start_is_behind(candidate, alive, found):
                     continue
             found.run(candidate, number)
             done.append(candidate)
             progress()
         found.finalists = [candidate.name for candidate in done]
-        alive = _not_behind(done, found)
+        alive = _not_behind(done, found) if telling else done
     return found
 
 

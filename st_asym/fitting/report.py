@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from st_asym.data import RetrievalData
-from st_asym.data.collection import own_documents
+from st_asym.data.collection import counted, own_documents
 from st_asym.data.files import plain, write_json
 from st_asym.data.holdout import HeldOut
 from st_asym.fitting.candidates import Candidate
-from st_asym.fitting.gate import Choice, Decision, Evidence, Rehearsal, best_of_each
+from st_asym.fitting.gate import FEWEST_DEV, Choice, Decision, Evidence, Rehearsal, best_of_each
 from st_asym.fitting.rehearsal import Rehearsals
 from st_asym.fitting.settings import Settings
 from st_asym.retrieval import Judgments
@@ -38,7 +38,7 @@ class Tried:
     Attributes:
         name: Its name.
         evidence: What the held-out queries say about its best choice.
-        cuts: On how many cuts it was rehearsed; fewer than others where it was clearly behind.
+        cuts: On how many of the cuts that decided it was rehearsed; fewer than others where it was clearly behind.
         seconds: What rehearsing it took.
     """
 
@@ -68,6 +68,7 @@ class FitReport:
         counts: Documents, and queries by split.
         expected_unseen: The share of queries on unseen documents in the traffic to expect.
         held_out: How queries were held out, in words.
+        by_dev: Whether the dev split decided alone, though training queries were held out besides.
         candidates: What was tried, the best first.
         chosen: What the held-out queries say about the choice; None where the encoder was left alone.
         chance: How likely the largest gain would be if no choice were worth anything.
@@ -96,6 +97,7 @@ class FitReport:
     counts: dict[str, int] = field(default_factory=dict)
     expected_unseen: float | None = None
     held_out: list[str] = field(default_factory=list)
+    by_dev: bool = False
     candidates: Sequence[Tried] = ()
     chosen: Evidence | None = None
     chance: float | None = None
@@ -129,39 +131,54 @@ class FitReport:
     ) -> None:
         """Say what the held-out queries have decided, and how they were cut off."""
         self.expected_unseen, self.chance = found.expected_unseen, decision.chance
-        self.evidence, self.chosen = decision.evidence, decision.chosen
+        self.evidence, self.chosen, self.by_dev = decision.evidence, decision.chosen, decision.by_dev
         best = best_of_each(decision.evidence)
         if self.chosen is not None:
             best[self.chosen.choice.candidate] = self.chosen
             self.settings = tried[self.chosen.choice.candidate].settings
         rows = [
-            Tried(name, one, 1 if decision.by_dev else len(found.logs[name]), round(found.seconds[name], 2))
+            Tried(name, one, 1 if self.by_dev else len(found.logs[name]), round(found.seconds[name], 2))
             for name, one in best.items()
         ]
         # What was rehearsed to the end comes first, then what is worth more.
         self.candidates = sorted(rows, key=lambda one: (one.cuts, one.evidence.rank), reverse=True)
         if self.best is not None:
             self.log = found.log_of(self.best.choice.candidate)
-        judged, dev = parts[: len(found.judged)], "dev" in self.counts
-        cut = judged[dev:]
-        self.held_out = [f"dev: {parts[0]}"] if dev else []
-        if len(cut) > 1:
-            seen, unseen = sum(len(part.seen) for part in cut), sum(len(part.unseen) for part in cut)
-            self.held_out.append(
-                f"{seen + unseen:,} training queries were held out, each once, in {len(cut)} cuts: {seen:,} seen, "
-                f"{unseen:,} whose documents are no training positives. The first cut: {cut[0]}"
-            )
-        else:
-            self.held_out += map(str, cut)
-        if decision.by_dev:
-            self.held_out.append("The dev queries decide alone: they do not bear out what those cut from training say.")
-        if self.expected_unseen and not any(part.unseen for part in judged):
+        judged = parts[: len(found.judged)]
+        self.held_out = self._held_out(judged)
+        if self.expected_unseen and not any(part.unseen for part in judged[: 1 if self.by_dev else None]):
             self.held_out.append(
                 "No query on unseen documents could be held out: an open collection is judged blindly."
             )
         if len(judged) < len(parts):
             self.held_out.append(f"There was no time for {len(parts) - len(judged)} of {len(parts)} cuts.")
-        self.refitted = self.kept and bool(cut)
+        self.refitted = self.kept and len(judged) > ("dev" in self.counts)
+
+    def _held_out(self, judged: Sequence[HeldOut]) -> list[str]:
+        """The cuts that were rehearsed on, the dev split first where there is one."""
+        lines, cut = [], list(judged)
+        if "dev" in self.counts:
+            dev = cut.pop(0)
+            lines.append(
+                f"{counted(len(dev.dev), 'dev query', 'dev queries')}: {len(dev.seen):,} seen, {len(dev.unseen):,} "
+                "whose documents are no training positives."
+            )
+            if len(dev.dev) < FEWEST_DEV:
+                lines.append(
+                    f"Fewer than {FEWEST_DEV} dev queries cannot show a gain: give more, or none, so that training "
+                    "queries are held out."
+                )
+        if len(cut) > 1:
+            seen, unseen = sum(len(part.seen) for part in cut), sum(len(part.unseen) for part in cut)
+            lines.append(
+                f"{seen + unseen:,} training queries were held out, each once, in {len(cut)} cuts: {seen:,} seen, "
+                f"{unseen:,} whose documents are no training positives. The first cut: {cut[0]}"
+            )
+        else:
+            lines += map(str, cut)
+        if self.by_dev:
+            lines.append("The dev queries decide alone: they do not bear out what all held-out queries say together.")
+        return lines
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -174,6 +191,7 @@ class FitReport:
     def first_line(self) -> str:
         """What came of it, in one sentence."""
         untouched = "The model is the untouched encoder"
+        queries = "the dev queries" if self.by_dev else "held-out queries"
         if self.on == "vectors":
             untouched = "No heads are kept, and the vectors are best left as they are"
         if not self.evidence:
@@ -181,11 +199,11 @@ class FitReport:
             return f"{untouched}: {reason}."
         if self.chosen is None:
             return (
-                f"{untouched}: no trained heads beat it on held-out queries, beyond noise, "
+                f"{untouched}: no trained heads beat it on {queries}, beyond noise, "
                 "without a loss on documents that training had seen or had not."
             )
         gain, seen, unseen = self.chosen, self.chosen.seen, self.chosen.unseen
-        line = f"Trained heads are kept: nDCG@10 of held-out queries {gain.gain:+.3f} ± {gain.error:.3f}"
+        line = f"Trained heads are kept: nDCG@10 of {queries} {gain.gain:+.3f} ± {gain.error:.3f}"
         if seen.queries and unseen.queries:
             line += (
                 f", that is {seen.mean:+.3f} on documents seen in training and {unseen.mean:+.3f} on others, "
@@ -209,7 +227,9 @@ class FitReport:
                 *(f"  {one}" for one in self.candidates),
             ]
         if self.refitted:
-            lines.append("The kept heads were then made of all training queries, those cut from them included.")
+            lines.append(
+                "The kept heads were then made of all training queries, those that had been held out included."
+            )
         if self.kept and self.on == "texts":
             lines.append(encode_caveat())
         if self.labels != "judged":

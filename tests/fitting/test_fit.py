@@ -197,7 +197,7 @@ def test_queries_of_an_own_dev_set_never_train(
     assert result.report.kept
     assert result.report.refitted
     given, cut = result.report.held_out
-    assert given.startswith("dev: 30 training queries and 30 held out: 0 seen, 30 whose")
+    assert given == "30 dev queries: 0 seen, 30 whose documents are no training positives."
     assert cut.startswith("30 training queries were held out, each once, in 5 cuts")
     assert result.report.chosen.unseen.queries == 60
     assert result.report.expected_unseen == 1.0, "that of dev"

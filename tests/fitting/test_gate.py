@@ -190,6 +190,17 @@ def test_dev_queries_decide_alone_where_the_choice_is_not_theirs() -> None:
     assert (found.chosen.choice, found.by_dev) == (b, True)
 
 
+def test_dev_queries_decide_alone_where_nothing_is_picked_or_they_did_not_judge_it() -> None:
+    a, cut_off, _ = CHOICES
+    untouched, better, unseen = halves(100, seen=0.2, unseen=0.2)
+    _, worse, _ = halves(100, seen=-0.3, unseen=-0.3)
+    dev = rehearsal(np.full(12, 0.5), {a: np.linspace(0.6, 0.7, 12)})
+    loses = decide([dev, rehearsal(untouched, {a: worse}, unseen)], 0.5, dev=True)
+    assert (loses.chosen.choice, loses.by_dev) == (a, True)
+    found = decide([dev, rehearsal(untouched, {cut_off: better}, unseen)], 0.5, dev=True)
+    assert (found.chosen.choice, found.by_dev) == (a, True)
+
+
 @given(st.lists(rehearsals(), min_size=1, max_size=3), SHARES)
 def test_what_dev_queries_do_not_gain_by_is_never_kept(parts: list[Rehearsal], share: float) -> None:
     first = replace(parts[0], scores={c: np.minimum(s, parts[0].untouched) for c, s in parts[0].scores.items()})

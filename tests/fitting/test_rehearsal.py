@@ -83,6 +83,23 @@ def test_what_is_clearly_behind_after_a_cut_is_not_rehearsed_on_the_next(tmp_pat
     assert [len(part.queries) for part in found.judged] == [len(part.dev) for part in parts]
 
 
+@pytest.mark.parametrize(("given", "dropped"), [(3, False), (30, True)])
+def test_a_dev_split_that_is_small_beside_the_next_cut_drops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: int, dropped: bool
+) -> None:
+    encoder, data = rotated(60)
+    train, dev = (
+        dict(part) for part in (list(data.qrels["train"].items())[given:], [*data.qrels["train"].items()][:given])
+    )
+    monkeypatch.setattr("st_asym.fitting.rehearsal.FEWEST_DEV", 1)
+    monkeypatch.setattr("st_asym.fitting.rehearsal._FOLDS_OF_FEW", 2)
+    monkeypatch.setattr("st_asym.fitting.rehearsal._FOLDS", 2)
+    parts = cuts(replace(data, qrels={"train": train, "dev": dev}), seed=0)
+    found = rehearsed(vectors_of(encoder, data, tmp_path), parts, replace(QUICK, learning_rate=3e-2))
+    after_dev = {name for name, logs in found.logs.items() if len(logs) > 1}
+    assert (after_dev < set(found.logs)) is dropped
+
+
 def test_starts_that_are_far_behind_in_closed_form_are_not_trained(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     documents = random.standard_normal((200, DIMENSION))
@@ -96,12 +113,12 @@ def test_starts_that_are_far_behind_in_closed_form_are_not_trained(tmp_path: Pat
     assert trained == ["both sides, whitening 1 start, in-batch and corpus"]
 
 
-@pytest.mark.parametrize(("given", "folds"), [(2, 4), (1_000, 0)])
-def test_the_dev_split_is_judged_first_and_training_queries_where_it_is_small(given: int, folds: int) -> None:
+@pytest.mark.parametrize(("given", "folds"), [(4, 0), (5, 4), (999, 4), (1_000, 0)])
+def test_training_queries_are_cut_beside_a_small_dev_split(given: int, folds: int) -> None:
     queries = {f"q{i}": f"query {i}" for i in range(given + 60)}
     corpus = {f"d{i}": f"text {i}" for i in range(given + 60)}
     train, dev = ({f"q{i}": {f"d{i}": 1} for i in part} for part in (range(60), range(60, 60 + given)))
-    dev["q60"] = {"d0": 1}
+    dev["q60"] = {"d0": 1}  # seen
     first, *others = cuts(RetrievalData(queries, corpus, {"train": train, "dev": dev}), seed=0)
     assert (first.train, first.dev, first.seen, first.unseen) == (train, dev, ("q60",), tuple(dev)[1:])
     assert len(others) == folds
