@@ -205,6 +205,7 @@ def test_a_fit_shows_its_candidates_and_why_this_one(fit_report: FitReport, fit_
     assert "the best of 4 choices would look as good in 0.12% of cases" in words
     assert "in proportion of the traffic to expect, 20% of which asks for unseen documents" in words
     assert "fewer cuts than others was clearly behind" in words
+    assert "then made of all training queries, those that had been held out included" in words
     # The picture in words: seen and unseen gains with a standard error to either side, where there are queries.
     assert f"kept: {kept}, seen documents: +10.00 [+8.00, +12.00]" in forest
     assert f"kept: {kept}, unseen documents: -1.00 [-4.00, +2.00]" in forest
@@ -225,6 +226,9 @@ def test_where_none_is_kept_the_page_says_why(fit_report: FitReport) -> None:
     assert "kept: " not in "".join(alts(text))
     assert ["sides", "both"] in cells(text)
     assert ["unlabelled weight", "left to fit"] in cells(text)
+    by_dev = "".join(Page(as_html(replace(may_be_chance, by_dev=True))).texts)
+    assert "None was kept: the largest gain of what was judged on the dev queries and" in by_dev
+    assert "no trained heads beat it on the dev queries, beyond noise" in by_dev
     none_gains = replace(may_be_chance, chance=1.0, log=(), training=())
     words = "".join(Page(as_html(none_gains)).texts)
     assert "None was kept: none gains without a loss beyond noise" in words
