@@ -61,7 +61,7 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def shuffled(whole: RetrievalData, count: int, seed: int, dev: float) -> RetrievalData:
+def shuffled(whole: RetrievalData, count: int, seed: int, dev: float = 0.0) -> RetrievalData:
     """So many queries, each with the relevant documents of another; a share of them is a dev split, if any."""
     train = whole.qrels["train"]
     drawn = np.random.default_rng(seed).permutation(list(train))[:count].tolist()

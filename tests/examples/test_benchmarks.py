@@ -76,3 +76,6 @@ def test_labels_at_random_are_those_of_other_queries(bench: Bench) -> None:
     assert sorted(dealt["train"]) == sorted(train)
     assert sorted(map(str, dealt["train"].values())) == sorted(map(str, train.values()))
     assert not any(dealt["train"][query] == judged for query, judged in train.items())
+    some = shuffled(bench.data, 4, seed=1, dev=0.25).qrels
+    assert {split: len(some[split]) for split in ("train", "dev")} == {"train": 3, "dev": 1}
+    assert some["train"] | some["dev"] == dealt["train"]
