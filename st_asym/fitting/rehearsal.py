@@ -29,11 +29,11 @@ from st_asym.retrieval import Judgments, Scores, nearest
 _DIALS = (0.4, 0.7, 0.85)
 # From how many queries on one cut says enough; below, each query is held out once, in so many folds.
 _ONE_CUT = 2_000
+_FOLDS, _FEW, _FOLDS_OF_FEW = 4, 50, 5
 # From how many queries on a dev split says enough by itself; below, training queries are held out besides.
 _ENOUGH = 1_000
-# So many judged queries, or half of those on the next cut, are needed to drop a candidate.
+# So many judged queries, or half as many as are on the next cut, are needed to drop a candidate.
 _TELLING = 100
-_FOLDS, _FEW, _FOLDS_OF_FEW = 4, 50, 5
 # The most queries that are judged: more tell little more.
 _JUDGED = 2_000
 # Documents that go through the heads at once, and of which the spread is measured.
@@ -146,9 +146,9 @@ def rehearse(
 ) -> Rehearsals:
     """Rehearse all candidates on the first cut, and on each further one those that are not clearly behind.
 
-    A first cut that is small beside the next one drops nothing.
-    One candidate is rehearsed on one cut in any case, whatever time there is; ``progress`` is called after each
-    rehearsal. The other arguments are those of :class:`Rehearsals`.
+    A first cut that is small beside the next one drops nothing. One candidate is rehearsed on one cut in any case,
+    whatever time there is; ``progress`` is called after each rehearsal. The other arguments are those of
+    :class:`Rehearsals`.
     """
     found = Rehearsals(vectors, expected_unseen, out_features, deadline)
     alive = list(candidates)

@@ -145,40 +145,19 @@ class FitReport:
         if self.best is not None:
             self.log = found.log_of(self.best.choice.candidate)
         judged = parts[: len(found.judged)]
-        self.held_out = self._held_out(judged)
-        if self.expected_unseen and not any(part.unseen for part in judged[: 1 if self.by_dev else None]):
+        given, cut = (judged[:1], judged[1:]) if "dev" in self.counts else ([], judged)
+        self.held_out = [*_told_of_dev(given), *_told_of_cuts(cut)]
+        if self.by_dev:
+            self.held_out.append(
+                "The dev queries decide alone: they do not bear out what all held-out queries say together."
+            )
+        if self.expected_unseen and not any(part.unseen for part in (given if self.by_dev else judged)):
             self.held_out.append(
                 "No query on unseen documents could be held out: an open collection is judged blindly."
             )
         if len(judged) < len(parts):
             self.held_out.append(f"There was no time for {len(parts) - len(judged)} of {len(parts)} cuts.")
-        self.refitted = self.kept and len(judged) > ("dev" in self.counts)
-
-    def _held_out(self, judged: Sequence[HeldOut]) -> list[str]:
-        """The cuts that were rehearsed on, the dev split first where there is one."""
-        lines, cut = [], list(judged)
-        if "dev" in self.counts:
-            dev = cut.pop(0)
-            lines.append(
-                f"{counted(len(dev.dev), 'dev query', 'dev queries')}: {len(dev.seen):,} seen, {len(dev.unseen):,} "
-                "whose documents are no training positives."
-            )
-            if len(dev.dev) < FEWEST_DEV:
-                lines.append(
-                    f"Fewer than {FEWEST_DEV} dev queries cannot show a gain: give more, or none, so that training "
-                    "queries are held out."
-                )
-        if len(cut) > 1:
-            seen, unseen = sum(len(part.seen) for part in cut), sum(len(part.unseen) for part in cut)
-            lines.append(
-                f"{seen + unseen:,} training queries were held out, each once, in {len(cut)} cuts: {seen:,} seen, "
-                f"{unseen:,} whose documents are no training positives. The first cut: {cut[0]}"
-            )
-        else:
-            lines += map(str, cut)
-        if self.by_dev:
-            lines.append("The dev queries decide alone: they do not bear out what all held-out queries say together.")
-        return lines
+        self.refitted = self.kept and bool(cut)
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -283,4 +262,30 @@ def bm25_sentence(
         f"BM25 alone has an nDCG@10 of {bm25[1]:.3f} on the held-out queries, "
         f"{', '.join(f'{name} {value:.3f}' for name, value in others)}: search by both. st-asym evaluate shows what "
         "they find together."
+    )
+
+
+def _told_of_dev(given: Sequence[HeldOut]) -> Iterator[str]:
+    """The dev split in words, if there is one."""
+    for part in given:
+        yield (
+            f"{counted(len(part.dev), 'dev query', 'dev queries')}: {len(part.seen):,} seen, {len(part.unseen):,} "
+            "whose documents are no training positives."
+        )
+        if len(part.dev) < FEWEST_DEV:
+            yield (
+                f"Fewer than {FEWEST_DEV} dev queries cannot show a gain: give more, or none, so that training queries "
+                "are held out."
+            )
+
+
+def _told_of_cuts(cut: Sequence[HeldOut]) -> Iterator[str]:
+    """The training queries that were held out, in words."""
+    if len(cut) < 2:
+        yield from map(str, cut)
+        return
+    seen, unseen = sum(len(part.seen) for part in cut), sum(len(part.unseen) for part in cut)
+    yield (
+        f"{seen + unseen:,} training queries were held out, each once, in {len(cut)} cuts: {seen:,} seen, {unseen:,} "
+        f"whose documents are no training positives. The first cut: {cut[0]}"
     )

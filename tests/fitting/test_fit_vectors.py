@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,9 @@ from sentence_transformers.base.modules import Normalize
 
 from st_asym import Heads, attach_heads, fit, fit_vectors, verify
 from st_asym.data import RetrievalData
-from st_asym.fitting.fit_vectors import UnitRows
+from st_asym.fitting.fit import rehearsed
+from st_asym.fitting.fit_vectors import UnitRows, _read
+from st_asym.fitting.report import FitReport
 from st_asym.losses.documents import Relevance
 
 COUNT = 60
@@ -168,15 +171,32 @@ def test_dev_queries_are_judged_on_and_not_trained_on(pairs: Any) -> None:
     train, dev = ({row: {row: 2} for row in RELEVANT if (row % 3 == 0) is judged} for judged in (False, True))
     report = quick(queries, documents, train, dev=dev).report
     assert report.counts == {"documents": COUNT, "train": 40, "dev": 20}
-    judged = {one.seen.queries + one.unseen.queries for one in report.evidence}
-    assert judged == ({20} if report.by_dev else {20, 60})
+    assert {one.seen.queries + one.unseen.queries for one in report.evidence} == {20}
     with pytest.raises(ValueError, match=r"1 query is in relevant and in dev: 1"):
         quick(queries, documents, train, dev={1: [1]})
 
 
-def test_equal_vectors_are_one_document_and_own_documents_no_results(pairs: Any) -> None:
-    from st_asym.fitting.fit_vectors import _read
+def test_where_dev_queries_decide_alone_the_report_says_so_and_is_of_these(pairs: Any) -> None:
+    train, dev = ({row: [row] for row in RELEVANT if (row % 3 == 0) is judged} for judged in (False, True))
+    report = quick(*pairs, train, dev=dev).report
+    assert (report.by_dev, report.kept) == (True, False)
+    assert "no trained heads beat it on the dev queries, beyond noise" in report.first_line
+    given, cut, why = report.held_out
+    assert given.startswith("20 dev queries: 0 seen, 20 whose")
+    assert cut.startswith("40 training queries were held out, each once, in 5 cuts")
+    assert why.startswith("The dev queries decide alone")
+    assert {one.cuts for one in report.candidates} == {1}
+    # What comes after, such as BM25, is told of their queries alone.
+    vectors, data = _read(*pairs, train, dev, None, None, 0)
+    again = FitReport(ONE, counts=report.counts)
+    options: dict[str, Any] = {"deadline": math.inf, "trials": 0, "show_progress_bar": False}
+    _, parts, judged = rehearsed(vectors, data, again, DIMENSION, None, **options)
+    assert (len(parts), len(judged)) == (6, 1)
+    few = quick(*pairs, train, dev=dict(list(dev.items())[:4])).report
+    assert few.held_out[1].startswith("Fewer than 5 dev queries cannot show a gain: give more, or none")
 
+
+def test_equal_vectors_are_one_document_and_own_documents_no_results(pairs: Any) -> None:
     queries, documents = pairs
     twins = np.concatenate([documents, documents[[4, 9, 4]]])
     ids = [f"d{row}" for row in range(COUNT)] + ["a", "b", "q7"]
