@@ -163,6 +163,27 @@ def seen_unseen(
     return _seen_unseen(train, dev, _document_numbers((train, dev), corpus))
 
 
+def apart(
+    train: Qrels, dev: Qrels, *, seed: int = 0, corpus: Mapping[str, str] | None = None
+) -> tuple[list[str], list[str]]:
+    """Training and dev queries no two of which share a relevant document, drawn in random order.
+
+    Queries about one document are alike, and a cut may keep them together: these can be compared as if each had been
+    drawn by itself. With the texts of a corpus, documents with the same text count as one.
+    """
+    documents = _document_numbers((train, dev), corpus)
+    found: tuple[list[str], list[str]] = [], []
+    taken: set[int] = set()
+    queries = [(side, query_id) for side, part in enumerate((train, dev)) for query_id in sorted(part)]
+    for place in np.random.default_rng(seed).permutation(len(queries)).tolist():
+        side, query_id = queries[place]
+        relevant = {documents[d] for d in relevant_of((train, dev)[side][query_id])}
+        if relevant and not relevant & taken:
+            taken |= relevant
+            found[side].append(query_id)
+    return found
+
+
 def _seen_unseen(train: Qrels, dev: Qrels, documents: Mapping[str, int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     known = {documents[d] for grades in train.values() for d in relevant_of(grades)}
     seen: list[str] = []

@@ -32,7 +32,7 @@ from st_asym.data.sources import Corpus, Pairs
 from st_asym.fitting.candidates import Candidate, candidates
 from st_asym.fitting.gate import Rehearsal, decide
 from st_asym.fitting.loop import refit
-from st_asym.fitting.rehearsal import cuts, rehearse
+from st_asym.fitting.rehearsal import alike, cuts, rehearse
 from st_asym.fitting.report import FitReport, bm25_sentence
 from st_asym.fitting.settings import Settings
 from st_asym.fitting.tuning import check_optuna, tune
@@ -237,9 +237,10 @@ def rehearsed(
         if trials and found.has_time():
             more, report.trials = tune(found, tried, settings, trials)
             tried = [*tried, *more]
-    decision = decide(found.judged, unseen, found.finalists, dev=dev)
+    like_train = dev and len(found.judged) > 1 and alike(vectors, data)
+    decision = decide(found.judged, unseen, found.finalists, dev=dev, alike=like_train)
     by_name = {candidate.name: candidate for candidate in tried}
-    report.note_rehearsals(found, decision, by_name, parts)
+    report.note_rehearsals(found, decision, by_name, parts, like_train)
     judged = found.judged[:1] if decision.by_dev else found.judged
     return (by_name[decision.chosen.choice.candidate] if decision.chosen else None), parts, judged
 

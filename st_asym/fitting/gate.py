@@ -120,9 +120,14 @@ class Evidence:
     worth: float
 
     @property
+    def loses(self) -> bool:
+        """Whether it loses on seen or on unseen documents, beyond noise."""
+        return self.seen.loses or self.unseen.loses
+
+    @property
     def worth_it(self) -> bool:
         """Whether it gains, and loses neither on seen nor on unseen documents beyond noise."""
-        return self.gain > 0 and not self.seen.loses and not self.unseen.loses
+        return self.gain > 0 and not self.loses
 
     @property
     def rank(self) -> tuple[bool, float]:
@@ -164,6 +169,7 @@ def decide(
     finalists: Iterable[str] | None = None,
     *,
     dev: bool = False,
+    alike: bool = False,
 ) -> Decision:
     """Pick the heads, or leave the encoder alone.
 
@@ -177,8 +183,9 @@ def decide(
 
     With ``dev`` the first rehearsal is on queries that were given to judge on, and the others are on training queries.
     What all pick together is kept if the given ones bear it out: on these alone it may be kept, its gain is more than
-    chance would give this one choice, and it is not behind what is best on them, beyond noise. Otherwise these decide
-    alone, also where all together pick nothing.
+    chance would give this one choice, and it is not behind what is best on them, beyond noise. Where they are ``alike``
+    the training queries, these are evidence for them too, and it is enough that they lose nothing beyond noise.
+    Otherwise the given ones decide alone, also where all together pick nothing.
     """
     together = _decide(rehearsals, expected_unseen, finalists)
     if not dev or len(rehearsals) == 1:
@@ -191,6 +198,8 @@ def decide(
     on_given = {entry.choice: entry for entry in alone.evidence}
     if picked not in on_given:  # training was cut off, after an epoch that was not judged before
         return alone
+    if alike:
+        return alone if on_given[picked].loses else together
     gap, error = behind(picked, max(on_given.values(), key=lambda entry: entry.rank).choice, given, expected_unseen)
     confirmed = _chances([picked], given, expected_unseen)[picked] <= _CHANCE_ON_DEV
     return together if on_given[picked].worth_it and confirmed and gap <= _NOISE * error else alone

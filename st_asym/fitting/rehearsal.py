@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from st_asym.data import RetrievalData
 from st_asym.data.document import text_key
-from st_asym.data.holdout import HeldOut, folds, hold_out, seen_unseen
+from st_asym.data.holdout import HeldOut, apart, folds, hold_out, seen_unseen
 from st_asym.fitting.candidates import Candidate, behind_vectors
 from st_asym.fitting.closed_form import pair_covariance
 from st_asym.fitting.gate import FEWEST_DEV, Choice, Evidence, Rehearsal, behind, best_of_each, weigh
@@ -24,6 +25,7 @@ from st_asym.fitting.settings import Settings
 from st_asym.fitting.vectors import Vectors, taken
 from st_asym.losses.isotropy import scaled_std
 from st_asym.retrieval import Judgments, Scores, nearest
+from st_asym.retrieval.significance import one_source
 
 # Weights of trained heads that are turned back towards the identity.
 _DIALS = (0.4, 0.7, 0.85)
@@ -32,6 +34,9 @@ _ONE_CUT = 2_000
 _FOLDS, _FEW, _FOLDS_OF_FEW = 4, 50, 5
 # From how many queries on a dev split says enough by itself; below, training queries are held out besides.
 _ENOUGH = 1_000
+# The fewest dev queries that can be told from training queries, the most that are compared, and how likely their
+# difference must at least be by chance: a doubt is enough.
+_TOLD_APART, _COMPARED, _ALIKE = 20, 2_000, 0.2
 # So many judged queries, or half as many as are on the next cut, are needed to drop a candidate.
 _TELLING = 100
 # The most queries that are judged: more tell little more.
@@ -68,6 +73,19 @@ def _cuts_of_train(data: RetrievalData, seed: int) -> list[HeldOut]:
     count = min(_FOLDS if different > _FEW else _FOLDS_OF_FEW, different)
     found = folds(train, count, seed=seed, queries=data.queries, corpus=data.corpus)
     return [part for part in found if part.train]
+
+
+def alike(vectors: Vectors, data: RetrievalData) -> bool:
+    """Whether ``dev`` queries are like the training queries, which are then evidence for them as well.
+
+    Those of another collection, or real ones beside pseudo-queries, are not. It goes by the mean of their vectors, see
+    :func:`st_asym.retrieval.significance.one_source`; fewer than 20 are never alike, as they could not be told apart.
+    """
+    train, dev = apart(data.qrels["train"], data.qrels["dev"], seed=vectors.seed, corpus=data.corpus)
+    if data.labels != "judged" or min(len(train), len(dev)) < _TOLD_APART:
+        return False
+    first, second = (normalize(vectors.of_queries(part[:_COMPARED])).numpy() for part in (dev, train))
+    return one_source(first, second, vectors.seed) > _ALIKE
 
 
 @dataclass

@@ -127,9 +127,17 @@ class FitReport:
         self.counts = {"documents": len(data.corpus), **{split: len(judged) for split, judged in data.qrels.items()}}
 
     def note_rehearsals(
-        self, found: Rehearsals, decision: Decision, tried: Mapping[str, Candidate], parts: Sequence[HeldOut]
+        self,
+        found: Rehearsals,
+        decision: Decision,
+        tried: Mapping[str, Candidate],
+        parts: Sequence[HeldOut],
+        like_train: bool = False,
     ) -> None:
-        """Say what the held-out queries have decided, and how they were cut off."""
+        """Say what the held-out queries have decided, and how they were cut off.
+
+        ``like_train`` is whether dev queries are like the training queries that were held out besides.
+        """
         self.expected_unseen, self.chance = found.expected_unseen, decision.chance
         self.evidence, self.chosen, self.by_dev = decision.evidence, decision.chosen, decision.by_dev
         best = best_of_each(decision.evidence)
@@ -147,10 +155,8 @@ class FitReport:
         judged = parts[: len(found.judged)]
         given, cut = (judged[:1], judged[1:]) if "dev" in self.counts else ([], judged)
         self.held_out = [*_told_of_dev(given), *_told_of_cuts(cut)]
-        if self.by_dev:
-            self.held_out.append(
-                "The dev queries decide alone: they do not bear out what all held-out queries say together."
-            )
+        if given and cut:
+            self.held_out.append(_told_of_both(like_train, self.by_dev))
         if self.expected_unseen and not any(part.unseen for part in (given if self.by_dev else judged)):
             self.held_out.append(
                 "No query on unseen documents could be held out: an open collection is judged blindly."
@@ -277,6 +283,15 @@ def _told_of_dev(given: Sequence[HeldOut]) -> Iterator[str]:
                 f"Fewer than {FEWEST_DEV} dev queries cannot show a gain: give more, or none, so that training queries "
                 "are held out."
             )
+
+
+def _told_of_both(like_train: bool, by_dev: bool) -> str:
+    """What dev queries and training queries count beside each other, in words."""
+    if by_dev:
+        return "The dev queries decide alone: they do not bear out what all held-out queries say together."
+    if like_train:
+        return "The dev queries are like the training queries: all count alike."
+    return "The dev queries may be unlike the training queries, but bear out by themselves what all say together."
 
 
 def _told_of_cuts(cut: Sequence[HeldOut]) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,6 +99,27 @@ def difference(before: Sequence[Floats], after: Sequence[Floats], seed: int = 0)
         )
         p = float(test.pvalue)
     return Difference(points, points / base if base else None, low, high, p, p, len(weighted))
+
+
+def one_source(first: NDArray[Any], second: NDArray[Any], seed: int = 0) -> float:
+    """How likely the means of two samples would be as far apart as they are, were both drawn from one source.
+
+    It is the permutation test of two samples by the distance of their means (the linear kernel of Gretton et al. 2012,
+    "A Kernel Two-Sample Test"), by :func:`scipy.stats.permutation_test` with 499 random permutations.
+
+    Args:
+        first: Vectors of the first sample, shape ``(n, d)``.
+        second: Of the second, shape ``(m, d)``.
+        seed: Of what is drawn at random.
+    """
+    both = np.concatenate([first, second])
+    both = both - both.mean(axis=0)  # of which the two means are multiples
+
+    def distance(rows: NDArray[Any], _: NDArray[Any]) -> float:
+        return float(np.linalg.norm(both[rows].mean(axis=0)))
+
+    places = np.split(np.arange(len(both)), [len(first)])
+    return float(permutation_test(places, distance, alternative="greater", n_resamples=499, rng=seed).pvalue)
 
 
 def corrected(p_values: Sequence[float]) -> list[float]:

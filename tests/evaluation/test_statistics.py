@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from st_asym.evaluation.comparison import Bar, Group, next_steps, verdict_of
-from st_asym.retrieval.significance import Difference, corrected, difference
+from st_asym.retrieval.significance import Difference, corrected, difference, one_source
 
 
 def test_few_queries_are_tested_by_all_flips_of_signs() -> None:
@@ -22,6 +22,14 @@ def test_few_queries_are_tested_by_all_flips_of_signs() -> None:
     assert found.points == pytest.approx(gain.mean())
     assert found.relative == pytest.approx(gain.mean() / before.mean())
     assert found.queries == 8
+
+
+def test_two_samples_are_told_apart_by_their_means_as_often_as_chance_would_have_it() -> None:
+    random = np.random.default_rng(0)
+    same = [one_source(random.standard_normal((15, 6)), random.standard_normal((40, 6))) for _ in range(100)]
+    assert 0.1 <= np.mean(np.array(same) <= 0.2) <= 0.3
+    shifted = [one_source(random.standard_normal((15, 6)) + 1, random.standard_normal((40, 6))) for _ in range(10)]
+    assert max(shifted) <= 0.01
 
 
 def test_every_data_set_counts_the_same_whatever_its_number_of_queries() -> None:

@@ -196,9 +196,10 @@ def test_queries_of_an_own_dev_set_never_train(
     assert result.report.counts == {"documents": 60, "train": 30, "dev": 30}
     assert result.report.kept
     assert result.report.refitted
-    given, cut = result.report.held_out
+    given, cut, both = result.report.held_out
     assert given == "30 dev queries: 0 seen, 30 whose documents are no training positives."
     assert cut.startswith("30 training queries were held out, each once, in 5 cuts")
+    assert both.startswith("The dev queries may be unlike the training queries, but bear out")
     assert result.report.chosen.unseen.queries == 60
     assert result.report.expected_unseen == 1.0, "that of dev"
     assert any("30 queries of train left out, in dev too" in note for note in result.report.notes)

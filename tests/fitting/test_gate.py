@@ -171,10 +171,20 @@ def test_training_queries_add_evidence_to_a_small_dev_split_that_bears_it_out(ga
         assert together.chosen.seen.queries + together.chosen.unseen.queries == 220
 
 
-def test_dev_queries_that_lose_refuse_whatever_training_queries_gain() -> None:
+def test_dev_queries_that_are_like_training_queries_need_not_show_a_gain_by_themselves() -> None:
     untouched, gains, unseen = halves(500, seen=0.2, unseen=0.2)
-    loses = rehearsal(np.full(20, 0.5), {CHOICES[0]: np.linspace(0.3, 0.68, 20)})
-    found = decide([loses, rehearsal(untouched, {CHOICES[0]: gains}, unseen)], 0.5, dev=True)
+    train = rehearsal(untouched, {CHOICES[0]: gains}, unseen)
+    saturated = rehearsal(np.ones(50), {CHOICES[0]: np.ones(50)})
+    assert decide([saturated, train], 0.5, dev=True).chosen is None
+    found = decide([saturated, train], 0.5, dev=True, alike=True)
+    assert (found.chosen.choice, found.by_dev) == (CHOICES[0], False)
+
+
+@pytest.mark.parametrize("alike", [False, True])
+def test_dev_queries_that_lose_refuse_whatever_training_queries_gain(alike: bool) -> None:
+    untouched, gains, unseen = halves(500, seen=0.2, unseen=0.2)
+    loses = rehearsal(np.full(20, 0.5), {CHOICES[0]: np.linspace(0.3, 0.6, 20)})
+    found = decide([loses, rehearsal(untouched, {CHOICES[0]: gains}, unseen)], 0.5, dev=True, alike=alike)
     assert (found.chosen, found.by_dev) == (None, True)
     assert [entry.seen.queries for entry in found.evidence] == [20]
 

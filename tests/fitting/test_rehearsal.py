@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
 
 from st_asym.data import Qrels, RetrievalData
-from st_asym.data.holdout import HeldOut
+from st_asym.data.holdout import HeldOut, apart
 from st_asym.fitting import rehearsal
 from st_asym.fitting.candidates import candidates
 from st_asym.fitting.gate import Choice
-from st_asym.fitting.rehearsal import Rehearsals, cuts, rehearse
+from st_asym.fitting.rehearsal import Rehearsals, alike, cuts, rehearse
 from st_asym.fitting.settings import Settings
 from st_asym.fitting.vectors import Vectors
+from st_asym.retrieval.significance import one_source
 
 
 def rehearsed(vectors: Vectors, parts: list[HeldOut], wanted: Settings = ONE, deadline: float = math.inf) -> Rehearsals:
@@ -123,6 +124,37 @@ def test_training_queries_are_cut_beside_a_small_dev_split(given: int, folds: in
     assert (first.train, first.dev, first.seen, first.unseen) == (train, dev, ("q60",), tuple(dev)[1:])
     assert len(others) == folds
     assert sorted(query for part in others for query in part.dev) == (sorted(train) if folds else [])
+
+
+@pytest.mark.parametrize(
+    ("given", "shift", "labels", "expected"),
+    [(40, 0.0, "judged", True), (40, 1.0, "judged", False), (19, 0.0, "judged", False), (40, 0.0, "titles", False)],
+)
+def test_dev_queries_are_like_training_queries_or_not(given: int, shift: float, labels: str, expected: bool) -> None:
+    names = [f"q{i}" for i in range(200)]
+    vectors = np.random.default_rng(3).standard_normal((200, DIMENSION)).astype(np.float32)
+    vectors[:given] += shift
+    train, dev = ({name: {f"d{name}": 1} for name in part} for part in (names[given:], names[:given]))
+    data = RetrievalData(
+        dict.fromkeys(names, "a query"), {f"d{name}": name for name in names}, {"train": train, "dev": dev}, labels
+    )
+    assert alike(Vectors(names, vectors, [], vectors[:0]), data) is expected
+
+
+def test_queries_about_one_document_are_compared_once() -> None:
+    """A dev split of all queries about a few documents is no other kind of query."""
+    names = [f"q{i}" for i in range(300)]
+    random = np.random.default_rng(0)
+    about = np.arange(300) // 10  # ten queries a document
+    vectors = random.standard_normal((30, DIMENSION)).astype(np.float32)[about]
+    train, dev = ({n: {f"d{a}": 1} for n, a in zip(names, about, strict=True) if (a < 5) == d} for d in (False, True))
+    assert [len(part) for part in apart(train, dev)] == [25, 5]
+    data = RetrievalData(
+        dict.fromkeys(names, "a query"), {f"d{i}": f"text {i}" for i in range(30)}, {"train": train, "dev": dev}
+    )
+    of_all = [vectors[[name in part for name in names]] for part in (dev, train)]
+    assert one_source(*of_all) < 0.01
+    assert not alike(Vectors(names, vectors, [], vectors[:0]), data), "five are too few"
 
 
 def test_queries_are_counted_by_their_text() -> None:
