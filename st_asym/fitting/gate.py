@@ -15,6 +15,9 @@ from st_asym.retrieval import Scores
 # How unlikely the gain of the best of all choices must be where none is worth anything:
 # examples/benchmarks/random_labels.py counts how often heads are kept where there is nothing to learn.
 _CHANCE = 0.025
+# The same where labels are no accident, which the encoder shows by finding what they name, by so many standard errors,
+# and of so many held-out queries: heads that are worth nothing cost little then, and most are worth something.
+_CHANCE_OF_SOUND, _SOUND, _FEWEST_SOUND = 0.25, 3.0, 40
 # How unlikely the gain of the choice that is picked must be on dev queries alone, where training queries count besides,
 # and the fewest that can say so: half to the power of their number.
 _CHANCE_ON_DEV, FEWEST_DEV = 0.05, 5
@@ -50,12 +53,14 @@ class Rehearsal:
         seen: Which of them ask for a document that was a training positive, shape ``(n,)``.
         untouched: nDCG@10 of each with the encoder as it is, shape ``(n,)``.
         scores: The same for each choice.
+        mismatched: The same with the encoder as it is, if each query had what is found for another; None if not known.
     """
 
     queries: tuple[str, ...]
     seen: NDArray[np.bool_]
     untouched: Scores
     scores: dict[Choice, Scores]
+    mismatched: Scores | None = None
 
 
 @dataclass(frozen=True)
@@ -181,13 +186,19 @@ def decide(
     they are, and six queries that all gain are the least that can be evidence. Of these, the one that is worth most is
     taken; choices of ``finalists``, candidates that were rehearsed to the end, come before the others.
 
+    A chance of 1 in 40 is little enough. Where nothing has so little, 1 in 4 is, if at least 40 queries are held out
+    and the encoder finds their own documents far more often than those of other queries: where labels mean something
+    few heads lose, and a gain that 50 queries cannot prove would be missed.
+
     With ``dev`` the first rehearsal is on queries that were given to judge on, and the others are on training queries.
     What all pick together is kept if the given ones bear it out: on these alone it may be kept, its gain is more than
     chance would give this one choice, and it is not behind what is best on them, beyond noise. Where they are ``alike``
     the training queries, these are evidence for them too, and it is enough that they lose nothing beyond noise.
-    Otherwise the given ones decide alone, also where all together pick nothing.
+    Otherwise the given ones decide alone, also where all together pick nothing. A chance of 1 in 4 is enough only where
+    all count alike.
     """
-    together = _decide(rehearsals, expected_unseen, finalists)
+    sound = (alike or not dev) and _sound(rehearsals)
+    together = _decide(rehearsals, expected_unseen, finalists, sound=sound)
     if not dev or len(rehearsals) == 1:
         return together
     given = rehearsals[:1]
@@ -205,7 +216,18 @@ def decide(
     return together if on_given[picked].worth_it and confirmed and gap <= _NOISE * error else alone
 
 
-def _decide(rehearsals: Sequence[Rehearsal], expected_unseen: float, finalists: Iterable[str] | None) -> Decision:
+def _sound(rehearsals: Sequence[Rehearsal]) -> bool:
+    """Whether the encoder shows that labels are no accident, and there are enough of them."""
+    pairs = [(part.mismatched, part.untouched) for part in rehearsals if part.mismatched is not None]
+    if len(pairs) < len(rehearsals):
+        return False
+    found = Gain.of(*(np.concatenate(part) for part in zip(*pairs, strict=True)))
+    return found.queries >= _FEWEST_SOUND and found.mean > _SOUND * found.error
+
+
+def _decide(
+    rehearsals: Sequence[Rehearsal], expected_unseen: float, finalists: Iterable[str] | None, *, sound: bool = False
+) -> Decision:
     evidence = weigh(rehearsals, expected_unseen)
     allowed = {choice.candidate for choice in evidence} if finalists is None else set(finalists)
     chances = _chances(list(evidence), rehearsals, expected_unseen)
@@ -213,6 +235,8 @@ def _decide(rehearsals: Sequence[Rehearsal], expected_unseen: float, finalists: 
     # What was not rehearsed to the end counts where nothing else may be kept.
     eligible = [entry for entry in eligible if entry.choice.candidate in allowed] or eligible
     beyond_chance = [entry for entry in eligible if chances[entry.choice] <= _CHANCE]
+    if sound and not beyond_chance:
+        beyond_chance = [entry for entry in eligible if chances[entry.choice] <= _CHANCE_OF_SOUND]
     best = max(beyond_chance or eligible, key=lambda entry: entry.rank, default=None)
     return Decision(
         best if beyond_chance else None, tuple(evidence.values()), 1.0 if best is None else chances[best.choice]

@@ -240,9 +240,12 @@ class _Cut:
         own = [(row, vectors.own[key]) for row, key in enumerate(queries) if vectors.own.get(key) in places]
         self._own = torch.tensor([row for row, _ in own]).long(), torch.tensor([places[key] for _, key in own]).long()
         untouched = Candidate("untouched", Settings()).heads(vectors.dimension, out_features, self._covariance)
-        scores, self._epoch_0 = self._judge(behind_vectors(untouched))
-        seen = set(part.seen)
-        self.rehearsal = Rehearsal(queries, np.array([key in seen for key in queries], dtype=bool), scores, {})
+        positions, self._epoch_0 = self._search(behind_vectors(untouched))
+        known = set(part.seen)
+        seen = np.array([key in known for key in queries], dtype=bool)
+        of_others = positions[np.random.default_rng(vectors.seed).permutation(len(queries))]
+        scores = [self._judgments.ndcg(found) for found in (positions, of_others)]
+        self.rehearsal = Rehearsal(queries, seen, scores[0], {}, scores[1])
 
     def rehearse(self, candidate: Candidate, has_time: Callable[[], bool]) -> Log:
         """Train and judge, at half and all of the epochs, and turned back by each dial."""
@@ -269,9 +272,14 @@ class _Cut:
                 scores[Choice(candidate.name, reached, dial)], _ = self._judge(model)
         return [{**entry, **figures.get(int(entry["epoch"]), {})} for entry in [{"epoch": 0.0}, *losses]]
 
-    @torch.no_grad()
     def _judge(self, model: SentenceTransformer) -> tuple[Scores, dict[str, float]]:
         """The score of each held-out query, and figures of all."""
+        positions, figures = self._search(model)
+        return self._judgments.ndcg(positions), figures
+
+    @torch.no_grad()
+    def _search(self, model: SentenceTransformer) -> tuple[Tensor, dict[str, float]]:
+        """The positions of what is found for each held-out query, and figures of all."""
         model.eval()
         queries = _through(model, self._queries, "query")
         every = math.ceil(len(self._rows) / _SPREAD)
@@ -294,7 +302,7 @@ class _Cut:
             "query_std": scaled_std(queries).item(),
             "document_std": scaled_std(some).item(),
         }
-        return self._judgments.ndcg(positions), figures
+        return positions, figures
 
 
 def _through(model: SentenceTransformer, vectors: Tensor, side: str) -> Tensor:

@@ -63,15 +63,17 @@ def test_the_order_of_rehearsals_does_not_matter(parts: list[Rehearsal], share: 
         assert (evidence.gain, evidence.error) == pytest.approx((other[choice].gain, other[choice].error), abs=1e-9)
 
 
-@given(rehearsals(), SHARES)
-def test_what_is_chosen_gains_beyond_chance_and_loses_on_neither_half(part: Rehearsal, share: float) -> None:
-    decision = decide([part], share)
+@given(rehearsals(), SHARES, st.booleans())
+def test_what_is_chosen_gains_beyond_chance_and_loses_on_neither_half(
+    part: Rehearsal, share: float, sound: bool
+) -> None:
+    decision = decide([replace(part, mismatched=part.untouched * (not sound))], share)
     assert 0 < decision.chance <= 1
     if decision.chosen is not None:
         assert decision.chosen.gain > 0
         assert not decision.chosen.seen.loses
         assert not decision.chosen.unseen.loses
-        assert decision.chance <= 0.025
+        assert decision.chance <= (0.25 if sound and len(part.queries) >= 40 else 0.025)
 
 
 @given(rehearsals(), SHARES, st.floats(0.01, 0.5))
@@ -141,6 +143,33 @@ def test_a_loss_on_a_half_counts_three_times() -> None:
     for sounder, expected in ((0.197, 2), (0.18, 0)):
         scores = {CHOICES[0]: better, CHOICES[2]: halves(50, seen=sounder, unseen=0.0)[1]}
         assert decide([rehearsal(untouched, scores, unseen)], 0.5).chosen.choice == CHOICES[expected]
+
+
+@pytest.mark.parametrize(
+    ("count", "found_for_others", "dev", "kept"),
+    [(50, 0.0, False, True), (39, 0.0, False, False), (50, 0.45, False, False), (50, 0.0, True, False)],
+)
+def test_a_likely_gain_is_enough_where_labels_are_no_accident(
+    count: int, found_for_others: float, dev: bool, kept: bool
+) -> None:
+    random = np.random.default_rng(0)
+    untouched = random.permutation(np.linspace(0, 1, count))
+    scores = {CHOICES[0]: untouched + 0.02 + random.permutation(np.linspace(-0.2, 0.2, count))}
+    part = replace(rehearsal(untouched, scores), mismatched=random.permutation(untouched) * found_for_others / 0.5)
+    (one,) = decide([part], 0.0).evidence
+    assert one.error < one.gain < 2 * one.error
+    halves_of_it = [
+        replace(
+            part,
+            seen=part.seen[rows],
+            untouched=part.untouched[rows],
+            scores={CHOICES[0]: scores[CHOICES[0]][rows]},
+            mismatched=part.mismatched[rows],
+        )
+        for rows in (slice(0, count // 2), slice(count // 2, None))
+    ]
+    assert (decide(halves_of_it, 0.0, dev=dev).chosen is not None) is kept
+    assert (decide(halves_of_it, 0.0, dev=dev, alike=True).chosen is not None) is (kept or dev)
 
 
 def test_only_finalists_are_chosen_and_the_others_are_paid_for() -> None:

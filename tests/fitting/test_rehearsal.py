@@ -52,6 +52,18 @@ def test_each_query_is_held_out_once_and_never_trains(tmp_path: Path, monkeypatc
     assert set(found.judged[0].scores) == expected
 
 
+@pytest.mark.parametrize("labels", ["true", "random"])
+def test_the_encoder_finds_what_labels_name_more_often_than_by_accident_or_does_not(
+    tmp_path: Path, labels: str
+) -> None:
+    encoder, data = rotated(200, labels=labels)
+    found = rehearsed(vectors_of(encoder, data, tmp_path), cuts(data, seed=0)[:1])
+    (part,) = found.judged
+    assert part.mismatched.shape == part.untouched.shape
+    gap, error = part.untouched.mean() - part.mismatched.mean(), np.std(part.untouched) / math.sqrt(len(part.queries))
+    assert bool(gap > 3 * error) is (labels == "true")
+
+
 def test_training_is_logged_by_epoch_as_the_mean_over_the_cuts(tmp_path: Path) -> None:
     encoder, data = rotated(60)
     vectors, parts = vectors_of(encoder, data, tmp_path), cuts(data, seed=0)
