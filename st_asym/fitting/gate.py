@@ -16,8 +16,8 @@ from st_asym.retrieval import Scores
 # examples/benchmarks/random_labels.py counts how often heads are kept where there is nothing to learn.
 _CHANCE = 0.025
 # The same where labels are no accident, which the encoder shows by finding what they name, by so many standard errors,
-# and of so many held-out queries: heads that are worth nothing cost little then, and most are worth something.
-_CHANCE_OF_SOUND, _SOUND, _FEWEST_SOUND = 0.25, 3.0, 40
+# and of so many held-out queries: few heads lose then, the less the further they are turned back.
+_CHANCE_OF_SOUND, _SOUND, _FEWEST_SOUND, _FURTHEST = 0.25, 3.0, 40, 0.7
 # How unlikely the gain of the choice that is picked must be on dev queries alone, where training queries count besides,
 # and the fewest that can say so: half to the power of their number.
 _CHANCE_ON_DEV, FEWEST_DEV = 0.05, 5
@@ -186,9 +186,10 @@ def decide(
     they are, and six queries that all gain are the least that can be evidence. Of these, the one that is worth most is
     taken; choices of ``finalists``, candidates that were rehearsed to the end, come before the others.
 
-    A chance of 1 in 40 is little enough. Where nothing has so little, 1 in 4 is, if at least 40 queries are held out
-    and the encoder finds their own documents far more often than those of other queries: where labels mean something
-    few heads lose, and a gain that 50 queries cannot prove would be missed.
+    A chance of 1 in 40 is little enough. Where nothing has so little, 1 in 4 is, for heads in closed form and for
+    trained ones at a dial of 0.7 or less, if at least 40 queries are held out and the encoder finds their own documents
+    far more often than those of other queries: where labels mean something few heads lose, and a gain that 50 queries
+    cannot prove would be missed.
 
     With ``dev`` the first rehearsal is on queries that were given to judge on, and the others are on training queries.
     What all pick together is kept if the given ones bear it out: on these alone it may be kept, its gain is more than
@@ -236,7 +237,8 @@ def _decide(
     eligible = [entry for entry in eligible if entry.choice.candidate in allowed] or eligible
     beyond_chance = [entry for entry in eligible if chances[entry.choice] <= _CHANCE]
     if sound and not beyond_chance:
-        beyond_chance = [entry for entry in eligible if chances[entry.choice] <= _CHANCE_OF_SOUND]
+        careful = [entry for entry in eligible if not entry.choice.epoch or entry.choice.dial <= _FURTHEST]
+        beyond_chance = [entry for entry in careful if chances[entry.choice] <= _CHANCE_OF_SOUND]
     best = max(beyond_chance or eligible, key=lambda entry: entry.rank, default=None)
     return Decision(
         best if beyond_chance else None, tuple(evidence.values()), 1.0 if best is None else chances[best.choice]

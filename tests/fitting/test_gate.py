@@ -145,31 +145,27 @@ def test_a_loss_on_a_half_counts_three_times() -> None:
         assert decide([rehearsal(untouched, scores, unseen)], 0.5).chosen.choice == CHOICES[expected]
 
 
+@pytest.mark.parametrize("choice", [Choice("b"), Choice("a", 1, 0.7), Choice("a", 1)])
 @pytest.mark.parametrize(
-    ("count", "found_for_others", "dev", "kept"),
-    [(50, 0.0, False, True), (39, 0.0, False, False), (50, 0.45, False, False), (50, 0.0, True, False)],
+    ("count", "found_for_others", "dev", "likely_is_enough"),
+    [(50, 0.0, False, True), (39, 0.0, False, False), (50, 0.9, False, False), (50, 0.0, True, False)],
 )
-def test_a_likely_gain_is_enough_where_labels_are_no_accident(
-    count: int, found_for_others: float, dev: bool, kept: bool
+def test_a_likely_gain_is_enough_where_labels_are_no_accident_unless_heads_go_all_the_way(
+    choice: Choice, count: int, found_for_others: float, dev: bool, likely_is_enough: bool
 ) -> None:
     random = np.random.default_rng(0)
     untouched = random.permutation(np.linspace(0, 1, count))
-    scores = {CHOICES[0]: untouched + 0.02 + random.permutation(np.linspace(-0.2, 0.2, count))}
-    part = replace(rehearsal(untouched, scores), mismatched=random.permutation(untouched) * found_for_others / 0.5)
-    (one,) = decide([part], 0.0).evidence
-    assert one.error < one.gain < 2 * one.error
-    halves_of_it = [
-        replace(
-            part,
-            seen=part.seen[rows],
-            untouched=part.untouched[rows],
-            scores={CHOICES[0]: scores[CHOICES[0]][rows]},
-            mismatched=part.mismatched[rows],
-        )
+    better = untouched + 0.02 + random.permutation(np.linspace(-0.2, 0.2, count))
+    others = random.permutation(untouched) * found_for_others
+    parts = [
+        replace(rehearsal(untouched[rows], {choice: better[rows]}), mismatched=others[rows])
         for rows in (slice(0, count // 2), slice(count // 2, None))
     ]
-    assert (decide(halves_of_it, 0.0, dev=dev).chosen is not None) is kept
-    assert (decide(halves_of_it, 0.0, dev=dev, alike=True).chosen is not None) is (kept or dev)
+    (one,) = weigh(parts, 0.0).values()
+    assert one.error < one.gain < 2 * one.error
+    careful = choice != Choice("a", 1)
+    assert (decide(parts, 0.0, dev=dev).chosen is not None) is (likely_is_enough and careful)
+    assert (decide(parts, 0.0, dev=dev, alike=True).chosen is not None) is ((likely_is_enough or dev) and careful)
 
 
 def test_only_finalists_are_chosen_and_the_others_are_paid_for() -> None:
