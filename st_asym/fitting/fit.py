@@ -119,9 +119,10 @@ def fit(
     half and all of its epochs and turned back towards the identity by a dial; what is clearly behind after a cut is not
     rehearsed on the next. The one that is worth most on the held-out queries, seen and unseen in the proportion of the
     traffic to expect, is kept, if its gain is more than chance would give the best of so many, and if it loses on
-    neither half; otherwise the model is the untouched encoder, and the first line of the report says so. What ``dev``
-    queries do not bear out by themselves, they decide alone (see :func:`st_asym.fitting.gate.decide`). What is kept is
-    then trained by ``SentenceTransformerTrainer``, on all training queries.
+    neither half; otherwise the model is the untouched encoder, and the first line of the report says so. Where ``dev``
+    queries are unlike the training queries and do not bear it out by themselves, they decide alone (see
+    :func:`st_asym.fitting.gate.decide`). What is kept is then trained by ``SentenceTransformerTrainer``, on all
+    training queries.
 
     Args:
         encoder: A ``SentenceTransformer``, or the Hub id or path of one. It is frozen in place, and shared.

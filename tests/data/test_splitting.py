@@ -46,12 +46,12 @@ def check(cut: HeldOut, qrels: Qrels) -> None:
 def test_queries_apart_share_no_relevant_document_and_leave_none_that_could_join_them(qrels: Qrels, seed: int) -> None:
     cut = hold_out(qrels)
     found = apart(cut.train, cut.dev, seed=seed)
-    relevant = {q: {d for d, grade in documents.items() if grade > 0} for q, documents in qrels.items()}
     assert all(set(names) <= set(part) for names, part in zip(found, (cut.train, cut.dev), strict=True))
-    documents = [document for names in found for query_id in names for document in relevant[query_id]]
-    assert len(documents) == len(set(documents))
-    positive = {q: {d for d, g in grades.items() if g > 0} for q, grades in {**cut.train, **cut.dev}.items()}
-    assert all(positive[query_id] & set(documents) for query_id in positive)
+    given = {**cut.train, **cut.dev}
+    relevant = {q: {d for d, grade in documents.items() if grade > 0} for q, documents in given.items()}
+    taken = [document for names in found for query_id in names for document in relevant[query_id]]
+    assert len(taken) == len(set(taken))
+    assert all(relevant[query_id] & set(taken) for query_id in given)
 
 
 @given(collections(), st.floats(0.05, 0.9), st.floats(0, 1), st.floats(0, 0.5), st.integers(0, 5))
