@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 from journal import Journal
-from nine_collections import PACKAGES, SOURCES, Bench, begun, parser_of, with_dev_in_train, write_figures
+from nine_collections import PACKAGES, SOURCES, Bench, begun, parser_of, share, with_dev_in_train, write_figures
 
 from st_asym import Settings
 from st_asym.data import RetrievalData
@@ -40,7 +40,7 @@ WAYS = {
 def main() -> None:
     parser = parser_of(__doc__, "few_labels", seeds=[0])
     parser.add_argument("--queries", type=int, nargs="+", default=[50, 300, 1_000], help="(default: 50 300 1000)")
-    parser.add_argument("--dev", type=float, default=0.0, help="the share of them that is a dev split (default: 0)")
+    parser.add_argument("--dev", type=share, default=0.0, help="the share of them that is a dev split (default: 0)")
     options = parser.parse_args()
     ways = {} if options.dev else WAYS
     encoder, cache = begun(options)

@@ -81,6 +81,13 @@ def parser_of(description: str | None, output: str, seeds: Sequence[int]) -> arg
     return parser
 
 
+def share(text: str) -> float:
+    """A share that leaves something, as an option."""
+    if not 0 <= float(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to below 1")
+    return float(text)
+
+
 def begun(options: argparse.Namespace) -> tuple[SentenceTransformer, EmbeddingCache]:
     """The encoder, frozen, and its vectors; from here on, no progress bars."""
     datasets.disable_progress_bars()

@@ -21,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from nine_collections import PACKAGES, SHARED, Bench, begun
+from nine_collections import PACKAGES, SHARED, Bench, begun, share
 
 from st_asym import Settings
 from st_asym.data import RetrievalData, load_data
@@ -53,7 +53,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=SHARED, help="the folder of both zips")
     parser.add_argument("--queries", type=int, nargs="+", default=[50, 100, 300, 2_000])
-    parser.add_argument("--dev", type=float, default=0.0, help="the share of them that is a dev split (default: 0)")
+    parser.add_argument("--dev", type=share, default=0.0, help="the share of them that is a dev split (default: 0)")
     parser.add_argument("--draws", type=int, default=20, help="for each (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="(default: %(default)s)")
     parser.add_argument("--cache", type=Path, default=Path("runs/vectors"), help="(default: %(default)s)")
