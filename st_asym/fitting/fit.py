@@ -30,7 +30,7 @@ from st_asym.data.holdout import HeldOut
 from st_asym.data.holdout import expected_unseen as unseen_at_random
 from st_asym.data.sources import Corpus, Pairs
 from st_asym.fitting.candidates import Candidate, candidates
-from st_asym.fitting.gate import Rehearsal, decide
+from st_asym.fitting.gate import Rehearsal, are_sound, decide
 from st_asym.fitting.loop import refit
 from st_asym.fitting.rehearsal import alike, cuts, rehearse
 from st_asym.fitting.report import FitReport, bm25_sentence
@@ -239,7 +239,8 @@ def rehearsed(
             more, report.trials = tune(found, tried, settings, trials)
             tried = [*tried, *more]
     like_train = dev and len(found.judged) > 1 and alike(vectors, data)
-    decision = decide(found.judged, unseen, found.finalists, dev=dev, alike=like_train)
+    sound = data.labels == "judged" and are_sound(found.judged)
+    decision = decide(found.judged, unseen, found.finalists, dev=dev, alike=like_train, sound=sound)
     by_name = {candidate.name: candidate for candidate in tried}
     report.note_rehearsals(found, decision, by_name, parts, like_train)
     judged = found.judged[:1] if decision.by_dev else found.judged

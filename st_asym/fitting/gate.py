@@ -15,12 +15,16 @@ from st_asym.retrieval import Scores
 # How unlikely the gain of the best of all choices must be where none is worth anything:
 # examples/benchmarks/random_labels.py counts how often heads are kept where there is nothing to learn.
 _CHANCE = 0.025
-# The same where labels are no accident, which the encoder shows by finding what they name, by so many standard errors,
-# and of so many held-out queries: few heads lose then, the less the further they are turned back.
-_CHANCE_OF_SOUND, _SOUND, _FEWEST_SOUND, _FURTHEST = 0.25, 3.0, 40, 0.7
+# The same where labels are no accident, which the encoder shows by finding what they name, by so many standard errors.
+_LIKELY, _SOUND = 0.25, 5.0
+# What a likely choice must be: judged on so many queries, that count for at least so many, with so many changed; and
+# trained heads turned back so far.
+_FEWEST_LIKELY, _FEWEST_COUNTED, _FEWEST_CHANGED, _FURTHEST = 40, 30, 6, 0.7
 # How unlikely the gain of the choice that is picked must be on dev queries alone, where training queries count besides,
 # and the fewest that can say so: half to the power of their number.
 _CHANCE_ON_DEV, FEWEST_DEV = 0.05, 5
+# How many standard errors a loss on dev queries that are like training queries may be from the gain on these.
+_CONTRADICTED = 3.0
 # All sign flips of so many queries are tried, and as many random ones of more, some at a time.
 _ALL_FLIPS, _FLIPS, _AT_ONCE = 12, 5_000, 250
 # How many standard errors the seen or the unseen queries may lose, and how often a loss on either counts.
@@ -150,12 +154,14 @@ class Decision:
         chance: How likely some choice would gain as much, in standard errors, if none were worth anything.
         by_dev: Whether the dev split decided alone, as it did not bear out what all held-out queries say together; then
             ``evidence`` is of its queries.
+        likely: Whether what is chosen is likely to gain, and no more than that.
     """
 
     chosen: Evidence | None
     evidence: tuple[Evidence, ...]
     chance: float
     by_dev: bool = False
+    likely: bool = False
 
 
 def weigh(rehearsals: Sequence[Rehearsal], expected_unseen: float) -> dict[Choice, Evidence]:
@@ -175,6 +181,7 @@ def decide(
     *,
     dev: bool = False,
     alike: bool = False,
+    sound: bool = False,
 ) -> Decision:
     """Pick the heads, or leave the encoder alone.
 
@@ -186,20 +193,19 @@ def decide(
     they are, and six queries that all gain are the least that can be evidence. Of these, the one that is worth most is
     taken; choices of ``finalists``, candidates that were rehearsed to the end, come before the others.
 
-    A chance of 1 in 40 is little enough. Where nothing has so little, 1 in 4 is, for heads in closed form and for
-    trained ones at a dial of 0.7 or less, if at least 40 queries are held out and the encoder finds their own documents
-    far more often than those of other queries: where labels mean something few heads lose, and a gain that 50 queries
-    cannot prove would be missed.
+    A chance of 1 in 40 is little enough. Where nothing has so little and labels are ``sound``, see :func:`are_sound`,
+    1 in 4 is, as 50 queries cannot prove a gain that most heads have then: for finalists in closed form, or trained and
+    at a dial of 0.7 or less, that were judged on at least 40 queries and change the score of six or more.
 
     With ``dev`` the first rehearsal is on queries that were given to judge on, and the others are on training queries.
     What all pick together is kept if the given ones bear it out: on these alone it may be kept, its gain is more than
     chance would give this one choice, and it is not behind what is best on them, beyond noise. Where they are ``alike``
-    the training queries, these are evidence for them too, and it is enough that they lose nothing beyond noise.
+    the training queries, these are evidence for them too: it is enough that they lose nothing beyond noise, and nothing
+    at all where these gain more by three standard errors.
     Otherwise the given ones decide alone, also where all together pick nothing. A chance of 1 in 4 is enough only where
     all count alike.
     """
-    sound = (alike or not dev) and _sound(rehearsals)
-    together = _decide(rehearsals, expected_unseen, finalists, sound=sound)
+    together = _decide(rehearsals, expected_unseen, finalists, sound=sound and (alike or not dev))
     if not dev or len(rehearsals) == 1:
         return together
     given = rehearsals[:1]
@@ -211,19 +217,31 @@ def decide(
     if picked not in on_given:  # training was cut off, after an epoch that was not judged before
         return alone
     if alike:
-        return alone if on_given[picked].loses else together
+        contradicted = _is_contradicted(on_given[picked], rehearsals[1:], expected_unseen)
+        return alone if on_given[picked].loses or contradicted else together
     gap, error = behind(picked, max(on_given.values(), key=lambda entry: entry.rank).choice, given, expected_unseen)
     confirmed = _chances([picked], given, expected_unseen)[picked] <= _CHANCE_ON_DEV
     return together if on_given[picked].worth_it and confirmed and gap <= _NOISE * error else alone
 
 
-def _sound(rehearsals: Sequence[Rehearsal]) -> bool:
-    """Whether the encoder shows that labels are no accident, and there are enough of them."""
+def are_sound(rehearsals: Sequence[Rehearsal]) -> bool:
+    """Whether labels are no accident: the encoder finds a query's documents far more often than those of another query.
+
+    Labels dealt out at random are not; so are labels that mean something to which the encoder is blind.
+    """
     pairs = [(part.mismatched, part.untouched) for part in rehearsals if part.mismatched is not None]
-    if len(pairs) < len(rehearsals):
+    if not pairs or len(pairs) < len(rehearsals):
         return False
     found = Gain.of(*(np.concatenate(part) for part in zip(*pairs, strict=True)))
-    return found.queries >= _FEWEST_SOUND and found.mean > _SOUND * found.error
+    return found.mean > _SOUND * found.error
+
+
+def _is_contradicted(given: Evidence, others: Sequence[Rehearsal], expected_unseen: float) -> bool:
+    """Whether dev queries lose by a choice where training queries gain, far beyond noise, or these were not judged."""
+    if not any(given.choice in part.scores for part in others):
+        return True
+    found = _evidence(given.choice, others, expected_unseen)
+    return given.gain < 0 and found.gain - given.gain > _CONTRADICTED * math.hypot(found.error, given.error)
 
 
 def _decide(
@@ -234,15 +252,33 @@ def _decide(
     chances = _chances(list(evidence), rehearsals, expected_unseen)
     eligible = [entry for entry in evidence.values() if entry.worth_it]
     # What was not rehearsed to the end counts where nothing else may be kept.
-    eligible = [entry for entry in eligible if entry.choice.candidate in allowed] or eligible
-    beyond_chance = [entry for entry in eligible if chances[entry.choice] <= _CHANCE]
-    if sound and not beyond_chance:
-        careful = [entry for entry in eligible if not entry.choice.epoch or entry.choice.dial <= _FURTHEST]
-        beyond_chance = [entry for entry in careful if chances[entry.choice] <= _CHANCE_OF_SOUND]
-    best = max(beyond_chance or eligible, key=lambda entry: entry.rank, default=None)
+    to_the_end = [entry for entry in eligible if entry.choice.candidate in allowed]
+    beyond_chance = [entry for entry in to_the_end or eligible if chances[entry.choice] <= _CHANCE]
+    likely = [
+        entry
+        for entry in to_the_end
+        if sound and chances[entry.choice] <= _LIKELY and _is_careful(entry, rehearsals, expected_unseen)
+    ]
+    best = max(beyond_chance or likely or to_the_end or eligible, key=lambda entry: entry.rank, default=None)
     return Decision(
-        best if beyond_chance else None, tuple(evidence.values()), 1.0 if best is None else chances[best.choice]
+        best if beyond_chance or likely else None,
+        tuple(evidence.values()),
+        1.0 if best is None else chances[best.choice],
+        likely=bool(likely and not beyond_chance),
     )
+
+
+def _is_careful(entry: Evidence, rehearsals: Sequence[Rehearsal], expected_unseen: float) -> bool:
+    """Whether a choice that is likely to gain changes little, and was judged on enough queries that tell."""
+    choice, counts = entry.choice, (entry.seen.queries, entry.unseen.queries)
+    if sum(counts) < _FEWEST_LIKELY or (choice.epoch and choice.dial > _FURTHEST):
+        return False
+    shares = _shares(*counts, expected_unseen)
+    # As many equal queries would leave as much to chance (Kish 1965, "Survey Sampling").
+    counted = 1 / sum(share**2 / count for share, count in zip(shares, counts, strict=True) if count)
+    parts = [part for part in rehearsals if choice in part.scores]
+    changed = sum(int(np.count_nonzero(part.scores[choice] != part.untouched)) for part in parts)
+    return counted >= _FEWEST_COUNTED and changed >= _FEWEST_CHANGED
 
 
 def best_of_each(evidence: Iterable[Evidence]) -> dict[str, Evidence]:
@@ -269,18 +305,19 @@ def _evidence(choice: Choice, rehearsals: Sequence[Rehearsal], expected_unseen: 
     before = np.concatenate([part.untouched for part in parts])
     after = np.concatenate([part.scores[choice] for part in parts])
     gains = Gain.of(before[seen], after[seen]), Gain.of(before[~seen], after[~seen])
-    weighted = list(zip(_shares(seen, expected_unseen), gains, strict=True))
+    shares = _shares(gains[0].queries, gains[1].queries, expected_unseen)
+    weighted = list(zip(shares, gains, strict=True))
     gain = sum(share * half.mean for share, half in weighted)
     error = math.hypot(*(share * half.error for share, half in weighted))
     worth = sum(share * half.mean * (_LOSS if half.mean < 0 else 1) for share, half in weighted)
     return Evidence(choice, *gains, gain, error, worth)
 
 
-def _shares(seen: NDArray[np.bool_], expected_unseen: float) -> tuple[float, float]:
-    """What the seen and the unseen queries count."""
-    if seen.all():
+def _shares(seen: int, unseen: int, expected_unseen: float) -> tuple[float, float]:
+    """What so many seen and so many unseen queries count."""
+    if not unseen:
         return 1.0, 0.0
-    if not seen.any():
+    if not seen:
         return 0.0, 1.0
     return 1.0 - expected_unseen, expected_unseen
 
@@ -288,7 +325,7 @@ def _shares(seen: NDArray[np.bool_], expected_unseen: float) -> tuple[float, flo
 def _chances(choices: Sequence[Choice], rehearsals: Sequence[Rehearsal], expected_unseen: float) -> dict[Choice, float]:
     """How often flipped signs give some choice at least the gain, in standard errors, that a choice has."""
     seen = np.concatenate([part.seen for part in rehearsals])
-    share_seen, share_unseen = _shares(seen, expected_unseen)
+    share_seen, share_unseen = _shares(int(seen.sum()), int((~seen).sum()), expected_unseen)
     weights = np.where(seen, share_seen / max(1, seen.sum()), share_unseen / max(1, (~seen).sum()))
     differences = np.array(
         [

@@ -81,8 +81,10 @@ def alike(vectors: Vectors, data: RetrievalData) -> bool:
     Those of another collection, or real ones beside pseudo-queries, are not. It goes by the mean of their vectors, see
     :func:`st_asym.retrieval.significance.one_source`; fewer than 20 are never alike, as they could not be told apart.
     """
+    if data.labels != "judged":
+        return False
     train, dev = apart(data.qrels["train"], data.qrels["dev"], seed=vectors.seed, corpus=data.corpus)
-    if data.labels != "judged" or min(len(train), len(dev)) < _TOLD_APART:
+    if min(len(train), len(dev)) < _TOLD_APART:
         return False
     first, second = (normalize(vectors.of_queries(part[:_COMPARED])).numpy() for part in (dev, train))
     return one_source(first, second, vectors.seed) > _ALIKE

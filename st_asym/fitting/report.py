@@ -69,6 +69,7 @@ class FitReport:
         expected_unseen: The share of queries on unseen documents in the traffic to expect.
         held_out: How queries were held out, in words.
         by_dev: Whether the dev split decided alone, though training queries were held out besides.
+        likely: Whether what was chosen is likely to gain, and no more than that, see ``chance``.
         candidates: What was tried, the best first.
         chosen: What the held-out queries say about the choice; None where the encoder was left alone.
         chance: How likely the largest gain would be if no choice were worth anything.
@@ -98,6 +99,7 @@ class FitReport:
     expected_unseen: float | None = None
     held_out: list[str] = field(default_factory=list)
     by_dev: bool = False
+    likely: bool = False
     candidates: Sequence[Tried] = ()
     chosen: Evidence | None = None
     chance: float | None = None
@@ -139,7 +141,8 @@ class FitReport:
         ``like_train`` is whether dev queries are like the training queries that were held out besides.
         """
         self.expected_unseen, self.chance = found.expected_unseen, decision.chance
-        self.evidence, self.chosen, self.by_dev = decision.evidence, decision.chosen, decision.by_dev
+        self.evidence, self.chosen = decision.evidence, decision.chosen
+        self.by_dev, self.likely = decision.by_dev, decision.likely
         best = best_of_each(decision.evidence)
         if self.chosen is not None:
             best[self.chosen.choice.candidate] = self.chosen
@@ -156,7 +159,7 @@ class FitReport:
         given, cut = (judged[:1], judged[1:]) if "dev" in self.counts else ([], judged)
         self.held_out = [*_told_of_dev(given), *_told_of_cuts(cut)]
         if given and cut:
-            self.held_out.append(_told_of_both(like_train, self.by_dev))
+            self.held_out += _told_of_both(self, like_train)
         if self.expected_unseen and not any(part.unseen for part in (given if self.by_dev else judged)):
             self.held_out.append(
                 "No query on unseen documents could be held out: an open collection is judged blindly."
@@ -199,6 +202,11 @@ class FitReport:
     def __str__(self) -> str:
         """The report as text."""
         lines = [self.first_line, *self.held_out]
+        if self.likely and self.chance is not None:
+            lines.append(
+                f"The gain is likely, not certain: if no choice were worth anything, the best would look as good in "
+                f"{self.chance:.0%} of cases. That is enough, as labels are no accident and these heads change little."
+            )
         best = self.best
         if best is not None:
             what = "kept" if self.kept else "the best of what was tried"
@@ -285,13 +293,14 @@ def _told_of_dev(given: Sequence[HeldOut]) -> Iterator[str]:
             )
 
 
-def _told_of_both(like_train: bool, by_dev: bool) -> str:
+def _told_of_both(report: FitReport, like_train: bool) -> Iterator[str]:
     """What dev queries and training queries count beside each other, in words."""
-    if by_dev:
-        return "The dev queries decide alone: they do not bear out what all held-out queries say together."
-    if like_train:
-        return "The dev queries are like the training queries: all count alike."
-    return "The dev queries may be unlike the training queries, but bear out by themselves what all say together."
+    if report.by_dev:
+        yield "The dev queries decide alone: they do not bear out what all held-out queries say together."
+    elif like_train:
+        yield "The dev queries are like the training queries: all count alike."
+    elif report.kept:
+        yield "The dev queries may be unlike the training queries, but bear out by themselves what all say together."
 
 
 def _told_of_cuts(cut: Sequence[HeldOut]) -> Iterator[str]:
