@@ -172,6 +172,12 @@ def test_dev_queries_are_judged_on_and_not_trained_on(pairs: Any) -> None:
     report = quick(queries, documents, train, dev=dev).report
     assert report.counts == {"documents": COUNT, "train": 40, "dev": 20}
     assert report.chosen.seen.queries + report.chosen.unseen.queries == 60, "all, each held out once"
+    assert report.held_out[2] == "The dev queries are like the training queries: all count alike."
+    moved = queries.copy()
+    moved[::3] += 4
+    unlike = quick(moved, documents, train, dev=dev).report
+    assert not unlike.kept
+    assert "bear out by themselves" not in " ".join(unlike.held_out)
     with pytest.raises(ValueError, match=r"1 query is in relevant and in dev: 1"):
         quick(queries, documents, train, dev={1: [1]})
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 from st_asym.fitting import FitReport, Settings
@@ -36,6 +37,15 @@ def test_the_first_line_says_what_came_of_it() -> None:
     assert "both sides, epoch 7, dial 0.6 (kept)" in text
     assert "seen documents    0.500 -> 0.600 (+0.100 ± 0.010, 40 queries)" in text
     assert "both sides: +0.050 ± 0.010 (seen +0.050; 4 cut(s))" in text
+
+
+def test_a_gain_that_is_only_likely_is_called_so() -> None:
+    certain = report(evidence(0.1))
+    assert "likely" not in str(certain)
+    likely = replace(certain, likely=True, chance=0.163)
+    line = str(likely).splitlines()[1]
+    assert line.startswith("The gain is likely, not certain: if no choice were worth anything")
+    assert "the best would look as good in 16% of cases." in line
 
 
 def test_the_file_is_valid_json_also_where_an_error_is_infinite(tmp_path: Path) -> None:

@@ -217,6 +217,15 @@ def test_a_fit_shows_its_candidates_and_why_this_one(fit_report: FitReport, fit_
 
 
 @pytest.mark.usefixtures("blank_pictures")
+def test_the_page_says_where_a_gain_is_only_likely(fit_report: FitReport) -> None:
+    words = "".join(Page(as_html(fit_report)).texts)
+    assert "likely" not in words
+    words = "".join(Page(as_html(replace(fit_report, likely=True, chance=0.2))).texts)
+    assert "largest gain of what was rehearsed on all cuts, trained heads at a dial of 0.7 at most, and loses" in words
+    assert "look as good in 20.00% of cases. So the gain is likely, not certain, which is enough where labels" in words
+
+
+@pytest.mark.usefixtures("blank_pictures")
 def test_where_none_is_kept_the_page_says_why(fit_report: FitReport) -> None:
     may_be_chance = replace(fit_report, chosen=None, chance=0.04, refitted=False)
     text = as_html(may_be_chance)
