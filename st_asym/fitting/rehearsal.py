@@ -245,9 +245,9 @@ class _Cut:
         positions, self._epoch_0 = self._search(behind_vectors(untouched))
         known = set(part.seen)
         seen = np.array([key in known for key in queries], dtype=bool)
-        of_others = positions[np.random.default_rng(vectors.seed).permutation(len(queries))]
-        scores = [self._judgments.ndcg(found) for found in (positions, of_others)]
-        self.rehearsal = Rehearsal(queries, seen, scores[0], {}, scores[1])
+        of_another = positions[np.random.default_rng(vectors.seed).permutation(len(queries))]
+        scores, mismatched = self._judgments.ndcg(positions), self._judgments.ndcg(of_another)
+        self.rehearsal = Rehearsal(queries, seen, scores, {}, mismatched)
 
     def rehearse(self, candidate: Candidate, has_time: Callable[[], bool]) -> Log:
         """Train and judge, at half and all of the epochs, and turned back by each dial."""

@@ -134,7 +134,7 @@ class FitReport:
         decision: Decision,
         tried: Mapping[str, Candidate],
         parts: Sequence[HeldOut],
-        like_train: bool = False,
+        like_train: bool,
     ) -> None:
         """Say what the held-out queries have decided, and how they were cut off.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -201,6 +202,29 @@ def test_where_dev_queries_decide_alone_the_report_says_so_and_is_of_these(pairs
     assert (len(parts), len(judged)) == (6, 1)
     few = quick(*pairs, train, dev=dict(list(dev.items())[:4])).report
     assert few.held_out[1].startswith("Fewer than 5 dev queries cannot show a gain: give more, or none")
+
+
+@pytest.mark.parametrize(
+    ("labels", "turn", "expected"), [("judged", 0, True), ("judged", 1, False), ("titles", 0, False)]
+)
+def test_a_likely_gain_may_be_enough_only_where_people_judged_and_labels_are_no_accident(
+    pairs: Any, monkeypatch: pytest.MonkeyPatch, labels: str, turn: int, expected: bool
+) -> None:
+    asked: list[bool] = []
+    fitting = sys.modules["st_asym.fitting.fit"]  # of which the face of the room shows the function
+    decide = fitting.decide
+
+    def spy(*args: Any, sound: bool, **options: Any) -> Any:
+        asked.append(sound)
+        return decide(*args, sound=sound, **options)
+
+    monkeypatch.setattr(fitting, "decide", spy)
+    relevant = {row: [(row + turn) % COUNT] for row in RELEVANT}
+    vectors, data = _read(*pairs, relevant, None, None, None, 0)
+    options: dict[str, Any] = {"deadline": math.inf, "trials": 0, "show_progress_bar": False}
+    report = FitReport(ONE, counts={"train": COUNT})
+    rehearsed(vectors, replace(data, labels=labels), report, DIMENSION, None, **options)
+    assert asked == [expected]
 
 
 def test_equal_vectors_are_one_document_and_own_documents_no_results(pairs: Any) -> None:

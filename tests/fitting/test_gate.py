@@ -249,7 +249,7 @@ def test_dev_queries_that_lose_within_noise_refuse_what_only_training_queries_ga
 @pytest.mark.parametrize("alike", [False, True])
 def test_dev_queries_that_lose_refuse_whatever_training_queries_gain(alike: bool) -> None:
     untouched, gains, unseen = halves(500, seen=0.2, unseen=0.2)
-    loses = rehearsal(np.full(20, 0.5), {CHOICES[0]: np.linspace(0.3, 0.6, 20)})
+    loses = rehearsal(np.full(20, 0.5), {CHOICES[0]: np.linspace(0.3, 0.68, 20)})
     found = decide([loses, rehearsal(untouched, {CHOICES[0]: gains}, unseen)], 0.5, dev=True, alike=alike)
     assert (found.chosen, found.by_dev) == (None, True)
     assert [entry.seen.queries for entry in found.evidence] == [20]
