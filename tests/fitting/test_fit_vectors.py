@@ -179,6 +179,10 @@ def test_dev_queries_are_judged_on_and_not_trained_on(pairs: Any) -> None:
     unlike = quick(moved, documents, train, dev=dev).report
     assert not unlike.kept
     assert "bear out by themselves" not in " ".join(unlike.held_out)
+    wrong = ({row: [(row + 1) % COUNT] for row in judged} for judged in (train, dev))
+    nothing = quick(moved, documents, next(wrong), dev=next(wrong)).report
+    assert (nothing.kept, nothing.by_dev) == (False, False)
+    assert "bear out by themselves" not in " ".join(nothing.held_out)
     with pytest.raises(ValueError, match=r"1 query is in relevant and in dev: 1"):
         quick(queries, documents, train, dev={1: [1]})
 

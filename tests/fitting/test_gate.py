@@ -182,6 +182,26 @@ def test_a_likely_gain_is_not_enough_for_heads_that_change_more_or_were_judged_o
     assert not decide([rehearsal(np.full(50, 0.5), {b: 0.5 + few_changed})], 0.0, sound=True).chosen
 
 
+def test_a_likely_gain_on_the_few_queries_that_count_is_not_enough() -> None:
+    random = np.random.default_rng(0)
+    differences = random.permutation(np.linspace(-0.1, 0.1, 50))
+    differences[:10] = 0.05 + random.permutation(np.linspace(-0.15, 0.15, 10))
+    part = rehearsal(np.full(50, 0.5), {Choice("b"): 0.5 + differences}, np.arange(50) < 10)
+    found = decide([part], 1.0, sound=True)
+    assert 0.025 < found.chance <= 0.25
+    assert not found.chosen, "50 were judged, and the ten on unseen documents count"
+
+
+def test_a_likely_gain_is_not_enough_for_a_dev_split_of_another_kind_though_it_bears_it_out() -> None:
+    noise = np.random.default_rng(0).permutation(np.linspace(-0.2, 0.2, 25))
+    b = Choice("b")
+    dev, train = (rehearsal(np.full(25, 0.5), {b: 0.5 + gain + noise}) for gain in (0.045, 0.0))
+    assert 0.025 < decide([dev], 0.0).chance <= 0.05
+    together = decide([dev, train], 0.0, sound=True)
+    assert together.likely
+    assert not decide([dev, train], 0.0, dev=True, sound=True).chosen
+
+
 def test_what_is_certain_comes_before_what_is_likely() -> None:
     parts = likely_gain(Choice("b"))
     sure = [replace(part, scores={**part.scores, CHOICES[0]: part.untouched + 0.01}) for part in parts]
@@ -195,6 +215,12 @@ def test_labels_are_sound_where_the_encoder_finds_its_own_documents_for_each_que
     assert not are_sound([part])
     assert not are_sound([replace(part, mismatched=np.random.default_rng(1).permutation(untouched))])
     assert are_sound([replace(part, mismatched=0.1 * untouched)])
+    close = replace(
+        part, mismatched=untouched - 0.1 - np.random.default_rng(2).permutation(np.linspace(-0.25, 0.25, 40))
+    )
+    gap = Gain.of(close.mismatched, untouched)
+    assert 3 < gap.mean / gap.error < 5
+    assert not are_sound([close])
     assert not are_sound([part, replace(part, mismatched=0.1 * untouched)])
 
 
