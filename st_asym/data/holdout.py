@@ -184,6 +184,29 @@ def apart(
     return found
 
 
+def groups(
+    parts: Iterable[Qrels], queries: Mapping[str, str], corpus: Mapping[str, str] | None = None
+) -> dict[str, int]:
+    """Query id to the number of its group: queries with one text, or about the very same documents, are alike.
+
+    What is found for one of them says little more than what is found for another.
+    """
+    parts = list(parts)
+    documents = _document_numbers(parts, corpus)
+    keys: list[tuple[str, object]] = []
+    for query_id, grades in (item for part in parts for item in part.items()):
+        about = frozenset(documents[d] for d in relevant_of(grades))
+        keys += [(query_id, text_key(queries[query_id])), (query_id, about)]
+    ids = {query_id: row for row, query_id in enumerate(dict.fromkeys(query_id for query_id, _ in keys))}
+    numbers = {key: row for row, key in enumerate(dict.fromkeys(key for _, key in keys), start=len(ids))}
+    rows, columns = [ids[query_id] for query_id, _ in keys], [numbers[key] for _, key in keys]
+    size = len(ids) + len(numbers)
+    _, found = connected_components(
+        csr_array((np.ones(len(keys)), (rows, columns)), shape=(size, size)), directed=False
+    )
+    return dict(zip(ids, found[: len(ids)].tolist(), strict=True))
+
+
 def _seen_unseen(train: Qrels, dev: Qrels, documents: Mapping[str, int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     known = {documents[d] for grades in train.values() for d in relevant_of(grades)}
     seen: list[str] = []

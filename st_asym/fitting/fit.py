@@ -26,7 +26,7 @@ from st_asym.cache.encoding import Precision
 from st_asym.data import RetrievalData, as_retrieval_data
 from st_asym.data.document import copies
 from st_asym.data.files import REPORT_FILE, check_place, new_folder
-from st_asym.data.holdout import HeldOut
+from st_asym.data.holdout import HeldOut, groups
 from st_asym.data.holdout import expected_unseen as unseen_at_random
 from st_asym.data.sources import Corpus, Pairs
 from st_asym.fitting.candidates import Candidate, candidates
@@ -239,8 +239,10 @@ def rehearsed(
             more, report.trials = tune(found, tried, settings, trials)
             tried = [*tried, *more]
     like_train = dev and len(found.judged) > 1 and alike(vectors, data)
-    sound = data.labels == "judged" and are_sound(found.judged)
-    decision = decide(found.judged, unseen, found.finalists, dev=dev, alike=like_train, sound=sound)
+    alike_queries = groups([train, *([data.qrels["dev"]] if dev else [])], data.queries, data.corpus)
+    sound = data.labels == "judged" and are_sound(found.judged, alike_queries)
+    options: dict[str, Any] = {"dev": dev, "alike": like_train, "sound": sound, "groups": alike_queries}
+    decision = decide(found.judged, unseen, found.finalists, **options)
     by_name = {candidate.name: candidate for candidate in tried}
     report.note_rehearsals(found, decision, by_name, parts, like_train)
     judged = found.judged[:1] if decision.by_dev else found.judged

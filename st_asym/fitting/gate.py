@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -182,6 +182,7 @@ def decide(
     dev: bool = False,
     alike: bool = False,
     sound: bool = False,
+    groups: Mapping[str, int] | None = None,
 ) -> Decision:
     """Pick the heads, or leave the encoder alone.
 
@@ -190,8 +191,9 @@ def decide(
     at random, and the largest gain of all choices in standard errors is compared with what was found. (The
     randomisation test of Fisher, for retrieval Smucker, Allan and Carterette 2007; the largest of several statistics,
     Westfall and Young 1993, "Resampling-Based Multiple Testing".) So the number of choices is paid for, however alike
-    they are, and six queries that all gain are the least that can be evidence. Of these, the one that is worth most is
-    taken; choices of ``finalists``, candidates that were rehearsed to the end, come before the others.
+    they are, and six queries that all gain are the least that can be evidence. Queries of one of the ``groups``, see
+    :func:`st_asym.data.holdout.groups`, are flipped together, as if they were one. Of these, the one that is worth most
+    is taken; choices of ``finalists``, candidates that were rehearsed to the end, come before the others.
 
     A chance of 1 in 40 is little enough. Where nothing has so little and labels are ``sound``, see :func:`are_sound`,
     1 in 4 is, as 50 queries cannot prove a gain that most heads have then: for finalists in closed form, or trained and
@@ -205,11 +207,11 @@ def decide(
     Otherwise the given ones decide alone, also where all together pick nothing. A chance of 1 in 4 is enough only where
     all count alike.
     """
-    together = _decide(rehearsals, expected_unseen, finalists, sound=sound and (alike or not dev))
+    together = _decide(rehearsals, expected_unseen, finalists, groups, sound=sound and (alike or not dev))
     if not dev or len(rehearsals) == 1:
         return together
     given = rehearsals[:1]
-    alone = replace(_decide(given, expected_unseen, None), by_dev=True)
+    alone = replace(_decide(given, expected_unseen, None, groups), by_dev=True)
     if together.chosen is None:
         return together if alone.chosen is None else alone
     picked = together.chosen.choice
@@ -220,19 +222,22 @@ def decide(
         contradicted = _is_contradicted(on_given[picked], rehearsals[1:], expected_unseen)
         return alone if on_given[picked].loses or contradicted else together
     gap, error = behind(picked, max(on_given.values(), key=lambda entry: entry.rank).choice, given, expected_unseen)
-    confirmed = _chances([picked], given, expected_unseen)[picked] <= _CHANCE_ON_DEV
+    confirmed = _chances([picked], given, expected_unseen, groups)[picked] <= _CHANCE_ON_DEV
     return together if on_given[picked].worth_it and confirmed and gap <= _NOISE * error else alone
 
 
-def are_sound(rehearsals: Sequence[Rehearsal]) -> bool:
+def are_sound(rehearsals: Sequence[Rehearsal], groups: Mapping[str, int] | None = None) -> bool:
     """Whether labels are no accident: the encoder finds a query's documents far more often than those of another query.
 
-    Labels dealt out at random are not; so are labels that mean something to which the encoder is blind.
+    Labels dealt out at random are not; so are labels that mean something to which the encoder is blind. Queries of one
+    group count as one.
     """
     pairs = [(part.mismatched, part.untouched) for part in rehearsals if part.mismatched is not None]
     if not pairs or len(pairs) < len(rehearsals):
         return False
-    found = Gain.of(*(np.concatenate(part) for part in zip(*pairs, strict=True)))
+    numbers = _group_numbers(rehearsals, groups)
+    means = (np.bincount(numbers, np.concatenate(part)) / np.bincount(numbers) for part in zip(*pairs, strict=True))
+    found = Gain.of(*means)
     return found.mean > _SOUND * found.error
 
 
@@ -245,11 +250,16 @@ def _is_contradicted(given: Evidence, others: Sequence[Rehearsal], expected_unse
 
 
 def _decide(
-    rehearsals: Sequence[Rehearsal], expected_unseen: float, finalists: Iterable[str] | None, *, sound: bool = False
+    rehearsals: Sequence[Rehearsal],
+    expected_unseen: float,
+    finalists: Iterable[str] | None,
+    groups: Mapping[str, int] | None,
+    *,
+    sound: bool = False,
 ) -> Decision:
     evidence = weigh(rehearsals, expected_unseen)
     allowed = {choice.candidate for choice in evidence} if finalists is None else set(finalists)
-    chances = _chances(list(evidence), rehearsals, expected_unseen)
+    chances = _chances(list(evidence), rehearsals, expected_unseen, groups)
     eligible = [entry for entry in evidence.values() if entry.worth_it]
     # What was not rehearsed to the end counts where nothing else may be kept.
     to_the_end = [entry for entry in eligible if entry.choice.candidate in allowed]
@@ -322,7 +332,20 @@ def _shares(seen: int, unseen: int, expected_unseen: float) -> tuple[float, floa
     return 1.0 - expected_unseen, expected_unseen
 
 
-def _chances(choices: Sequence[Choice], rehearsals: Sequence[Rehearsal], expected_unseen: float) -> dict[Choice, float]:
+def _group_numbers(rehearsals: Sequence[Rehearsal], groups: Mapping[str, int] | None) -> NDArray[np.int_]:
+    """The group of each query, from 0 on; each is one of its own where there are none."""
+    ids = [query for part in rehearsals for query in part.queries]
+    if groups is None:
+        return np.arange(len(ids))
+    return np.unique([groups[query] for query in ids], return_inverse=True)[1]
+
+
+def _chances(
+    choices: Sequence[Choice],
+    rehearsals: Sequence[Rehearsal],
+    expected_unseen: float,
+    groups: Mapping[str, int] | None,
+) -> dict[Choice, float]:
     """How often flipped signs give some choice at least the gain, in standard errors, that a choice has."""
     seen = np.concatenate([part.seen for part in rehearsals])
     share_seen, share_unseen = _shares(int(seen.sum()), int((~seen).sum()), expected_unseen)
@@ -333,16 +356,17 @@ def _chances(choices: Sequence[Choice], rehearsals: Sequence[Rehearsal], expecte
             for choice in choices
         ]
     )
-    weighted = differences * weights
+    numbers = _group_numbers(rehearsals, groups)
+    weighted = np.array([np.bincount(numbers, own) for own in differences * weights])
     lengths = np.linalg.norm(weighted, axis=1, keepdims=True)
     directions = np.divide(weighted, lengths, out=np.zeros_like(weighted), where=lengths > 0)
-    largest = np.sort(np.concatenate([(signs @ directions.T).max(axis=1) for signs in _flips(len(seen))]))
+    largest = np.sort(np.concatenate([(signs @ directions.T).max(axis=1) for signs in _flips(weighted.shape[1])]))
     rarer = len(largest) - np.searchsorted(largest, directions.sum(axis=1) - 1e-9)
     return dict(zip(choices, (rarer / len(largest)).tolist(), strict=True))
 
 
 def _flips(count: int) -> Iterator[NDArray[Any]]:
-    """Signs for so many queries, 1 and -1, some draws at a time, of shape ``(n, count)``; the first are all 1."""
+    """Signs for so many groups, 1 and -1, some draws at a time, of shape ``(n, count)``; the first are all 1."""
     if count <= _ALL_FLIPS:
         yield 1.0 - 2.0 * ((np.arange(2**count)[:, None] >> np.arange(count)) & 1)
         return

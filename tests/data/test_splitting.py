@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from st_asym.data import Qrels, as_retrieval_data, holdout
-from st_asym.data.holdout import HeldOut, apart, folds, hold_out, seen_unseen
+from st_asym.data.holdout import HeldOut, apart, folds, groups, hold_out, seen_unseen
 
 
 @st.composite
@@ -172,3 +172,11 @@ def test_scifact_and_nfcorpus(shared_data: Path) -> None:
     assert len(cut.unseen) > 200
     assert cut.lost_positives < 0.05 * len(positives(data.qrels["train"]))
     assert len(cut.lost_queries) < 5
+
+
+def test_queries_of_one_text_or_about_the_same_documents_are_a_group() -> None:
+    queries = {"a": "Red", "b": "red ", "c": "blue", "d": "green", "e": "white"}
+    corpus = {"x": "one", "y": "two", "z": "ONE"}
+    train = {"a": {"x": 1}, "b": {"y": 1}, "c": {"y": 2, "x": 0}, "d": {"x": 1, "y": 1}}
+    found = groups([train, {"e": {"z": 1}}], queries, corpus)
+    assert found["a"] == found["b"] == found["c"] == found["e"] != found["d"], "a and e by equal documents"

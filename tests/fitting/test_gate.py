@@ -316,3 +316,25 @@ def test_gains() -> None:
     assert str(gain) == "0.200 -> 0.333 (+0.133 ± 0.082, 3 queries)"
     assert decide([rehearsal([0.1], {CHOICES[0]: [0.9]})], 0.0).chosen is None, "one query says nothing"
     assert str(Gain.of(np.array([]), np.array([]))) == "no queries"
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.5, 1.0])
+def test_queries_of_one_group_are_no_more_evidence_than_one(shared: float) -> None:
+    kept, random = {True: 0, False: 0}, np.random.default_rng(0)
+    groups = {f"q{i}": i // 5 for i in range(100)}
+    for _ in range(60):
+        of_group, own = random.standard_normal((4, 20)).repeat(5, axis=1), random.standard_normal((4, 100))
+        noise = 0.1 * (math.sqrt(shared) * of_group + math.sqrt(1 - shared) * own)
+        part = rehearsal(np.full(100, 0.5), {Choice(f"c{i}"): 0.5 + row for i, row in enumerate(noise)})
+        for known in kept:
+            kept[known] += decide([part], 0.0, groups=groups if known else None).chosen is not None
+    assert kept[True] <= 5
+    assert kept[False] > 10 or shared < 0.5
+
+
+def test_labels_are_sound_by_groups() -> None:
+    found = np.where(np.arange(60) < 30, 0.8, 0.0)
+    part = replace(rehearsal(found, {}), mismatched=np.zeros(60))
+    assert are_sound([part])
+    assert not are_sound([part], {f"q{i}": i // 30 for i in range(60)}), "thirty queries about one document"
+    assert are_sound([part], {f"q{i}": i for i in range(60)})
