@@ -15,7 +15,6 @@ import datasets
 import torch
 from packaged_encoder import packaged_encoder
 from python_docs import python_docs
-from scoring import print_differences, score, summarise
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -29,6 +28,7 @@ from st_asym import (
     EmbeddingCache,
     asymmetric_model,
     column_prompts,
+    evaluate,
     mine_negatives,
     router_mapping,
 )
@@ -42,19 +42,18 @@ def main() -> None:
     data = load_data(options.data) if options.data else python_docs(options.pairs)
     encoder = SentenceTransformer(packaged_encoder())
     cache = EmbeddingCache(options.cache)
-    cache.fill(encoder, data.corpus.values(), prompt=encoder.prompts.get("document"), show_progress_bar=True)
     untouched = CachedSentenceTransformer(asymmetric_model(encoder), cache)
 
     columns = {"in-batch": data.pairs("train"), "whole corpus": data.labelled_queries("train")}
     for count in options.negatives:
         columns[f"in-batch, {count} hard"] = mine_negatives(untouched, data, num_negatives=count)
-    scores = {"untouched encoder": [score(untouched, data)]}
+    models = {"untouched encoder": encoder}
     for name, rows in columns.items():
         torch.manual_seed(0)
         model = CachedSentenceTransformer(asymmetric_model(encoder), cache)
         train(model, data, rows, options)
-        scores[name] = [score(model, data)]
-    print_differences(summarise(scores))
+        models[name] = model.stock_model()
+    print(evaluate(models, {"test": data}, cache=cache, train=data, results=None, baselines=()))
 
 
 def parse_options() -> argparse.Namespace:

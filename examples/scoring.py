@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from st_asym.data import Qrels, RetrievalData
+from st_asym.data.collection import own_documents
 from st_asym.retrieval import Judgments, nearest
 from st_asym.retrieval.significance import difference
 
@@ -39,10 +40,13 @@ def score(model: SentenceTransformer, data: RetrievalData) -> Scores:
     relevant = data.relevant("test")
     queries = model.encode_query([data.queries[query] for query in relevant], batch_size=1024)
     documents = model.encode_document(list(data.corpus.values()), batch_size=1024)
-    _, found = nearest(torch.as_tensor(queries), torch.as_tensor(documents), 100)
-    judgments = Judgments(
-        {query: data.qrels["test"][query] for query in relevant}, {key: row for row, key in enumerate(data.corpus)}
-    )
+    judged = {query: data.qrels["test"][query] for query in relevant}
+    places = {key: row for row, key in enumerate(data.corpus)}
+    own = set(own_documents(data.corpus, judged))  # no results, where queries are documents
+    rows, columns = [row for row, key in enumerate(judged) if key in own], [places[key] for key in judged if key in own]
+    excluded = torch.tensor(rows).long(), torch.tensor(columns).long()
+    _, found = nearest(torch.as_tensor(queries), torch.as_tensor(documents), 100, excluded=excluded)
+    judgments = Judgments(judged, places)
     recall = judgments.relevant(found).sum(axis=1) / np.array([len(documents) for documents in relevant.values()])
     return Scores(judgments.ndcg(found), recall)
 
@@ -64,11 +68,3 @@ def summarise(scores: dict[str, list[Scores]]) -> list[dict[str, Any]]:
             row |= {"difference": gain.points, "95 %": [gain.low, gain.high]}
         rows.append(row)
     return rows
-
-
-def print_differences(rows: list[dict[str, Any]]) -> None:
-    """The rows of :func:`summarise` as a table."""
-    print("| system | nDCG@10 | recall@100 | difference in nDCG@10, 95 % interval |\n|---|---|---|---|")
-    for row in rows:
-        change = f"{row['difference']:+.3f} [{row['95 %'][0]:+.3f}, {row['95 %'][1]:+.3f}]" if "95 %" in row else ""
-        print(f"| {row['system']} | {row['ndcg@10']:.3f} | {row['recall@100']:.3f} | {change} |")

@@ -16,7 +16,6 @@ from pathlib import Path
 import datasets
 from packaged_encoder import packaged_encoder
 from python_docs import python_docs
-from scoring import print_differences, score, summarise
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -29,6 +28,7 @@ from st_asym import (
     EmbeddingCache,
     asymmetric_model,
     column_prompts,
+    evaluate,
     freeze_encoder,
     router_mapping,
     unfreeze_last_layers,
@@ -41,20 +41,19 @@ def main() -> None:
     data = load_data(options.data) if options.data else python_docs(options.pairs)
     pairs = data.pairs("train")
     encoder = SentenceTransformer(packaged_encoder())
-    # The heads start as the identity, so that these are the encoder's own vectors.
-    cached = CachedSentenceTransformer(asymmetric_model(encoder), EmbeddingCache(options.cache))
-    scores = {"untouched encoder": [score(cached, data)]}
-    cached.encode_query(pairs["query"])  # into the cache, which has the documents by now
+    cache = EmbeddingCache(options.cache)
+    cached = CachedSentenceTransformer(asymmetric_model(encoder), cache)
+    cached.encode_query(pairs["query"])  # into the cache, as are the documents, before a clock runs
+    cached.encode_document(pairs["document"])
 
     seconds = [train(cached, pairs, options, {})]
-    scores["heads alone"] = [score(cached, data)]
-
-    model = unfreeze_last_layers(asymmetric_model(encoder), options.layers)
+    model = unfreeze_last_layers(asymmetric_model(SentenceTransformer(packaged_encoder())), options.layers)
     # In the names of the loss's parameters, model.0 is the first module of the model: the transformer.
     seconds += [train(model, pairs, options, {r"^model\.0\.": options.encoder_learning_rate})]
-    scores[f"heads and last {options.layers} layer(s)"] = [score(freeze_encoder(model), data)]
 
-    print_differences(summarise(scores))
+    models = {"untouched encoder": encoder, "heads alone": cached.stock_model()}
+    models[f"heads and last {options.layers} layer(s)"] = freeze_encoder(model)
+    print(evaluate(models, {"test": data}, cache=cache, train=data, results=None, baselines=()))
     print(f"\n{len(pairs):,} pairs; heads alone {seconds[0]:.1f} s, with layers of the encoder {seconds[1]:.1f} s")
     model.save_pretrained(str(options.output))
 

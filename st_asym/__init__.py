@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     )
     from st_asym.trust import Provenance, Verification, VerificationError, save_provenance, verify
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "AsymmetricProjection",

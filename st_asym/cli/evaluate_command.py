@@ -93,12 +93,12 @@ def evaluate(
         from st_asym import evaluation
 
         options.check_html(html)
-        if decide and (len(models or []) != 2 or watch):
-            raise ValueError("--decide is between two models on data: name both with --model.")
+        run, data = _run_and_data(run_or_data or [], on or [], models=bool(models), watch=watch)
+        if decide and (len(models or []) != 2 or run is not None):
+            raise ValueError("--decide is between two models on data: name both with --model, and no run beside them.")
         named, chosen = _models(models or [], revision, dtype, trust_remote_code=trust_remote_code)
         rows = None if baselines is None else _BASELINES[baselines]
         asked: dict[str, Any] = {"cache": cache, "train": train, "baselines": rows}
-        run, data = _run_and_data(run_or_data or [], on or [], models=bool(named), watch=watch)
         if run is None:
             found = evaluation.evaluate(named, data, results=results, split=split or "test", **asked)
         else:
@@ -121,10 +121,11 @@ def evaluate(
 def _answer(found: Comparison, named: dict[str, Model], *, asked: bool) -> Replacement | None:
     """Whether the second of two models replaces the first, where that is asked, or ``fit`` made both."""
     from st_asym.evaluation.evaluate import replacement
-    from st_asym.trust.provenance import has_heads, made_with_heads
+    from st_asym.trust.provenance import has_heads, has_provenance, made_with_heads
 
     made = {name: made_with_heads(model) for name, model in named.items()}
-    if not asked and (len(made) != 2 or not all(made.values())):
+    by_fit = [one is not None or has_provenance(named[name]) for name, one in made.items()]
+    if not asked and by_fit != [True, True]:
         return None
     # Nothing is known either of heads without st_asym.json, such as those of a model that was pushed and loaded again.
     known = {
@@ -151,8 +152,8 @@ def _run_and_data(
     found = first.is_dir() or (watch and not first.exists())  # one that is watched may not exist yet
     if len(given) > 1 or not found or (first / "corpus.jsonl").is_file():
         raise ValueError(
-            f"{', '.join(given)}: without --model, this must be the folder of one run, and the data are given with "
-            "--on. To evaluate models on data, name them with --model."
+            f"{', '.join(given)}: {'with --on' if models else 'without --model'}, this must be the folder of one run, "
+            "and the data are given with --on. To evaluate models on data, name them with --model."
         )
     return given[0], on
 

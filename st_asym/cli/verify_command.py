@@ -25,12 +25,13 @@ def verify(
     api_key: Annotated[
         str | None, typer.Option(envvar="ST_ASYM_API_KEY", help="Of the server, where it wants one.")
     ] = None,
+    quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
     """Check that a saved model is whole, finite, stock and on its own encoder; or that a server gives its vectors."""
     from st_asym.trust import VerificationError
 
-    with options.one_line_errors(debug=debug):
+    with options.one_line_errors(debug=debug, quiet=quiet):
         if against is None and (query_model or document_model or side):
             raise ValueError("--query-model, --document-model and --side say what to ask of a server: add --against.")
         if against is not None:

@@ -77,7 +77,8 @@ class RetrievalData:
         """The same data with a ``dev`` split, cut from the training queries by a stable hash where there is none.
 
         Args:
-            share: Share of the training queries to hold out. They are no training queries then.
+            share: Share of the training queries to hold out, more where a hash has cut a test split from them before.
+                They are no training queries then.
         """
         if "dev" in self.qrels:
             return self
@@ -85,13 +86,18 @@ class RetrievalData:
         return replace(self, qrels={**self.qrels, **parts_by_hash(self, {"dev": share, "train": 1.0})})
 
     def with_all_split(self) -> RetrievalData:
-        """The same data with a split ``all`` of every query, where there is none of that name."""
+        """The same data with a split ``all`` of every query, where there is none of that name.
+
+        Of a pair that two splits judge, the highest grade counts.
+        """
         if "all" in self.qrels:
             return self
         together: Qrels = {}
         for judged in self.qrels.values():
             for query_id, documents in judged.items():
-                together[query_id] = {**together.get(query_id, {}), **documents}
+                together.setdefault(query_id, {})
+                for document_id, grade in documents.items():
+                    add_judgment(together, query_id, document_id, grade)
         return replace(self, qrels={**self.qrels, "all": together})
 
     def _split(self, split: str) -> Qrels:

@@ -50,11 +50,15 @@ def write_text(path: str | os.PathLike[str], text: str, *, errors: str = "strict
 
 @contextlib.contextmanager
 def new_file(output: str | os.PathLike[str]) -> Iterator[Path]:
-    """A file to write beside its place; when the block ends it is put there, and nothing is left where it fails."""
+    """A file to write beside its place, in a folder that is made if missing; when the block ends it is put there.
+
+    Nothing is left of one that fails.
+    """
     target = Path(output)
     beside = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.new")
     try:
         with _disk_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
             yield beside
         for _ in range(_TURNS):  # Windows does not replace a file while somebody reads it
             with contextlib.suppress(PermissionError):

@@ -73,8 +73,11 @@ def check_ids(queries: Mapping[str, str], corpus: Mapping[str, str], judged: Qre
     missing += [("document", d) for documents in judged.values() for d in documents if d not in corpus]
     if missing:
         known = {"query": {key.strip() for key in queries}, "document": {key.strip() for key in corpus}}
-        spaced = any(str(key).strip() in known[what] for what, key in missing)
+        no_text = next((key for _, key in missing if not isinstance(key, str)), None)
+        spaced = no_text is None and any(key.strip() in known[what] for what, key in missing)
         hint = " There are such with other white space around their ids." if spaced else ""
+        if no_text is not None:
+            hint = f" Ids are strings, and {no_text!r} is none: make it str({no_text!r})."
         named = first_few([f"{what} {key!r}" if spaced else f"{what} {key}" for what, key in missing])
         raise ValueError(f"{source} names {len(missing)} queries or documents that do not exist: {named}.{hint}")
 

@@ -10,10 +10,13 @@ from typing import Literal
 from st_asym.data.collection import Qrels, RetrievalData, counted, stable_fraction
 from st_asym.data.document import Document, text_key
 
-# A sentence that is worth asking for, and what must be left of its document, in characters.
+# A sentence that is worth asking for, and what must be left of its document, in letters of an alphabet.
 _SHORTEST, _LONGEST, _LEAST_REST = 30, 300, 60
 # A title of so many words that stands in the text word for word gives its document away.
 _TELLING_WORDS = 4
+# Scripts without spaces between words, and those of them that write a syllable or a word by one sign, not by letters.
+_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u9fff]")
+_SIGN = re.compile(r"[\u3040-\u9fff]")
 _SENTENCE = re.compile(r".+?(?:[.!?]+(?=\s)|[\u3002\uff01\uff1f]|\n|$)", re.DOTALL)
 
 
@@ -69,10 +72,21 @@ def _titles(documents: Mapping[str, Document], titles: Counter[str]) -> dict[str
     for document_id, (title, text) in documents.items():
         rest = _without_heading(title, text)
         known = text_key(title)
-        telling = len(title.split()) >= _TELLING_WORDS and known in text_key(rest)
+        telling = _words(title) >= _TELLING_WORDS and known in text_key(rest)
         query = title.strip() if titles[known] == 1 and rest and not telling else ""
         halves[document_id] = (query, rest or title.strip())
     return halves
+
+
+def _words(text: str) -> int:
+    """How many there are; where no spaces part them, two signs or four letters are one."""
+    unspaced, signs = len(_UNSPACED.findall(text)), len(_SIGN.findall(text))
+    return len(_UNSPACED.sub(" ", text).split()) + (unspaced + signs) // 4
+
+
+def _letters(text: str) -> int:
+    """How long a text is: a sign stands for two letters."""
+    return len(text) + len(_SIGN.findall(text))
 
 
 def _without_heading(title: str, text: str) -> str:
@@ -96,7 +110,7 @@ def _sentences(documents: Mapping[str, Document]) -> dict[str, tuple[str, str]]:
         halves[document_id] = ("", document.joined)
         for start, end in spans[first:] + spans[:first]:
             query, rest = text[start:end].strip(), f"{text[:start].strip()} {text[end:].strip()}".strip()
-            fits = _SHORTEST <= len(query) <= _LONGEST and len(rest) >= _LEAST_REST
+            fits = _SHORTEST <= _letters(query) <= _LONGEST and _letters(rest) >= _LEAST_REST
             if fits and text_key(query) not in text_key(f"{title} {rest}"):
                 halves[document_id] = (query, Document(title, rest).joined)
                 break

@@ -78,7 +78,7 @@ _Pair = tuple[str, Any, Any, Any]  # place, query, document, grade
 _Places = defaultdict[tuple[str, str], list[str]]  # of what is counted, such as _EMPTY
 
 
-def from_pairs(pairs: Iterable[Iterable[str]]) -> RetrievalData:
+def from_pairs(pairs: Iterable[Sequence[str]]) -> RetrievalData:
     """Make a collection of (query, relevant document) pairs.
 
     Texts that occur several times become one query or one document, documents also where they differ in white space,
@@ -86,12 +86,13 @@ def from_pairs(pairs: Iterable[Iterable[str]]) -> RetrievalData:
     text, so that it stays there when pairs are added, and in any order; spellings of one query go together.
 
     Args:
-        pairs: A query and a document text each.
+        pairs: A tuple or list of a query and a document text each.
 
     Returns:
         The collection; the corpus is all documents. Pairs with an empty text are left out, and counted in its notes.
 
     Raises:
+        TypeError: Something else than tuples and lists, such as dicts.
         ValueError: Texts that are not strings.
 
     Example:
@@ -99,7 +100,7 @@ def from_pairs(pairs: Iterable[Iterable[str]]) -> RetrievalData:
         >>> len(data.queries), len(data.corpus), sorted(data.qrels)
         (2, 2, ['dev', 'test', 'train'])
     """
-    return into_splits(pairs_of_tuples(map(tuple, pairs), "pairs"))
+    return into_splits(pairs_of_tuples(pairs, "pairs"))
 
 
 def pairs_of_rows(

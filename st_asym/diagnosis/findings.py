@@ -294,7 +294,7 @@ def findings(
     for side, own in sides.items():
         found += [*_collapse(side, own), *_lengths(side, own, normalised=normalised), *_hubs(side, own)]
     if not any(finding.kind == "identity" for finding in found):
-        if ranking.changed < 0.01:
+        if max(ranking.changed, ranking.first_changed) < 0.01:
             text = (
                 f"The heads moved, but search did not: {ranking.changed:.1%} of queries have another document among "
                 "their ten nearest. Raise the learning rate or the number of epochs."

@@ -159,7 +159,7 @@ class Baselines:
     """
 
     def __init__(self, asked: Sequence[Baseline] | None, models: Models, split: str) -> None:
-        self._wanted = BASELINES if asked is None else tuple(asked)
+        self._wanted = BASELINES if asked is None else (asked,) if isinstance(asked, str) else tuple(asked)
         self._models, self._split = models, split
         # All rows of a data set search the same index.
         self._indexed: Indexed = lru_cache(maxsize=1)(Bm25Index)

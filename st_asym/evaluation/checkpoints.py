@@ -217,7 +217,6 @@ def add_step(folder: Path, step: Step, newest: Mapping[str, Any]) -> None:
         and (not one.data or not step.data or one.data == step.data)
     ]
     steps = sorted([*kept, step], key=lambda one: one.step)
-    folder.mkdir(parents=True, exist_ok=True)
     content = {"format": FORMAT, "checkpoints": [asdict(one) for one in steps]}
     write_text(folder / "checkpoints.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
     write_text(folder / "checkpoints.md", _table_of(steps))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from st_asym.cache import EmbeddingCache
+from st_asym.cache.embedding_cache import open_cache
 from st_asym.data.collection import counted
 from st_asym.evaluation.comparison import FEW, FULL, Bar, Comparison, difference_on, fused_name, rows_of
 from st_asym.evaluation.models import (
@@ -66,7 +65,7 @@ def evaluate(
         tasks: One or several of: names of MTEB's retrieval tasks, which are read from the Hub; paths of BEIR folders,
             zips or files of pairs; :class:`st_asym.data.RetrievalData`; data sets, data frames or lists of pairs;
             ``(queries, corpus, qrels)``. Or a mapping of names to such.
-        cache: Where the encoders' vectors are, or will be. None keeps them until the end only.
+        cache: Where the encoders' vectors are, or will be; None for the cache of :func:`st_asym.fit`.
         results: A folder for the scores of every model on every data set. None keeps nothing.
         split: Of local collections, which queries are judged, ``"all"`` for those of every split. Tasks of MTEB have
             their own.
@@ -108,8 +107,7 @@ def evaluate(
 
     bar = Bar(at_least, significance)
     compressed = (compressed,) if isinstance(compressed, str | int) else tuple(compressed)
-    with ExitStack() as stack:
-        stack.enter_context(undisturbed())
+    with undisturbed():
         found = benchmarks(tasks, split)
         positives = training_documents(train, found, split)
         systems = systems_of(models)
@@ -119,13 +117,8 @@ def evaluate(
         cautions = (*trained_notes, *(note for system in systems for note in queries_as_documents(system, text)))
         for system in systems:
             check_forms(compressed, system.models[0].get_embedding_dimension())
-        if cache is None:
-            cache = stack.enter_context(
-                tempfile.TemporaryDirectory(prefix="st_asym-vectors-", ignore_cleanup_errors=True)
-            )
-        if not isinstance(cache, EmbeddingCache):
-            cache = EmbeddingCache(cache)
-        cached = [replace(one, models=tuple(answered_from(cache, model) for model in one.models)) for one in systems]
+        vectors = open_cache(cache)
+        cached = [replace(one, models=tuple(answered_from(vectors, model) for model in one.models)) for one in systems]
         store, forms = None if results is None else Path(results), tuple(dict.fromkeys((FULL, *compressed)))
         measured = [record for one in found for record in _measure(one, cached, forms, store, beside)]
     rows, measured = beside.among(systems, measured)

@@ -91,7 +91,6 @@ def kept_or_measured(
         logger.info("%s: %s%s", benchmark.name, system, vectors)
         found = measure()
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
             content = {"format": FORMAT, "key": key, "scores": [asdict(one) for one in found]}
             write_text(path, json.dumps(content))
     return [Measurement(system, key["form"], one) for one in found]

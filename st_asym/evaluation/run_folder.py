@@ -94,7 +94,7 @@ def evaluate_run(
     with _logged(folder):
         logger.info("%s", chosen.why)
         kept = folder / "results"
-        found = asked.evaluate(chosen.name, chosen.path, cache=open_cache(cache), results=kept, baselines=baselines)
+        found = asked.evaluate(chosen.name, chosen.path, cache=cache, results=kept, baselines=baselines)
         found = replace(found, notes=(f"Evaluated: {chosen.why}", *found.notes))
         write_text(folder / "table.md", found.to_markdown(wide=True))
         found.to_json(folder / "table.json")
@@ -205,7 +205,6 @@ class Asked:
         if content is None:
             file.unlink(missing_ok=True)
         else:
-            file.parent.mkdir(parents=True, exist_ok=True)
             write_text(file, json.dumps(content, indent=1) + "\n")
         return asked
 

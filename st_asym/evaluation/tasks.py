@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 Source: TypeAlias = Union[str, "PathLike[str]", RetrievalData, Any]
 Train: TypeAlias = Union[RetrievalData, Qrels, str, "PathLike[str]", Any]
 
+# How names of files end that are read.
+_ENDINGS = (".gz", ".zip", ".csv", ".tsv", ".json", ".jsonl")
 TRAINED, OTHERS = "trained on", "not trained on"
 _KEEP_OUT = (
     "Keep a part out of training: fit(..., hold_out_test=True), or st-asym fit with --evaluate of the file that is "
@@ -130,7 +133,11 @@ def benchmarks(tasks: Source | Mapping[str, Source] | Iterable[Source], split: s
         named = [(None, tasks)]
     else:
         named = list(tasks.items()) if isinstance(tasks, Mapping) else [(None, source) for source in tasks]
-    found = [_benchmark(name, source, split, number) for number, (name, source) in enumerate(named, start=1)]
+    files = Counter(_file_name(source) for name, source in named if name is None)
+    found = [
+        _benchmark(name or _file_name(source, twice=files[_file_name(source)] > 1), source, split, number)
+        for number, (name, source) in enumerate(named, start=1)
+    ]
     if not found:
         raise ValueError("There is nothing to evaluate on: name a task of MTEB or give the path of a collection.")
     names = [benchmark.name for benchmark in found]
@@ -148,13 +155,25 @@ def listed(tasks: Source | Mapping[str, Source] | Iterable[Source]) -> Source | 
     return tasks if whole else as_list(tasks)
 
 
+def _file_name(source: Source, *, twice: bool = False) -> str | None:
+    """What a file or folder is called, less how its name ends; with its folder's name where two are called so."""
+    if not isinstance(source, str | PathLike) or not Path(fspath(source)).exists():
+        return None
+    path = Path(fspath(source)).absolute()
+    path = path.resolve() if path.name == ".." else path
+    name = path.name
+    while path.is_file() and name.lower().endswith(_ENDINGS) and Path(name).stem:
+        name = Path(name).stem
+    return f"{path.parent.name}/{name}" if twice else name
+
+
 def _benchmark(name: str | None, source: Source, split: str, number: int) -> Benchmark:
     if isinstance(source, AbsTaskRetrieval):
         return _of_task(name, source)
     if isinstance(source, str | PathLike):
         path = Path(fspath(source))
         if path.exists():
-            found = _of_collection(name or path.name.partition(".")[0] or path.resolve().name, load_data(path), split)
+            found = _of_collection(name or path.name, load_data(path), split)
             return replace(found, path=path.resolve())
         return _of_task(name, _task_of_mteb(fspath(source)))
     data = read(source, name or f"data set {number}")

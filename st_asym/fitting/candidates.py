@@ -142,9 +142,10 @@ def name_of(settings: Settings) -> str:
     return f"{_SIDES[settings.sides or 'both']}, {start} start, {ways[settings.contrastive or 'both']}"
 
 
-def behind_vectors(router: Router) -> SentenceTransformer:
+def behind_vectors(router: Router, *, normalise: bool = True) -> SentenceTransformer:
     """A model that takes the encoder's vectors where it would take texts."""
-    return SentenceTransformer(modules=[nn.Identity(), router, Normalize()], device="cpu", similarity_fn_name="cosine")
+    modules = [nn.Identity(), router, *([Normalize()] if normalise else [])]
+    return SentenceTransformer(modules=modules, device="cpu", similarity_fn_name="cosine")
 
 
 def with_hard_negatives(vectors: Vectors, qrels: Qrels, ignored: dict[str, set[str]], count: int) -> Qrels:

@@ -47,6 +47,8 @@ Collection = Literal["open", "closed"]
 # Full negatives of documents that nobody asks for are tried where they are more than this share of the corpus, and
 # fewer than that share of the queries is expected to ask for such.
 _MANY, _MOSTLY = 0.2, 0.1
+# What NumPy's generator of the trainer takes.
+_MOST_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ def fit(
         >>> SentenceTransformer("model").encode_query("a question")  # doctest: +SKIP
     """
     output = _free_place(Path(output_dir).resolve())
-    settings = checked_settings(collection, expected_unseen, trials, max_seconds, settings, seed)
+    settings, seed = checked_settings(collection, expected_unseen, trials, max_seconds, settings, seed)
     deadline = time.monotonic() + (max_seconds or math.inf)
     report = FitReport(settings=settings, collection=collection, seed=seed)
     with report.timed("read"):
@@ -292,8 +294,8 @@ def _free_place(output: Path) -> Path:
 
 def checked_settings(
     collection: Any, expected_unseen: Any, trials: Any, max_seconds: Any, settings: Any, seed: Any
-) -> Settings:
-    """The settings, the usual ones where there are none; what no fit can have is refused."""
+) -> tuple[Settings, int]:
+    """The settings, the usual ones where there are none, and the seed; what no fit can have is refused."""
     number, whole = int | float | np.number | None, int | np.integer
     for name, value, kinds, what in (
         ("settings", settings, Settings | None, "Settings(...) or None"),
@@ -310,11 +312,11 @@ def checked_settings(
         f"expected_unseen must be from 0 to 1, got {expected_unseen}.": not 0 <= (expected_unseen or 0) <= 1,
         both: expected_unseen is not None and collection is not None,
         f"trials must not be below 0, got {trials}.": trials < 0,
-        f"seed must not be below 0, got {seed}.": seed < 0,
+        f"seed must be from 0 to {_MOST_SEED:,}, got {seed}.": not 0 <= seed <= _MOST_SEED,
         f"max_seconds must be above 0, got {max_seconds}.": max_seconds is not None and not max_seconds > 0,
     }.items():
         if wrong:
             raise ValueError(message)
     if trials:
         check_optuna()
-    return settings or Settings()
+    return settings or Settings(), int(seed)

@@ -19,7 +19,7 @@ from sentence_transformers.base.modules import Normalize
 from torch import Tensor
 
 from st_asym.data import RetrievalData
-from st_asym.data.collection import counted, own_documents, whole_number
+from st_asym.data.collection import counted, noted, own_documents, whole_number
 from st_asym.data.document import copies_by_query
 from st_asym.data.formats import as_list
 from st_asym.fitting.fit import Collection, checked_settings, rehearsed, undisturbed
@@ -159,13 +159,13 @@ def fit_vectors(
         >>> (result.heads.query(queries) @ result.heads.document(documents).T).shape
         (40, 40)
     """
-    settings = checked_settings(collection, expected_unseen, trials, max_seconds, settings, seed)
+    settings, seed = checked_settings(collection, expected_unseen, trials, max_seconds, settings, seed)
     deadline = time.monotonic() + (max_seconds or math.inf)
     report = FitReport(settings=settings, on="vectors", collection=collection, seed=seed)
     with report.timed("read"):
         vectors, data = _read(queries, documents, relevant, dev, query_ids, document_ids, seed)
         counts = {split: len(judged) for split, judged in data.qrels.items()}
-        report.counts = {"documents": len(vectors.document_ids), **counts}
+        report.counts, report.notes = {"documents": len(vectors.document_ids), **counts}, data.notes
     with report.timed("rehearse"):
         options: dict[str, Any] = {"deadline": deadline, "trials": trials, "show_progress_bar": show_progress_bar}
         chosen, *_ = rehearsed(vectors, data, report, vectors.dimension, expected_unseen, **options)
@@ -201,8 +201,16 @@ def _read(
     asked.check(query_ids)
     stored.check(document_ids)
     asked_for = {key for part in qrels.values() for key in part}
+    same_queries = asked.same(asked_for)
+    again = {key for key in qrels["train"] if not qrels.get("dev", {}).keys().isdisjoint(same_queries.get(key, ()))}
+    if len(again) == len(qrels["train"]):
+        raise ValueError(
+            f"relevant has {counted(len(again), 'query', 'queries')}: each has the vector of a query of dev."
+        )
+    qrels["train"] = {key: grades for key, grades in qrels["train"].items() if key not in again}
+    notes = noted(sorted(again), "query", "of relevant left out, with the vector of one of dev", "queries")
     judged = {key for part in qrels.values() for grades in part.values() for key in grades}
-    same, same_queries = stored.same(judged), asked.same(asked_for)
+    same = stored.same(judged)
     ignored = copies_by_query({q: grades for part in qrels.values() for q, grades in part.items()}, same)
     for query, document in themselves.items():
         ignored.setdefault(query, {})[document] = 1
@@ -213,7 +221,7 @@ def _read(
         {key: str(min(key, *alike.get(key, (key,)))) for key in keys}
         for keys, alike in ((asked_for, same_queries), (judged, same))
     )
-    return vectors, RetrievalData(query_texts, document_texts, qrels)
+    return vectors, RetrievalData(query_texts, document_texts, qrels, notes=tuple(notes))
 
 
 def _by_row(

@@ -302,8 +302,13 @@ def best_of_each(evidence: Iterable[Evidence]) -> dict[str, Evidence]:
 
 
 def behind(one: Choice, other: Choice, rehearsals: Sequence[Rehearsal], expected_unseen: float) -> tuple[float, float]:
-    """How far a choice is behind another on the queries where both were judged, and the standard error of that."""
+    """How far a choice is behind another on the queries where both were judged, and the standard error of that.
+
+    Not at all where there are none, as where training was cut off.
+    """
     both = [rehearsal for rehearsal in rehearsals if one in rehearsal.scores and other in rehearsal.scores]
+    if not both:
+        return 0.0, 0.0
     pairs = [Rehearsal(part.queries, part.seen, part.scores[one], {other: part.scores[other]}) for part in both]
     found = _evidence(other, pairs, expected_unseen)
     return found.gain, found.error

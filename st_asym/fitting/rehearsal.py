@@ -129,11 +129,13 @@ class Rehearsals:
 
     def run(self, candidate: Candidate, cut: int) -> None:
         """Rehearse a candidate on the cut of this number."""
-        started = time.monotonic()
-        log = self._cuts[cut].rehearse(candidate, self.has_time)
-        seconds = time.monotonic() - started
-        self.logs.setdefault(candidate.name, []).append(log)
-        self.seconds[candidate.name] = self.seconds.get(candidate.name, 0.0) + seconds
+        started, log = time.monotonic(), Log()
+        try:
+            log = self._cuts[cut].rehearse(candidate, self.has_time)
+        finally:  # one that has diverged may have been judged before
+            seconds = time.monotonic() - started
+            self.logs.setdefault(candidate.name, []).append(log)
+            self.seconds[candidate.name] = self.seconds.get(candidate.name, 0.0) + seconds
         if candidate.trains:
             self.kept_back = max(self.kept_back, seconds)
 
@@ -242,7 +244,7 @@ class _Cut:
         own = [(row, vectors.own[key]) for row, key in enumerate(queries) if vectors.own.get(key) in places]
         self._own = torch.tensor([row for row, _ in own]).long(), torch.tensor([places[key] for _, key in own]).long()
         untouched = Candidate("untouched", Settings()).heads(vectors.dimension, out_features, self._covariance)
-        positions, self._epoch_0 = self._search(behind_vectors(untouched))
+        positions, self._epoch_0 = self._search(behind_vectors(untouched, normalise=not vectors.by_dot))
         known = set(part.seen)
         seen = np.array([key in known for key in queries], dtype=bool)
         of_another = positions[np.random.default_rng(vectors.seed).permutation(len(queries))]
@@ -308,7 +310,7 @@ class _Cut:
 
 
 def _through(model: SentenceTransformer, vectors: Tensor, side: str) -> Tensor:
-    """Unit vectors of one side."""
+    """What the model makes of one side's vectors."""
     features: dict[str, Any] = {"sentence_embedding": vectors, "task": side}
     found: Tensor = model(features)["sentence_embedding"]
     return found

@@ -21,9 +21,10 @@ from st_asym.fitting.candidates import Candidate
 from st_asym.fitting.gate import FEWEST_DEV, Choice, Decision, Evidence, Rehearsal, best_of_each
 from st_asym.fitting.rehearsal import Rehearsals
 from st_asym.fitting.settings import Settings
+from st_asym.fitting.vectors import SEARCHED
 from st_asym.retrieval import Judgments
 from st_asym.retrieval.metrics import TOP
-from st_asym.retrieval.search import MOST_DOCUMENTS, Bm25Index, bm25_is_installed
+from st_asym.retrieval.search import Bm25Index, bm25_is_installed
 from st_asym.trainer.columns import encode_caveat
 from st_asym.trust.provenance import installed
 
@@ -191,7 +192,8 @@ class FitReport:
                 "without a loss on documents that training had seen or had not."
             )
         gain, seen, unseen = self.chosen, self.chosen.seen, self.chosen.unseen
-        line = f"Trained heads are kept: nDCG@10 of {queries} {gain.gain:+.3f} ± {gain.error:.3f}"
+        heads = "Trained heads" if gain.choice.epoch else "Heads"
+        line = f"{heads} are kept: nDCG@10 of {queries} {gain.gain:+.3f} ± {gain.error:.3f}"
         if seen.queries and unseen.queries:
             line += (
                 f", that is {seen.mean:+.3f} on documents seen in training and {unseen.mean:+.3f} on others, "
@@ -246,9 +248,10 @@ def bm25_sentence(
 ) -> str:
     """Say so where BM25 alone is better than the encoder on the held-out queries, or than the heads that are kept.
 
-    Nothing where it is not, ``bm25s`` (extra ``eval``) is not installed, or there are more than a million documents.
+    Nothing where it is not, ``bm25s`` (extra ``eval``) is not installed, or the corpus is larger than what rehearsals
+    search.
     """
-    if not judged or not bm25_is_installed() or len(data.corpus) > MOST_DOCUMENTS:
+    if not judged or not bm25_is_installed() or len(data.corpus) > SEARCHED:
         return ""
     index, places = Bm25Index(list(data.corpus.values())), {key: row for row, key in enumerate(data.corpus)}
     scores: dict[str, list[Any]] = {"BM25": [], "the untouched encoder": [], "the kept heads": []}

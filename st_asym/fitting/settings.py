@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from st_asym.heads.projection import HiddenFeatures, ProjectionOptions
 from st_asym.losses.isotropy import IsotropyKind
 
@@ -86,6 +88,7 @@ class Settings:
             raise ValueError(f"unlabelled_weight must be from 0 to 1, got {self.unlabelled_weight}.")
         if not 0 <= self.isotropy_weight < float("inf"):
             raise ValueError(f"isotropy_weight must be a finite number, 0 or more, got {self.isotropy_weight}.")
+        _check_whole("hard_negatives", self.hard_negatives)
         if self.hard_negatives < 0:
             raise ValueError(f"hard_negatives must be at least 0, got {self.hard_negatives}.")
         if self.hard_negatives and self.contrastive not in (None, "in-batch"):
@@ -129,5 +132,10 @@ def _check_above_zero(name: str, value: float | None) -> None:
         return
     if not 0 < value < float("inf"):
         raise ValueError(f"{name} must be a finite number above 0, got {value}.")
-    if name in ("epochs", "batch_size") and value != int(value):
-        raise ValueError(f"{name} must be a whole number, got {value}.")
+    if name in ("epochs", "batch_size"):
+        _check_whole(name, value)
+
+
+def _check_whole(name: str, value: Any) -> None:
+    if not isinstance(value, int | np.integer):
+        raise ValueError(f"{name} must be a whole number, got {value!r}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -26,10 +26,11 @@ def tune(
 ) -> tuple[list[Candidate], list[dict[str, Any]]]:
     """Try settings until the trials or the time are used up; poor ones are stopped after a cut.
 
-    They start from the best candidate that trains; sides that are ``given`` stay. The sampler is Optuna's
-    tree-structured Parzen estimator (Bergstra et al. 2011, "Algorithms for Hyper-Parameter Optimization"); after the
-    first trials, one whose gain is below the median of the others after as many cuts is stopped. What comes back are
-    the candidates, whose rehearsals are added to ``found``, and of each its settings, gain, and whether it was stopped.
+    They start from the best candidate that trains; what is ``given``, and is not the default, stays. The sampler is
+    Optuna's tree-structured Parzen estimator (Bergstra et al. 2011, "Algorithms for Hyper-Parameter Optimization");
+    after the first trials, one whose gain is below the median of the others after as many cuts is stopped. What comes
+    back are the candidates, whose rehearsals are added to ``found``, and of each its settings, gain, and whether it was
+    stopped.
     """
     import optuna
 
@@ -79,20 +80,23 @@ def _gain(candidate: Candidate, found: Rehearsals) -> float:
 
 
 def _suggested(trial: optuna.Trial, base: Settings, given: Settings, width: int) -> Settings:
-    found: dict[str, Any] = {
-        "learning_rate": trial.suggest_float("learning_rate", 1e-4, 2e-3, log=True),
-        "epochs": trial.suggest_int("epochs", 5, 40, log=True),
-        "temperature": trial.suggest_float("temperature", 0.02, 0.1, log=True),
-        "isotropy_weight": trial.suggest_categorical("isotropy_weight", [0.0, 0.1, 0.3, 1.0]),
-    }
-    if given.sides is None:
-        found["sides"] = trial.suggest_categorical("sides", ["both", "query", "shared"])
-    if base.init == "pairs":
-        found["whitening"] = trial.suggest_float("whitening", 0.1, 10.0, log=True)
-    if base.contrastive != "in-batch":
-        found["unlabelled_weight"] = trial.suggest_float("unlabelled_weight", 0.01, 1.0, log=True)
-    if found["isotropy_weight"]:
-        found["isotropy_kind"] = trial.suggest_categorical("isotropy_kind", ["covariance", "sigreg", "uniformity"])
-    shape = trial.suggest_categorical("hidden_features", ["none", "2x", "4x", "2x 2x"])
+    """The base with other values for what is not ``given``."""
     shapes: dict[str, Any] = {"none": None, "2x": "2x", "4x": 4 * width, "2x 2x": (2 * width, 2 * width)}
-    return replace(base, hidden_features=shapes[shape], **found)
+    ways: dict[str, Callable[[], Any]] = {
+        "learning_rate": lambda: trial.suggest_float("learning_rate", 1e-4, 2e-3, log=True),
+        "epochs": lambda: trial.suggest_int("epochs", 5, 40, log=True),
+        "temperature": lambda: trial.suggest_float("temperature", 0.02, 0.1, log=True),
+        "isotropy_weight": lambda: trial.suggest_categorical("isotropy_weight", [0.0, 0.1, 0.3, 1.0]),
+        "sides": lambda: trial.suggest_categorical("sides", ["both", "query", "shared"]),
+        "whitening": lambda: trial.suggest_float("whitening", 0.1, 10.0, log=True),
+        "unlabelled_weight": lambda: trial.suggest_float("unlabelled_weight", 0.01, 1.0, log=True),
+        "isotropy_kind": lambda: trial.suggest_categorical("isotropy_kind", ["covariance", "sigreg", "uniformity"]),
+        "hidden_features": lambda: shapes[trial.suggest_categorical("hidden_features", [*shapes])],
+    }
+    idle = {"whitening": base.init != "pairs", "unlabelled_weight": base.contrastive == "in-batch"}
+    found: dict[str, Any] = {}
+    for name, way in ways.items():
+        idle["isotropy_kind"] = not found.get("isotropy_weight", given.isotropy_weight)
+        if getattr(given, name) == getattr(Settings(), name) and not idle.get(name):
+            found[name] = way()
+    return replace(base, **found)

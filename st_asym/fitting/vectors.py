@@ -20,7 +20,7 @@ from st_asym.data import Qrels, RetrievalData
 from st_asym.data.collection import own_documents
 
 # The largest corpus whose vectors are held in memory, and the most documents that held-out queries are judged on.
-_IN_MEMORY, _SEARCHED = 100_000, 50_000
+_IN_MEMORY, SEARCHED = 100_000, 50_000
 # Texts that are looked up at a time.
 _PORTION = 8_192
 
@@ -38,6 +38,7 @@ class Vectors:
             query itself where queries are documents.
         own: Query id to document id, of queries that are documents themselves, which are no results of their own.
         seed: Of what is drawn.
+        by_dot: Whether the encoder, as it is, compares by the inner product of vectors of any length, not by cosine.
     """
 
     query_ids: Sequence[Any]
@@ -47,6 +48,7 @@ class Vectors:
     no_negatives: Qrels = field(default_factory=dict)
     own: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
+    by_dot: bool = False
 
     @cached_property
     def query_rows(self) -> Any:
@@ -88,11 +90,11 @@ class Vectors:
     def searched(self, qrels: Qrels) -> Sequence[int]:
         """Rows of documents that held-out queries are judged on: all, or of a large corpus a part that has theirs."""
         count = len(self.document_ids)
-        if count <= _SEARCHED:
+        if count <= SEARCHED:
             return range(count)
         wanted = dict.fromkeys(self.document_rows[key] for judged in qrels.values() for key in judged)
-        room = max(0, _SEARCHED - len(wanted))
-        drawn = np.random.default_rng(self.seed).choice(count, _SEARCHED, replace=False)
+        room = max(0, SEARCHED - len(wanted))
+        drawn = np.random.default_rng(self.seed).choice(count, SEARCHED, replace=False)
         return sorted([*wanted, *[row for row in drawn.tolist() if row not in wanted][:room]])
 
 
@@ -144,6 +146,7 @@ def read_vectors(
         no_negatives,
         {key: key for key in own},
         seed,
+        encoder.similarity_fn_name == "dot",
     )
 
 

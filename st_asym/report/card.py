@@ -363,15 +363,22 @@ class Own:
             )
         return cls(comparison, row, row.digests.index(digest), model_fingerprint(without_heads(model)) in first.digests)
 
-    def score(self, data: str, metric: str = MAIN) -> float:
-        """The model's own mean score, not that of its row."""
-        return mean(self.comparison.queries[data]["scores"][self.row.name][metric][self.number])
+    def score(self, data: str, metric: str = MAIN) -> float | None:
+        """The model's own mean score, not that of its row, on queries that nothing was trained on; None without any."""
+        known = self.comparison.queries[data]
+        trained = set(known["trained on"])
+        scores = zip(known["ids"], known["scores"][self.row.name][metric][self.number], strict=True)
+        others = [score for query, score in scores if query not in trained]
+        return mean(others) if others else None
 
     def results(self) -> Iterator[EvalResult]:
-        """The scores for the metadata, one per data set and metric."""
+        """The scores for the metadata, one per data set with queries that nothing was trained on, and metric."""
         for name, facts in self.comparison.data.items():
             version = str(facts["version"])
             for metric, kind in _METRIC_TYPES.items():
+                value = self.score(name, metric)
+                if value is None:
+                    continue
                 yield EvalResult(
                     task_type="information-retrieval",
                     task_name="Information Retrieval",
@@ -381,7 +388,7 @@ class Own:
                     dataset_revision=version if _COMMIT.fullmatch(version) else None,
                     metric_type=kind,
                     metric_name=tables.TITLES[metric],
-                    metric_value=round(self.score(name, metric), 5),
+                    metric_value=round(value, 5),
                 )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from transformers import TrainerState
@@ -81,10 +80,7 @@ def save_html(path: str | os.PathLike[str], *subjects: Subject) -> None:
         >>> state = TrainerState.load_from_json("runs/checkpoint-60/trainer_state.json")  # doctest: +SKIP
         >>> save_html("training.html", state)  # doctest: +SKIP
     """
-    text = as_html(*subjects)
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_text(target, text, errors="replace")
+    write_text(path, as_html(*subjects), errors="replace")
 
 
 def comparison_page(comparison: Comparison) -> dict[str, Any]:

@@ -186,11 +186,13 @@ def _mistake(
     recognised = float((alike.argmax(axis=1) == np.arange(len(alike))).mean())
     if recognised < _RECOGNISED and np.diag(alike).mean() < _RECOGNISED:
         return {"other encoder": f"Nothing is alike: the mean cosine is {np.diag(alike).mean():.2f}. {_SERVE}"}
-    named = "".join(text + " " for text in _named(model, side, head, own).values())
-    return {
-        "other prompt": f"{named}Texts are recognised and their vectors differ (lowest cosine {1 - best.max():.3f}): "
-        f"something else than {own!r} is in front of them, or the weights are of another training, or in 8 bits."
-    }
+    text = (
+        f"Texts are recognised and their vectors differ (lowest cosine {1 - best.max():.3f}): the weights are of "
+        "another training, or in 8 bits, or "
+    )
+    if own or side_prompt(model, _OTHER[side]):
+        return {"other prompt": f"{text}something else than {own!r} is in front of texts."}
+    return {"other weights": f"{text}something is in front of texts."}
 
 
 def _named(model: SentenceTransformer, side: Side, head: str, prompt: str) -> dict[str, str]:

@@ -104,21 +104,25 @@ def check_router_mapping(
             raise ValueError(
                 f"router_mapping sends column {column!r} to {mapping[column]!r}: it must be one of {_ROUTES}."
             )
-    if "query" not in {mapping[column] for column in columns}:
+    routes = {mapping[column] for column in columns}
+    if "query" not in routes:
         logger.warning("router_mapping sends every column of %s to the document head: no queries are trained.", columns)
+    # The corpus loss has labels in the place of documents.
+    elif "document" not in routes and _NOT_TEXT.isdisjoint(dataset.column_names or ()):
+        logger.warning("router_mapping sends every column of %s to the query head: no documents are trained.", columns)
 
 
-def column_prompts(model: SentenceTransformer, mapping: Mapping[str, str]) -> dict[str, str]:
+def column_prompts(model: SentenceTransformer, mapping: Mapping[str, Any]) -> dict[str, Any]:
     """The ``prompts`` for ``SentenceTransformerTrainingArguments``, so that training reads what encoding will.
 
     The trainer leaves a model's prompts out unless it is given them by column.
 
     Args:
         model: The model, with its prompts for ``query`` and ``document``.
-        mapping: Column to route, as of :func:`router_mapping`.
+        mapping: Column to route, or data set to such a mapping, as of :func:`router_mapping`.
 
     Returns:
-        ``{column: prompt}``, without columns whose prompt is empty.
+        ``{column: prompt}``, without columns whose prompt is empty; for several data sets, one such dict for each.
 
     Example:
         >>> from sentence_transformers import SentenceTransformer
@@ -127,6 +131,8 @@ def column_prompts(model: SentenceTransformer, mapping: Mapping[str, str]) -> di
         >>> column_prompts(model, {"question": "query", "positive": "document"})
         {'question': 'query: '}
     """
+    if any(isinstance(route, Mapping) for route in mapping.values()):
+        return {name: column_prompts(model, part) for name, part in mapping.items()}
     return {column: prompt for column, route in mapping.items() if (prompt := model.prompts.get(route))}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import torch
@@ -71,8 +72,9 @@ class TrainingMonitor(TrainerCallback):
     [0.5, 2], and is at least halved or doubled where it began outside, while the accuracy does not fall, is warned
     about, once, as a collapse or a length explosion. Only a model that does not end in ``Normalize`` can explode.
 
-    The figures expect one query column. They go into the log, not into what ``evaluate`` returns, so that
-    ``metric_for_best_model`` cannot name them.
+    The figures expect one query column. Of a loss that embeds queries alone, such as
+    :class:`st_asym.CorpusContrastiveLoss`, there is ``query_std`` and nothing else. They go into the log, not into what
+    ``evaluate`` returns, so that ``metric_for_best_model`` cannot name them.
 
     Use :func:`watch`, which puts the callback where the integrations see its figures.
     """
@@ -111,9 +113,9 @@ class TrainingMonitor(TrainerCallback):
         """Turn the columns of one batch into figures."""
         queries, documents = self._queries, self._documents
         self._queries, self._documents = [], []
-        if sum(map(len, documents)) < sum(map(len, queries)) or not queries:
+        if not queries or 0 < sum(map(len, documents)) < sum(map(len, queries)):
             return
-        figures = _figures(torch.cat(queries).float(), torch.cat(documents).float())
+        figures = _figures(torch.cat(queries).float(), torch.cat(documents).float() if documents else None)
         self._sums[training] = torch.cat([figures.new_ones(1), figures]) + self._sums.get(training, 0.0)
         if training and not self._first:
             self._first = dict(zip(_METRICS, figures.tolist(), strict=True))
@@ -145,7 +147,7 @@ class TrainingMonitor(TrainerCallback):
         if logs is None or prefix is None:
             return
         figures = self._means(training=prefix == "")
-        named = {f"{prefix}{name}": round(value, 4) for name, value in figures.items()}
+        named = {f"{prefix}{name}": round(value, 4) for name, value in figures.items() if not math.isnan(value)}
         logs.update(named)
         if state.log_history:
             state.log_history[-1].update(named)
@@ -177,11 +179,15 @@ class TrainingMonitor(TrainerCallback):
                 continue
             if (trouble, side) not in self._warned:
                 self._warned.add((trouble, side))
+                accuracy = first["in_batch_accuracy"], figures["in_batch_accuracy"]
                 logger.warning(
                     "%s of the %s vectors: their standard deviation went from %.2f to %.2f (about 1 is even, [%s, %s] "
-                    "is safe) while in-batch accuracy went from %.3f to %.3f. %s",
+                    "is safe)%s. %s",
                     *(trouble, side, before, now, LOWEST_STD, HIGHEST_STD),
-                    *(first["in_batch_accuracy"], figures["in_batch_accuracy"], advice),
+                    ""
+                    if math.isnan(sum(accuracy))
+                    else f" while in-batch accuracy went from {accuracy[0]:.3f} to {accuracy[1]:.3f}",
+                    advice,
                 )
 
 
@@ -204,9 +210,16 @@ def _check_arguments(trainer: SentenceTransformerTrainer) -> None:
         )
 
 
-def _figures(queries: Tensor, documents: Tensor) -> Tensor:
-    """The ``_METRICS`` of one batch: ``queries`` (n, d), ``documents`` (n or a multiple, d) with the own ones first."""
+def _figures(queries: Tensor, documents: Tensor | None) -> Tensor:
+    """The ``_METRICS`` of one batch: ``queries`` (n, d), ``documents`` (n or a multiple, d) with the own ones first.
+
+    NaN for what needs documents, where there are none.
+    """
     n = len(queries)
+    if documents is None:
+        return torch.where(
+            torch.tensor([name == "query_std" for name in _METRICS]), scaled_std(queries).cpu(), torch.nan
+        )
     similarities = cos_sim(queries, documents)
     positives = similarities.diagonal()
     best = similarities.argmax(dim=1)

@@ -212,6 +212,11 @@ def made_with_heads(model: SentenceTransformer | str | os.PathLike[str] | Any) -
     return made if made is not None and any(made.heads.values()) else None
 
 
+def has_provenance(model: SentenceTransformer | str | os.PathLike[str] | Any) -> bool:
+    """Whether a model, by its folder or Hub id, says what it was made of, also where that is the encoder alone."""
+    return _file_of(model, PROVENANCE_FILE) is not None
+
+
 def has_heads(model: SentenceTransformer | str | os.PathLike[str] | Any) -> bool:
     """Whether a model, by itself, its folder or Hub id, has routes of its own for queries and documents."""
     from sentence_transformers import SentenceTransformer

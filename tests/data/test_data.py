@@ -4,12 +4,13 @@ import gzip
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from st_asym.data import RetrievalData, from_pairs, load_data
+from st_asym.data import RetrievalData, as_retrieval_data, from_pairs, load_data
 
 
 @pytest.fixture
@@ -132,3 +133,19 @@ def test_scifact_has_its_published_counts(shared_data: Path) -> None:
     assert len(data.corpus) == 5_183
     assert {split: len(judged) for split, judged in data.qrels.items()} == {"train": 809, "test": 300}
     assert sum(len(documents) for documents in data.qrels["test"].values()) == 339
+
+
+@pytest.mark.parametrize("pairs", [[{"query": "a b", "document": "c d"}] * 2, ["ab", "cd"]])
+def test_pairs_are_tuples_or_lists(pairs: Any) -> None:
+    with pytest.raises(TypeError, match=r"pairs, row 0: expected \(query, document\)"):
+        from_pairs(pairs)
+
+
+def test_of_all_splits_the_highest_grade_counts() -> None:
+    data = RetrievalData({"q": "a"}, {"d": "b", "e": "c"}, {"train": {"q": {"d": 1}}, "test": {"q": {"d": 0, "e": 1}}})
+    assert data.with_all_split().qrels["all"] == {"q": {"d": 1, "e": 1}}
+
+
+def test_ids_that_are_no_strings_are_named() -> None:
+    with pytest.raises(ValueError, match=r"Ids are strings, and 1 is none: make it str\(1\)"):
+        as_retrieval_data(({"1": "a", "2": "b"}, {"1": "x", "2": "y"}, {1: {"1": 1}}))

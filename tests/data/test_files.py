@@ -243,3 +243,7 @@ def test_it_is_copied_where_nothing_can_be_linked(tmp_path: Path, monkeypatch: p
     take_over(tmp_path / "earlier", tmp_path / "new", ())
     shutil.rmtree(tmp_path / "earlier")
     assert (tmp_path / "new" / "notes").read_text() == "mine"
+
+
+def test_a_folder_that_is_missing_is_made(tmp_path: Path) -> None:
+    assert write_text(tmp_path / "new" / "folder" / "file.json", "{}").read_text() == "{}"

@@ -315,6 +315,17 @@ def test_sentences_are_cut_out_of_their_documents() -> None:
     assert as_retrieval_data(texts[::-1]).queries["d19"] == data.queries["d0"]
 
 
+def test_where_no_spaces_part_words_signs_are_counted() -> None:
+    sentences = [f"这是第{sign}个关于检索模型的句子它足够长可以作为查询。" for sign in "甲乙丙丁戊己庚辛"]
+    rest = "我们再加上一句话来说明这篇文章的其余部分使它更长一些。"
+    data = as_retrieval_data([f"{sentences[i]}{sentences[i + 1]}{rest}" for i in range(0, 8, 2)])
+    assert (data.labels, len(data.queries)) == ("sentences", 4)
+    title = "检索模型的第{}种训练方法"
+    titled = [{"_id": str(i), "title": title.format(i), "text": f"本文介绍{title.format(i)}和结果。"} for i in range(3)]
+    with pytest.raises(ValueError, match="A corpus of 3 documents gives 0 pseudo-queries"):
+        as_retrieval_data(corpus=titled)
+
+
 def test_a_corpus_that_gives_no_queries_or_comes_with_dev_is_refused() -> None:
     with pytest.raises(ValueError, match="A corpus of 2 documents gives 0 pseudo-queries"):
         as_retrieval_data(["Too short.", "Also."])

@@ -339,3 +339,12 @@ def test_on_real_text_a_fresh_model_is_the_encoder_and_a_damaged_one_is_worse(
     assert fresh.judged.before.positive > fresh.judged.before.negative + 0.3
     damaged = diagnose(shake(model, "query", by=0.3), queries, corpus, qrels, cache=cache)
     assert {("idle side", "document"), ("worse", None)} <= troubles(damaged)
+
+
+def test_in_a_corpus_of_ten_another_order_is_a_move(tiny_encoder: SentenceTransformer, cache: EmbeddingCache) -> None:
+    model = asymmetric_model(tiny_encoder, hidden_features=None)
+    layers(model, "query")[0].linear.weight.data *= -1
+    few = dict(list(DOCUMENTS.items())[:10])  # each query finds all of them, before and after
+    diagnosis = diagnose(model, QUERIES, few, cache=cache)
+    assert diagnosis.ranking.changed == 0
+    assert "unchanged ranking" not in {kind for kind, _ in troubles(diagnosis)}

@@ -115,3 +115,23 @@ def test_a_pipeline_reads_the_exit_status(make_encoder: Callable[..., SentenceTr
     code, line = asked("--decide", "-m", models[0])
     assert code == 2
     assert "--decide is between two models" in line
+    beside = ["evaluate", str(tmp_path / "next"), "--on", str(weeks[0]), "-m", models[0], "-m", models[1]]
+    found = CliRunner().invoke(app, [*beside, "--decide"])
+    assert (found.exit_code, "--decide is between two models" in found.output) == (2, True)
+
+
+def test_an_encoder_that_fit_kept_is_a_model_of_fit(
+    make_encoder: Callable[..., SentenceTransformer], tmp_path: Path
+) -> None:
+    encoder = make_encoder()
+    pairs = [(f"query {i}", f"big text {i}") for i in range(4)]
+    week = tmp_path / "week.csv"
+    week.write_text("query,document\n" + "".join(f"{q},{d}\n" for q, d in pairs), encoding="utf-8")
+    for name, model in (("current", with_heads(encoder, 1)), ("kept", encoder)):
+        model.save_pretrained(str(tmp_path / name))
+        save_provenance(tmp_path / name, model, data=as_retrieval_data([("red", "small"), ("big", "text")]))
+    options = ["--split", "all", "--baselines", "none", "--results", str(tmp_path / "results"), "--quiet"]
+    models = ["-m", f"last={tmp_path / 'current'}", "-m", f"next={tmp_path / 'kept'}"]
+    asked = CliRunner().invoke(app, ["evaluate", str(week), *options, *models])
+    assert (asked.exit_code, asked.output.partition(" ")[0]) in ((0, "Replace"), (3, "Keep"))
+    assert "on 4 queries that neither was trained on" in asked.output.splitlines()[0]

@@ -223,3 +223,15 @@ def test_the_adapter_takes_each_side_to_its_head(make_encoder: Make) -> None:
             encode(["red head"])
     with pytest.raises(TypeError, match="not a str"):
         BeirModel("all-MiniLM-L6-v2")  # type: ignore[arg-type]
+
+
+def test_files_are_called_as_they_are_less_their_endings(tiny_encoder: SentenceTransformer, tmp_path: Path) -> None:
+    pairs = "query,document\n" + "".join(f"query {i},answers {i}\n" for i in range(3))
+    names = ("clicks.2024-01.csv", "clicks.2024-02.csv", "one/week.csv", "other/week.csv")
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(pairs)
+    comparison = evaluate(
+        {"plain": tiny_encoder}, [tmp_path / name for name in names], results=None, split="all", baselines=()
+    )
+    assert list(comparison.data) == ["clicks.2024-01", "clicks.2024-02", "one/week", "other/week"]

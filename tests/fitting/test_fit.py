@@ -25,6 +25,7 @@ from st_asym.data import RetrievalData
 from st_asym.data.files import REPORT_FILE
 from st_asym.fitting import loop, vectors
 from st_asym.fitting.candidates import Candidate
+from st_asym.retrieval import Judgments
 
 SHORT = replace(ONE, epochs=1)
 BOTH_SIDES = replace(QUICK, sides="both", epochs=1)  # in closed form, and trained from each start
@@ -329,7 +330,7 @@ def test_a_corpus_larger_than_memory_is_judged_on_a_part_that_has_all_relevant_d
     encoder, data = rotated(80)
     few = replace(data, qrels={"train": dict(list(data.qrels["train"].items())[:30])})
     monkeypatch.setattr(vectors, "_IN_MEMORY", 50)
-    monkeypatch.setattr(vectors, "_SEARCHED", 50)
+    monkeypatch.setattr(vectors, "SEARCHED", 50)
     monkeypatch.setattr(vectors, "_PORTION", 7)
     parts: list[list[str]] = []
     searched = vectors.Vectors.searched
@@ -540,3 +541,54 @@ def test_an_id_for_two_texts_is_refused(tmp_path: Path, quick: Callable[..., Fit
     (tmp_path / "corpus.jsonl").write_text(os.linesep.join(map(json.dumps, rows)))
     with pytest.raises(ValueError, match=r"1 id given again to a different text: a \(line 3\)"):
         quick(encoder, tmp_path / "corpus.jsonl")
+
+
+def test_an_encoder_that_compares_by_dot_product_is_judged_by_it(tmp_path: Path) -> None:
+    """Lengths say how often documents are asked for, which a cosine does not see."""
+    draw = np.random.default_rng(0)
+    length = np.where(np.arange(120) < 20, 3.0, 1.0)
+    documents = draw.standard_normal((120, DIMENSION)) * length[:, None]
+    asks = np.where(draw.random(60) < 0.9, draw.integers(0, 20, 60), draw.integers(20, 120, 60))
+    queries = documents[asks] / length[asks, None] + 1.2 * draw.standard_normal((60, DIMENSION))
+    names = [f"q{i}" for i in range(60)], [f"d{i}" for i in range(120)]
+    encoder = encoder_of(dict(zip((*names[0], *names[1]), (*queries, *documents), strict=True)))
+    data = RetrievalData(
+        {name: name for name in names[0]},
+        {name: name for name in names[1]},
+        {"train": {f"q{i}": {f"d{answer}": 1} for i, answer in enumerate(asks)}},
+    )
+    judged = {}
+    for similarity in ("dot", "cosine"):
+        encoder.similarity_fn_name = similarity
+        options: dict[str, Any] = {"cache": tmp_path / "vectors", "settings": ONE, "show_progress_bar": False}
+        report = fit(encoder, data, output_dir=tmp_path / similarity, **options).report
+        assert report.best is not None
+        judged[similarity] = report.best.seen.untouched
+    judgments = Judgments(data.qrels["train"], {name: row for row, name in enumerate(names[1])})
+    found = (torch.tensor(queries) @ torch.tensor(documents).T).topk(10).indices
+    assert judged["dot"] > judged["cosine"] + 0.05
+    assert judged["dot"] == pytest.approx(judgments.ndcg(found).mean(), abs=0.1), "of those that were held out"
+
+
+@pytest.mark.parametrize(("seed", "error"), [(-1, ValueError), (2**32, ValueError), (1.5, TypeError)])
+def test_a_seed_that_the_trainer_cannot_take_is_refused_before_anything_is_read(
+    tmp_path: Path, seed: Any, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match="seed must be"):
+        fit("nothing here", [], output_dir=tmp_path / "model", seed=seed)
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": 3.0}, {"batch_size": 16.0}, {"hard_negatives": 2.5}])
+def test_counts_are_whole_numbers(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be a whole number"):
+        Settings(**wrong)
+
+
+def test_a_seed_may_be_a_number_of_numpy(tmp_path: Path) -> None:
+    encoder, data = rotated(20)
+    options: dict[str, Any] = {"cache": tmp_path / "vectors", "settings": ONE, "show_progress_bar": False}
+    for name, seed in (("one", np.int64(3)), ("other", 3)):
+        fit(encoder, data, output_dir=tmp_path / name, seed=seed, **options)
+    one, other = ((tmp_path / name / "st_asym_report.json").read_text() for name in ("one", "other"))
+    assert json.loads(one)["evidence"] == json.loads(other)["evidence"]
+    assert json.loads(one)["seed"] == 3

@@ -152,7 +152,7 @@ def test_documents_on_disk_give_what_documents_in_memory_give(
     settings = replace(ONE, contrastive=contrastive)
     monkeypatch.setattr("st_asym.fitting.fit_vectors._AT_ONCE", 7 * DIMENSION)
     monkeypatch.setattr("st_asym.fitting.candidates._DOCUMENTS_PER_STEP", 16)
-    monkeypatch.setattr("st_asym.fitting.vectors._SEARCHED", 30)
+    monkeypatch.setattr("st_asym.fitting.vectors.SEARCHED", 30)
     in_memory = quick(queries, documents, settings=settings)
     on_disk = quick(queries, npy(documents, tmp_path), settings=settings)
     assert on_disk.report.evidence == in_memory.report.evidence
@@ -378,3 +378,16 @@ def test_rows_that_are_alike_in_their_first_numbers_are_not_the_same() -> None:
     rows.check()
     assert rows.same(range(3)) == {0: [2], 2: [0]}
     assert rows.same([0, 1]) == {0: [2]}
+
+
+def test_training_queries_with_the_vector_of_a_dev_query_are_left_out() -> None:
+    random = np.random.default_rng(0)
+    documents = random.standard_normal((40, 8)).astype(np.float32)
+    queries = documents + random.standard_normal((40, 8)).astype(np.float32)
+    relevant, dev = {row: [row] for row in range(40)}, {40 + row: [row] for row in range(10)}
+    both = np.concatenate([queries, queries[:10]])
+    report = fit_vectors(both, documents, relevant, dev=dev, settings=QUICK, show_progress_bar=False).report
+    assert report.counts["train"] == 30
+    assert report.notes == ("10 queries of relevant left out, with the vector of one of dev (0, 1, 2, 3, 4, ...).",)
+    with pytest.raises(ValueError, match="each has the vector of a query of dev"):
+        fit_vectors(both, documents, {0: [0], 1: [1]}, dev=dev, settings=QUICK, show_progress_bar=False)

@@ -338,3 +338,8 @@ def test_labels_are_sound_by_groups() -> None:
     assert are_sound([part])
     assert not are_sound([part], {f"q{i}": i // 30 for i in range(60)}), "thirty queries about one document"
     assert are_sound([part], {f"q{i}": i for i in range(60)})
+
+
+def test_choices_that_were_never_judged_together_are_not_behind_each_other() -> None:
+    parts = [rehearsal(np.zeros(5), {CHOICES[0]: np.ones(5)}), rehearsal(np.zeros(5), {CHOICES[1]: np.ones(5)})]
+    assert behind(CHOICES[0], CHOICES[1], parts, 0.0) == (0.0, 0.0)

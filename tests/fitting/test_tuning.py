@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from st_asym.fitting.rehearsal import Rehearsals, cuts, rehearse
 from st_asym.fitting.tuning import check_optuna, tune
 
 POOR = replace(QUICK, sides="both", init="identity", contrastive="in-batch", epochs=1, learning_rate=1e-6)
+GIVEN = replace(POOR, epochs=None, learning_rate=None)
 
 
 def first(folder: Path, count: int = 60, cut: int = 2) -> Rehearsals:
@@ -25,7 +27,7 @@ def first(folder: Path, count: int = 60, cut: int = 2) -> Rehearsals:
 
 
 def tuned(found: Rehearsals, trials: int) -> tuple[list, list]:
-    return tune(found, candidates(POOR, 60), POOR, trials)
+    return tune(found, candidates(POOR, 60), GIVEN, trials)
 
 
 def test_each_trial_is_named_and_rehearsed_like_the_candidates(tmp_path: Path) -> None:
@@ -42,6 +44,26 @@ def test_each_trial_is_named_and_rehearsed_like_the_candidates(tmp_path: Path) -
     assert max(entry["gain"] for entry in log) > 0.01
     again = first(tmp_path)
     assert tuned(again, 1)[1] == log[:1], "the same for a seed"
+
+
+def test_what_is_given_stays(tmp_path: Path) -> None:
+    given = replace(GIVEN, hidden_features=None, temperature=0.06, epochs=2, isotropy_weight=0.5)
+    for candidate in tune(first(tmp_path, 20, 1), candidates(given, 20), given, 4)[0]:
+        assert candidate.settings.learning_rate != POOR.learning_rate
+        for name in ("hidden_features", "temperature", "epochs", "isotropy_weight"):
+            assert getattr(candidate.settings, name) == getattr(given, name)
+
+
+def test_a_trial_that_diverges_is_logged_and_the_next_one_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverge(*_args: object, after_epoch: Callable[[int], bool], **_options: object) -> None:
+        after_epoch(1)  # judged once before
+        raise ValueError("diverged")
+
+    found = first(tmp_path, 20, 1)
+    monkeypatch.setattr("st_asym.fitting.rehearsal.train_heads", diverge)
+    more, log = tuned(found, 2)
+    assert [entry["error"] for entry in log] == ["diverged"] * 2
+    assert {candidate.name for candidate in more} <= found.logs.keys() & found.seconds.keys()
 
 
 def test_a_trial_that_is_stopped_early_is_logged_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,12 +60,13 @@ def fitted(tmp_path: Path, fits: Callable[[str, Any], tuple[Path, FitResult]]) -
 
 @pytest.fixture
 def compared(tmp_path: Path) -> Callable[..., Comparison]:
-    """Evaluations on the words that a fit trained on."""
+    """Evaluations on the words that a fit trained on, in other queries; so many of them in the very same."""
 
-    def run(models: dict[str, Any], names: tuple[str, ...] = ("toy",)) -> Comparison:
+    def run(models: dict[str, Any], names: tuple[str, ...] = ("toy",), again: int = 0) -> Comparison:
         _, data = rotated(60)
         few = {query: documents for number, (query, documents) in enumerate(data.qrels["train"].items()) if number % 2}
-        tests = {name: replace(data, qrels={"test": few}) for name in names}
+        texts = {query: query if number < again else f"another {query}" for number, query in enumerate(few)}
+        tests = {name: replace(data, queries=texts, qrels={"test": few}) for name in names}
         return evaluate(models, tests, cache=tmp_path / "vectors", results=None)
 
     return run
@@ -181,6 +182,22 @@ def test_an_evaluation_is_put_in(
     comparison.to_json(tmp_path / "comparison.json")
     write_card(model, comparison=tmp_path / "comparison.json")
     assert (model / "README.md").read_text() == again
+
+
+def test_queries_that_were_trained_on_are_not_in_the_metadata(
+    tmp_path: Path, fitted: Callable[..., FitResult], compared: Callable[..., Comparison]
+) -> None:
+    fitted()
+    models = {"words": tmp_path / "encoder", "heads": tmp_path / "model"}
+    comparison = compared(models, again=20)
+    known = comparison.queries["toy"]
+    assert len(known["trained on"]) == 20
+    known["scores"]["heads"]["ndcg@10"] = [[0.5 if query in known["trained on"] else 0.25 for query in known["ids"]]]
+    write_card(tmp_path / "model", comparison=comparison)
+    value = next(one.metric_value for one in card_of(tmp_path / "model").data.eval_results if "ndcg" in one.metric_type)
+    assert value == pytest.approx(0.25)
+    write_card(tmp_path / "model", comparison=compared(models, again=30))
+    assert not card_of(tmp_path / "model").data.eval_results
 
 
 def test_of_several_seeds_the_metadata_are_of_this_one(

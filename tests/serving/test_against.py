@@ -144,6 +144,21 @@ def test_each_mistake_is_named(model: SentenceTransformer, tiny_bert: Path) -> N
         assert set(found(model, give, "query")["query"]) == expected
 
 
+@pytest.mark.parametrize(("prompts", "kind"), [({}, "other weights"), (PROMPTS, "other prompt")])
+def test_other_heads_are_not_called_a_mistake_that_they_are_not(
+    tiny_bert: Path, prompts: dict[str, str], kind: str
+) -> None:
+    mine, last_weeks = (model_with_random_heads(tiny_bert, prompts=prompts) for _ in range(2))
+    with torch.no_grad():
+        for parameter in last_weeks[-2].parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    with server(openai(encoded(last_weeks, "query", prompts.get("query", "")))) as url:
+        compared = compare_with_server(mine, url, texts=WORDS, sides=("query",))
+    assert [*compared.sides["query"].mistakes] == [kind]
+    assert "the weights are of another training" in str(compared)
+    assert "leaves out the head" not in str(compared)
+
+
 def test_what_to_do_is_said(model: SentenceTransformer) -> None:
     with server(openai(encoded(model, "document", PROMPTS["document"]), ["only"])) as url:
         compared = compare_with_server(model, url, texts=WORDS)

@@ -29,7 +29,7 @@ from sentence_transformers.util import dot_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import TrainerState
 
-from st_asym import IsotropyLoss, asymmetric_model, column_prompts, watch
+from st_asym import CorpusContrastiveLoss, IsotropyLoss, asymmetric_model, column_prompts, watch
 from st_asym.trainer import monitor as monitoring
 
 FIGURES = {"in_batch_accuracy", "positive_similarity", "negative_similarity", "query_std", "document_std"}
@@ -149,6 +149,25 @@ def test_losses_that_run_the_model_several_times_give_the_same_figures(
     trainer.train()
     logged = first_training_log(trainer)
     assert {name: logged[name] for name in FIGURES} == pytest.approx(before, abs=1e-4)
+
+
+def test_of_queries_alone_the_spread_is_logged_and_a_collapse_named(
+    tiny_encoder: SentenceTransformer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = asymmetric_model(tiny_encoder)
+    relevant = {query: [str(row)] for row, query in enumerate(QUERIES)}
+    loss = CorpusContrastiveLoss(model, dict(zip(map(str, range(8)), PAIRS["positive"], strict=True)), relevant)
+    data = Dataset.from_dict({"query": QUERIES, "label": list(range(8))})
+    trainer = trainer_for(model, tmp_path, loss, data, per_device_train_batch_size=8, router_mapping={"query": "query"})
+    monitor = watch(trainer)
+    spread = expected(model)["query_std"]
+    trainer.train()
+    logged = first_training_log(trainer)
+    assert logged.keys() & FIGURES == {"query_std"}
+    assert logged["query_std"] == pytest.approx(spread, abs=1e-3)
+    monitor._warn({**dict.fromkeys(FIGURES, math.nan), "query_std": 0.1})
+    assert "Collapse of the query vectors" in caplog.text
+    assert "accuracy" not in caplog.text
 
 
 def test_accumulated_batches_are_averaged_not_joined(tiny_encoder: SentenceTransformer, tmp_path: Path) -> None:

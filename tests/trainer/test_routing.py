@@ -4,8 +4,10 @@ import logging
 
 import pytest
 from datasets import Dataset, DatasetDict
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import BoW
 
-from st_asym import check_router_mapping, router_mapping
+from st_asym import check_router_mapping, column_prompts, router_mapping
 
 
 def columns(*names: str) -> Dataset:
@@ -90,3 +92,18 @@ def test_labels_and_keys_of_other_data_sets_need_no_route() -> None:
     check_router_mapping(
         {"query": "query", "text": "document", "negative": "document"}, columns("query", "text", "label")
     )
+
+
+def test_without_a_document_column_a_warning_is_logged_unless_there_are_labels(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    check_router_mapping({"query": "query"}, columns("query", "label"))
+    assert not caplog.text
+    check_router_mapping({"question1": "query", "question2": "query"}, columns("question1", "question2"))
+    assert "no documents are trained" in caplog.text
+
+
+def test_prompts_of_several_data_sets() -> None:
+    model = SentenceTransformer(modules=[BoW(["a", "b"])], prompts={"query": "query: "})
+    mapping = router_mapping({"one": columns("question", "answer"), "two": columns("query", "positive")})
+    assert column_prompts(model, mapping) == {"one": {"question": "query: "}, "two": {"query": "query: "}}
