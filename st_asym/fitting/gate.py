@@ -192,8 +192,8 @@ def decide(
     randomisation test of Fisher, for retrieval Smucker, Allan and Carterette 2007; the largest of several statistics,
     Westfall and Young 1993, "Resampling-Based Multiple Testing".) So the number of choices is paid for, however alike
     they are, and six queries that all gain are the least that can be evidence. Queries of one of the ``groups``, see
-    :func:`st_asym.data.holdout.groups`, are flipped together, as if they were one. Of these, the one that is worth most
-    is taken; choices of ``finalists``, candidates that were rehearsed to the end, come before the others.
+    :func:`st_asym.data.holdout.groups`, count as one. Of these, the one that is worth most is taken; choices of
+    ``finalists``, candidates that were rehearsed to the end, come before the others.
 
     A chance of 1 in 40 is little enough. Where nothing has so little and labels are ``sound``, see :func:`are_sound`,
     1 in 4 is, as 50 queries cannot prove a gain that most heads have then: for finalists in closed form, or trained and
@@ -353,15 +353,18 @@ def _chances(
 ) -> dict[Choice, float]:
     """How often flipped signs give some choice at least the gain, in standard errors, that a choice has."""
     seen = np.concatenate([part.seen for part in rehearsals])
-    share_seen, share_unseen = _shares(int(seen.sum()), int((~seen).sum()), expected_unseen)
-    weights = np.where(seen, share_seen / max(1, seen.sum()), share_unseen / max(1, (~seen).sum()))
+    numbers = _group_numbers(rehearsals, groups)
+    # A group counts as one query: by their sum, the queries of a large one would hide what all others say.
+    counts = 1.0 / np.bincount(numbers)[numbers]
+    shares = _shares(int(seen.sum()), int((~seen).sum()), expected_unseen)
+    halves = zip(shares, (seen, ~seen), strict=True)
+    weights = counts * np.where(seen, *(share / (counts[half].sum() or 1.0) for share, half in halves))
     differences = np.array(
         [
             np.concatenate([part.scores.get(choice, part.untouched) - part.untouched for part in rehearsals])
             for choice in choices
         ]
     )
-    numbers = _group_numbers(rehearsals, groups)
     weighted = np.array([np.bincount(numbers, own) for own in differences * weights])
     lengths = np.linalg.norm(weighted, axis=1, keepdims=True)
     directions = np.divide(weighted, lengths, out=np.zeros_like(weighted), where=lengths > 0)

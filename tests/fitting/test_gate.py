@@ -332,6 +332,16 @@ def test_queries_of_one_group_are_no_more_evidence_than_one(shared: float) -> No
     assert kept[False] > 10 or shared < 0.5
 
 
+def test_a_large_group_does_not_hide_what_the_others_say() -> None:
+    noise = 0.05 * np.random.default_rng(0).standard_normal(200)
+    gains = np.where(np.arange(200) < 20, 0.9, 0.02 + noise)
+    part = rehearsal(np.zeros(200), {CHOICES[0]: gains})
+    groups = {f"q{i}": max(19, i) for i in range(200)}
+    assert decide([part], 0.0, groups=groups).chance < 0.025
+    alone = rehearsal(np.zeros(20), {CHOICES[0]: gains[:20]})
+    assert not decide([alone], 0.0, groups=groups).chosen, "twenty queries about one document"
+
+
 def test_labels_are_sound_by_groups() -> None:
     found = np.where(np.arange(60) < 30, 0.8, 0.0)
     part = replace(rehearsal(found, {}), mismatched=np.zeros(60))
