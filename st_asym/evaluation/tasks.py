@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -188,8 +189,9 @@ def _task_of_mteb(name: str) -> AbsTaskRetrieval:
     try:
         task = mteb.get_task(name)
     except KeyError as error:
-        hint = str(error).partition("not found")[2].strip(" .\"'")
-        raise ValueError(f"{name!r} is neither a file or folder here nor a task of MTEB: {hint}") from error
+        alike = re.search(r"Did you mean: .*\?", str(error))
+        hint = f": {alike[0]}" if alike else "."
+        raise ValueError(f"{name!r} is neither a file or folder here nor a task of MTEB{hint}") from error
     if isinstance(task, AbsTaskAggregate):
         parts = [part.metadata.name for part in task.metadata.tasks]
         raise ValueError(f"{name} is an aggregate of {len(parts)} tasks: name those wanted of {first_few(parts, 12)}.")

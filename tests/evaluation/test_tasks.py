@@ -77,6 +77,7 @@ def test_without_a_network_it_says_what_to_give(
     ("name", "message"),
     [
         ("SciFacts", "neither a file or folder here nor a task of MTEB: Did you mean: 'SciFact'?"),
+        ("clicks.cvs", "'clicks.cvs' is neither a file or folder here nor a task of MTEB."),
         ("STSBenchmark", "not of retrieval"),
         ("CQADupstackRetrieval", "aggregate of 12 tasks"),
     ],
