@@ -110,7 +110,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     with hub(TOKEN) as server:
         place = Place(folder, server)
         place.run(FIT, str(folder), str(folder / "pairs.json"), stock=False, token=TOKEN)
-        test = replace(data, qrels={"test": data.qrels["train"]})
+        others = {key: f"another {text}" for key, text in data.queries.items()}  # of the same direction, not trained on
+        test = replace(data, queries=others, qrels={"test": data.qrels["train"]})
         comparison = evaluate(
             {"encoder": encoder, "heads": folder / "model"},
             {"toy": test},
