@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
 import functools
 import gc
@@ -9,7 +10,9 @@ import importlib.metadata
 import multiprocessing
 import os
 import pathlib
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -19,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_ASSETS_CACHE"] = tempfile.mkdtemp(prefix="st_asym-assets-")  # vectors do not go where the user's are
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: one thread each, and for what they start
     os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -35,6 +39,7 @@ settings.register_profile("quick", max_examples=20, deadline=None)
 settings.register_profile("thorough", max_examples=100, deadline=None)
 settings.load_profile("quick")  # another by --hypothesis-profile
 _WITHOUT_ST_ASYM = pytest.StashKey[tuple[BaseProcess, Connection]]()
+atexit.register(shutil.rmtree, os.environ["HF_ASSETS_CACHE"], ignore_errors=True)
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 # What the library does anew for each model is done once: it reads which packages there are, and compiles its card.

@@ -9,7 +9,6 @@ import hashlib
 import json
 import re
 import zipfile
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
@@ -40,8 +39,6 @@ if TYPE_CHECKING:
 Source: TypeAlias = Union[str, "PathLike[str]", RetrievalData, Any]
 Train: TypeAlias = Union[RetrievalData, Qrels, str, "PathLike[str]", Any]
 
-# How names of files end that are read.
-_ENDINGS = (".gz", ".zip", ".csv", ".tsv", ".json", ".jsonl")
 TRAINED, OTHERS = "trained on", "not trained on"
 _KEEP_OUT = (
     "Keep a part out of training: fit(..., hold_out_test=True), or st-asym fit with --evaluate of the file that is "
@@ -134,11 +131,11 @@ def benchmarks(tasks: Source | Mapping[str, Source] | Iterable[Source], split: s
         named = [(None, tasks)]
     else:
         named = list(tasks.items()) if isinstance(tasks, Mapping) else [(None, source) for source in tasks]
-    files = Counter(_file_name(source) for name, source in named if name is None)
-    found = [
-        _benchmark(name or _file_name(source, twice=files[_file_name(source)] > 1), source, split, number)
-        for number, (name, source) in enumerate(named, start=1)
-    ]
+    files, found = [_file_name(source) if name is None else None for name, source in named], []
+    for number, ((name, source), file) in enumerate(zip(named, files, strict=True), start=1):
+        if file is not None and files.count(file) > 1:
+            file = f"{Path(str(source)).absolute().parent.name}/{file}"
+        found.append(_benchmark(name or file, source, split, number))
     if not found:
         raise ValueError("There is nothing to evaluate on: name a task of MTEB or give the path of a collection.")
     names = [benchmark.name for benchmark in found]
@@ -156,16 +153,13 @@ def listed(tasks: Source | Mapping[str, Source] | Iterable[Source]) -> Source | 
     return tasks if whole else as_list(tasks)
 
 
-def _file_name(source: Source, *, twice: bool = False) -> str | None:
-    """What a file or folder is called, less how its name ends; with its folder's name where two are called so."""
+def _file_name(source: Source) -> str | None:
+    """What a file or folder is called, a file less its ending; None for what is none."""
     if not isinstance(source, str | PathLike) or not Path(fspath(source)).exists():
         return None
-    path = Path(fspath(source)).absolute()
-    path = path.resolve() if path.name == ".." else path
-    name = path.name
-    while path.is_file() and name.lower().endswith(_ENDINGS) and Path(name).stem:
-        name = Path(name).stem
-    return f"{path.parent.name}/{name}" if twice else name
+    path = Path(fspath(source))
+    path = path if path.name.strip(".") else path.resolve()
+    return Path(re.sub(r"(?i)\.gz$", "", path.name)).stem if path.is_file() else path.name
 
 
 def _benchmark(name: str | None, source: Source, split: str, number: int) -> Benchmark:

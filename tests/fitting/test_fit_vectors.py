@@ -231,6 +231,28 @@ def test_a_likely_gain_may_be_enough_only_where_people_judged_and_labels_are_no_
     assert asked == [expected]
 
 
+def test_queries_that_are_alike_are_one_in_the_decision(pairs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twins by their vectors, and queries about one document."""
+    known: list[Any] = []
+    fitting = sys.modules["st_asym.fitting.fit"]
+    for name in ("decide", "are_sound"):
+        original = getattr(fitting, name)
+
+        def spy(*args: Any, original: Any = original, **options: Any) -> Any:
+            known.append(options["groups"] if "groups" in options else args[1])
+            return original(*args, **options)
+
+        monkeypatch.setattr(fitting, name, spy)
+    queries, documents = pairs
+    twice = np.concatenate([queries, queries[:1]])
+    quick(twice, documents, {**RELEVANT, COUNT: [7], 5: [3]})
+    assert len(known) == 2
+    for groups in known:
+        assert groups[0] == groups[COUNT] == groups[7]
+        assert groups[3] == groups[5]
+        assert len(set(groups.values())) == COUNT - 2
+
+
 def test_equal_vectors_are_one_document_and_own_documents_no_results(pairs: Any) -> None:
     queries, documents = pairs
     twins = np.concatenate([documents, documents[[4, 9, 4]]])
