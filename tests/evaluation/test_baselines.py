@@ -108,6 +108,11 @@ def test_models_are_judged_as_without_baselines(make_encoder: Make) -> None:
     assert "8 dims" in str(beside)
 
 
+def test_one_baseline_may_be_given_by_its_name(make_encoder: Make) -> None:
+    found = evaluate({"plain": make_encoder()}, {"tiny": collection()}, results=None, baselines="bm25")
+    assert [row.name for row in found.rows] == ["plain", "BM25"]
+
+
 def test_the_weight_is_chosen_on_dev_queries_and_never_on_those_judged(make_encoder: Make) -> None:
     data, models = with_dev(collection()), {"plain": make_encoder()}
     found = evaluate(models, {"tiny": data}, results=None, baselines=["hybrid"])

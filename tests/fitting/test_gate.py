@@ -333,13 +333,15 @@ def test_queries_of_one_group_are_no_more_evidence_than_one(shared: float) -> No
 
 
 def test_a_large_group_does_not_hide_what_the_others_say() -> None:
-    noise = 0.05 * np.random.default_rng(0).standard_normal(200)
-    gains = np.where(np.arange(200) < 20, 0.9, 0.02 + noise)
-    part = rehearsal(np.zeros(200), {CHOICES[0]: gains})
-    groups = {f"q{i}": max(19, i) for i in range(200)}
-    assert decide([part], 0.0, groups=groups).chance < 0.025
-    alone = rehearsal(np.zeros(20), {CHOICES[0]: gains[:20]})
-    assert not decide([alone], 0.0, groups=groups).chosen, "twenty queries about one document"
+    noise = 0.15 * np.random.default_rng(0).standard_normal((11, 487))
+    gains = np.where(np.arange(487) < 17, 0.9, 0.03 + noise[0])
+    others = {Choice("noise", epoch): row for epoch, row in enumerate(noise[1:])}
+    part = rehearsal(np.zeros(487), {CHOICES[0]: gains, **others})
+    found = decide([part], 0.0, groups={f"q{i}": max(16, i) for i in range(487)})
+    assert found.chosen
+    assert (found.chosen.choice, found.chance < 0.001) == (CHOICES[0], True), "by their sum it would be .1"
+    alone = rehearsal(np.zeros(17), {CHOICES[0]: gains[:17]})
+    assert not decide([alone], 0.0, groups=dict.fromkeys(alone.queries, 0)).chosen, "queries about one document"
 
 
 def test_labels_are_sound_by_groups() -> None:

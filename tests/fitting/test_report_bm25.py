@@ -45,3 +45,8 @@ def test_heads_are_compared_where_they_were_rehearsed() -> None:
 def test_nothing_is_said_without_bm25s(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("st_asym.fitting.report.bm25_is_installed", lambda: False)
     assert bm25_sentence(DATA, [PART], judged(0.1, 0.1), None) == ""
+
+
+def test_nothing_is_said_of_a_corpus_of_which_rehearsals_search_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("st_asym.fitting.report.SEARCHED", len(DATA.corpus) - 1)
+    assert bm25_sentence(DATA, [PART], judged(0.1, 0.1), None) == ""
