@@ -43,6 +43,7 @@ from st_asym.data import Qrels, RetrievalData, from_pairs, load_data
 from st_asym.data.collection import own_documents
 from st_asym.data.document import copies
 from st_asym.data.holdout import seen_unseen
+from st_asym.evaluation.baselines import WEIGHTS
 from st_asym.fitting.candidates import Candidate, behind_vectors, candidates
 from st_asym.fitting.gate import Choice
 from st_asym.fitting.loop import train_on_vectors
@@ -52,7 +53,6 @@ from st_asym.retrieval.search import Bm25Index, standardised
 from st_asym.retrieval.significance import difference
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
-BM25_WEIGHTS = (0.0, 0.02, 0.04, 0.06)
 PACKAGES = ("st_asym", "sentence-transformers", "torch", "numpy")
 HALVES = ("all", "seen", "unseen")
 ENCODING: dict[str, Any] = {"batch_size": 1024, "show_progress_bar": False, "normalize_embeddings": True}
@@ -308,7 +308,7 @@ class Bench:
         def together(part: Callable[[str], Similarities], split: str, weight: float) -> Similarities:
             return part(split) + weight * standardised(sparse(split))
 
-        best = max(BM25_WEIGHTS, key=lambda weight: self.ndcg(together(judge, split, weight), split).mean())
+        best = max(WEIGHTS, key=lambda weight: self.ndcg(together(judge, split, weight), split).mean())
         return (lambda split: together(dense, split, best)), {**facts, "weight": best}
 
 

@@ -26,7 +26,7 @@ from st_asym.retrieval.metrics import TOP
 from st_asym.retrieval.search import MOST_DOCUMENTS, Bm25Index, bm25_is_installed, standardised
 
 # How much one standard deviation of BM25 counts beside the cosine: what dev queries choose from, and without any.
-WEIGHTS = (0.0, 0.02, 0.04, 0.06)
+WEIGHTS = (0.0, 0.005, 0.01, 0.02, 0.04, 0.06)
 USUAL_WEIGHT = 0.02
 # Fewer dev queries choose nothing; more tell little more.
 _FEWEST, _MOST = 20, 1_000
@@ -199,7 +199,7 @@ class Baselines:
             self.notes.append(f"{system.name} compares by {min(map(str, other))}: BM25 is added to a cosine alone.")
             return []
         name, dev, found = fused_name(system.name), self._dev_queries(benchmark, system.name), []
-        known = {"form": FULL, "bm25s": version("bm25s"), "dev": digest_of(dev) if dev else ""}
+        known = {"form": FULL, "bm25s": version("bm25s"), "dev": digest_of([WEIGHTS, dev]) if dev else ""}
         for model, digest in zip(system.models, system.digests, strict=True):
             own = {**known, "model": digest, "vectors": vectors_of(model)}
             search = FusedSearch(self._indexed, FrozenEncoder(system.name, model, digest), dev)

@@ -76,8 +76,8 @@ def evaluate(
         compressed: Also evaluate with ``"int8"`` or ``"binary"`` vectors, or with so many dimensions, as
             :class:`st_asym.evaluation.compressed.CompressedIndex` describes.
         baselines: ``"bm25"`` for a row of BM25, ``"hybrid"`` for a row of each system with BM25 added: the cosine plus
-            a weight times BM25 standardised over the corpus, the weight from 0, .02, .04 and .06 by those queries of
-            the split ``dev`` that the system was not trained on, or .02 without 20 of them. None for both where
+            a weight times BM25 standardised over the corpus, the weight from 0 to .06 by those queries of the split
+            ``dev`` that the system was not trained on, or .02 without 20 of them. None for both where
             ``bm25s`` is installed; ``()`` for neither. Both need corpora of at most a million documents.
         at_least: Share of the first row's nDCG@10 that a system must gain to work.
         significance: What its p-value must be below.

@@ -127,6 +127,16 @@ def test_the_weight_is_chosen_on_dev_queries_and_never_on_those_judged(make_enco
     assert "plain + BM25: BM25 weighs 0.02 on tiny, without dev queries." in found.notes
 
 
+def test_weights_to_choose_from_are_part_of_what_was_measured(
+    make_encoder: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, models = with_dev(collection()), {"plain": make_encoder()}
+    for weights in ((0.04,), (0.005, 0.005)):
+        monkeypatch.setattr("st_asym.evaluation.baselines.WEIGHTS", weights)
+        found = evaluate(models, {"tiny": data}, results=tmp_path, baselines=["hybrid"])
+        assert any(f"BM25 weighs {weights[0]:g} on tiny" in note for note in found.notes)
+
+
 def test_a_query_s_own_document_is_no_result(make_encoder: Make) -> None:
     data = collection()
     own = replace(data, corpus={**data.corpus, "q0": data.queries["q0"]})
