@@ -69,11 +69,14 @@ def main() -> None:
     write("collections", options, journal, (*PACKAGES, "bm25s", "nudge-ft"))
 
 
-def parser_of(description: str | None, output: str, seeds: Sequence[int]) -> argparse.ArgumentParser:
+def parser_of(
+    description: str | None, output: str, seeds: Sequence[int], sources: Sequence[str] = ()
+) -> argparse.ArgumentParser:
     """The options that all benchmarks of ``fit`` have."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=SHARED, help="the folder of the zips and of pairs/")
-    parser.add_argument("--collections", nargs="+", choices=list(SOURCES), default=list(SOURCES), metavar="NAME")
+    names = list(sources or SOURCES)
+    parser.add_argument("--collections", nargs="+", choices=names, default=names, metavar="NAME")
     parser.add_argument("--seeds", type=int, nargs="+", default=seeds, help=f"(default: {' '.join(map(str, seeds))})")
     parser.add_argument("--threads", type=int, default=2, help="(default: %(default)s)")
     parser.add_argument("--cache", type=Path, default=Path("runs/vectors"), help="(default: %(default)s)")
