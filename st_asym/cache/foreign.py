@@ -78,12 +78,19 @@ def attributes(module: nn.Module) -> dict[str, Any]:
 
 
 def replaced_methods(module: nn.Module) -> dict[str, Any]:
-    """Methods of the module's own, but for a ``forward`` that mixed precision or offloading put there."""
+    """Methods of the module's own, but for a ``forward`` that mixed precision or offloading put there.
+
+    A method that was replaced and put back, as ``MatryoshkaLoss`` does in each step, is the class's.
+    """
     by_library = {"forward"} if vars(module).keys() & {"_old_forward", "_original_forward"} else set()
     return {
         name: value
         for name, value in vars(module).items()
-        if callable(value) and name not in by_library and name[0] != "_" and callable(getattr(type(module), name, None))
+        if callable(value)
+        and name not in by_library
+        and name[0] != "_"
+        and callable(own := getattr(type(module), name, None))
+        and value != types.MethodType(own, module)
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from torch import nn
 
 from st_asym.cache import CachedSentenceTransformer
 from st_asym.data.files import new_folder
-from st_asym.export.onnx import MAX_DIFFERENCE, Array, check_onnx, write_onnx
+from st_asym.export.onnx import MAX_DIFFERENCE, Array, check_onnx, graph_parts, write_onnx
 from st_asym.export.servers import TEI, VLLM, not_served, rename_modules, write_settings
 from st_asym.heads.anatomy import Side, evaluating, foreign_modules, side_modules, side_prompt
 from st_asym.heads.model import load_encoder
@@ -160,7 +161,7 @@ def export_side(
                 tolerance = max(1e-5, torch.finfo(model.dtype or torch.float32).eps)  # a step of half precision
             found = _agreement(vectors, expected, tolerance, int8=int8)
             gc.collect()
-    _warn(unread, prompt, side)
+    _warn(unread, part, prompt, side)
     return Export(output, found, unread, sum(file.stat().st_size for file in output.rglob("*") if file.is_file()))
 
 
@@ -230,7 +231,8 @@ def _agreement(vectors: Array, expected: Array, tolerance: float, *, int8: bool)
     """How close vectors of shape ``(n, d)`` are to the model's, where that is close enough; NaN never is."""
     if vectors.shape != expected.shape:
         raise ValueError(f"The export gives vectors of shape {vectors.shape}, the model of {expected.shape}.")
-    found = Agreement(float(np.abs(vectors - expected).max()), float(pairwise_cos_sim(vectors, expected).min()))
+    cosines = np.where((vectors == expected).all(axis=1), 1, pairwise_cos_sim(vectors, expected).numpy())
+    found = Agreement(float(np.abs(vectors - expected).max()), float(cosines.min()))
     if int8 and not found.cosine >= _LOWEST_COSINE_INT8:
         raise ValueError(
             f"With 8-bit weights a vector has a cosine of {found.cosine:.3f} with the model's (at least "
@@ -245,20 +247,17 @@ def _agreement(vectors: Array, expected: Array, tolerance: float, *, int8: bool)
     return found
 
 
-def _warn(unread: dict[str, str], prompt: str, side: Side) -> None:
+def _warn(unread: dict[str, str], part: SentenceTransformer, prompt: str, side: Side) -> None:
+    """Say which servers cannot run the exported model, why, and what they would run."""
+    remedies = []
+    with contextlib.suppress(ValueError):
+        graph_parts(part, prompt)
+        remedies.append(f"Write format='onnx', which the CPU images of {TEI} run.")
     for reason in dict.fromkeys(unread.values()):
-        logger.warning(
-            "%s cannot run this model: %s. Write format='onnx', which the CPU images of %s run, or, for a head, refit "
-            "with Settings(hidden_features=None, bias=False).",
-            " and ".join(server for server, why in unread.items() if why == reason),
-            reason,
-            TEI,
-        )
+        servers = " and ".join(server for server, why in unread.items() if why == reason)
+        linear = "For a head that they run, refit with Settings(hidden_features=None, bias=False)."
+        refit = linear if "a Dense" in reason else ""
+        logger.warning("%s", " ".join([f"{servers} cannot run this model: {reason}.", *remedies, refit]).rstrip())
     if prompt:
-        logger.warning(
-            "Queries and documents differ by their prompt: start %s with --default-prompt-name %s; elsewhere put %r in "
-            "front of each text.",
-            TEI,
-            side,
-            prompt,
-        )
+        started = "" if TEI in unread else f"start {TEI} with --default-prompt-name {side}; elsewhere "
+        logger.warning("Queries and documents differ by their prompt: %sput %r in front of each text.", started, prompt)

@@ -46,7 +46,7 @@ def write_onnx(model: SentenceTransformer, folder: Path, *, prompt: str, texts: 
     ``model`` is of modules from a ``Transformer`` on, without a ``Router``; ``folder`` is made here; ``prompt`` is put
     before the texts. The vectors have the shape ``(len(texts), d)``, float32.
     """
-    transformer, tokenizer = _check_model(model, prompt)
+    transformer, tokenizer = graph_parts(model, prompt)
     folder.mkdir()
     _write_graph(model, folder / "model.onnx", int8=int8)
     tokenizer.save_pretrained(str(folder))
@@ -64,7 +64,8 @@ def write_onnx(model: SentenceTransformer, folder: Path, *, prompt: str, texts: 
     return np.concatenate([encode(part) for part in (texts[:1], texts[1:]) if part])
 
 
-def _check_model(model: SentenceTransformer, prompt: str) -> tuple[Transformer, Any]:
+def graph_parts(model: SentenceTransformer, prompt: str) -> tuple[Transformer, Any]:
+    """The encoder and its tokenizer; a ValueError where no graph can stand for the model."""
     first, *rest = model
     tokenizer = getattr(first, "tokenizer", None)
     if not isinstance(first, Transformer) or not getattr(tokenizer, "is_fast", False):

@@ -9,7 +9,7 @@ import os
 import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,7 +38,7 @@ from st_asym.fitting.settings import Settings
 from st_asym.fitting.tuning import check_optuna, tune
 from st_asym.fitting.vectors import Vectors, read_vectors
 from st_asym.heads.anatomy import EncoderSource, public_name
-from st_asym.heads.model import asymmetric_model, load_encoder, saved_size
+from st_asym.heads.model import fresh_heads, load_encoder, saved_size
 from st_asym.heads.saved import rescued_heads
 from st_asym.trust.provenance import keep_what_is_not_ours, save_provenance
 
@@ -178,7 +178,7 @@ def fit(
         data = as_retrieval_data(train, corpus=corpus, dev=dev, hold_out_test=hold_out_test)
         report.note_data(data)
         model = load_encoder(encoder)
-        asymmetric_model(model, **settings.projection())  # what cannot be built is refused before anything is encoded
+        fresh_heads(model, settings.projection())  # what cannot be built is refused before anything is encoded
         check_place(output, saved_size(model))
         given, store = EncoderSource.of(encoder, model), open_cache(cache)
         _free_place(output)  # where the cache may be now
@@ -189,6 +189,8 @@ def fit(
         )
     with report.timed("rehearse"):
         width = model.get_embedding_dimension() or vectors.dimension
+        if settings.sides is None and width < vectors.dimension:  # truncate_dim: both sides get what cuts them
+            report.settings = replace(settings, sides="both")
         options: dict[str, Any] = {"deadline": deadline, "trials": trials, "show_progress_bar": show_progress_bar}
         chosen, parts, judged = rehearsed(vectors, data, report, width, expected_unseen, **options)
         report.bm25 = bm25_sentence(data, parts, judged, report.chosen.choice if report.chosen else None)

@@ -64,6 +64,19 @@ def asymmetric_model(
         (3,)
     """
     encoder = load_encoder(encoder)
+    model = behind_encoder(encoder, fresh_heads(encoder, projection))
+    if encoder.dtype in (torch.bfloat16, torch.float16):
+        logger.warning(
+            "The heads are in %s like the encoder. An optimizer step below 1/%d of a weight is rounded away in that "
+            "precision: load the encoder in float32 to train, and convert the trained model.",
+            str(encoder.dtype).removeprefix("torch."),
+            round(2 / torch.finfo(encoder.dtype).eps),
+        )
+    return model
+
+
+def fresh_heads(encoder: SentenceTransformer, projection: ProjectionOptions) -> Router:
+    """Heads for this encoder, untrained; refused, or warned about, is what a model of both cannot be or keep."""
     if any(isinstance(module, Router) for module in encoder.modules()):
         raise ValueError(
             "The encoder already has a Router, so its queries and documents take different ways before the heads. Pass "
@@ -80,7 +93,7 @@ def asymmetric_model(
     options: ProjectionOptions = {"out_features": encoder.get_embedding_dimension(), **projection}
     router = AsymmetricProjection(in_features, **options)
     _warn_about_encoder(encoder)
-    return behind_encoder(encoder, router)
+    return router
 
 
 def behind_encoder(encoder: SentenceTransformer, router: Router) -> SentenceTransformer:
@@ -288,13 +301,6 @@ def _warn_about_encoder(encoder: SentenceTransformer) -> None:
             "The encoder compares vectors of any length by %s; the model with heads compares directions, by cosine, "
             "and ranks differently even before training.",
             encoder.similarity_fn_name,
-        )
-    if encoder.dtype in (torch.bfloat16, torch.float16):
-        logger.warning(
-            "The heads are in %s like the encoder. An optimizer step below 1/%d of a weight is rounded away in that "
-            "precision: load the encoder in float32 to train, and convert the trained model.",
-            str(encoder.dtype).removeprefix("torch."),
-            round(2 / torch.finfo(encoder.dtype).eps),
         )
 
 

@@ -197,7 +197,7 @@ def _check_identity(sizes: Sequence[int], activation: str) -> None:
     if reason is not None:
         widths: Any = None if not hidden else hidden[0] if len(hidden) == 1 else tuple(hidden)
         raise ValueError(
-            f"A head of this shape cannot start as the identity: {reason}. A random start works, but loses the "
+            f"A head of this shape cannot start as the identity: {reason}. With init='random' it works, but loses the "
             f"encoder's geometry: AsymmetricProjection({in_features}, {out_features}, hidden_features={widths}, "
             f"activation={activation!r}, init='random')."
         )

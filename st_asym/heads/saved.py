@@ -139,7 +139,7 @@ def rescued_heads(model: SentenceTransformer, output: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:  # what a module's own save may raise
         if not taken_apart(model)[1]:
             raise
         heads = _put_anywhere(model)

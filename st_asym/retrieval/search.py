@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -82,6 +83,7 @@ class Bm25Index:
             raise ImportError("BM25 needs bm25s, which is not installed: pip install 'st_asym[eval]'.")
         import bm25s
 
+        logging.getLogger("bm25s").setLevel(logging.INFO)  # on import it asks for its debugging messages
         self._bm25s: Any = bm25s
         self._documents = len(documents)
         tokens = bm25s.tokenize(list(documents), show_progress=False)

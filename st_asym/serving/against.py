@@ -151,8 +151,9 @@ def _compared(
     if refused:
         limit = f"The model cuts texts off at {model.max_seq_length} tokens: let the server or the client do so too."
         mistakes["length of texts"] = refused + limit
-    lengths = np.linalg.norm(served, axis=1) / np.maximum(np.linalg.norm(right, axis=1), np.finfo(np.float64).tiny)
-    if np.abs(lengths - 1).max() > _LENGTH and "other encoder" not in mistakes:
+    known = right.any(axis=1)  # a text that the model has no vector for has no length
+    lengths = np.linalg.norm(served[known], axis=1) / np.linalg.norm(right[known], axis=1)
+    if (np.abs(lengths - 1) > _LENGTH).any() and "other encoder" not in mistakes:
         mistakes["not normalised"] = (
             f"The server's vectors are {lengths.min():.3g} to {lengths.max():.3g} times as long as the model's. Let "
             "the server normalise, or the client, or let the index compare by cosine and not by inner product."
@@ -246,8 +247,10 @@ def _wrong_vectors(model: SentenceTransformer, side: Side, texts: Sequence[str])
 
 
 def _distances(a: Vectors, b: Vectors) -> Vectors:
-    """1 - cosine of each two vectors, shape ``(n,)``; infinite where they differ in length."""
-    return 1 - pairwise_cos_sim(a, b).numpy() if a.shape == b.shape else np.full(len(a), np.inf)
+    """1 - cosine of each two vectors, shape ``(n,)``; 0 of equal ones, infinite where they differ in length."""
+    if a.shape != b.shape:
+        return np.full(len(a), np.inf)
+    return np.where((a == b).all(axis=1), 0, 1 - pairwise_cos_sim(a, b).numpy())
 
 
 class _AnswerError(ValueError):

@@ -11,10 +11,17 @@ from cache_helpers import tiny_bert
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
-from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.modules import BoW
 
-from st_asym import CachedSentenceTransformer, CacheError, EmbeddingCache, asymmetric_model, freeze_encoder
+from st_asym import (
+    CachedSentenceTransformer,
+    CacheError,
+    EmbeddingCache,
+    asymmetric_model,
+    freeze_encoder,
+    save_heads,
+)
 
 TEXTS = ["a bad cab", "deaf", "", "a bad cab", " ", "x" * 1000, "a", "é ü", "bad\ncab", "bad cab"]
 
@@ -393,3 +400,24 @@ def test_mteb_gives_the_models_scores(bert: Path, tmp_path: Path) -> None:
         scores.append(result.task_results[0].scores["test"][0]["ndcg_at_10"])
     assert scores[0] == pytest.approx(scores[1], abs=1e-6) == pytest.approx(scores[2], abs=1e-6)
     assert encoded == []
+
+
+def test_a_loss_that_replaces_forward_and_puts_it_back_trains_on_cached_vectors(
+    model: SentenceTransformer, cached: CachedSentenceTransformer, tmp_path: Path
+) -> None:
+    pairs = Dataset.from_dict({"query": ["a bad cab", "deaf"] * 4, "document": ["bad", "a", "cab", "x"] * 2})
+    arguments = SentenceTransformerTrainingArguments(
+        str(tmp_path / "run"),
+        max_steps=3,
+        per_device_train_batch_size=4,
+        router_mapping={"query": "query", "document": "document"},
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    before = model.encode_query("a bad cab")
+    loss = MatryoshkaLoss(cached, MultipleNegativesRankingLoss(cached), [32, 8])
+    SentenceTransformerTrainer(cached, arguments, pairs, loss=loss).train()
+    assert not close(model.encode_query("a bad cab"), before)
+    assert close(cached.encode_query(TEXTS), model.encode_query(TEXTS))
+    save_heads(model, tmp_path / "heads")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from experiment.systems import get_system
 from export_helpers import TEXTS, trained
+from fitting_helpers import DIMENSION, encoder_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
@@ -340,3 +341,13 @@ def test_the_real_encoder(real_encoder: SentenceTransformer, tmp_path: Path) -> 
         expected = model.encode_query(texts) if side == "query" else model.encode_document(texts)
         np.testing.assert_allclose(served(tokens), expected, atol=1e-5)
         assert served.max_length == 256
+
+
+def test_a_static_encoder_and_a_text_that_it_does_not_know(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = trained(asymmetric_model(encoder_of({"red": np.ones(DIMENSION)}), bias=False))
+    with caplog.at_level(logging.WARNING, "st_asym"):
+        found = export_side(model, "query", tmp_path / "side", texts=["red", "unknown"])
+    assert found.agreement.cosine == pytest.approx(1)
+    assert "cannot run this model" in caplog.text
+    assert "onnx" not in caplog.text  # which no graph could be of, and another head would not help
+    assert "refit" not in caplog.text

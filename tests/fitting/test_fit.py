@@ -164,11 +164,16 @@ def test_the_generators_of_the_caller_stay_as_they_are(won: Won) -> None:
 
 @pytest.mark.parametrize(("dtype", "contrastive"), [(torch.float16, "in-batch"), (torch.bfloat16, "corpus")])
 def test_an_encoder_in_half_precision_is_fitted_in_float32(
-    quick: Callable[..., FitResult], tmp_path: Path, dtype: torch.dtype, contrastive: Any
+    quick: Callable[..., FitResult],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    dtype: torch.dtype,
+    contrastive: Any,
 ) -> None:
     encoder, data = rotated(60)
     result = quick(encoder.to(dtype), data, settings=replace(QUICK, contrastive=contrastive))
     assert result.report.kept
+    assert "rounded away" not in caplog.text
     saved = SentenceTransformer(str(tmp_path / "model"), device="cpu")
     np.testing.assert_allclose(both_sides(saved, data), both_sides(result.model, data), atol=1e-2)
     queries, documents = saved.encode_query(list(data.queries)), saved.encode_document(list(data.corpus))
@@ -592,3 +597,12 @@ def test_a_seed_may_be_a_number_of_numpy(tmp_path: Path) -> None:
     one, other = ((tmp_path / name / "st_asym_report.json").read_text() for name in ("one", "other"))
     assert json.loads(one)["evidence"] == json.loads(other)["evidence"]
     assert json.loads(one)["seed"] == 3
+
+
+def test_an_encoder_that_cuts_its_vectors_gets_heads_on_both_sides_that_do(quick: Callable[..., FitResult]) -> None:
+    encoder, data = rotated()
+    encoder.truncate_dim = DIMENSION // 2
+    result = quick(encoder, data)
+    assert result.report.kept
+    assert result.report.settings.sides == "both"
+    assert result.model.encode_query("q0").shape == result.model.encode_document("d0").shape == (DIMENSION // 2,)

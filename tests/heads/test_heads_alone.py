@@ -196,3 +196,12 @@ def test_an_error_keeps_its_kind_and_a_model_without_heads_has_none_to_keep(
     monkeypatch.setattr("tempfile.mkdtemp", lambda **_: (_ for _ in ()).throw(OSError("no")))
     with pytest.raises(OSError, match="could be kept nowhere else"), rescued_heads(model, output):
         raise OSError("full")
+
+
+def test_heads_are_kept_where_a_module_of_the_encoder_cannot_be_written(
+    tmp_path: Path, make_encoder: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    model, output = trained(make_encoder()), tmp_path / "model"
+    with pytest.raises(OSError, match=r"not contiguous\. \S+model was not saved, but"), rescued_heads(model, output):
+        raise ValueError("not contiguous.")

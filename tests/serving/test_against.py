@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fitting_helpers import DIMENSION, encoder_of
 from sentence_transformers import SentenceTransformer
 from serving_helpers import model_with_random_heads
 from typer.testing import CliRunner
 
+from st_asym import asymmetric_model
 from st_asym.cli import app
 from st_asym.export.export_side import TEXTS
 from st_asym.serving import compare_with_server
@@ -108,6 +110,15 @@ def test_a_right_server(model: SentenceTransformer) -> None:
         lines = str(compared).splitlines()
         assert lines[0].endswith("gives the vectors of the model.")
         assert lines[1:] == [f"{side} (clicks-{side}): right, lowest cosine 1.000000" for side in PROMPTS]
+
+
+def test_a_text_whose_vector_is_zero_is_no_mistake() -> None:
+    words = dict(zip(WORDS[0::4], np.eye(DIMENSION, dtype=np.float32), strict=False))
+    model = asymmetric_model(encoder_of({"red": np.ones(DIMENSION), **words}))
+    texts = ["red", *words, "unknown to it"]
+    assert not model.encode_query("unknown to it").any()
+    with server(openai(rightly(model), NAMES)) as url:
+        assert compare_with_server(model, url, texts=texts).right
 
 
 def test_half_precision_is_right(model: SentenceTransformer) -> None:
