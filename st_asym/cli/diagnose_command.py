@@ -30,7 +30,7 @@ def diagnose(
         from st_asym.heads.model import load_encoder
         from st_asym.trust.provenance import made_with_heads
 
-        options.check_html(html)
+        options.check_files(html, json)
         split = split or "test"
         collection = load_data(data)
         if split == "all":

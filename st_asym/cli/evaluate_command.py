@@ -92,7 +92,7 @@ def evaluate(
     with options.one_line_errors(debug=debug, quiet=quiet):
         from st_asym import evaluation
 
-        options.check_html(html)
+        options.check_files(html, json)
         run, data = _run_and_data(run_or_data or [], on or [], models=bool(models), watch=watch)
         if decide and (len(models or []) != 2 or run is not None):
             raise ValueError("--decide is between two models on data: name both with --model, and no run beside them.")

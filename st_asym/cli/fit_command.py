@@ -73,7 +73,7 @@ def fit(
     with options.one_line_errors(debug=debug, quiet=quiet):
         from st_asym.fitting import Settings, fit
 
-        options.check_html(html)
+        options.check_files(html)
         if evaluate:
             from st_asym.evaluation.run_folder import check_tasks
 

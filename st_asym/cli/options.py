@@ -51,14 +51,15 @@ def show(lines: str) -> None:
     typer.echo("\n".join(rest))
 
 
-def check_html(html: Path | None) -> None:
-    """Refuse before the work whose page could not be written."""
+def check_files(html: Path | None, json: Path | None = None) -> None:
+    """Refuse before the work whose page or JSON could not be written."""
     if html is not None:
         from st_asym.report import check_installed
 
         check_installed()
-        if html.is_dir():
-            raise IsADirectoryError(f"{html} is a folder: name a file for the page.")
+    for path, what in (html, "page"), (json, "JSON"):
+        if path is not None and path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder: name a file for the {what}.")
 
 
 def write_html(html: Path | None, found: Any, *, debug: bool) -> None:

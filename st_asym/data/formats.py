@@ -358,6 +358,7 @@ def is_column(source: Any) -> bool:
         not is_table(source)
         and not isinstance(source, str | Mapping)
         and any(hasattr(source, name) for name in ("to_pylist", "to_list", "tolist"))
+        and getattr(source, "ndim", 1) > 0  # a number of NumPy is none
     )
 
 

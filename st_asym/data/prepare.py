@@ -32,7 +32,7 @@ def checked(data: RetrievalData) -> RetrievalData:
         )
     for split, judged in qrels.items():
         check_ids(data.queries, data.corpus, judged, f"The {split} split")
-        qrels[split] = _whole_grades(judged, split, notes)
+        qrels[split] = _none_below_zero(whole_grades(judged, split), split, notes)
 
     queries = _without_empty(data.queries, "query", "queries", notes)
     corpus = _without_empty(data.corpus, "document", "documents", notes)
@@ -89,24 +89,26 @@ def _dev_by_its_name(qrels: Mapping[str, Qrels]) -> dict[str, Qrels]:
     return {DEV_NAMES[0] if split in found else split: judged for split, judged in qrels.items()}
 
 
-def _whole_grades(judged: Qrels, split: str, notes: list[str]) -> Qrels:
+def whole_grades(judged: Qrels, split: str) -> Qrels:
+    """The same judgments, with integers for grades that stand for some; a ValueError names those that do not."""
     result: Qrels = {}
-    wrong, below = [], []
+    wrong = []
     for query_id, documents in judged.items():
         result[query_id] = {}
         for document_id, value in documents.items():
             try:
-                grade = whole_number(value)
+                result[query_id][document_id] = whole_number(value)
             except ValueError:
                 wrong.append(f"{query_id} {document_id} ({value!r:.40})")
-                continue
-            if grade < 0:
-                below.append(f"{query_id} {document_id}")
-            result[query_id][document_id] = max(grade, 0)
     if wrong:
         raise ValueError(f"{counted(len(wrong), 'grade')} in {split} not a whole number: {first_few(wrong)}.")
-    notes += noted(below, "grade", f"below zero in {split} taken as not relevant")
     return result
+
+
+def _none_below_zero(judged: Qrels, split: str, notes: list[str]) -> Qrels:
+    below = [f"{query} {document}" for query, own in judged.items() for document, grade in own.items() if grade < 0]
+    notes += noted(below, "grade", f"below zero in {split} taken as not relevant")
+    return {query: {document: max(grade, 0) for document, grade in own.items()} for query, own in judged.items()}
 
 
 def _without_empty(texts: Mapping[str, str], singular: str, plural: str, notes: list[str]) -> dict[str, str]:

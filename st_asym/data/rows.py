@@ -58,6 +58,7 @@ _QRELS = "qrels map query id to document id to grade, or are a table with the co
 
 # What stands in logs for a grade.
 _CLICK_NAMES = ("clicked", "click", "clicks")
+_IN_EVERY_ROW = {*GRADE_NAMES, *_CLICK_NAMES, "shown"}
 _YES_NO, _NO = {"true": 1, "false": 0}, ("0", "0.0", "false")
 
 # What is left out or read in a way that may surprise.
@@ -83,7 +84,8 @@ def from_pairs(pairs: Iterable[Sequence[str]]) -> RetrievalData:
 
     Texts that occur several times become one query or one document, documents also where they differ in white space,
     case or Unicode form alone. A query goes to ``train`` (70 %), ``dev`` (10 %) or ``test`` (20 %) by a hash of its
-    text, so that it stays there when pairs are added, and in any order; spellings of one query go together.
+    text, so that it stays there when others are added, and in any order; spellings of one query go together, by the
+    first in alphabetical order.
 
     Args:
         pairs: A tuple or list of a query and a document text each.
@@ -119,7 +121,7 @@ def pairs_of_rows(
     if any(folded(name) == "split" for name in names):
         notes.append(f"{source}: the column split is not read. Give the rows of each split apart, as train and dev.")
     places: _Places = defaultdict(list)
-    pairs = _pairs_in(rows, columns, places, of_text=of_text)
+    pairs = _pairs_in(rows, names, columns, places, of_text=of_text)
     return _collection(pairs, source, places, notes, clicks=folded(columns.grade) == "clicks")
 
 
@@ -174,16 +176,17 @@ def _pair_columns(names: Iterable[str], source: str) -> _PairColumns:
     if shown and not grade:
         raise ValueError(f"{found}: {shown!r} says what was shown, and none what was clicked. Add clicked or clicks.")
     document = only(DOCUMENT_NAMES, "document")
-    title = columns.get("title", "") if folded(document) in _TITLED_NAMES else ""
+    title = columns.get("title", "title") if folded(document) in _TITLED_NAMES else ""
     return _PairColumns(only(QUERY_NAMES, "query"), document, grade, title, shown)
 
 
-def _pairs_in(rows: Iterable[Row], columns: _PairColumns, places: _Places, *, of_text: bool) -> Iterator[_Pair]:
+def _pairs_in(
+    rows: Iterable[Row], names: Iterable[str], columns: _PairColumns, places: _Places, *, of_text: bool
+) -> Iterator[_Pair]:
     """The query of each row with each of its documents, and with each that is not relevant."""
+    first = set(names)
     for where, row in rows:
-        missing = [name for name in (columns.query, columns.document, columns.grade) if name and name not in row]
-        if missing:
-            raise ValueError(f"{where}: no {' and no '.join(map(repr, missing))}, only {list(row)}.")
+        _check_names(where, row, first, columns)
         if columns.shown and all(folded(row.get(name)) in _NO for name in (columns.shown, columns.grade)):
             places[_NOT_SHOWN].append(where)
             continue
@@ -202,6 +205,17 @@ def _pairs_in(rows: Iterable[Row], columns: _PairColumns, places: _Places, *, of
             yield where, query, document, grade
         negatives = chain.from_iterable(map(_listed, fields.values()))  # rows may have fewer than columns
         yield from ((where, query, negative, 0) for negative in negatives if not is_missing(negative))
+
+
+def _check_names(where: str, row: Mapping[str, Any], first: set[str], columns: _PairColumns) -> None:
+    """Refuse a row without a column that it needs, and one with a grade where the first row has none."""
+    missing = [name for name in (columns.query, columns.document, columns.grade) if name and name not in row]
+    if missing:
+        raise ValueError(f"{where}: no {' and no '.join(map(repr, missing))}, only {list(row)}.")
+    if row.keys() <= first:
+        return
+    if late := [name for name in row if name not in first and folded(name) in _IN_EVERY_ROW]:
+        raise ValueError(f"{where}: {late[0]!r}, which the first row has not. Give it in every row, or in none.")
 
 
 def _collection(

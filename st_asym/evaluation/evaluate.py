@@ -72,7 +72,7 @@ def evaluate(
         train: What the models were trained on, to tell queries whose relevant documents were training positives from
             others: a collection in any form that :func:`st_asym.fit` takes, whose documents are recognised by their
             text, or qrels with the document ids of the data set; or a mapping of data sets to such. Of a file of pairs
-            all count, as :func:`st_asym.fit` trains on all; of one that is itself evaluated, those that are not judged.
+            all count, as :func:`st_asym.fit` trains on all; of one that is itself evaluated, all but its ``test``.
         compressed: Also evaluate with ``"int8"`` or ``"binary"`` vectors, or with so many dimensions, as
             :class:`st_asym.evaluation.compressed.CompressedIndex` describes.
         baselines: ``"bm25"`` for a row of BM25, ``"hybrid"`` for a row of each system with BM25 added: the cosine plus
@@ -109,7 +109,7 @@ def evaluate(
     compressed = (compressed,) if isinstance(compressed, str | int) else tuple(compressed)
     with undisturbed():
         found = benchmarks(tasks, split)
-        positives = training_documents(train, found, split)
+        positives = training_documents(train, found)
         systems = systems_of(models)
         beside = Baselines(baselines, models, split)
         trained, trained_notes = trained_queries(models, found, split)

@@ -166,7 +166,7 @@ def check_tasks(
     from st_asym.evaluation.tasks import benchmarks, listed, training_documents
 
     tasks, train = listed(tasks), list(train) if isinstance(train, Iterator) else train
-    training_documents(train, benchmarks(tasks, split), split)
+    training_documents(train, benchmarks(tasks, split))
     return tasks, train
 
 

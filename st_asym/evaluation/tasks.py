@@ -27,7 +27,7 @@ from st_asym.data import RetrievalData, load_data
 from st_asym.data.collection import Qrels, counted, first_few, own_documents
 from st_asym.data.document import copies, relevant_of, text_key
 from st_asym.data.formats import as_list, is_table
-from st_asym.data.prepare import check_ids, check_texts
+from st_asym.data.prepare import check_ids, check_texts, whole_grades
 from st_asym.data.sources import is_one_source, read
 from st_asym.evaluation.comparison import FEW
 from st_asym.evaluation.models import Models, models_of
@@ -220,6 +220,7 @@ def _of_collection(name: str, data: RetrievalData, split: str) -> Benchmark:
         splits = ", ".join(sorted(data.qrels)) or "none"
         raise ValueError(f"{name} has no split {split!r} to evaluate on; it has {splits}. Give split=..., or 'all'.")
     check_ids(data.queries, data.corpus, data.qrels[split], f"{name}, split {split!r},")
+    data = replace(data, qrels={**data.qrels, split: whole_grades(data.qrels[split], f"the split {split!r} of {name}")})
     answered = data.relevant(split)
     judged = {query_id: documents for query_id, documents in data.qrels[split].items() if query_id in answered}
     if not judged:
@@ -285,9 +286,7 @@ def seen_queries(
     return groups
 
 
-def training_documents(
-    train: Train | Mapping[str, Train] | None, found: Sequence[Benchmark], split: str = "test"
-) -> dict[str, set[str]]:
+def training_documents(train: Train | Mapping[str, Train] | None, found: Sequence[Benchmark]) -> dict[str, set[str]]:
     """The relevant documents of training, where ``train`` says what the models were trained on.
 
     By data set: digests of their texts; their ids, where neither ``train`` nor the data set has texts here.
@@ -306,7 +305,8 @@ def training_documents(
         if source is None:
             continue
         if data is not None and _is_its_file(source, benchmark):
-            rest = {query: judged for part in data.qrels if part != split for query, judged in data.qrels[part].items()}
+            kept = [part for part in data.qrels if part not in ("test", "all")]
+            rest = {query: judged for part in kept for query, judged in data.qrels[part].items()}
             positives[benchmark.name] = _positives(replace(data, qrels={"train": rest}))
             continue
         if id(source) not in known:

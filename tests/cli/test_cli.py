@@ -291,6 +291,14 @@ def test_each_command_writes_its_page(folder: Path, beir: Path) -> None:
         assert f"<h1>{title}" in page.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("command", ["evaluate", "diagnose"])
+def test_json_that_cannot_be_written_is_refused_before_the_work(folder: Path, command: str) -> None:
+    places = ["nothing.csv", "-m", "nothing"] if command == "evaluate" else ["nothing", "nothing.csv"]
+    result = CliRunner().invoke(app, [command, *places, "--json", str(folder)])
+    assert result.exit_code == 2
+    assert "is a folder: name a file for the JSON" in result.stderr
+
+
 def test_a_page_that_cannot_be_written_is_refused_before_the_work(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

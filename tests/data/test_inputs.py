@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from data_helpers import EXPECTED, PAIRS, beir, by_text
 from datasets import Dataset, DatasetDict
@@ -339,3 +340,21 @@ def test_notes_are_logged_as_warnings(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="st_asym"):
         as_retrieval_data([SENTENCES.format(i) for i in range(3)])
     assert caplog.messages[0].startswith("No labels: 3 pseudo-queries from the sentences of 3 documents")
+
+
+@pytest.mark.parametrize("name", ["score", "Label", "clicked", "shown"])
+def test_a_grade_that_the_first_row_has_not_is_named(name: str) -> None:
+    rows = [{"query": "q", "document": "d"}, {"query": "q", "document": "e", name: 0}]
+    with pytest.raises(ValueError, match=rf"row 1: '{name}', which the first row has not"):
+        as_retrieval_data(rows)
+
+
+def test_a_title_that_the_first_row_has_not_is_read() -> None:
+    rows = [{"query": "q", "text": "d"}, {"query": "r", "text": "e", "title": "T"}]
+    assert list(as_retrieval_data(rows).corpus.values()) == ["d", "T e"]
+
+
+def test_grades_may_be_numbers_of_numpy() -> None:
+    grades = dict(zip(["d", "e"], np.array([1, 0]), strict=True))
+    data = as_retrieval_data(({"q": "a"}, {"d": "b", "e": "c"}, {"q": grades}))
+    assert data.qrels == {"train": {"q": {"d": 1, "e": 0}}}

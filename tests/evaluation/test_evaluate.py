@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, DatasetDict
 from evaluation_helpers import collection, count_encoded, ndcg_at_10, with_heads
 from sentence_transformers import SentenceTransformer
 
@@ -393,3 +394,35 @@ def test_without_a_cache_of_its_own_nothing_is_encoded_again(tiny_encoder: Sente
     assert before >= 3
     assert evaluate({"plain": tiny_encoder}, {"tiny": data}, **options).queries == first.queries
     assert encoded() == before
+
+
+@pytest.mark.parametrize("one", ["1", 1.0, np.int64(1)])
+def test_grades_that_stand_for_integers_are_read_as_by_fit(make_encoder: Make, one: Any) -> None:
+    data, models = collection(), {"plain": make_encoder()}
+    qrels = {
+        query: {key: one if grade == 1 else grade for key, grade in own.items()}
+        for query, own in data.qrels["test"].items()
+    }
+    given = replace(data, qrels={**data.qrels, "test": qrels})
+    found, expected = (evaluate(models, {"tiny": each}, results=None, baselines=()) for each in (given, data))
+    assert found["plain"].average == expected["plain"].average
+    given = replace(data, qrels={"test": {"q0": {"d0": 0.5}}})
+    with pytest.raises(ValueError, match=r"1 grade in the split 'test' of tiny not a whole number: q0 d0"):
+        evaluate(models, {"tiny": given}, results=None)
+
+
+def test_the_splits_of_a_data_set_are_one_collection(make_encoder: Make) -> None:
+    rows = [{"query": f"query {key}", "positive": text} for key, text in collection().corpus.items()]
+    splits = DatasetDict(train=Dataset.from_list(rows[4:]), test=Dataset.from_list(rows[:4]))
+    found = evaluate({"plain": make_encoder()}, splits, results=None, baselines=())
+    (name,) = found.queries
+    assert len(found.queries[name]["ids"]) == 4
+
+
+@pytest.mark.parametrize("split", ["train", "dev", "all"])
+def test_of_the_file_that_is_judged_all_but_test_was_trained_on(make_encoder: Make, tmp_path: Path, split: str) -> None:
+    file = tmp_path / "pairs.csv"
+    file.write_text("query,positive\n" + "".join(f"query {i},frozen text {i}\n" for i in range(60)))
+    found = evaluate({"plain": make_encoder()}, file, results=None, train=file, split=split, baselines=())
+    trained = {query for part in ("train", "dev") for query in load_data(file).qrels[part]}
+    assert set(found.queries["pairs"]["seen"]) == trained & set(found.queries["pairs"]["ids"])
