@@ -252,10 +252,14 @@ def training_data(source: Any) -> RetrievalData | None:
     return source if isinstance(source, RetrievalData) and "train" in source.qrels else None
 
 
+def is_data_set_of_splits(source: Any) -> bool:
+    """Whether something is a ``DatasetDict``, the splits of one collection."""
+    return isinstance(source, Mapping) and hasattr(source, "column_names")
+
+
 def is_one_source(source: Any) -> bool:
     """Whether something is one collection, rather than several or none: a table, its splits or parts, or rows."""
-    splits = isinstance(source, Mapping) and hasattr(source, "column_names")  # a DatasetDict
-    if splits or is_table(source) or _triple_of(source) is not None:
+    if is_data_set_of_splits(source) or is_table(source) or _triple_of(source) is not None:
         return True
     rows = as_list(source[:1]) if is_column(source) else []
     return bool(rows) and (_is_row(rows[0]) or (isinstance(rows[0], list | tuple) and not is_one_source(rows[0])))

@@ -28,7 +28,7 @@ from st_asym.data.collection import Qrels, counted, first_few, own_documents
 from st_asym.data.document import copies, relevant_of, text_key
 from st_asym.data.formats import as_list, is_table
 from st_asym.data.prepare import check_ids, check_texts, whole_grades
-from st_asym.data.sources import is_one_source, read
+from st_asym.data.sources import is_data_set_of_splits, is_one_source, read
 from st_asym.evaluation.comparison import FEW
 from st_asym.evaluation.models import Models, models_of
 from st_asym.trust.provenance import Provenance, made_with_heads
@@ -351,7 +351,9 @@ def _is_qrels(train: Any) -> bool:
         isinstance(train, Mapping)
         and not is_one_source(train)
         and all(
-            isinstance(grades, Mapping) and not any(isinstance(grade, Mapping) for grade in grades.values())
+            isinstance(grades, Mapping)
+            and not is_data_set_of_splits(grades)
+            and not any(isinstance(grade, Mapping) for grade in grades.values())
             for grades in train.values()
         )
     )

@@ -32,6 +32,9 @@ from st_asym.trust.provenance import (
 
 logger = logging.getLogger(__name__)
 
+# What writing a model may raise: the last two come out of a module's own ``save``.
+_NOT_WRITTEN = (OSError, SafetensorError, ValueError, RuntimeError)
+
 
 def save_heads(model: SentenceTransformer | str | os.PathLike[str], path: str | os.PathLike[str]) -> Path:
     """Save the heads of a model without its encoder: 5 MB instead of 95 for all-MiniLM-L6-v2.
@@ -139,7 +142,7 @@ def rescued_heads(model: SentenceTransformer, output: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, SafetensorError, ValueError, RuntimeError) as error:  # what a module's own save may raise
+    except _NOT_WRITTEN as error:
         if not taken_apart(model)[1]:
             raise
         heads = _put_anywhere(model)
@@ -161,7 +164,7 @@ def _put_anywhere(model: SentenceTransformer) -> Path | None:
             continue
         try:
             return save_heads(model, place / "heads")
-        except (OSError, SafetensorError, ValueError):
+        except _NOT_WRITTEN:
             shutil.rmtree(place, ignore_errors=True)
     return None
 

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Router
-from sentence_transformers.util import cos_sim, pairwise_cos_sim
+from sentence_transformers.util import cos_sim
 
-from st_asym.export.export_side import TEXTS, side_vectors
+from st_asym.export.export_side import TEXTS, cosines, side_vectors
 from st_asym.heads.anatomy import Side, public_name, side_prompt
 from st_asym.heads.model import load_encoder
 
@@ -248,9 +248,7 @@ def _wrong_vectors(model: SentenceTransformer, side: Side, texts: Sequence[str])
 
 def _distances(a: Vectors, b: Vectors) -> Vectors:
     """1 - cosine of each two vectors, shape ``(n,)``; 0 of equal ones, infinite where they differ in length."""
-    if a.shape != b.shape:
-        return np.full(len(a), np.inf)
-    return np.where((a == b).all(axis=1), 0, 1 - pairwise_cos_sim(a, b).numpy())
+    return 1 - cosines(a, b) if a.shape == b.shape else np.full(len(a), np.inf)
 
 
 class _AnswerError(ValueError):

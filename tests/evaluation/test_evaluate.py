@@ -417,6 +417,8 @@ def test_the_splits_of_a_data_set_are_one_collection(make_encoder: Make) -> None
     found = evaluate({"plain": make_encoder()}, splits, results=None, baselines=())
     (name,) = found.queries
     assert len(found.queries[name]["ids"]) == 4
+    found = evaluate({"plain": make_encoder()}, {"mine": splits}, results=None, train={"mine": splits}, baselines=())
+    assert found.queries["mine"]["seen"] == []
 
 
 @pytest.mark.parametrize("split", ["train", "dev", "all"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from itertools import pairwise
 from typing import Any
 
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from st_asym.retrieval import nearest, search
+from st_asym.retrieval.search import Bm25Index
 
 
 @st.composite
@@ -48,3 +50,8 @@ def test_blocks_of_queries_change_nothing(monkeypatch: Any) -> None:
     monkeypatch.setattr(search, "_BLOCK", 100)
     blocks = nearest(queries, documents, 5, excluded=(torch.arange(30), torch.arange(30)))
     torch.testing.assert_close(whole, blocks)
+
+
+def test_an_index_writes_no_debugging_messages() -> None:
+    Bm25Index(["red head", "big text"])
+    assert not logging.getLogger("bm25s").isEnabledFor(logging.DEBUG)
