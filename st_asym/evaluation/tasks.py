@@ -224,7 +224,9 @@ def _of_collection(name: str, data: RetrievalData, split: str) -> Benchmark:
     answered = data.relevant(split)
     judged = {query_id: documents for query_id, documents in data.qrels[split].items() if query_id in answered}
     if not judged:
-        raise ValueError(f"{name}: no query of the split {split!r} has a relevant document.")
+        others = ", ".join(sorted(other for other in data.qrels if data.relevant(other)))
+        remedy = f" Queries of {others} have one: give split=..., or 'all'." if others else ""
+        raise ValueError(f"{name}: no query of the split {split!r} has a relevant document.{remedy}")
     own = own_documents(data.corpus, judged)
     task = LocalRetrieval(name, replace(data, qrels={split: judged}), split, ignore_identical_ids=bool(own))
     notes = (*data.notes, *_notes(data, split, judged, own))

@@ -36,9 +36,9 @@ class Settings:
             :func:`st_asym.fitting.closed_form.pair_whitening`) or ``"random"``. ``fit`` takes the second.
         contrastive: ``"corpus"`` for :class:`st_asym.CorpusContrastiveLoss` against the corpus, ``"in-batch"`` for its
             form against the documents of the batch, ``"both"`` for the mean of both losses. ``fit`` takes the last.
-        unlabelled_weight: What a document that no training query asks for counts as a negative, with ``"corpus"``.
-            ``fit`` tries 1, where the corpus is closed, and 0.1.
-        whitening: The strength s of the start ``"pairs"``. ``fit`` tries several.
+        unlabelled_weight: What a document that no training query asks for counts as a negative, with ``"corpus"`` and
+            ``"both"``. ``fit`` tries 1, where the corpus is closed, and 0.1.
+        whitening: The strength s of the start ``"pairs"``; the others have none. ``fit`` tries several.
         hidden_features: Width of the hidden layer, as for :func:`st_asym.AsymmetricProjection`.
         bias: Whether layers have one, as for :func:`st_asym.AsymmetricProjection`. Servers that know no heads of
             their own run ``hidden_features=None, bias=False`` (see :func:`st_asym.export_side`).

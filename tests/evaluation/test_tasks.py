@@ -152,6 +152,12 @@ def test_a_missing_split_names_those_that_are_there() -> None:
         benchmarks({"tiny": collection()}, "dev")
 
 
+def test_an_empty_split_names_those_that_are_not() -> None:
+    data = replace(collection(), qrels={"train": {"q0": {"d0": 1}}, "dev": {"q1": {"d0": 0}}, "test": {}})
+    with pytest.raises(ValueError, match=r"'test' has a relevant document\. Queries of train have one: give split"):
+        benchmarks({"tiny": data}, "test")
+
+
 def test_the_queries_of_all_splits_are_judged_together(tiny_encoder: SentenceTransformer) -> None:
     data = collection()
     comparison = evaluate({"plain": tiny_encoder}, {"tiny": data}, results=None, split="all", baselines=())
