@@ -73,7 +73,7 @@ def encoder_fingerprint(model: SentenceTransformer) -> str:
     Raises:
         TypeError: It is no ``SentenceTransformer``.
         ValueError: The model begins with a ``Router``, does not run in torch, has weights that are not in memory, a
-            module that keeps what cannot be told from another of its kind, or a way of its own to run the modules.
+            module with state that cannot be hashed, or a method of its own that runs the modules.
 
     Example:
         >>> from sentence_transformers import SentenceTransformer
@@ -107,14 +107,14 @@ def way_of_its_own(model: SentenceTransformer, names: Iterable[str]) -> str | No
 
 
 def was_fingerprint(digest: str, model: SentenceTransformer) -> bool:
-    """Whether it was that of the same encoder until :func:`note_what_ran` found what is no setting."""
+    """Whether this is an earlier fingerprint of the model, from before :func:`note_what_ran` left attributes out."""
     return digest in _REMEMBERED[model].former
 
 
 def note_what_ran(model: SentenceTransformer) -> bool:
     """Whether running the encoder, just now, has changed attributes of its modules: a counter, for instance.
 
-    They are no settings then, and the encoder has another fingerprint, without them.
+    Such attributes are left out of the fingerprint from then on, which therefore changes.
     """
     before = _REMEMBERED.get(model)
     if before is None or not note_changes(before.values, Inventory(before.parts, _quickly).values):

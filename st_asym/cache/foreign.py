@@ -37,7 +37,7 @@ _PACKAGES = frozenset(
 )
 # Whose wrappers around methods of these packages are the packages' own.
 _WRAPPERS = frozenset({"huggingface_hub", "typing_extensions"})
-# What libraries keep in modules for themselves, and the configuration of adapters, whose layers have what it led to.
+# What libraries keep in modules for themselves, and the configuration of adapters: its effect is in their layers.
 _IDLE_ATTRIBUTES = frozenset(vars(nn.Module())) | frozenset(
     {"_hf_hook", "_is_hf_initialized", "_old_forward", "_original_forward", "_peft_config", "_prompt_length_mapping"}
     | {"gradient_checkpointing", "peft_config", "warnings_issued"}
@@ -201,9 +201,9 @@ class Inventory:
             self.values.append((place, value if plain else self.told(value)))
         except Exception as error:  # whatever its own reduction raises
             raise ValueError(
-                f"The encoder's {who} keeps a {fullname(value)} in {'.'.join(place)} ({error}), and whether that "
-                "changes cannot be seen: its vectors would be kept under a name that fits others too. Keep plain "
-                "values or tensors there, or, where no vector depends on it, call it something with 'cache'."
+                f"The encoder's {who} keeps a {fullname(value)} in {'.'.join(place)} ({error}), which cannot "
+                "be hashed: cached vectors could be taken for those of another encoder. Keep plain values or tensors "
+                "there, or, where no vector depends on it, call it something with 'cache'."
             ) from error
 
 
@@ -346,7 +346,7 @@ def _attributes_of(kind: type) -> list[tuple[str, Any]]:
 def _beside(names: frozenset[str], space: dict[str, Any], module: str) -> Iterator[tuple[str, Any]]:
     """The globals that code of a module names, those of other files of the user among them; no caches.
 
-    Of functions, classes and objects those of libraries are left out, but for the file that the code is in.
+    Functions, classes and objects of libraries are left out, unless they are defined in the same file.
     """
     for name in sorted(names & space.keys()):
         value = space[name]

@@ -63,7 +63,7 @@ class Environment:
     def follow(self) -> int:
         """Open what stands in the directory now, where it was deleted or replaced; how often that was so.
 
-        A deleted file takes writes as before, and nobody finds them; a new lock file does not hold off who has the old.
+        Writes to a deleted file are lost without an error; a new lock file does not exclude those who hold the old one.
         """
         with self._lock:
             if self._pid != os.getpid() or not self.is_in_place:
@@ -229,7 +229,7 @@ class Environment:
             raise self._no_address_space(size, error) from error
 
     def _not_opened(self, error: lmdb.Error) -> CacheError:
-        """Why LMDB has not opened it. Only a file that is damaged may be called so: who reads that deletes it."""
+        """Why LMDB has not opened it. Only what is damaged is called so, as users then delete the file."""
         path = self.directory / DATA
         if isinstance(error, lmdb.MemoryError):
             return self._no_address_space(path.stat().st_size if path.exists() else 0, error)

@@ -69,7 +69,7 @@ def tokenizer_settings(tokenizer: Any) -> Any:
     else:
         state = {k: v for k, v in tokenizer.init_kwargs.items() if not k.endswith(("_file", "name_or_path"))}
         state = {"class": fullname(tokenizer), "vocabulary": tokenizer.get_vocab(), "options": state}
-    # Whether names of special tokens are read as any text is told where they are, which is not usual.
+    # Recorded only where it is True, which is rare.
     splits = ["split_special_tokens"] if getattr(tokenizer, "split_special_tokens", False) else []
     return [state, [getattr(tokenizer, name, None) for name in _TOKENIZER_SETTINGS] + splits]
 

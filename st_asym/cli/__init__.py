@@ -34,7 +34,7 @@ def main(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """What all commands have."""
+    """Options of all commands."""
 
 
 for command in (fit, evaluate, diagnose, export, serve, card, verify):

@@ -36,22 +36,22 @@ def evaluate(
         typer.Option(
             "--model",
             "-m",
-            help="A model's path or Hub id, or the folder of a run, or NAME= and that; the first is compared with.",
+            help="A model's path or Hub id, or the folder of a run, or NAME=PATH; repeatable. The first is the basis.",
         ),
     ] = None,
     on: Annotated[
         list[str] | None,
         typer.Option(
-            help="A BEIR folder or zip, a file of pairs or a task of MTEB to evaluate on; again for more. Of RUN_DIR, "
+            help="A BEIR folder or zip, a file of pairs or a task of MTEB to evaluate on; repeatable. Of RUN_DIR, "
             "what it was evaluated on before if not given."
         ),
     ] = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="Of RUN_DIR, evaluate each new checkpoint until the run ends.")
     ] = False,
-    interval: Annotated[float, typer.Option(help="Of --watch, seconds between looks at the folder.")] = 30.0,
+    interval: Annotated[float, typer.Option(help="With --watch, seconds between looks at the folder.")] = 30.0,
     patience: Annotated[
-        float, typer.Option(help="Of --watch, seconds without a new checkpoint after which to stop.")
+        float, typer.Option(help="With --watch, seconds without a new checkpoint after which to stop.")
     ] = 3600.0,
     split: options.Split = None,
     train: Annotated[

@@ -14,7 +14,7 @@ def export(
     model: Annotated[str, typer.Argument(help="A model with or without heads, or its Hub id.", show_default=False)],
     *,
     side: Annotated[Literal["query", "document"], typer.Option(help="Which side.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; it must not exist yet.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write, new or empty.")],
     format: Annotated[  # noqa: A002
         Literal["sentence-transformers", "onnx"], typer.Option(help="'onnx' needs the extra of this name.")
     ] = "sentence-transformers",

@@ -53,12 +53,12 @@ def fit(
     max_seconds: Annotated[float | None, typer.Option(help="When to stop; encoding is not cut short.")] = None,
     cache: options.Cache = None,
     precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="How texts are encoded.")] = "fp32",
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     evaluate: Annotated[
         list[str] | None,
         typer.Option(
             help="A BEIR folder or zip, a file of pairs or a task of MTEB to evaluate on in the end, beside the "
-            "untouched encoder; again for more. If it is TRAIN, a file of pairs, a fifth of the queries is kept out of "
+            "untouched encoder; repeatable. If it is TRAIN, a file of pairs, a fifth of the queries is kept out of "
             "training for that."
         ),
     ] = None,

@@ -24,7 +24,7 @@ TrustRemoteCode = Annotated[
 ]
 Weights = Annotated[
     Literal["float32", "float16", "bfloat16"] | None,
-    typer.Option("--dtype", help="Of the weights; as they are saved if not given."),
+    typer.Option("--dtype", help="Data type of the weights; as they are saved if not given."),
 ]
 Split = Annotated[
     str | None, typer.Option(help="The queries to judge, of local data: a split, or all; test if not given.")

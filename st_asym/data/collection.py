@@ -121,7 +121,7 @@ def stable_fraction(text: str) -> float:
 
 
 def parts_by_hash(data: RetrievalData, ends: Mapping[str, float]) -> dict[str, Qrels]:
-    """The training queries by part, the first whose end is above the hash of the text; its spellings stay together."""
+    """The training queries by part: the first whose end is above the hash of their text. Spellings stay together."""
     judged = data.qrels.get("train", {})
     keys = {query_id: text_key(data.queries[query_id]) for query_id in judged}
     spelt: dict[str, str] = {}  # the first spelling in alphabetical order
@@ -154,7 +154,7 @@ def with_test_queries_apart(data: RetrievalData) -> RetrievalData:
 
 
 def add_judgment(qrels: Qrels, query_id: str, document_id: str, grade: int) -> bool:
-    """Add a judgment, of a pair that has one the highest grade; whether it had another one."""
+    """Add a judgment, keeping the higher grade; True if the pair had another one."""
     judged = qrels.setdefault(query_id, {})
     before = judged.setdefault(document_id, grade)
     judged[document_id] = max(grade, before)
@@ -255,7 +255,7 @@ def _with_titles(texts: Mapping[str, str], documents: ReadDocuments) -> dict[str
 def _with_texts(
     texts: Mapping[str, str], others: Mapping[str, str], prefix: str, key_of: Callable[[str], str] = text_key
 ) -> tuple[dict[str, str], dict[str, str], list[str]]:
-    """The texts of both, the new id of each of the others, and which of the first some of those spell otherwise.
+    """The texts of both, the new id of each of the others, and the ids whose text the others spell differently.
 
     Texts are the same where ``key_of`` gives the same.
     """

@@ -88,7 +88,7 @@ def text_key(text: str) -> str:
 
 
 def same_texts(wanted: Iterable[str], corpus: Mapping[str, str]) -> dict[str, list[str]]:
-    """Document id to the other ids with its text, for those of the wanted ids that are in the corpus and have such."""
+    """Document id to the other ids with its text, for wanted ids that are in the corpus and have copies there."""
     keys = {document_id: text_key(corpus[document_id]) for document_id in wanted if document_id in corpus}
     ids: dict[str, list[str]] = {key: [] for key in keys.values()}
     for document_id, text in corpus.items() if ids else ():
@@ -133,8 +133,9 @@ def copies_by_query(qrels: Qrels, same: Mapping[str, Iterable[str]]) -> Qrels:
 class TrainedQueries:
     """Digests of training queries, and of these with their relevant documents.
 
-    They are of :func:`st_asym.data.text_key`, so that another spelling is the same query, and keyed at random, so that
-    those of two models cannot be compared. The key stands beside them: whoever guesses a query can check the guess.
+    They are computed on :func:`st_asym.data.text_key`, so that another spelling is the same query, with a random key of
+    each model, so that those of two models cannot be compared. The key is saved beside them: no query can be read out,
+    but whoever guesses one can check the guess.
 
     Example:
         >>> from st_asym.data.collection import RetrievalData

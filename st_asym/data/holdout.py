@@ -66,8 +66,8 @@ def hold_out(
     Whole components of the graph of queries and relevant documents go first, in random order: they cost nothing. Then
     come queries that share a document with one that stays in training, as far as there are such. If too few are unseen,
     documents are withheld from training, those of the held-out query that costs the fewest training positives first;
-    queries that training loses so are held out too, and others go back for them. Such unseen queries are those with
-    few relevant documents that few other queries share.
+    queries that lose all their documents so are held out too, and others return to training for them. Such unseen
+    queries are those with few relevant documents that few other queries share.
 
     ``share`` is of the queries. More than half may be unseen where queries share no documents, and at most a twentieth
     of the training positives is lost. ``queries`` and ``corpus`` are id to text: queries with the same text stay
@@ -291,7 +291,7 @@ def _whole_components(graph: _QueryGraph, target: int, most: int, random: np.ran
 def _add_seen(graph: _QueryGraph, chosen: Array, wanted: int, random: np.random.Generator) -> None:
     """Add units to the mask up to the number of queries that is wanted, first those that will be seen.
 
-    Each of these names a unit that shares a document with it, which then stays in training while others can be taken.
+    For each of these a unit that shares a document with it is left in training as long as others can be taken.
     """
     sharing = graph.related.tocsc()
     keeps = np.zeros_like(chosen)

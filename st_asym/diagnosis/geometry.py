@@ -162,7 +162,7 @@ def skewness(counts: NDArray[np.int64]) -> float:
 
 @dataclass(frozen=True)
 class Head:
-    """What a head h does to the vectors x of its side, less the dimensions of x that h(x) lacks.
+    """What a head h does to the vectors x of its side, with x cut to as many dimensions as h(x) has.
 
     Its linear map W is the derivative of h averaged over the vectors: of a linear head its matrix. Modules other than
     ``Dense`` have none.

@@ -50,7 +50,7 @@ def fused_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Group:
-    """The queries of a data set whose relevant documents were in training, or the others; or the same of queries.
+    """One group of a data set's queries: seen or unseen, or those that were trained on or not.
 
     Attributes:
         queries: How many.

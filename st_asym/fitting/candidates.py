@@ -21,7 +21,7 @@ from st_asym.retrieval import nearest
 # The strengths of within-pair whitening that are tried without training, and as starts of trained heads: few pairs say
 # little of how queries and documents differ, and many collections gain by less of it.
 _STRENGTHS, _START_STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0), (1.0, 10.0)
-# What a document that no training query asks for counts as a negative of the corpus.
+# The weight, as a negative, of a document that no training query asks for.
 _UNLABELLED = 0.1
 # Documents that a step compares its queries with, at the most, besides those that are relevant to them.
 _DOCUMENTS_PER_STEP = 1_024
@@ -44,7 +44,7 @@ class Candidate:
 
     @property
     def start(self) -> tuple[object, ...]:
-        """What candidates have in common that begin as the same linear map."""
+        """A key of the start: equal for candidates that begin as the same linear map."""
         return self.settings.sides, self.settings.init, self.settings.whitening
 
     def heads(self, dimension: int, out_features: int, covariance: Tensor) -> Router:

@@ -81,7 +81,8 @@ def whitened_heads(
         strength: s: the larger, the nearer to the identity. 0.1 to 3 is the range worth trying.
         **projection: More options of :func:`st_asym.AsymmetricProjection`. One linear layer without bias, if no
             ``hidden_features`` are given; with ``hidden_features="2x"``, heads to be trained further. With
-            ``document=False`` or ``query=False`` the other side does the work of both.
+            ``document=False`` or ``query=False`` the other head is W W, which gives the same similarities but for the
+            length of the vectors.
 
     Returns:
         A stock ``Router``, for :class:`~sentence_transformers.SentenceTransformer` pipelines before a ``Normalize``.

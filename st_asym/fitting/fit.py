@@ -44,8 +44,8 @@ from st_asym.trust.provenance import keep_what_is_not_ours, save_provenance
 
 Collection = Literal["open", "closed"]
 
-# Full negatives of documents that nobody asks for are tried where they are more than this share of the corpus, and
-# fewer than that share of the queries is expected to ask for such.
+# Documents that nobody asks for are tried as full negatives where they are more than this share of the corpus, and at
+# most this share of the queries is expected to be unseen.
 _MANY, _MOSTLY = 0.2, 0.1
 # What NumPy's generator of the trainer takes.
 _MOST_SEED = 2**32 - 1
@@ -148,7 +148,7 @@ def fit(
         cache: An :class:`st_asym.EmbeddingCache`, or its directory; None for one in the cache folder of
             ``huggingface_hub``.
         precision: As for :meth:`st_asym.EmbeddingCache.fill`.
-        seed: Of everything that is drawn. The caller's random generators stay as they are.
+        seed: The random seed. The caller's random generators stay as they are.
         callbacks: For the trainer of the last training.
         report_to: For its arguments, such as ``"tensorboard"``.
         show_progress_bar: Whether to show encoding, rehearsing and training.

@@ -135,7 +135,7 @@ def fit_vectors(
         settings: As for :func:`st_asym.fit`.
         trials: As for :func:`st_asym.fit`.
         max_seconds: As for :func:`st_asym.fit`.
-        seed: Of everything that is drawn. The caller's random generators stay as they are.
+        seed: The random seed. The caller's random generators stay as they are.
         show_progress_bar: Whether to show rehearsing.
 
     Returns:
@@ -419,7 +419,8 @@ def _from_arrow(source: Any, name: str) -> Array:
         raise TypeError(f"{name} must be an Arrow array of fixed-size lists, not of {kind}: cast it.")
     if column.null_count:
         row = column.is_null().to_pylist().index(True)
-        raise ValueError(f"Row {row:,} of {name} is missing (null). {counted(column.null_count, 'row')} is or are.")
+        number = counted(column.null_count, "row is", "rows are")
+        raise ValueError(f"{name}: {number} missing (null), the first is row {row:,}. Leave them out, or embed them.")
     values, size = column.flatten(), column.type.list_size
     if values.null_count:
         row = values.is_null().to_pylist().index(True) // size

@@ -12,18 +12,19 @@ from numpy.typing import NDArray
 
 from st_asym.retrieval import Scores
 
-# How unlikely the gain of the best of all choices must be where none is worth anything:
-# examples/benchmarks/random_labels.py counts how often heads are kept where there is nothing to learn.
+# The largest p-value at which heads are kept: examples/benchmarks/random_labels.py counts how often they are where
+# there is nothing to learn.
 _CHANCE = 0.025
-# The same where labels are no accident, which the encoder shows by finding what they name, by so many standard errors.
+# The largest p-value where labels are sound: the encoder ranks a query's own documents above another query's, by so
+# many standard errors.
 _LIKELY, _SOUND = 0.25, 5.0
-# What a likely choice must be: judged on so many queries, that count for at least so many, with so many changed; and
-# trained heads turned back so far.
+# What a choice with such a p-value needs besides: so many judged queries, an effective sample of so many, so many
+# changed scores, and for trained heads at most this dial.
 _FEWEST_LIKELY, _FEWEST_COUNTED, _FEWEST_CHANGED, _FURTHEST = 40, 30, 6, 0.7
-# How unlikely the gain of the choice that is picked must be on dev queries alone, where training queries count besides,
-# and the fewest that can say so: half to the power of their number.
+# The largest p-value on dev queries alone of a choice that was picked on training queries too, and the fewest dev
+# queries that can have it: with n of them the smallest p-value is 0.5 to the power of n.
 _CHANCE_ON_DEV, FEWEST_DEV = 0.05, 5
-# How many standard errors a loss on dev queries that are like training queries may be from the gain on these.
+# By how many standard errors the gain on training queries may exceed a loss on dev queries that are like them.
 _CONTRADICTED = 3.0
 # All sign flips of so many queries are tried, and as many random ones of more, some at a time.
 _ALL_FLIPS, _FLIPS, _AT_ONCE = 12, 5_000, 250
@@ -75,8 +76,8 @@ class Gain:
         queries: How many queries.
         untouched: Their mean with the encoder as it is.
         mean: The mean difference.
-        error: Its standard error, as if one more query had gained nothing: scores are discrete, and a few that are
-            equal by chance are no certainty. 0 for no queries.
+        error: Its standard error, computed with one extra zero, so that a few equal gains do not give 0. 0 for no
+            queries.
     """
 
     queries: int
@@ -195,16 +196,16 @@ def decide(
     :func:`st_asym.data.holdout.groups`, count as one. Of these, the one that is worth most is taken; choices of
     ``finalists``, candidates that were rehearsed to the end, come before the others.
 
-    A chance of 1 in 40 is little enough. Where nothing has so little and labels are ``sound``, see :func:`are_sound`,
-    1 in 4 is, as 50 queries cannot prove a gain that most heads have then: for finalists in closed form, or trained and
-    at a dial of 0.7 or less, that were judged on at least 40 queries and change the score of six or more.
+    A choice is kept if that p-value is at most .025. If there is none and labels are ``sound``, see :func:`are_sound`,
+    .25 is enough, as 50 queries cannot prove a gain that most heads have then: for finalists in closed form, or trained
+    and at a dial of 0.7 or less, that were judged on at least 40 queries and change the score of six or more.
 
     With ``dev`` the first rehearsal is on queries that were given to judge on, and the others are on training queries.
     What all pick together is kept if the given ones bear it out: on these alone it may be kept, its gain is more than
     chance would give this one choice, and it is not behind what is best on them, beyond noise. Where they are ``alike``
     the training queries, these are evidence for them too: it is enough that they lose nothing beyond noise, and nothing
     at all where these gain more by three standard errors.
-    Otherwise the given ones decide alone, also where all together pick nothing. A chance of 1 in 4 is enough only where
+    Otherwise the given ones decide alone, also where all together pick nothing. A p-value of .25 is enough only where
     all count alike.
     """
     together = _decide(rehearsals, expected_unseen, finalists, groups, sound=sound and (alike or not dev))

@@ -34,8 +34,8 @@ _ONE_CUT = 2_000
 _FOLDS, _FEW, _FOLDS_OF_FEW = 4, 50, 5
 # From how many queries on a dev split says enough by itself; below, training queries are held out besides.
 _ENOUGH = 1_000
-# The fewest dev queries that can be told from training queries, the most that are compared, and how likely their
-# difference must at least be by chance: a doubt is enough.
+# Dev queries count as like training queries if there are at least so many, of which at most so many are compared, and
+# the p-value of their difference is above this.
 _TOLD_APART, _COMPARED, _ALIKE = 20, 2_000, 0.2
 # So many judged queries, or half as many as are on the next cut, are needed to drop a candidate.
 _TELLING = 100
@@ -44,7 +44,7 @@ _JUDGED = 2_000
 # Documents that go through the heads at once, and of which the spread is measured.
 _AT_ONCE, _SPREAD = 1_024, 1_000
 _TOP = 10
-# How many standard errors starts are behind others that are not trained.
+# A start is not trained whose closed form is behind the best by more than so many standard errors.
 _FAR = 2.0
 
 

@@ -163,7 +163,7 @@ class FitReport:
             self.held_out += _told_of_both(self, like_train)
         if self.expected_unseen and not any(part.unseen for part in (given if self.by_dev else judged)):
             self.held_out.append(
-                "No query on unseen documents could be held out: an open collection is judged blindly."
+                "No query on unseen documents could be held out: what heads do to new documents was not measured."
             )
         if len(judged) < len(parts):
             self.held_out.append(f"There was no time for {len(parts) - len(judged)} of {len(parts)} cuts.")
@@ -189,7 +189,7 @@ class FitReport:
         if self.chosen is None:
             return (
                 f"{untouched}: no trained heads beat it on {queries}, beyond noise, "
-                "without a loss on documents that training had seen or had not."
+                "without losing on seen or on unseen documents."
             )
         gain, seen, unseen = self.chosen, self.chosen.seen, self.chosen.unseen
         heads = "Trained heads" if gain.choice.epoch else "Heads"
@@ -207,7 +207,8 @@ class FitReport:
         if self.likely and self.chance is not None:
             lines.append(
                 f"The gain is likely, not certain: if no choice were worth anything, the best would look as good in "
-                f"{self.chance:.0%} of cases. That is enough, as labels are no accident and these heads change little."
+                f"{self.chance:.0%} of cases. That is enough, as labels agree with the encoder and these heads change "
+                "little."
             )
         best = self.best
         if best is not None:

@@ -122,7 +122,7 @@ def side_prompt(model: SentenceTransformer, side: Side) -> str:
 
 @torch.no_grad()
 def sides_differ(heads: Router) -> bool:
-    """Whether heads give one vector two, one as a query's and one as a document's; False for encoders of their own."""
+    """Whether the two routes map the same vector differently; False if a route is more than ``Dense`` layers."""
     routes: Any = dict(heads.sub_modules)
     if not {"query", "document"} <= set(routes):
         return False
@@ -140,9 +140,9 @@ def on_vectors(module: nn.Module) -> bool:
 
 
 def public_name(source: object) -> str:
-    """What may be told of where something came from: the name of a file or folder without those above it, or a kind.
+    """The name of a source that may be published: a Hub id, the last part of a path, or the name of a class.
 
-    Of an address the name alone, without what may be a key before or behind it.
+    Of an address it is the file's name, without what may be a key before or behind it.
     """
     if not isinstance(source, str | os.PathLike):
         return type(source).__name__

@@ -76,7 +76,7 @@ def asymmetric_model(
 
 
 def fresh_heads(encoder: SentenceTransformer, projection: ProjectionOptions) -> Router:
-    """Heads for this encoder, untrained; refused, or warned about, is what a model of both cannot be or keep."""
+    """Untrained heads for this encoder; an error or a warning where the two cannot be combined or saved."""
     if any(isinstance(module, Router) for module in encoder.modules()):
         raise ValueError(
             "The encoder already has a Router, so its queries and documents take different ways before the heads. Pass "

@@ -325,8 +325,8 @@ class CorpusContrastiveLoss(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Compare queries, unit vectors over the temperature, with documents, a chunk of documents at a time.
 
-        A document counts for all queries what each kind of ``negatives`` says, but for the queries of ``pairs`` what
-        these say. Hard negatives are of the first kind alone.
+        The weights of ``negatives`` hold for all queries, and those of ``pairs`` override them for their own query.
+        Hard negatives are of the first kind alone.
 
         Returns:
             For each query the log-sum-exp of its negatives of each kind, shape ``(kinds, n)``; the logits of the pairs,

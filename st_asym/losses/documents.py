@@ -50,8 +50,8 @@ class KnownPairs(NamedTuple):
 def together(kinds: Sequence[Negatives], pairs: KnownPairs) -> tuple[Negatives, KnownPairs]:
     """One list of documents, those of all kinds and of the pairs, and the pairs by their places in it, ascending.
 
-    A document counts for nothing in a kind that does not have it; one that a pair brings in counts for its query alone.
-    Documents that are only ignored are not brought in.
+    A document that a kind does not have gets the weight ``NOTHING`` in it; one that a pair adds is a negative of that
+    query alone. Documents that are only ignored are not added.
     """
     needed = (pairs.shares > 0) | (pairs.weights > NOTHING)
     found = [kind.positions for kind in kinds if kind.positions is not None]
@@ -67,7 +67,7 @@ def together(kinds: Sequence[Negatives], pairs: KnownPairs) -> tuple[Negatives, 
 
 
 def find(wanted: Tensor, ascending: Tensor | None) -> Tensor:
-    """Places of some positions among others, which are not none, -1 for those that are not there; None is for all."""
+    """Index of each wanted position in ``ascending``, which is not empty, or -1; None means every position."""
     if ascending is None:
         return wanted
     places = torch.searchsorted(ascending, wanted).clamp(max=len(ascending) - 1)

@@ -32,8 +32,8 @@ HARD_NEGATIVES = """
 class Sample:
     """Documents drawn anew in each step, those that are relevant to some query and the others apart.
 
-    So many are drawn in proportion to what either kind counts as a whole; at least one of each kind that counts, as
-    nothing else could stand for it, and all that count where there are fewer.
+    ``count`` is divided in proportion to the total weight of either kind: at least one document of each kind whose
+    weight is above 0, and all of a kind that has fewer than its part.
     """
 
     def __init__(self, labelled: Tensor, unlabelled_weight: float, count: int) -> None:

@@ -84,7 +84,7 @@ def difference(before: Sequence[Floats], after: Sequence[Floats], seed: int = 0)
     Args:
         before: Scores of the first system by query, shape ``(n,)`` for each data set.
         after: The same of the other system, for the same queries.
-        seed: Of what is drawn at random.
+        seed: The random seed.
     """
     gains = [new - old for old, new in zip(before, after, strict=True)]
     base = float(np.mean([old.mean() for old in before]))
@@ -102,7 +102,7 @@ def difference(before: Sequence[Floats], after: Sequence[Floats], seed: int = 0)
 
 
 def one_source(first: NDArray[Any], second: NDArray[Any], seed: int = 0) -> float:
-    """How likely the means of two samples would be as far apart as they are, were both drawn from one source.
+    """The p-value that both samples come from one distribution, by the distance of their means.
 
     It is the permutation test of two samples by the distance of their means (the linear kernel of Gretton et al. 2012,
     "A Kernel Two-Sample Test"), by :func:`scipy.stats.permutation_test` with 499 random permutations.
@@ -110,7 +110,7 @@ def one_source(first: NDArray[Any], second: NDArray[Any], seed: int = 0) -> floa
     Args:
         first: Vectors of the first sample, shape ``(n, d)``.
         second: Of the second, shape ``(m, d)``.
-        seed: Of what is drawn at random.
+        seed: The random seed.
     """
     both = np.concatenate([first, second])
     both = both - both.mean(axis=0)  # of which the two means are multiples

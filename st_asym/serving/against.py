@@ -43,7 +43,8 @@ class ServedSide:
         model: The name that the server was asked for.
         cosine: Lowest cosine of a vector of the server and the model's; NaN where they differ in length.
         mistakes: What is wrong and what to do, by ``"other head"``, ``"no head"``, ``"no prompt"``, ``"other prompt"``,
-            ``"length of texts"``, ``"other encoder"`` or ``"not normalised"``; empty if all is right.
+            ``"length of texts"``, ``"other encoder"``, ``"other weights"`` or ``"not normalised"``; empty if all is
+            right.
     """
 
     side: Side

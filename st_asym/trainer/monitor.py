@@ -99,7 +99,7 @@ class TrainingMonitor(TrainerCallback):
             self._handle = None
 
     def _collect(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: dict[str, Any]) -> None:
-        """Keep the vectors of one column; none of ``encode``, and of the gradient-free pass of Cached... losses."""
+        """Keep the vectors of one column, but not those of ``encode`` or of a Cached loss's pass without gradients."""
         if torch.is_inference_mode_enabled() or (model.training and not torch.is_grad_enabled()):
             return
         task = kwargs.get("task") or args[0].get("task") or ("document" if self._queries else "query")

@@ -349,7 +349,7 @@ def keep_what_is_not_ours(earlier: Path, new: Path) -> list[str]:
 def _written(earlier: Path, new: Path, made: Provenance | None) -> tuple[set[str], list[str]]:
     """What of an earlier result is its own, to be replaced, and which of that was changed since it was saved.
 
-    The names in the new result stand for those of an earlier one that does not say what it wrote.
+    Where the earlier result has no provenance, files that are named as those of the new one count as its own.
     """
     own = {PROVENANCE_FILE, REPORT_FILE}
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # the folders of modules, which may be empty
@@ -368,7 +368,7 @@ def _written(earlier: Path, new: Path, made: Provenance | None) -> tuple[set[str
 
 
 def _complete_card(earlier: Path, new: Path, made: Provenance | None) -> None:
-    """Give the new card what somebody wrote into the earlier one, and keep that too, unless it came about like this."""
+    """Carry over what somebody wrote into the earlier card, and keep a copy of it, unless it was completed here."""
     from st_asym.report.card import Card  # report stands to the right
 
     aside = new / f"{Path(CARD_FILE).stem}.earlier.md"
@@ -385,7 +385,7 @@ def _complete_card(earlier: Path, new: Path, made: Provenance | None) -> None:
     card.keep(before)
     card.save(new)
     path = new / PROVENANCE_FILE
-    if path.is_file():  # lets the next result know that this card is complete as it is, so that it does not keep each
+    if path.is_file():  # by this digest, the next result does not keep the completed card as a user's edit
         content = json.loads(path.read_text(encoding="utf-8"))
         content["documents"] = {**content.get("documents", {}), _COMPLETED: _sha256(new / CARD_FILE)}
         write_json(path, content)

@@ -29,7 +29,7 @@ _NOTES = (
 
 @dataclass(frozen=True)
 class Verification:
-    """What :func:`verify` found in order.
+    """A saved model that has passed :func:`verify`.
 
     Attributes:
         path: The folder.
