@@ -26,6 +26,8 @@ PROVENANCE_FILE = "st_asym.json"
 ROUTER_FILE = "router_config.json"
 PLOT_FILE = "held_out_queries.png"
 EVALUATION_FOLDER = "evaluation"
+# Where TensorBoard's logs are, in the trainer's folder and in the model's.
+LOGS_FOLDER = "runs"
 
 # How often another process may put something into the place just when it was cleared.
 _TURNS = 20

@@ -55,7 +55,7 @@ class Candidate:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             options: ProjectionOptions = {**self.settings.projection(), "out_features": out_features}
-            router = AsymmetricProjection(dimension, **options)
+            router = AsymmetricProjection(dimension, **options).float()
         if self.settings.init == "pairs":
             write_whitening(router, pair_whitening(covariance, self.settings.whitening or 1.0))
         return router

@@ -7,6 +7,8 @@ import gc
 import math
 import os
 import random
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,15 +19,17 @@ import datasets
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Normalize
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from st_asym.cache import EmbeddingCache
 from st_asym.cache.embedding_cache import open_cache
 from st_asym.cache.encoding import Precision
 from st_asym.data import RetrievalData, as_retrieval_data
 from st_asym.data.document import copies
-from st_asym.data.files import REPORT_FILE, check_place, new_folder
+from st_asym.data.files import LOGS_FOLDER, REPORT_FILE, check_place, new_folder
 from st_asym.data.holdout import HeldOut, groups
 from st_asym.data.holdout import expected_unseen as unseen_at_random
 from st_asym.data.sources import Corpus, Pairs
@@ -150,7 +154,8 @@ def fit(
         precision: As for :meth:`st_asym.EmbeddingCache.fill`.
         seed: The random seed. The caller's random generators stay as they are.
         callbacks: For the trainer of the last training.
-        report_to: For its arguments, such as ``"tensorboard"``.
+        report_to: For its arguments, such as ``"tensorboard"``, whose logs are then in the folder ``runs`` of
+            ``output_dir``.
         show_progress_bar: Whether to show encoding, rehearsing and training.
 
     Returns:
@@ -171,13 +176,15 @@ def fit(
         >>> SentenceTransformer("model").encode_query("a question")  # doctest: +SKIP
     """
     output = _free_place(Path(output_dir).resolve())
-    settings, seed = checked_settings(collection, expected_unseen, trials, max_seconds, settings, seed)
+    settings, seed, unseen = checked_settings(collection, expected_unseen, trials, max_seconds, settings, seed)
+    check_callbacks(callbacks, report_to)
     deadline = time.monotonic() + (max_seconds or math.inf)
     report = FitReport(settings=settings, collection=collection, seed=seed)
     with report.timed("read"):
         data = as_retrieval_data(train, corpus=corpus, dev=dev, hold_out_test=hold_out_test)
         report.note_data(data)
         model = load_encoder(encoder)
+        _check_encoder(model, settings)
         fresh_heads(model, settings.projection())  # what cannot be built is refused before anything is encoded
         check_place(output, saved_size(model))
         given, store = EncoderSource.of(encoder, model), open_cache(cache)
@@ -192,16 +199,18 @@ def fit(
         if settings.sides is None and width < vectors.dimension:  # truncate_dim: both sides get what cuts them
             report.settings = replace(settings, sides="both")
         options: dict[str, Any] = {"deadline": deadline, "trials": trials, "show_progress_bar": show_progress_bar}
-        chosen, parts, judged = rehearsed(vectors, data, report, width, expected_unseen, **options)
+        chosen, parts, judged = rehearsed(vectors, data, report, width, unseen, **options)
         report.bm25 = bm25_sentence(data, parts, judged, report.chosen.choice if report.chosen else None)
-    if chosen is not None and report.chosen is not None:
-        with report.timed("train"):
-            choice = report.chosen.choice
-            options = {"precision": precision, "callbacks": callbacks, "report_to": report_to}
-            model, report.training = refit(model, chosen, choice, vectors, data, store, **options)
-    with report.timed("save"):
-        sources = [source for source in (train, corpus, dev) if source is not None]
-        _save(model, report, output, given, data, sources)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        logs = Path(folder) / LOGS_FOLDER
+        if chosen is not None and report.chosen is not None:
+            with report.timed("train"):
+                choice = report.chosen.choice
+                options = {"precision": precision, "callbacks": callbacks or (), "report_to": report_to or "none"}
+                model, report.training = refit(model, chosen, choice, vectors, data, store, logs=logs, **options)
+        with report.timed("save"):
+            sources = [source for source in (train, corpus, dev) if source is not None]
+            _save(model, report, output, given, data, sources, logs)
     return FitResult(model, report)
 
 
@@ -260,11 +269,12 @@ def _save(
     encoder: EncoderSource,
     data: RetrievalData,
     sources: Sequence[object],
+    logs: Path,
 ) -> None:
     """Write model, report, card and provenance; what others put beside an earlier result stays.
 
-    ``sources`` are what ``data`` was read from, as the user named it. Where the disk is full or does not take the
-    model, the error says where the heads are kept.
+    ``sources`` are what ``data`` was read from, as the user named it; ``logs`` is what the trainer logged. Where the
+    disk is full or does not take the model, the error says where the heads are kept.
     """
     from st_asym.report.card import attach, new_card
     from st_asym.report.tables import code
@@ -272,6 +282,8 @@ def _save(
     with rescued_heads(model, output), new_folder(output, _free_place, keep_what_is_not_ours) as new:
         model.save_pretrained(str(new), create_model_card=False)
         report.save(new / REPORT_FILE)
+        if logs.is_dir():
+            shutil.copytree(logs, new / LOGS_FOLDER)
         # Data in memory have no name.
         data_name = code(public_name(sources[0])) if isinstance(sources[0], str | os.PathLike) else None
         card = new_card(model, encoder, report.as_dict(), data_name, new)
@@ -294,10 +306,39 @@ def _free_place(output: Path) -> Path:
     return output
 
 
+def _check_encoder(model: SentenceTransformer, settings: Settings) -> None:
+    """Refuse an encoder whose own ranking is not by cosine or dot product, or that settings do not suit."""
+    similarity, normalises = model.similarity_fn_name, isinstance(list(model.children())[-1], Normalize)
+    if similarity == "manhattan" or (similarity == "euclidean" and not normalises):
+        raise ValueError(
+            f"The encoder compares by {similarity} distance, and heads by cosine, so that what they gain over the "
+            "encoder cannot be judged. If cosine is how you search, set encoder.similarity_fn_name = 'cosine'."
+        )
+    if model.truncate_dim is not None and settings.sides in ("query", "document"):
+        raise ValueError(
+            f"The encoder cuts its vectors to {model.truncate_dim} dimensions (truncate_dim), which the heads of both "
+            f"sides do after it: leave sides={settings.sides!r} out, or load it without truncate_dim."
+        )
+
+
+def check_callbacks(callbacks: Any, report_to: Any) -> None:
+    """Refuse what the trainer would refuse, after hours of work."""
+    if not isinstance(callbacks or (), Sequence):
+        raise TypeError(f"callbacks must be a list of TrainerCallback, got a {type(callbacks).__name__}.")
+    for one in callbacks or ():
+        if not (isinstance(one, TrainerCallback) or (isinstance(one, type) and issubclass(one, TrainerCallback))):
+            raise TypeError(f"callbacks must be a list of TrainerCallback, got {one!r:.80} in it.")
+    try:
+        for kind in get_reporting_integration_callbacks(report_to):  # type: ignore[no-untyped-call]
+            kind()
+    except (ValueError, RuntimeError) as error:  # there is none of the name, or its package is not installed
+        raise ValueError(f"report_to={report_to!r}: {error}") from error
+
+
 def checked_settings(
     collection: Any, expected_unseen: Any, trials: Any, max_seconds: Any, settings: Any, seed: Any
-) -> tuple[Settings, int]:
-    """The settings, the usual ones where there are none, and the seed; what no fit can have is refused."""
+) -> tuple[Settings, int, float | None]:
+    """Settings, seed and share of unseen queries as Python has them; what no fit can have is refused."""
     number, whole = int | float | np.number | None, int | np.integer
     for name, value, kinds, what in (
         ("settings", settings, Settings | None, "Settings(...) or None"),
@@ -321,4 +362,4 @@ def checked_settings(
             raise ValueError(message)
     if trials:
         check_optuna()
-    return settings or Settings(), int(seed)
+    return settings or Settings(), int(seed), None if expected_unseen is None else float(expected_unseen)

@@ -82,6 +82,11 @@ class HeadsResult:
 
             model = load_encoder(encoder)
             described = describe_encoder(model)
+            if model.truncate_dim is not None:
+                raise ValueError(
+                    f"The encoder cuts its vectors to {model.truncate_dim} dimensions (truncate_dim), and heads are "
+                    "put behind whole ones: fit on vectors that are not cut, and load it without truncate_dim."
+                )
             if described["dimension"] != heads.dimension:
                 raise ValueError(
                     f"The encoder gives vectors of {described['dimension']} dimensions, and the heads take "
@@ -159,7 +164,7 @@ def fit_vectors(
         >>> (result.heads.query(queries) @ result.heads.document(documents).T).shape
         (40, 40)
     """
-    settings, seed = checked_settings(collection, expected_unseen, trials, max_seconds, settings, seed)
+    settings, seed, unseen = checked_settings(collection, expected_unseen, trials, max_seconds, settings, seed)
     deadline = time.monotonic() + (max_seconds or math.inf)
     report = FitReport(settings=settings, on="vectors", collection=collection, seed=seed)
     with report.timed("read"):
@@ -168,7 +173,7 @@ def fit_vectors(
         report.counts, report.notes = {"documents": len(vectors.document_ids), **counts}, data.notes
     with report.timed("rehearse"):
         options: dict[str, Any] = {"deadline": deadline, "trials": trials, "show_progress_bar": show_progress_bar}
-        chosen, *_ = rehearsed(vectors, data, report, vectors.dimension, expected_unseen, **options)
+        chosen, *_ = rehearsed(vectors, data, report, vectors.dimension, unseen, **options)
     heads = Heads(vectors.dimension, normalises=True)
     if chosen is not None and report.chosen is not None:
         with report.timed("train"):
@@ -231,7 +236,8 @@ def _by_row(
 
     Rows are numbers, and stand where ids of texts would.
     """
-    graded = {split: _graded(part, "dev" if split == "dev" else "relevant") for split, part in given.items()}
+    names = {"train": "relevant", "dev": "dev"}
+    graded = {split: _graded(part, names[split], documents) for split, part in given.items()}
     known = _rows(query_ids, queries, "query_ids", {query for part in graded.values() for query in part})
     own = {*known} if query_ids is not None and document_ids is not None else set()
     wanted = {document for part in graded.values() for grades in part.values() for document in grades}
@@ -246,24 +252,26 @@ def _by_row(
     return qrels, {known[key]: found[key] for key in selves}
 
 
-def _graded(relevant: Relevant, name: str) -> dict[Any, dict[Any, int]]:
+def _graded(relevant: Relevant, name: str, documents: int) -> dict[Any, dict[Any, int]]:
     """Query to document to grade, of either form."""
     if not isinstance(relevant, Mapping) or not relevant:
         raise TypeError(f"{name} must map queries to their relevant documents, and not be {relevant!r:.80}.")
     found: dict[Any, dict[Any, int]] = {}
-    for query, documents in relevant.items():
+    for query, own in relevant.items():
         try:
-            if isinstance(documents, str | bytes):
+            if isinstance(own, str | bytes):
                 raise TypeError
-            grades = documents.items() if isinstance(documents, Mapping) else [(key, 1) for key in documents]
+            grades = own.items() if isinstance(own, Mapping) else [(key, 1) for key in own]
             found[query] = {key: whole_number(grade) for key, grade in grades}
         except (TypeError, ValueError) as error:
             raise TypeError(
-                f"{name}[{query!r:.80}] is {documents!r:.80}: give a list of documents, or a mapping of documents to "
+                f"{name}[{query!r:.80}] is {own!r:.80}: give a list of documents, or a mapping of documents to "
                 "grades that are whole numbers."
             ) from error
-        if not any(grade > 0 for grade in found[query].values()):
-            raise ValueError(f"{name}[{query!r:.80}] has no document that is relevant: leave it out.")
+        count = sum(grade > 0 for grade in found[query].values())
+        if count in (0, documents):
+            which = "every" if count else "no"
+            raise ValueError(f"{name}[{query!r:.80}] has {which} document that is relevant: leave it out.")
     return found
 
 
@@ -313,11 +321,10 @@ class UnitRows:
 
     def __init__(self, source: Any, name: str) -> None:
         self._array, self._name = _as_array(source, name), name
-        if self._array.dtype not in (np.float16, np.float32, np.float64):
-            raise TypeError(
-                f"{name} must hold float16, float32 or float64, not {self._array.dtype}: 8-bit and binary vectors have "
-                "lost what heads are trained on."
-            )
+        if self._array.dtype.newbyteorder("=") not in (np.float16, np.float32, np.float64):
+            kind = self._array.dtype
+            lost = ": 8-bit and binary vectors have lost what heads are trained on" if kind.itemsize == 1 else ""
+            raise TypeError(f"{name} must hold float16, float32 or float64, not {kind}{lost}.")
         if self._array.ndim != 2 or not self._array.size:
             raise ValueError(f"{name} must be of shape (n, d), one vector a row, not {self._array.shape}.")
         self.shape: tuple[int, int] = self._array.shape

@@ -6,8 +6,10 @@ arguments of :func:`refit`, without what a trainer costs besides.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from st_asym.cache import CachedSentenceTransformer, EmbeddingCache
 from st_asym.cache.encoding import Precision
 from st_asym.data import Qrels, RetrievalData
+from st_asym.data.files import LOGS_FOLDER
 from st_asym.fitting.candidates import Candidate, behind_vectors
 from st_asym.fitting.closed_form import pair_covariance
 from st_asym.fitting.gate import Choice
@@ -135,12 +138,13 @@ def refit(
     precision: Precision = "fp32",
     callbacks: Sequence[TrainerCallback] = (),
     report_to: str | Sequence[str] = "none",
+    logs: Path | None = None,
 ) -> tuple[SentenceTransformer, Log]:
     """Make the heads that were chosen on all training queries, by the stock trainer, as a user would write it.
 
     ``vectors`` and ``data`` are one collection, as vectors and as texts; ``precision`` is that of the vectors in
-    ``cache``; ``callbacks`` and ``report_to`` are for the trainer. The model is of stock modules, in evaluation mode,
-    with the encoder's own modules; the mean losses of each epoch come with it.
+    ``cache``; ``callbacks`` and ``report_to`` are for the trainer, whose logs of TensorBoard go to ``logs``. The model
+    is of stock modules, in evaluation mode, with the encoder's own modules; the mean losses of each epoch come with it.
     """
     train = data.qrels["train"]
     covariance = pair_covariance(vectors.queries, vectors.documents, *vectors.pairs(train))
@@ -174,6 +178,7 @@ def refit(
             use_cpu=cached.device.type == "cpu",
             ddp_find_unused_parameters=False,
         )
+        arguments.mixed_precision = "no"  # whatever the environment says: what is kept is what was rehearsed
         trainer = _Trainer(
             model=cached,
             args=arguments,
@@ -183,6 +188,8 @@ def refit(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+        if logs is not None and (written := Path(folder) / LOGS_FOLDER).is_dir():
+            shutil.copytree(written, logs)
     log = [_losses(entry) for entry in trainer.state.log_history if "loss" in entry]
     if choice.dial != 1.0:
         set_dial(heads, candidate.identity(vectors.dimension, width), weights_of(heads), choice.dial)

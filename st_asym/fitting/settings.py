@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -19,6 +21,14 @@ _NAMES = {
     "contrastive": get_args(Contrastive),
     "isotropy_kind": get_args(IsotropyKind),
 }
+_ABOVE_ZERO = ("temperature", "learning_rate", "epochs", "batch_size", "whitening")
+_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    **dict.fromkeys(_ABOVE_ZERO, ("a finite number above 0", lambda value: 0 < value < math.inf)),
+    "unlabelled_weight": ("from 0 to 1", lambda value: 0 <= value <= 1),
+    "isotropy_weight": ("a finite number, 0 or more", lambda value: 0 <= value < math.inf),
+    "hard_negatives": ("at least 0", lambda value: value >= 0),
+}
+_WHOLE = ("epochs", "batch_size", "hard_negatives")
 # Larger collections need fewer passes over their queries: about so many steps, and at least so many epochs.
 _EPOCHS, _STEPS, _FEWEST = 20, 400, 3
 _TEMPERATURE, _TEMPERATURE_OF_MANY, _MANY = 0.05, 0.04, 2_000
@@ -77,20 +87,13 @@ class Settings:
     isotropy_kind: IsotropyKind = "covariance"
 
     def __post_init__(self) -> None:
-        """Refuse what would fail later, in the middle of a fit."""
-        for name, names in _NAMES.items():
-            value = getattr(self, name)
-            if value is not None and value not in names:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, names))}, got {value!r}.")
-        for name in ("temperature", "learning_rate", "epochs", "batch_size", "whitening"):
-            _check_above_zero(name, getattr(self, name))
-        if self.unlabelled_weight is not None and not 0 <= self.unlabelled_weight <= 1:
-            raise ValueError(f"unlabelled_weight must be from 0 to 1, got {self.unlabelled_weight}.")
-        if not 0 <= self.isotropy_weight < float("inf"):
-            raise ValueError(f"isotropy_weight must be a finite number, 0 or more, got {self.isotropy_weight}.")
-        _check_whole("hard_negatives", self.hard_negatives)
-        if self.hard_negatives < 0:
-            raise ValueError(f"hard_negatives must be at least 0, got {self.hard_negatives}.")
+        """Refuse what would fail later, in the middle of a fit; numbers of NumPy become Python's."""
+        for name, value in vars(self).items():
+            if isinstance(value, np.generic):
+                object.__setattr__(self, name, value.item())
+            wanted = None if value is None else _wanted(name, getattr(self, name))
+            if wanted is not None:
+                raise ValueError(f"{name} must be {wanted}, got {value!r}.")
         if self.hard_negatives and self.contrastive not in (None, "in-batch"):
             raise ValueError(
                 f"hard_negatives={self.hard_negatives} is for contrastive='in-batch': with 'corpus' every document "
@@ -127,15 +130,19 @@ class Settings:
         return asdict(self)
 
 
-def _check_above_zero(name: str, value: float | None) -> None:
-    if value is None:
-        return
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{name} must be a finite number above 0, got {value}.")
-    if name in ("epochs", "batch_size"):
-        _check_whole(name, value)
+def _wanted(name: str, value: Any) -> str | None:
+    """What a setting must be, where it is something else."""
+    if name in _NAMES and value not in _NAMES[name]:
+        return f"one of {', '.join(map(repr, _NAMES[name]))}"
+    if name == "bias" and not isinstance(value, bool):
+        return "True or False"
+    return _wanted_number(name, value) if name in _RANGES else None
 
 
-def _check_whole(name: str, value: Any) -> None:
-    if not isinstance(value, int | np.integer):
-        raise ValueError(f"{name} must be a whole number, got {value!r}.")
+def _wanted_number(name: str, value: Any) -> str | None:
+    if not isinstance(value, int | float):
+        return "a number"
+    what, contains = _RANGES[name]
+    if not contains(value):
+        return what
+    return "a whole number" if name in _WHOLE and not isinstance(value, int) else None

@@ -92,7 +92,7 @@ def fresh_heads(encoder: SentenceTransformer, projection: ProjectionOptions) -> 
     _check_saveable(encoder)
     options: ProjectionOptions = {"out_features": encoder.get_embedding_dimension(), **projection}
     router = AsymmetricProjection(in_features, **options)
-    _warn_about_encoder(encoder)
+    _warn_about_encoder(encoder, keeps_documents=projection.get("document") is False)
     return router
 
 
@@ -288,7 +288,7 @@ def _check_saveable(model: SentenceTransformer) -> None:
             )
 
 
-def _warn_about_encoder(encoder: SentenceTransformer) -> None:
+def _warn_about_encoder(encoder: SentenceTransformer, *, keeps_documents: bool) -> None:
     """Say what of the encoder's behaviour the model cannot keep."""
     if foreign := foreign_modules(encoder):
         logger.warning(
@@ -299,8 +299,9 @@ def _warn_about_encoder(encoder: SentenceTransformer) -> None:
     if encoder.similarity_fn_name != "cosine" and not isinstance(list(encoder.children())[-1], Normalize):
         logger.warning(
             "The encoder compares vectors of any length by %s; the model with heads compares directions, by cosine, "
-            "and ranks differently even before training.",
+            "and ranks differently even before training.%s",
             encoder.similarity_fn_name,
+            " Search an index of the encoder's vectors by cosine, too." if keeps_documents else "",
         )
 
 

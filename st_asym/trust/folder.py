@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from st_asym.data.files import EVALUATION_FOLDER
+from st_asym.data.files import EVALUATION_FOLDER, LOGS_FOLDER
 
 _CHUNK = 1 << 20
 _MOST_JSON = 2 << 20
@@ -28,8 +28,8 @@ _MOST_DIGITS = 20
 _NO_LIMIT = str(int(1e30))  # the number by which a tokenizer says that it cuts nothing off
 # Windows has neither of the first two, and no other system the last.
 _OPEN = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
-# Left by git, by downloads of the Hub's client and by evaluations; nothing is loaded from them.
-_PASSED_OVER = frozenset({".git", ".cache", EVALUATION_FOLDER})
+# Left by git, by downloads of the Hub's client and by evaluations, and logs; nothing is loaded from them.
+_PASSED_OVER = frozenset({".git", ".cache", EVALUATION_FOLDER, LOGS_FOLDER})
 # Bytes of a value by the type's name in safetensors; and what floats are read as, since numpy has no bfloat16.
 _SIZES = {"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _SIZES |= {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}

@@ -20,7 +20,7 @@ from fitting_helpers import DIMENSION, ONE, QUICK, both_sides, encoder_of, rotat
 from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback, set_seed
 
-from st_asym import EmbeddingCache, FitResult, Settings, fit
+from st_asym import EmbeddingCache, FitResult, Settings, fit, verify
 from st_asym.data import RetrievalData
 from st_asym.data.files import REPORT_FILE
 from st_asym.fitting import loop, vectors
@@ -155,6 +155,43 @@ def test_the_last_training_is_on_all_training_queries(won: Won) -> None:
 def test_callbacks_and_report_to_reach_the_trainer(won: Won) -> None:
     # 60 queries, 16 a step.
     assert won.steps == 4 * won.result.report.chosen.choice.epoch
+    assert list((won.folder / "model" / "runs").rglob("*tfevents*")), "TensorBoard's log is beside the model"
+    assert verify(won.folder / "model").kind == "model"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"report_to": "tensorbord"}, ValueError, "tensorbord is not supported"),
+        ({"report_to": ["wandb"]}, ValueError, "WandbCallback requires wandb"),
+        ({"callbacks": Count()}, TypeError, "callbacks must be a list of TrainerCallback, got a Count"),
+        ({"callbacks": ["log"]}, TypeError, "callbacks must be a list of TrainerCallback, got 'log' in it"),
+    ],
+)
+def test_what_the_trainer_would_refuse_is_refused_before_anything_is_read(
+    quick: Callable[..., FitResult], options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    encoder, _ = rotated(20)
+    with pytest.raises(error, match=message):
+        quick(encoder, None, **options)
+
+
+def test_settings_of_numpy_and_of_the_environment_change_nothing(
+    tmp_path: Path, quick: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, data = rotated(60)
+    plain = quick(encoder, data, settings=SURE, expected_unseen=0.5, callbacks=None, report_to=None)
+    assert plain.report.kept
+    numbers = {"epochs": np.int64(12), "batch_size": np.int32(16), "learning_rate": np.float64(1e-2)}
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = quick(encoder, data, "again", settings=replace(SURE, **numbers), expected_unseen=np.float32(0.5))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert again.report.settings == plain.report.settings
+    assert np.array_equal(both_sides(again.model, data), both_sides(plain.model, data))
+    assert json.loads((tmp_path / "again" / REPORT_FILE).read_text())["expected_unseen"] == 0.5
 
 
 def test_the_generators_of_the_caller_stay_as_they_are(won: Won) -> None:
@@ -427,6 +464,21 @@ def test_the_real_encoder(real_encoder: SentenceTransformer, shared_data: Path, 
 # Bad input.
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"learning_rate": "3e-4"}, "learning_rate must be a number, got '3e-4'"),
+        ({"isotropy_weight": "1"}, "isotropy_weight must be a number, got '1'"),
+        ({"bias": "no"}, "bias must be True or False, got 'no'"),
+        ({"epochs": 0}, "epochs must be a finite number above 0, got 0"),
+        ({"batch_size": 2.5}, "batch_size must be a whole number, got 2.5"),
+    ],
+)
+def test_a_setting_that_no_training_can_have_is_named(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Settings(**setting)
+
+
 def changed(**changes: Any) -> tuple[SentenceTransformer, tuple[Any, Any, Any]]:
     encoder, data = rotated(12)
     queries, corpus, qrels = triple(data)
@@ -573,6 +625,25 @@ def test_an_encoder_that_compares_by_dot_product_is_judged_by_it(tmp_path: Path)
     found = (torch.tensor(queries) @ torch.tensor(documents).T).topk(10).indices
     assert judged["dot"] > judged["cosine"] + 0.05
     assert judged["dot"] == pytest.approx(judgments.ndcg(found).mean(), abs=0.1), "of those that were held out"
+
+
+@pytest.mark.parametrize(
+    ("similarity", "truncate_dim", "sides", "message"),
+    [
+        ("euclidean", None, None, "compares by euclidean distance, and heads by cosine"),
+        ("manhattan", None, None, "compares by manhattan distance, and heads by cosine"),
+        ("cosine", DIMENSION // 2, "query", "cuts its vectors to 6 dimensions .* leave sides='query' out"),
+    ],
+)
+def test_an_encoder_that_heads_cannot_be_compared_with_is_refused_before_anything_is_encoded(
+    quick: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch, similarity: Any, truncate_dim: Any, sides: Any,
+    message: str,
+) -> None:  # fmt: skip
+    encoder, data = rotated(20)
+    monkeypatch.setattr(EmbeddingCache, "fill", lambda *_, **__: pytest.fail("encoded"))
+    encoder.similarity_fn_name, encoder.truncate_dim = similarity, truncate_dim
+    with pytest.raises(ValueError, match=message):
+        quick(encoder, data, settings=Settings(sides=sides))
 
 
 @pytest.mark.parametrize(("seed", "error"), [(-1, ValueError), (2**32, ValueError), (1.5, TypeError)])

@@ -301,7 +301,14 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
     "one text": (lambda q, d: (q, d, {0: "d3"}), TypeError, r"relevant\[0\] is 'd3': give a list"),
     "half a grade": (lambda q, d: (q, d, {0: {3: 0.5}}), TypeError, "whole numbers"),
     "nothing relevant": (lambda q, d: (q, d, {0: {3: 0}}), ValueError, r"relevant\[0\] has no document"),
+    "all relevant": (lambda q, d: (q, d, {0: range(COUNT)}), ValueError, r"relevant\[0\] has every document"),
+    "integers": (lambda q, d: (q, d.astype(">i8"), RELEVANT), TypeError, "float32 or float64, not >i8."),
 }
+
+
+def test_the_order_of_bytes_does_not_matter(pairs: Any) -> None:
+    little, big = (quick(*(side.astype(order) for side in pairs), settings=ONE) for order in ("<f4", ">f4"))
+    assert np.array_equal(big.heads.query(pairs[0]), little.heads.query(pairs[0]))
 
 
 @pytest.mark.parametrize("wrong", WRONG)
@@ -385,6 +392,9 @@ def test_saved_with_their_encoder_they_are_attached_to_it_and_to_no_other(tmp_pa
         attach_heads(model, path)
     with pytest.raises(ValueError, match="does not end in a Normalize"):
         result.save(path, encoder=encoder)
+    cut = SentenceTransformer(modules=[*encoder, Normalize()], device="cpu", truncate_dim=DIMENSION // 2)
+    with pytest.raises(ValueError, match=r"cuts its vectors to 6 dimensions .* fit on vectors that are not cut"):
+        result.save(path, encoder=cut)
     attached = attach_heads(model, result.save(path, encoder=model))
     texts = list(data.queries.values())
     np.testing.assert_allclose(attached.encode_query(texts), result.heads.query(queries), atol=1e-6)

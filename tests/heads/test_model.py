@@ -266,6 +266,9 @@ def test_what_cannot_be_kept_is_said(make_encoder: MakeEncoder, caplog: pytest.L
     with caplog.at_level(logging.WARNING, "st_asym"):
         asymmetric_model(make_encoder("pooling", similarity_fn_name="dot"))
         assert "ranks differently even before training" in caplog.text
+        assert "by cosine, too" not in caplog.text
+        asymmetric_model(make_encoder("pooling", similarity_fn_name="dot"), document=False)
+        assert "Search an index of the encoder's vectors by cosine, too." in caplog.text
         caplog.clear()
         asymmetric_model(make_encoder("normalize", similarity_fn_name="dot"))
         assert caplog.text == ""
