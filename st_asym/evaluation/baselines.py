@@ -15,7 +15,7 @@ from mteb.models import ModelMeta, SearchEncoderWrapper
 from torch import Tensor
 
 from st_asym.data.collection import Qrels, own_documents
-from st_asym.data.document import Document
+from st_asym.data.document import Document, text_key
 from st_asym.evaluation.comparison import BM25, FULL, digest_of, fused_name
 from st_asym.evaluation.compressed import KEPT, unit_vectors
 from st_asym.evaluation.models import BASELINES, UNTOUCHED, Baseline, Models, System, vectors_of
@@ -216,7 +216,9 @@ class Baselines:
             return None
         given = {name: model for name, model in self._models.items() if name == system}
         trained = trained_queries(given, [benchmark], "dev")[0].get(benchmark.name, {}).get(system, set())
-        left = [query for query in data.relevant("dev") if query not in trained][:_MOST]
+        judged = {text_key(data.queries[query]) for query in data.relevant(self._split)}
+        dev = (query for query in data.relevant("dev") if text_key(data.queries[query]) not in judged)
+        left = [query for query in dev if query not in trained][:_MOST]
         if len(left) < _FEWEST:
             return None
         return {query: data.queries[query] for query in left}, {query: data.qrels["dev"][query] for query in left}

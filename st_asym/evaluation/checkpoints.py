@@ -216,6 +216,10 @@ def add_step(folder: Path, step: Step, newest: Mapping[str, Any]) -> None:
         and one.history == digest_of(log[: one.logged])
         and (not one.data or not step.data or one.data == step.data)
     ]
+    if step.baseline is not None:  # differences to another one cannot stand in one column with these
+        other = (one for one in kept if one.baseline is not None and [*one.baseline] != [*step.baseline])
+        alone = {one.step: replace(one, baseline=None, points=None, interval=None, p=None) for one in other}
+        kept = [alone.get(one.step, one) for one in kept]
     steps = sorted([*kept, step], key=lambda one: one.step)
     content = {"format": FORMAT, "checkpoints": [asdict(one) for one in steps]}
     write_text(folder / "checkpoints.json", json.dumps(content, indent=1, allow_nan=False) + "\n")

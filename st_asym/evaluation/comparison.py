@@ -81,6 +81,7 @@ class Row:
         compressed: Form to data set, and ``"average"``, to nDCG@10 with compressed vectors.
         verdict: ``"works"``, ``"marginal"`` or ``"fails"``, by the queries that it was not trained on; None for the
             first system, for baselines, and where no such queries are left.
+        evidence: What the verdict is by: ``difference``, but for queries that a model was trained on.
         next_steps: What the evidence suggests, a sentence each.
         baseline: Whether it is BM25, or a system with BM25 added; these have no verdict.
     """
@@ -96,6 +97,7 @@ class Row:
     groups: dict[str, dict[str, Group]] = field(default_factory=dict)
     compressed: dict[str, dict[str, float]] = field(default_factory=dict)
     verdict: str | None = None
+    evidence: Difference | None = None
     next_steps: tuple[str, ...] = ()
     baseline: bool = False
 
@@ -309,10 +311,10 @@ def _judged(row: Row, base: Row, gain: Difference, bar: Bar, queries: Mapping[st
     """A row with its verdict, and what the evidence suggests."""
     verdict = verdict_of(gain, bar)
     if set(row.digests) <= set(base.digests):  # as where fit has kept the encoder: a note says so
-        return replace(row, verdict=verdict)
+        return replace(row, verdict=verdict, evidence=gain)
     moved = any((by_query(own, row.name) != by_query(own, base.name)).any() for own in queries.values())
     steps = next_steps(verdict, gain, bar, moved=moved, differences=row.differences, groups=row.groups)
-    return replace(row, verdict=verdict, next_steps=steps)
+    return replace(row, verdict=verdict, evidence=gain, next_steps=steps)
 
 
 def _on_top(row: Row, both: str, rows: Rows, queries: Mapping[str, Any], seed: int) -> Row:

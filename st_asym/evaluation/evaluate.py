@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from st_asym.cache import EmbeddingCache
 from st_asym.cache.embedding_cache import open_cache
@@ -106,7 +108,8 @@ def evaluate(
     from st_asym.evaluation.tasks import benchmarks, seen_queries, trained_queries, training_documents
 
     bar = Bar(at_least, significance)
-    compressed = (compressed,) if isinstance(compressed, str | int) else tuple(compressed)
+    given: Any = [compressed] if isinstance(compressed, str | int | np.integer) else compressed
+    compressed = tuple(int(form) if isinstance(form, np.integer) else form for form in given)
     with undisturbed():
         found = benchmarks(tasks, split)
         positives = training_documents(train, found)

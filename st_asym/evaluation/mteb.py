@@ -193,6 +193,9 @@ class FrozenEncoder(SentenceTransformerEncoderWrapper):
 
     def encode(self, inputs: Any, *, prompt_type: PromptType | None = None, **kwargs: Any) -> Any:
         """Vectors of texts, shape ``(n, d)``."""
+        task = kwargs["task_metadata"]
+        if task.dataset["path"] == task.name:  # a local collection: MTEB would take a prompt that is called like it
+            kwargs["task_metadata"] = task.model_copy(update={"name": f"{task.name} (local)"})
         vectors = super().encode(inputs, prompt_type=prompt_type, **kwargs)
         check_finite(vectors, self._name, prompt_type.value if prompt_type is not None else "text")
         return vectors

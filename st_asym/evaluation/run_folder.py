@@ -196,9 +196,10 @@ class Asked:
             try:
                 before = self.of_json(json.loads(file.read_text(encoding="utf-8")), run)
             except (OSError, AttributeError, KeyError, TypeError, ValueError):
+                was = (file.parent / "table.json").is_file()
                 raise ValueError(
-                    f"{run}: {found} It was not evaluated before: say what to evaluate it on (on the command line with "
-                    "--on)."
+                    f"{run}: {found} It was not evaluated before{', but on data in memory' if was else ''}: say what "
+                    "to evaluate it on (on the command line with --on)."
                 ) from None
             asked = replace(before, **{name: own for name, own in vars(self).items() if own is not None})
         content = asked.as_json(run)

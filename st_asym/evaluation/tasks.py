@@ -144,6 +144,8 @@ def benchmarks(tasks: Source | Mapping[str, Source] | Iterable[Source], split: s
             f"{counted(len(repeated), 'name')} given to more than one data set: {first_few(repeated)}. "
             'Give tasks as {"name": data, ...}.'
         )
+    if "average" in names:
+        raise ValueError("A data set is called 'average', as the mean over all is. Give it as {\"name\": data, ...}.")
     return found
 
 
@@ -197,12 +199,24 @@ def _task_of_mteb(name: str) -> AbsTaskRetrieval:
 def _of_task(name: str | None, task: AbsTaskRetrieval) -> Benchmark:
     metadata = task.metadata
     version = f"{metadata.dataset['path']}@{metadata.dataset['revision']}"
+    if not type(task).__module__.startswith("mteb."):  # what it holds need not be what its revision names
+        version += f" {_held(task)}"
     parts = f"{list(task.eval_splits)} {list(task.hf_subsets)}"
     # The same task, of a class that has its own for a base and keeps what it scores.
     kind: Any = type(type(task).__name__, (ScoredByQuery, type(task)), {})
     scored = kind.__new__(kind)
     vars(scored).update(vars(task))
     return Benchmark(name or metadata.name, scored, f"{metadata.name} {version} {parts}")
+
+
+def _held(task: AbsTaskRetrieval) -> str:
+    """A digest of what a task holds, which is loaded: queries, documents and judgments."""
+    if not task.data_loaded:
+        task.load_data()
+    rows = json.dumps(
+        task.dataset, sort_keys=True, default=lambda one: one.to_list() if isinstance(one, Dataset) else str(one)
+    )
+    return hashlib.blake2b(rows.encode(), digest_size=8).hexdigest()
 
 
 def _of_collection(name: str, data: RetrievalData, split: str) -> Benchmark:
@@ -315,8 +329,18 @@ def training_documents(train: Train | Mapping[str, Train] | None, found: Sequenc
             known[id(source)] = _positives(source)
         positives[benchmark.name] = known[id(source)]
         if data is not None and _is_qrels(source):  # by text, so that copies under other ids are known too
-            positives[benchmark.name] = {text_digest(data.corpus[d]) for d in known[id(source)] if d in data.corpus}
+            of_all = [*by_name.values()].count(source) > 1
+            positives[benchmark.name] = _texts_of(known[id(source)], benchmark.name, data, may_be_none=of_all)
     return positives
+
+
+def _texts_of(documents: set[str], name: str, data: RetrievalData, *, may_be_none: bool) -> set[str]:
+    """Digests of the texts of documents, as far as the data set has them."""
+    inside = [document for document in documents if document in data.corpus]
+    if documents and not inside and not may_be_none:
+        named = f"{counted(len(documents), 'document')}, none of which {name} has: {first_few([*documents])}"
+        raise ValueError(f"train names {named}. Qrels have the document ids of the data set; pairs need none.")
+    return {text_digest(data.corpus[document]) for document in inside}
 
 
 def _is_its_file(source: Any, benchmark: Benchmark) -> bool:

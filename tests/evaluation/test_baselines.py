@@ -125,6 +125,13 @@ def test_the_weight_is_chosen_on_dev_queries_and_never_on_those_judged(make_enco
     )
     found = evaluate(models, {"tiny": data}, results=None, split="dev", baselines=["hybrid"])
     assert "plain + BM25: BM25 weighs 0.02 on tiny, without dev queries." in found.notes
+    both = data.qrels["dev"]
+    renamed = {f"again {query}": judged for query, judged in both.items()}
+    queries = data.queries | {f"again {query}": data.queries[query].upper() for query in both}
+    for dev in (both, renamed):
+        again = RetrievalData(queries, data.corpus, {"test": both, "dev": dev})
+        found = evaluate(models, {"tiny": again}, results=None, baselines=["hybrid"])
+        assert "plain + BM25: BM25 weighs 0.02 on tiny, without dev queries." in found.notes
 
 
 def test_weights_to_choose_from_are_part_of_what_was_measured(

@@ -63,6 +63,8 @@ def test_compressed_columns_stand_beside_the_full_one(tiny_encoder: SentenceTran
     tiny_encoder.truncate_dim = 8
     assert found["8"]["tiny"] == pytest.approx(np.mean(ndcg_at_10(tiny_encoder, data)), abs=1e-5)
     assert found["8"]["average"] == found["8"]["tiny"]
+    again = evaluate({"plain": tiny_encoder}, {"tiny": data}, results=None, compressed=np.int64(4), baselines=())
+    assert list(again["plain"].compressed) == ["4"]
 
 
 @pytest.mark.parametrize("form", ["int4", 0, -3, 16, 17, True, 2.5])

@@ -234,6 +234,7 @@ def test_queries_on_training_documents_are_told_from_others(make_encoder: Make) 
         ({"tinny": collection()}, ValueError, "train names 1 data set not evaluated: tinny"),
         (replace(collection(), qrels={"test": {}}), ValueError, "no split 'train'"),
         (3, TypeError, "not a int"),
+        ({"q": {"7": 1, "9": 1}}, ValueError, "train names 2 documents, none of which tiny has"),
         ("nowhere.zip", FileNotFoundError, "nowhere.zip"),
     ],
 )

@@ -458,8 +458,13 @@ def test_the_table_of_another_training_or_other_data_is_not_gone_on_with(
     other = write_beir(tmp_path / "other" / "tiny", replace(collection(), qrels={"test": {"q0": {"d3": 1}}}))
     follow_run(run, [other], cache=vectors, baselines=())
     assert names() == ["checkpoint-6"]
-    save(with_heads(encoder, 1), run, 4, of=4, log_history=[{"loss": 9.0, "step": 4}])
+    save(with_heads(encoder, 8), run, 8)
     shutil.rmtree(run / "checkpoint-6")
+    follow_run(run, [other], cache=vectors, baselines=(), models={"base": encoder})
+    content = json.loads((run / "evaluation" / "checkpoints.json").read_text())["checkpoints"]
+    assert [entry["points"] is None for entry in content] == [True, False], "of another baseline"
+    shutil.rmtree(run / "checkpoint-8")
+    save(with_heads(encoder, 1), run, 4, of=4, log_history=[{"loss": 9.0, "step": 4}])
     follow_run(run, [other], cache=vectors, baselines=())
     assert names() == ["checkpoint-4"]
     (run / "evaluation" / "checkpoints.json").write_text('{"format": 0}')

@@ -92,6 +92,15 @@ def test_nothing_or_the_same_name_twice_is_refused() -> None:
         benchmarks([], "test")
     with pytest.raises(ValueError, match="1 name given to more than one data set: SciFact"):
         benchmarks(["SciFact", "SciFact"], "test")
+    with pytest.raises(ValueError, match="A data set is called 'average'"):
+        benchmarks({"average": collection()}, "test")
+
+
+@pytest.mark.parametrize("name", ["query", "document", "Retrieval"])
+def test_a_data_set_may_be_called_like_a_prompt(tiny_encoder: SentenceTransformer, name: str) -> None:
+    tiny_encoder.prompts = {"query": "red ", "document": "big small "}
+    scores = [evaluate({"m": tiny_encoder}, {one: collection()}, results=None, baselines=()) for one in (name, "tiny")]
+    assert scores[0].rows[0].average == scores[1].rows[0].average
 
 
 class TwoSplits(AbsTaskRetrieval):
@@ -123,6 +132,24 @@ class TwoSplits(AbsTaskRetrieval):
                 "top_ranked": None,
             }
         self.data_loaded = True
+
+
+def test_what_is_judged_anew_in_a_task_of_one_s_own_is_measured_anew(
+    tiny_encoder: SentenceTransformer, tmp_path: Path
+) -> None:
+    class Mine(TwoSplits):
+        grade = 1
+
+        def load_data(self, *_: Any, **__: Any) -> None:
+            super().load_data()
+            self.dataset["default"]["test"]["relevant_docs"]["q0"] = {"d0": 1, "d1": self.grade}
+
+    found = []
+    for Mine.grade in (1, 3):
+        own = [evaluate({"plain": tiny_encoder}, Mine(), results=where, baselines=()) for where in (tmp_path, None)]
+        assert own[0].rows == own[1].rows
+        found.append(own[0].rows[0].average)
+    assert found[0] != found[1]
 
 
 def test_each_split_of_a_task_is_a_data_set(tiny_encoder: SentenceTransformer) -> None:

@@ -70,6 +70,11 @@ def test_a_later_export_of_the_same_clicks_is_no_evidence(make_encoder: Make, tm
     assert {name: group.queries for name, group in groups.items()} == {"trained on": 25, "not trained on": 1}
     assert len(found.queries["tuesday"]["trained on"]) == 25
     assert found["heads"].verdict == "marginal"  # one query is no evidence, whatever the others gained
+    assert found["heads"].evidence.queries == 1
+    pytest.importorskip("matplotlib")
+    save_html(tmp_path / "page.html", found)
+    page = (tmp_path / "page.html").read_text()
+    assert "<b>Marginal.</b> heads: +0.00 points of nDCG@10 on 1 query." in page
     found.to_json(tmp_path / "comparison.json")
     assert Comparison.load(tmp_path / "comparison.json") == found
 
