@@ -25,6 +25,7 @@ _MOST_FINDINGS = 50
 _MOST_LEVELS = 8
 _MOST_NESTED = 64
 _MOST_DIGITS = 20
+_MOST_LETTERS = 120
 _NO_LIMIT = str(int(1e30))  # the number by which a tokenizer says that it cuts nothing off
 # Windows has neither of the first two, and no other system the last.
 _OPEN = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
@@ -249,11 +250,11 @@ def parts(value: Any) -> Iterator[tuple[int, str, Any]]:
             below += [(level + 1, key, one) for one in part if one]
 
 
-def shown(value: object, most: int = 120) -> str:
+def shown(value: object) -> str:
     """A name or value from a file on one line, without control characters, cut where it is long."""
     text = value if isinstance(value, str) else repr(value)
-    plain = "".join(one if one.isprintable() else "?" for one in text[: most + 1])
-    return plain if len(plain) <= most else plain[:most] + "..."
+    plain = "".join(one if one.isprintable() else "?" for one in text[: _MOST_LETTERS + 1])
+    return plain if len(plain) <= _MOST_LETTERS else plain[:_MOST_LETTERS] + "..."
 
 
 def floats(content: bytes, dtype: str) -> Any:

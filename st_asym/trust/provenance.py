@@ -270,13 +270,11 @@ def write_provenance(path: Path, *, kind: str, **facts: Any) -> Provenance:
 
 def read_provenance(folder: Folder) -> Provenance | None:
     """That of a folder; None where it has none, or one that cannot be read, which is noted."""
-    if PROVENANCE_FILE not in folder.sizes:
-        return None
-    try:
-        return _of_json(folder.json(PROVENANCE_FILE))
-    except FindingError as error:
-        folder.add(*error.args)
-        return None
+    found = None
+    if PROVENANCE_FILE in folder.sizes:
+        with folder.noting():
+            found = _of_json(folder.json(PROVENANCE_FILE))
+    return found
 
 
 def _of_json(found: dict[str, Any]) -> Provenance:
