@@ -72,9 +72,14 @@ def new_file(output: str | os.PathLike[str]) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: str | os.PathLike[str], content: Any, *, indent: int | None = 2) -> None:
     """Write a file of JSON in one step."""
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(content, indent=indent, allow_nan=False) + "\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """What is in a file of JSON."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def plain(value: Any, digits: int = 17) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from st_asym.data.collection import first_few
-from st_asym.data.files import EVALUATION_FOLDER, REPORT_FILE, write_text
+from st_asym.data.files import EVALUATION_FOLDER, REPORT_FILE, read_json, write_json, write_text
 from st_asym.evaluation.comparison import MAIN, Comparison, digest_of
 from st_asym.retrieval.significance import Interval
 
@@ -53,7 +52,7 @@ def checkpoints(output_dir: str | PathLike[str]) -> list[Checkpoint]:
 def read_state(folder: str | PathLike[str]) -> Mapping[str, Any] | None:
     """The trainer's state in a folder, None where there is none or it is being written."""
     try:
-        state = json.loads(Path(folder, STATE_FILE).read_text(encoding="utf-8"))
+        state = read_json(Path(folder, STATE_FILE))
     except (OSError, ValueError):
         return None
     return state if isinstance(state, Mapping) else None
@@ -222,14 +221,14 @@ def add_step(folder: Path, step: Step, newest: Mapping[str, Any]) -> None:
         kept = [alone.get(one.step, one) for one in kept]
     steps = sorted([*kept, step], key=lambda one: one.step)
     content = {"format": FORMAT, "checkpoints": [asdict(one) for one in steps]}
-    write_text(folder / "checkpoints.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_json(folder / "checkpoints.json", content, indent=1)
     write_text(folder / "checkpoints.md", _table_of(steps))
 
 
 def _steps(folder: Path) -> list[Step]:
     """The checkpoints in the file; without it, what is still there is evaluated again, out of the results."""
     try:
-        content = json.loads((folder / "checkpoints.json").read_text(encoding="utf-8"))
+        content = read_json(folder / "checkpoints.json")
         return [Step(**values) for values in content["checkpoints"]] if content["format"] == FORMAT else []
     except (OSError, KeyError, TypeError, ValueError):
         return []
@@ -283,7 +282,7 @@ def _metric(state: Mapping[str, Any]) -> str:
 def _what_is_saved(run: Path, named: str | None) -> str:
     """What the model in the run folder itself is; ``named`` is what the run says of its best checkpoint."""
     try:
-        report = json.loads((run / REPORT_FILE).read_text(encoding="utf-8"))
+        report = read_json(run / REPORT_FILE)
         return f"{run.resolve().name}, which fit saved. {report['first_line']}"
     except (OSError, KeyError, TypeError, ValueError):
         pass

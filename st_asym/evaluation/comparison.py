@@ -7,13 +7,12 @@ import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from st_asym.data.collection import counted
-from st_asym.data.files import write_text
+from st_asym.data.files import read_json, write_json
 from st_asym.retrieval.significance import Difference, Floats, corrected, difference
 
 if TYPE_CHECKING:
@@ -164,8 +163,7 @@ class Comparison:
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write everything, per-query scores included."""
-        content = {"format": FORMAT, **asdict(self)}
-        write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        write_json(path, {"format": FORMAT, **asdict(self)}, indent=1)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Comparison:
@@ -176,7 +174,7 @@ class Comparison:
             ValueError: It is no comparison, or of another format.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = read_json(path)
             found = content.pop("format")
             if found == FORMAT:
                 comparison: Comparison = of_json(cls, content)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import re
@@ -25,7 +24,7 @@ from sentence_transformers import SentenceTransformer
 from st_asym.cache import CachedSentenceTransformer
 from st_asym.data.collection import counted, first_few
 from st_asym.data.document import Document, relevant_of
-from st_asym.data.files import write_text
+from st_asym.data.files import read_json, write_json
 from st_asym.evaluation.comparison import FORMAT, FULL, MAIN, METRICS, digest_of, mean, of_json
 from st_asym.evaluation.compressed import CompressedIndex, Form
 from st_asym.evaluation.models import check_finite
@@ -80,7 +79,7 @@ def kept_or_measured(
         path = folder / re.sub(r"[^\w.-]+", "_", key["name"]) / file
     if path is not None and path.is_file():
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             if content["format"] != FORMAT or content["key"] != key:
                 raise ValueError("it is of another version")
             found = [of_json(TaskScores, values) for values in content["scores"]]
@@ -92,7 +91,7 @@ def kept_or_measured(
         found = measure()
         if path is not None:
             content = {"format": FORMAT, "key": key, "scores": [asdict(one) for one in found]}
-            write_text(path, json.dumps(content))
+            write_json(path, content, indent=None)
     return [Measurement(system, key["form"], one) for one in found]
 
 

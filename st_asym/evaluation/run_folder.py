@@ -10,7 +10,6 @@ Loading the model beside it takes no notice of it.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -24,7 +23,7 @@ from sentence_transformers import SentenceTransformer
 
 from st_asym.cache import EmbeddingCache
 from st_asym.cache.embedding_cache import open_cache
-from st_asym.data.files import EVALUATION_FOLDER, write_text
+from st_asym.data.files import EVALUATION_FOLDER, read_json, write_json, write_text
 from st_asym.evaluation.checkpoints import (
     MODEL_FILE,
     Checkpoint,
@@ -194,7 +193,7 @@ class Asked:
             asked = Asked(tasks, split, train, self.models or {})
         else:
             try:
-                before = self.of_json(json.loads(file.read_text(encoding="utf-8")), run)
+                before = self.of_json(read_json(file), run)
             except (OSError, AttributeError, KeyError, TypeError, ValueError):
                 was = (file.parent / "table.json").is_file()
                 raise ValueError(
@@ -206,7 +205,7 @@ class Asked:
         if content is None:
             file.unlink(missing_ok=True)
         else:
-            write_text(file, json.dumps(content, indent=1) + "\n")
+            write_json(file, content, indent=1)
         return asked
 
     def evaluate(self, name: str, model: Model, **options: Any) -> Comparison:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.util import disable_logging
 from torch import Tensor, nn
 
-from st_asym.data.files import write_json
+from st_asym.data.files import read_json, write_json
 from st_asym.export.servers import write_settings
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
@@ -146,7 +145,7 @@ def graph_encoder(folder: Path, **padding: Any) -> Callable[[Sequence[str]], Arr
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    settings = json.loads((folder / "sentence_bert_config.json").read_text(encoding="utf-8"))
+    settings = read_json(folder / "sentence_bert_config.json")
     if "max_seq_length" in settings:
         tokenizer.enable_truncation(settings["max_seq_length"])
     tokenizer.enable_padding(**padding)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import nn
 
-from st_asym.data.files import write_json
+from st_asym.data.files import read_json, write_json
 from st_asym.heads.anatomy import on_vectors
 
 TEI = "Text Embeddings Inference"
@@ -42,7 +41,7 @@ _PLAIN_TEXT = {
 def rename_modules(folder: Path) -> None:
     """Give the four modules that servers know their former names in ``modules.json``."""
     path = folder / "modules.json"
-    modules = json.loads(path.read_text(encoding="utf-8"))
+    modules = read_json(path)
     for module in modules:
         package, _, name = module["type"].rpartition(".")
         if package.startswith("sentence_transformers.") and name in _NAMES:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from st_asym.data.collection import counted
-from st_asym.data.files import REPORT_FILE
+from st_asym.data.files import REPORT_FILE, read_json
 from st_asym.evaluation.comparison import MAIN, METRICS
 from st_asym.retrieval.significance import p_value
 
@@ -284,7 +283,7 @@ def read_report(folder: Path) -> dict[str, Any] | None:
     path = folder / REPORT_FILE
     if not path.is_file():
         return None
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_json(path)
     if not isinstance(found, dict):
         raise TypeError(f"it is a {type(found).__name__}")
     return found if "candidates" in found else _of_0_1(found)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 import os
 import re
@@ -29,6 +28,7 @@ from st_asym.data.files import (
     REPORT_FILE,
     are_same,
     free_name,
+    read_json,
     take_over,
     write_json,
 )
@@ -162,7 +162,7 @@ def save_provenance(
     path = Path(path)
     if not (path / "modules.json").is_file():
         raise FileNotFoundError(f"{path} holds no saved model: call model.save_pretrained({str(path)!r}) first.")
-    options = json.loads((path / SETTINGS_FILE).read_text(encoding="utf-8"))
+    options = read_json(path / SETTINGS_FILE)
     options["requirements"] = {**(options.get("requirements") or {}), **_REQUIREMENTS}
     write_json(path / SETTINGS_FILE, options)
     parts = {} if data is None else data if isinstance(data, Mapping) else {"train": data}
@@ -351,7 +351,7 @@ def _written(earlier: Path, new: Path, made: Provenance | None) -> tuple[set[str
     """
     own = {PROVENANCE_FILE, REPORT_FILE}
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # the folders of modules, which may be empty
-        modules = json.loads((earlier / "modules.json").read_text(encoding="utf-8"))
+        modules = read_json(earlier / "modules.json")
         own |= {str(module["path"]) for module in modules}
     if made is None:
         return own | {path.relative_to(new).as_posix() for path in new.rglob("*")} - {CARD_FILE}, []
@@ -384,7 +384,7 @@ def _complete_card(earlier: Path, new: Path, made: Provenance | None) -> None:
     card.save(new)
     path = new / PROVENANCE_FILE
     if path.is_file():  # by this digest, the next result does not keep the completed card as a user's edit
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         content["documents"] = {**content.get("documents", {}), _COMPLETED: _sha256(new / CARD_FILE)}
         write_json(path, content)
 
