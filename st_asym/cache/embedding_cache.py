@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
@@ -272,7 +271,7 @@ class EmbeddingCache:
                 len(keys),
                 self.store.directory,
             )
-        return np.empty((0, 0), np.float32) if found.vectors is None else found.vectors, found.missing
+        return found.vectors, found.missing
 
 
 def open_cache(cache: EmbeddingCache | str | os.PathLike[str] | None) -> EmbeddingCache:

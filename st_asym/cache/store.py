@@ -32,12 +32,12 @@ PORTION = 4096
 
 
 class Found(NamedTuple):
-    """What a look-up gave: ``vectors`` (n, d), with the rows in ``missing`` undefined; None if nothing was found.
+    """What a look-up gave: ``vectors`` (n, d), with the rows in ``missing`` undefined; (0, 0) if nothing was found.
 
     ``damaged`` are those of the missing rows whose record was there, with a checksum that did not fit.
     """
 
-    vectors: Floats | None
+    vectors: Floats
     missing: list[int]
     damaged: list[int]
 
@@ -125,7 +125,7 @@ class VectorStore:
             found = self.get(keys)
             missing = set(found.missing)
             rows = [row for row in range(len(keys)) if row not in missing]
-            if rows and found.vectors is not None:
+            if rows:
                 yield [keys[row] for row in rows], found.vectors[rows]
             start = keys[-1] + b"\0"
 
@@ -169,7 +169,7 @@ class VectorStore:
     def _get(self, txn: Any, keys: Sequence[bytes]) -> Found:
         group = _json_of(txn, _group_key(keys[0])) if keys else None
         if group is None:
-            return Found(None, list(range(len(keys))), [])
+            return Found(np.empty((0, 0), np.float32), list(range(len(keys))), [])
         size = _CHECKSUM_BYTES + group["dimension"] * self.dtype.itemsize
         filler = bytes(size)
         records: list[Any] = []
@@ -184,7 +184,7 @@ class VectorStore:
                 record = filler
             records.append(record)
         if len(missing) == len(keys):
-            return Found(None, missing, damaged)
+            return Found(np.empty((0, 0), np.float32), missing, damaged)
         # One copy for all: a training step looks up twice, and one by one takes as long as the heads.
         joined = np.frombuffer(b"".join(records), np.uint8).reshape(len(keys), size)[:, _CHECKSUM_BYTES:]
         self._environment.touched([record for record in records if record is not filler])

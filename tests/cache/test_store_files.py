@@ -35,7 +35,6 @@ def filled(directory: Path) -> Path:
 
 def is_intact(directory: Path) -> None:
     found = VectorStore(directory).get(KEYS)
-    assert found.vectors is not None
     assert np.array_equal(found.vectors, VECTORS)
 
 
