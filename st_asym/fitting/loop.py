@@ -29,11 +29,10 @@ from st_asym.fitting.gate import Choice
 from st_asym.fitting.vectors import Vectors
 from st_asym.heads.model import behind_encoder
 from st_asym.trainer.columns import column_prompts, router_mapping
+from st_asym.trainer.monitor import NO_LOSSES
 
 # Figures of each epoch by name; ``epoch`` itself is one of them.
 Log = list[dict[str, float]]
-
-_NO_LOSSES = ("epoch", "step", "grad_norm", "learning_rate")
 
 
 class ShuffledBatches(DefaultBatchSampler):
@@ -215,7 +214,7 @@ def train_on_vectors(candidate: Candidate, choice: Choice, vectors: Vectors, tra
 
 
 def _losses(entry: dict[str, float]) -> dict[str, float]:
-    parts = {name: value for name, value in entry.items() if name not in _NO_LOSSES}
+    parts = {name: value for name, value in entry.items() if name not in NO_LOSSES}
     shown = parts if len(parts) > 2 else {"loss": parts["loss"]}
     return {"epoch": round(entry["epoch"]), **shown}
 

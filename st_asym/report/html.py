@@ -20,6 +20,7 @@ from st_asym.report import plots, tables
 from st_asym.report.card import template
 from st_asym.report.plots import REQUIRES, Plot
 from st_asym.retrieval.significance import Difference, p_value
+from st_asym.trainer.monitor import METRICS, NO_LOSSES
 from st_asym.trust.provenance import installed
 
 Subject: TypeAlias = Comparison | Diagnosis | FitReport | TrainerState
@@ -33,11 +34,8 @@ _LISTED = 10
 # What is in the log of a fit, and is no loss.
 _FIGURES = {"accuracy": "nearest document is relevant", "query_std": "queries", "document_std": "documents"}
 
-# In the entries of a training step, but no part of its loss.
-_NO_LOSSES = ("epoch", "step", "grad_norm", "learning_rate", "num_input_tokens_seen")
 _NO_FIGURES = ("epoch", "step", "runtime", "per_second", "total_flos")
 _SPREADS = ("query_std", "document_std")
-_WATCHED = ("in_batch_accuracy", "positive_similarity", "negative_similarity", *_SPREADS)
 _DASHED = "Dashed: evaluation."
 
 
@@ -300,7 +298,7 @@ def training_page(state: TrainerState) -> dict[str, Any]:
 
 def _logged(log: list[dict[str, float]], names: list[str]) -> list[Plot]:
     steps = [entry for entry in log if "loss" in entry]
-    trained = {name for entry in steps for name in entry if name not in (*_NO_LOSSES, *_WATCHED)}
+    trained = {name for entry in steps for name in entry if name not in (*NO_LOSSES, *METRICS)}
 
     def is_loss(name: str) -> bool:
         own = name.removeprefix("eval_")

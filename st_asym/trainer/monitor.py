@@ -19,7 +19,9 @@ from st_asym.trainer.columns import check_router_mapping
 
 logger = logging.getLogger(__name__)
 
-_METRICS = ("in_batch_accuracy", "positive_similarity", "negative_similarity", "query_std", "document_std")
+METRICS = ("in_batch_accuracy", "positive_similarity", "negative_similarity", "query_std", "document_std")
+# In the entries of a training step, but no part of its loss.
+NO_LOSSES = ("epoch", "step", "grad_norm", "learning_rate", "num_input_tokens_seen")
 LOWEST_STD, HIGHEST_STD = 0.5, 2.0
 
 
@@ -118,7 +120,7 @@ class TrainingMonitor(TrainerCallback):
         figures = _figures(torch.cat(queries).float(), torch.cat(documents).float() if documents else None)
         self._sums[training] = torch.cat([figures.new_ones(1), figures]) + self._sums.get(training, 0.0)
         if training and not self._first:
-            self._first = dict(zip(_METRICS, figures.tolist(), strict=True))
+            self._first = dict(zip(METRICS, figures.tolist(), strict=True))
 
     def on_train_begin(self, *_args: Any, model: nn.Module | None = None, **_kwargs: Any) -> None:
         """Follow the trainer to the model that it trains, and forget the last run."""
@@ -161,7 +163,7 @@ class TrainingMonitor(TrainerCallback):
         if not sums:
             return {}
         count, *figures = torch.stack(sums).sum(dim=0)
-        return {name: float(figure / count) for name, figure in zip(_METRICS, figures, strict=True)}
+        return {name: float(figure / count) for name, figure in zip(METRICS, figures, strict=True)}
 
     def _warn(self, figures: dict[str, float]) -> None:
         """Name a collapse or a length explosion, once for each side."""
@@ -211,14 +213,14 @@ def _check_arguments(trainer: SentenceTransformerTrainer) -> None:
 
 
 def _figures(queries: Tensor, documents: Tensor | None) -> Tensor:
-    """The ``_METRICS`` of one batch: ``queries`` (n, d), ``documents`` (n or a multiple, d) with the own ones first.
+    """The ``METRICS`` of one batch: ``queries`` (n, d), ``documents`` (n or a multiple, d) with the own ones first.
 
     NaN for what needs documents, where there are none.
     """
     n = len(queries)
     if documents is None:
         return torch.where(
-            torch.tensor([name == "query_std" for name in _METRICS]), scaled_std(queries).cpu(), torch.nan
+            torch.tensor([name == "query_std" for name in METRICS]), scaled_std(queries).cpu(), torch.nan
         )
     similarities = cos_sim(queries, documents)
     positives = similarities.diagonal()
