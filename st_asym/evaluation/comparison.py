@@ -263,7 +263,9 @@ def rows_of(
         if (gain := found.get(("evidence", row.name))) is not None and not row.baseline:
             row = _judged(row, rows[0], gain, bar, queries)
         elif gain is not None and both in baselines and row.name not in (BM25, both):
-            row = _on_top(row, both, wanted["evidence", row.name], queries, seed)
+            added = difference_on(queries, both, row.name, wanted["evidence", row.name], seed)
+            on = counted(added.queries, "query", "queries")
+            row = replace(row, next_steps=(f"{added}, to {both!r} on {on} that neither was trained on.",))
         rows.append(row)
     return tuple(rows)
 
@@ -313,13 +315,6 @@ def _judged(row: Row, base: Row, gain: Difference, bar: Bar, queries: Mapping[st
     moved = any((by_query(own, row.name) != by_query(own, base.name)).any() for own in queries.values())
     steps = next_steps(verdict, gain, bar, moved=moved, differences=row.differences, groups=row.groups)
     return replace(row, verdict=verdict, evidence=gain, next_steps=steps)
-
-
-def _on_top(row: Row, both: str, rows: Rows, queries: Mapping[str, Any], seed: int) -> Row:
-    """A system with BM25 added, with what it gains over ``both``, the first one with BM25 added."""
-    gain = difference_on(queries, both, row.name, rows, seed)
-    on = counted(gain.queries, "query", "queries")
-    return replace(row, next_steps=(f"{gain}, to {both!r} on {on} that neither was trained on.",))
 
 
 def _averages(system: System, queries: Mapping[str, Any], compressed: dict[str, dict[str, float]]) -> Row:
