@@ -202,11 +202,8 @@ class Folder:
                     if is_folder:
                         below.append((name, level + 1))
                         continue
-                    try:
+                    with contextlib.suppress(FindingError) if self._links else self.noting():
                         self.sizes[name] = self._size(name)
-                    except FindingError as error:
-                        if not self._links:
-                            self.add(*error.args)
 
     def _size(self, name: str) -> int:
         """The bytes of a plain file."""
