@@ -36,11 +36,8 @@ def module_settings(module: nn.Module) -> dict[str, Any]:
     """Everything about a module that shapes vectors, other than its weights."""
     config = getattr(getattr(module, "model", None), "config", None)
     # A Router with an empty route, which leaves that side as it is, cannot be asked; its parts are.
-    asked = (
-        None
-        if isinstance(module, Router) and not all(list(route.children()) for route in module.sub_modules.values())
-        else module
-    )
+    mute = isinstance(module, Router) and not all(list(route.children()) for route in module.sub_modules.values())
+    asked = None if mute else module
     return {
         "class": fullname(module),
         "config": module.get_config_dict() if isinstance(module, Module) else nn.Module.__repr__(module),
