@@ -16,7 +16,7 @@ from torch import Tensor
 
 from st_asym.data.collection import Qrels, own_documents
 from st_asym.data.document import Document, text_key
-from st_asym.evaluation.comparison import BM25, FULL, digest_of, fused_name
+from st_asym.evaluation.comparison import BM25, FULL, fused_name, short_digest
 from st_asym.evaluation.compressed import KEPT, unit_vectors
 from st_asym.evaluation.models import BASELINES, UNTOUCHED, Baseline, Models, System, vectors_of
 from st_asym.evaluation.mteb import FrozenEncoder, Measurement, kept_or_measured, measured_by
@@ -199,7 +199,7 @@ class Baselines:
             self.notes.append(f"{system.name} compares by {min(map(str, other))}: BM25 is added to a cosine alone.")
             return []
         name, dev, found = fused_name(system.name), self._dev_queries(benchmark, system.name), []
-        known = {"form": FULL, "bm25s": version("bm25s"), "dev": digest_of([WEIGHTS, dev]) if dev else ""}
+        known = {"form": FULL, "bm25s": version("bm25s"), "dev": short_digest([WEIGHTS, dev]) if dev else ""}
         for model, digest in zip(system.models, system.digests, strict=True):
             own = {**known, "model": digest, "vectors": vectors_of(model)}
             search = FusedSearch(self._indexed, FrozenEncoder(system.name, model, digest), dev)

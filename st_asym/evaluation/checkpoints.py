@@ -11,7 +11,7 @@ from typing import Any
 
 from st_asym.data.collection import first_few
 from st_asym.data.files import EVALUATION_FOLDER, REPORT_FILE, read_json, write_json, write_text
-from st_asym.evaluation.comparison import MAIN, Comparison, digest_of
+from st_asym.evaluation.comparison import MAIN, Comparison, short_digest
 from st_asym.retrieval.significance import Interval
 
 STATE_FILE = "trainer_state.json"
@@ -36,7 +36,7 @@ class Checkpoint:
     @property
     def key(self) -> str:
         """What tells it from one of the same name."""
-        return digest_of(self.state)
+        return short_digest(self.state)
 
 
 def checkpoints(output_dir: str | PathLike[str]) -> list[Checkpoint]:
@@ -175,7 +175,7 @@ class Step:
         """From a comparison, whose last row the checkpoint is, or from what is wrong with it."""
         log, epoch = checkpoint.state.get("log_history", []), checkpoint.state.get("epoch")
         epoch = None if epoch is None else round(float(epoch), 4)
-        step = cls(checkpoint.name, checkpoint.step, epoch, checkpoint.key, len(log), digest_of(log))
+        step = cls(checkpoint.name, checkpoint.step, epoch, checkpoint.key, len(log), short_digest(log))
         if isinstance(found, str):
             return replace(step, problem=found)
         first, row, gain = found.rows[0], found.rows[-1], found.rows[-1].difference
@@ -212,7 +212,7 @@ def add_step(folder: Path, step: Step, newest: Mapping[str, Any]) -> None:
         one
         for one in _steps(folder)
         if one.step != step.step
-        and one.history == digest_of(log[: one.logged])
+        and one.history == short_digest(log[: one.logged])
         and (not one.data or not step.data or one.data == step.data)
     ]
     if step.baseline is not None:  # differences to another one cannot stand in one column with these

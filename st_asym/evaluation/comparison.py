@@ -37,7 +37,7 @@ Rows = Mapping[str, Sequence[int]]
 Trained = Mapping[str, Mapping[str, Collection[str]]]
 
 
-def digest_of(content: Any) -> str:
+def short_digest(content: Any) -> str:
     """A short digest of what JSON can hold."""
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
 

@@ -25,7 +25,7 @@ from st_asym.cache import CachedSentenceTransformer
 from st_asym.data.collection import counted, first_few
 from st_asym.data.document import Document, relevant_of
 from st_asym.data.files import read_json, write_json
-from st_asym.evaluation.comparison import FORMAT, FULL, MAIN, METRICS, digest_of, mean, of_json
+from st_asym.evaluation.comparison import FORMAT, FULL, MAIN, METRICS, mean, of_json, short_digest
 from st_asym.evaluation.compressed import CompressedIndex, Form
 from st_asym.evaluation.models import check_finite
 from st_asym.evaluation.tasks import Benchmark, text_digest
@@ -75,7 +75,7 @@ def kept_or_measured(
     key = {"name": benchmark.name, "data": benchmark.version, "mteb": version("mteb"), **known}
     path, found = None, list[TaskScores]()
     if folder is not None:
-        file = f"{key['model'][:12]}-{key['form']}-{digest_of(key)}.json"
+        file = f"{key['model'][:12]}-{key['form']}-{short_digest(key)}.json"
         path = folder / re.sub(r"[^\w.-]+", "_", key["name"]) / file
     if path is not None and path.is_file():
         try:
