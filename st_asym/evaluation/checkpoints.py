@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -51,11 +52,10 @@ def checkpoints(output_dir: str | PathLike[str]) -> list[Checkpoint]:
 
 def read_state(folder: str | PathLike[str]) -> Mapping[str, Any] | None:
     """The trainer's state in a folder, None where there is none or it is being written."""
-    try:
+    with suppress(OSError, ValueError):
         state = read_json(Path(folder, STATE_FILE))
-    except (OSError, ValueError):
-        return None
-    return state if isinstance(state, Mapping) else None
+        return state if isinstance(state, Mapping) else None
+    return None
 
 
 def last_checkpoint(output_dir: str | PathLike[str]) -> str | None:
@@ -130,11 +130,10 @@ def is_run(path: str | PathLike[str]) -> bool:
 
 def _has_final_model(run: Path, whole: list[Checkpoint]) -> bool:
     """Whether a model lies in the run folder itself that is no older than its checkpoints."""
-    try:
+    with suppress(OSError):
         saved = (run / MODEL_FILE).stat().st_mtime_ns
         return all(saved >= (checkpoint.path / STATE_FILE).stat().st_mtime_ns for checkpoint in whole[-1:])
-    except OSError:
-        return False
+    return False
 
 
 def why_ended(run: Path, newest: Checkpoint | None) -> str | None:
@@ -227,11 +226,10 @@ def add_step(folder: Path, step: Step, newest: Mapping[str, Any]) -> None:
 
 def _steps(folder: Path) -> list[Step]:
     """The checkpoints in the file; without it, what is still there is evaluated again, out of the results."""
-    try:
+    with suppress(OSError, KeyError, TypeError, ValueError):
         content = read_json(folder / "checkpoints.json")
         return [Step(**values) for values in content["checkpoints"]] if content["format"] == FORMAT else []
-    except (OSError, KeyError, TypeError, ValueError):
-        return []
+    return []
 
 
 def _table_of(steps: list[Step]) -> str:
@@ -281,11 +279,9 @@ def _metric(state: Mapping[str, Any]) -> str:
 
 def _what_is_saved(run: Path, named: str | None) -> str:
     """What the model in the run folder itself is; ``named`` is what the run says of its best checkpoint."""
-    try:
+    with suppress(OSError, KeyError, TypeError, ValueError):
         report = read_json(run / REPORT_FILE)
         return f"{run.resolve().name}, which fit saved. {report['first_line']}"
-    except (OSError, KeyError, TypeError, ValueError):
-        pass
     if named is None:
         return f"{run.resolve().name}, the model that is saved there."
     return f"{run.resolve().name}, the model that the run ended with. {named}"

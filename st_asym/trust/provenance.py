@@ -412,10 +412,9 @@ def are_prompts(value: Mapping[str, Any]) -> bool:
 
 
 def _are_trained(value: Mapping[str, Any]) -> bool:
-    try:
+    with contextlib.suppress(TypeError, ValueError):
         return not value or TrainedQueries.of_dict(value) is not None
-    except (TypeError, ValueError):
-        return False
+    return False
 
 
 def _are_digests(value: Mapping[str, Any]) -> bool:
