@@ -115,11 +115,11 @@ class VectorStore:
 
         return self._read(read)
 
-    def records(self, group: bytes, batch: int = PORTION) -> Iterator[tuple[list[bytes], Floats]]:
+    def records(self, group: bytes) -> Iterator[tuple[list[bytes], Floats]]:
         """All vectors of a group in batches, in the order of their keys; damaged ones are left out."""
         start = group
         while True:
-            keys = self._read(lambda txn, start=start: _keys_from(txn, group, start, batch))  # type: ignore[misc]
+            keys = self._read(lambda txn, start=start: _keys_from(txn, group, start, PORTION))  # type: ignore[misc]
             if not keys:
                 return
             found = self.get(keys)

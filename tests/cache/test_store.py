@@ -148,11 +148,12 @@ def test_removes_one_group_and_uses_its_space_again(tmp_path: Path) -> None:
     assert store.size() <= size + (1 << 17)
 
 
-def test_records_come_in_batches_and_in_order(tmp_path: Path) -> None:
+def test_records_come_in_batches_and_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("st_asym.cache.store.PORTION", 30)
     store = VectorStore(tmp_path)
     put(store, range(100))
     put(store, range(10), group=b"h" * GROUP_BYTES)
-    batches = list(store.records(GROUP, batch=30))
+    batches = list(store.records(GROUP))
     assert [len(keys) for keys, _ in batches] == [30, 30, 30, 10]
     by_key = {k: v for keys, rows in batches for k, v in zip(keys, rows, strict=True)}
     assert sorted(by_key) == list(by_key)
