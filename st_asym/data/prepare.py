@@ -25,7 +25,10 @@ def checked(data: RetrievalData) -> RetrievalData:
     check_texts(data.queries, data.corpus)
     if len(data.corpus) < 2:
         raise ValueError(f"The corpus holds {counted(len(data.corpus), 'document')}: there is nothing to rank.")
-    qrels = _dev_by_its_name(data.qrels)
+    dev = [split for split in data.qrels if split in DEV_NAMES]
+    if len(dev) > 1:
+        raise ValueError(f"There is more than one dev split: {dev}. Keep one.")
+    qrels = {DEV_NAMES[0] if split in dev else split: judged for split, judged in data.qrels.items()}
     if "train" not in qrels:
         raise ValueError(
             f"There is no train split, only {sorted(qrels)}. To train without labels, give the corpus alone."
@@ -80,13 +83,6 @@ def check_ids(queries: Mapping[str, str], corpus: Mapping[str, str], judged: Qre
             hint = f" Ids are strings, and {no_text!r} is none: make it str({no_text!r})."
         named = first_few([f"{what} {key!r}" if spaced else f"{what} {key}" for what, key in missing])
         raise ValueError(f"{source} names {len(missing)} queries or documents that do not exist: {named}.{hint}")
-
-
-def _dev_by_its_name(qrels: Mapping[str, Qrels]) -> dict[str, Qrels]:
-    found = [split for split in qrels if split in DEV_NAMES]
-    if len(found) > 1:
-        raise ValueError(f"There is more than one dev split: {found}. Keep one.")
-    return {DEV_NAMES[0] if split in found else split: judged for split, judged in qrels.items()}
 
 
 def whole_grades(judged: Qrels, split: str) -> Qrels:
