@@ -233,18 +233,6 @@ class CorpusContrastiveLoss(nn.Module):
         drawn, _ = one_of_each(len(self._corpus), count * get_world_size())
         return self._corpus.project(self._corpus.take(drawn[get_rank() * count : (get_rank() + 1) * count]))
 
-    def known_hard_negatives(self, labels: Tensor) -> Tensor:
-        """The hardest negatives that were found so far in a corpus that is sampled.
-
-        Args:
-            labels: Positions of queries in ``relevant``, shape ``(n,)``.
-
-        Returns:
-            Positions of documents in the corpus, the hardest first, shape ``(n, hard_negatives)``, -1 where there are
-            none; ``(n, 0)`` where none are kept.
-        """
-        return torch.empty(len(labels), 0).long() if self._hard is None else self._hard.documents[labels.cpu()]
-
     def get_config_dict(self) -> dict[str, Any]:
         """The settings, as the trainer writes them into the model card."""
         config: dict[str, Any] = {"negatives": self.negatives}
