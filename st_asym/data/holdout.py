@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.cluster.hierarchy import DisjointSet
 from scipy.sparse import block_array, csc_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
@@ -193,18 +194,15 @@ def groups(
     """
     parts = list(parts)
     documents = _document_numbers(parts, corpus)
-    keys: list[tuple[str, object]] = []
+    alike = DisjointSet()
+    first: dict[object, str] = {}
     for query_id, grades in (item for part in parts for item in part.items()):
+        alike.add(query_id)
         about = frozenset(documents[d] for d in relevant_of(grades))
-        keys += [(query_id, text_key(queries[query_id])), (query_id, about)]
-    ids = {query_id: row for row, query_id in enumerate(dict.fromkeys(query_id for query_id, _ in keys))}
-    numbers = {key: row for row, key in enumerate(dict.fromkeys(key for _, key in keys), start=len(ids))}
-    rows, columns = [ids[query_id] for query_id, _ in keys], [numbers[key] for _, key in keys]
-    size = len(ids) + len(numbers)
-    _, found = connected_components(
-        csr_array((np.ones(len(keys)), (rows, columns)), shape=(size, size)), directed=False
-    )
-    return dict(zip(ids, found[: len(ids)].tolist(), strict=True))
+        for key in (text_key(queries[query_id]), about):
+            alike.merge(first.setdefault(key, query_id), query_id)
+    numbers: dict[str, int] = {}
+    return {query_id: numbers.setdefault(alike[query_id], len(numbers)) for query_id in alike}
 
 
 def _seen_unseen(train: Qrels, dev: Qrels, documents: Mapping[str, int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
