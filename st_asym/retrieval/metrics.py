@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 Scores = NDArray[np.float64]
 TOP = 10
@@ -27,16 +28,15 @@ class Judgments:
 
     def __init__(self, qrels: Mapping[str, Mapping[str, int]], positions: Mapping[str, int]) -> None:
         self.queries: tuple[str, ...] = tuple(qrels)
-        self._documents = max(positions.values(), default=-1) + 1
         cells = [
-            (row * self._documents + positions[document], grade)
+            (grade, row, positions[document])
             for row, judged in enumerate(qrels.values())
             for document, grade in judged.items()
             if grade > 0 and document in positions
         ]
-        keys, grades = (np.array(part, dtype=np.int64) for part in (zip(*cells, strict=True) if cells else ((), ())))
-        order = keys.argsort()
-        self._keys, self._grades = keys[order], grades[order]
+        grades, rows, columns = np.array(cells, dtype=np.int64).reshape(-1, 3).T
+        shape = len(self.queries), max(positions.values(), default=-1) + 1
+        self._grades = csr_array((grades, (rows, columns)), shape=shape)
         self._ideal = np.zeros(len(self.queries))
         for row, judged in enumerate(qrels.values()):
             best = sorted((grade for grade in judged.values() if grade > 0), reverse=True)[:TOP]
@@ -48,11 +48,8 @@ class Judgments:
 
     def grades(self, positions: Any) -> NDArray[np.int64]:
         """The grades of what was found, 0 for what is not relevant, for positions of shape ``(n, k)``."""
-        wanted = np.arange(len(self.queries))[:, None] * self._documents + np.asarray(positions)
-        if not len(self._keys):
-            return np.zeros(wanted.shape, dtype=np.int64)
-        places = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
-        found: NDArray[np.int64] = np.where(self._keys[places] == wanted, self._grades[places], 0)
+        rows = np.arange(len(self.queries))[:, None]
+        found: NDArray[np.int64] = self._grades[rows, np.asarray(positions)].toarray()
         return found
 
     def relevant(self, positions: Any) -> NDArray[np.bool_]:
