@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from sentence_transformers.base.modules import Dense, Router
 from torch import Tensor
+from torch.nn.functional import normalize
 from typing_extensions import Unpack
 
 from st_asym.fitting.vectors import taken
@@ -26,7 +27,8 @@ def pair_covariance(queries: Any, documents: Any, rows: Tensor, columns: Tensor,
     share = weights.double() / weights.double().sum()
     for start in range(0, len(rows), _PORTION):
         part = slice(start, start + _PORTION)
-        difference = _unit(taken(queries, rows[part])) - _unit(taken(documents, columns[part]))
+        asked, answers = taken(queries, rows[part]).double(), taken(documents, columns[part]).double()
+        difference = normalize(asked) - normalize(answers)
         total += difference.T @ (share[part, None] * difference)
     return total
 
@@ -131,7 +133,3 @@ def write_whitening(router: Router, whitening: Tensor) -> Router:
         weight = first.linear.weight
         weight.copy_((weight.double() @ whitening.to(weight.device)).to(weight.dtype))
     return router
-
-
-def _unit(vectors: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(vectors.double(), dim=1)
