@@ -10,9 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.stats import skew
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Router
@@ -136,25 +134,22 @@ def sample(vectors: Tensor, most: int) -> Tensor:
     return vectors[rows.to(vectors.device)]
 
 
-def occurrences(vectors: Tensor, k: int = TOP) -> NDArray[np.int64]:
-    """In how many of the other unit vectors' lists of k nearest neighbours each vector is, by cosine; k on average."""
-    itself = torch.arange(len(vectors), device=vectors.device)
-    _, neighbours = nearest(vectors, vectors, min(k, len(vectors) - 1), excluded=(itself, itself))
-    return neighbours.flatten().bincount(minlength=len(vectors)).cpu().numpy()
-
-
 def hubness(vectors: Tensor, k: int = TOP) -> float:
     """Skewness of the number of k-occurrences of unit vectors, S_N_k: 0 without hubs; above 1.4 hubs are strong.
 
     From Radovanovic, Nanopoulos and Ivanovic 2010, "Hubs in Space: Popular Nearest Neighbors in High-Dimensional Data",
     with cosine for the distance.
     """
-    return skewness(occurrences(sample(vectors, _OF_HUBNESS), k))
+    vectors = sample(vectors, _OF_HUBNESS)
+    itself = torch.arange(len(vectors), device=vectors.device)
+    _, neighbours = nearest(vectors, vectors, min(k, len(vectors) - 1), excluded=(itself, itself))
+    return skewness(neighbours, len(vectors))
 
 
-def skewness(counts: NDArray[np.int64]) -> float:
-    """Third standardised moment; 0 where all values are equal."""
-    return float(skew(counts)) if counts.size and counts.min() < counts.max() else 0.0
+def skewness(neighbours: Tensor, count: int) -> float:
+    """Third standardised moment of how often each of so many vectors is a neighbour; 0 where all are equally often."""
+    counts = neighbours.flatten().bincount(minlength=count).cpu().numpy()
+    return float(skew(counts)) if counts.min() < counts.max() else 0.0
 
 
 # What heads do to vectors
