@@ -210,6 +210,8 @@ class Heads:
 
         from st_asym.data.files import new_file
 
+        if side not in ("query", "document"):
+            raise ValueError(f"side must be 'query' or 'document', got {side!r}.")
         model = _graph(self, side)
         random = np.random.default_rng(0).standard_normal((4, self.dimension)).astype(np.float32)
         vectors = random / np.linalg.norm(random, axis=1, keepdims=True)
@@ -222,12 +224,6 @@ class Heads:
         with new_file(path) as beside:
             onnx.save(model, beside)
         return Path(path)
-
-    def layers(self, side: Side) -> tuple[Layer, ...]:
-        """What one side goes through."""
-        if side not in ("query", "document"):
-            raise ValueError(f"side must be 'query' or 'document', got {side!r}.")
-        return self.query_layers if side == "query" else self.document_layers
 
     def _applied(self, vectors: Any, layers: Sequence[Layer]) -> Array:
         if hasattr(vectors, "detach"):  # a tensor, which numpy does not take while it needs a gradient
@@ -308,7 +304,7 @@ def _graph(heads: Heads, side: Side) -> Any:
     """What one side computes, as an ONNX model."""
     from onnx import TensorProto, checker, helper, numpy_helper
 
-    layers = heads.layers(side)
+    layers = heads.query_layers if side == "query" else heads.document_layers
     nodes: list[Any] = []
     constants: list[Any] = []
 
