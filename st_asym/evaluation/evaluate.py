@@ -211,15 +211,7 @@ class Replacement:
         return f"{f'Replace {self.old} by {self.new}' if self.replaces else f'Keep {self.old}'}: {self.reason}"
 
 
-def replacement(
-    comparison: Comparison,
-    old: str,
-    new: str,
-    *,
-    unknown: Sequence[str] = (),
-    significance: float = 0.05,
-    seed: int = 0,
-) -> Replacement:
+def replacement(comparison: Comparison, old: str, new: str, *, unknown: Sequence[str] = ()) -> Replacement:
     """Decide between two models of a comparison.
 
     The new one replaces the old one if its mean nDCG@10 is higher, on the queries that no model of the comparison was
@@ -233,8 +225,6 @@ def replacement(
         old: The name of the model in service.
         new: The name of the one that may replace it.
         unknown: Models that were trained on queries of which there are no digests.
-        significance: What a p-value must be below for a loss to count on a half.
-        seed: Of the tests' random draws.
 
     Raises:
         KeyError: The comparison has no model of such a name.
@@ -248,19 +238,19 @@ def replacement(
     if unknown:
         reason = f"it is not known which queries {' and '.join(unknown)} learnt from."
         return Replacement(old, new, replaces=False, reason=reason)
-    gain = _gain_on(comparison, old, new, None, seed)
+    gain = _gain_on(comparison, old, new, None)
     if gain is None:
         return Replacement(old, new, replaces=False, reason=f"it or {new} was trained on every query.")
-    both = {half: _gain_on(comparison, old, new, half, seed) for half in ("seen", "unseen")}
+    both = {half: _gain_on(comparison, old, new, half) for half in ("seen", "unseen")}
     halves = {half: own for half, own in both.items() if own is not None}
-    lost = [half for half, own in halves.items() if own.points < 0 and own.p < significance]
+    lost = [half for half, own in halves.items() if own.points < 0 and own.p < Bar.significance]
     reason = f"nDCG@10 {gain}, on {counted(gain.queries, 'query', 'queries')} that neither was trained on"
     reason += "".join(f"; {halves[half]}, on {half} documents, which is beyond noise" for half in lost)
     reason += f". Fewer than {FEW} say little." if gain.queries < FEW else "."
     return Replacement(old, new, gain.points > 0 and not lost, reason, gain, halves)
 
 
-def _gain_on(comparison: Comparison, old: str, new: str, half: str | None, seed: int) -> Difference | None:
+def _gain_on(comparison: Comparison, old: str, new: str, half: str | None) -> Difference | None:
     """The difference on queries that were not trained on, all or those of a half; None where there are none."""
     rows: dict[str, list[int]] = {}
     for data, known in comparison.queries.items():
@@ -270,4 +260,4 @@ def _gain_on(comparison: Comparison, old: str, new: str, half: str | None, seed:
             left = [row for row in left if (known["ids"][row] in seen) == (half == "seen")]
         if left and (half is None or known["seen"] is not None):
             rows[data] = left
-    return difference_on(comparison.queries, old, new, rows, seed) if rows else None
+    return difference_on(comparison.queries, old, new, rows, seed=0) if rows else None
