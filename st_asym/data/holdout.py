@@ -95,7 +95,7 @@ def hold_out(
 
 def folds(
     qrels: Qrels,
-    k: int = 5,
+    k: int,
     *,
     seed: int = 0,
     queries: Mapping[str, str] | None = None,
@@ -133,7 +133,7 @@ def folds(
 def expected_unseen(
     qrels: Qrels,
     *,
-    seed: int = 0,
+    seed: int,
     queries: Mapping[str, str] | None = None,
     corpus: Mapping[str, str] | None = None,
 ) -> float:

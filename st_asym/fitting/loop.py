@@ -38,7 +38,7 @@ Log = list[dict[str, float]]
 class ShuffledBatches(DefaultBatchSampler):
     """Rows in a new random order in each epoch, the same in the loop and in the stock trainer."""
 
-    def __init__(self, dataset: Sized, batch_size: int, *, seed: int = 0, **_: Any) -> None:
+    def __init__(self, dataset: Sized, batch_size: int, *, seed: int, **_: Any) -> None:
         self._rows = range(len(dataset))
         rows: Any = self._rows
         super().__init__(rows, batch_size, drop_last=False, seed=seed)

@@ -81,9 +81,7 @@ class Relevance:
     ignored is so whatever a grade of zero says; one that is not in the corpus matters only if it is relevant.
     """
 
-    def __init__(
-        self, relevant: Relevant, ids: Sequence[str], ignored: Mapping[str, Iterable[str]] | None = None
-    ) -> None:
+    def __init__(self, relevant: Relevant, ids: Sequence[str], ignored: Mapping[str, Iterable[str]] | None) -> None:
         self.queries = list(relevant)
         grades = [_grades(query, documents) for query, documents in relevant.items()]
         if not any(grade > 0 for own in grades for grade in own.values()):
@@ -149,7 +147,7 @@ class Documents:
     """
 
     def __init__(
-        self, model: SentenceTransformer, documents: Texts | Vectors, *, keep: int, precision: Precision = "fp32"
+        self, model: SentenceTransformer, documents: Texts | Vectors, *, keep: int, precision: Precision
     ) -> None:
         self._encoder_parameters = [p for module in encoder_modules(model).values() for p in module.parameters()]
         self._heads = taken_apart(model)[1]
