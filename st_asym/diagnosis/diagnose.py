@@ -35,7 +35,7 @@ from st_asym.diagnosis.findings import (
     ranking,
 )
 from st_asym.diagnosis.geometry import HeadModules, Spread
-from st_asym.heads.anatomy import Side
+from st_asym.heads.anatomy import Side, side_prompt
 from st_asym.losses.isotropy import unit
 from st_asym.trust.provenance import Provenance, installed, made_with_heads
 
@@ -163,7 +163,7 @@ def diagnose(
     texts: dict[Side, list[str]] = {"query": list(data.queries.values()), "document": list(data.corpus.values())}
     sides, before, after = {}, {}, {}
     for side, own in texts.items():
-        prompt = model.prompts.get(side) or None
+        prompt = side_prompt(model, side)
         inputs = torch.from_numpy(cache.embed(model, own, prompt=prompt, task=side, precision=precision or "fp32"))
         outputs = heads(inputs, side)
         head = heads.describe(side, inputs, outputs)

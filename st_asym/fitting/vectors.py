@@ -18,6 +18,7 @@ from st_asym.cache import EmbeddingCache
 from st_asym.cache.encoding import Precision
 from st_asym.data import Qrels, RetrievalData
 from st_asym.data.collection import own_documents
+from st_asym.heads.anatomy import Side, side_prompt
 
 # The largest corpus whose vectors are held in memory, and the most documents that held-out queries are judged on.
 _IN_MEMORY, SEARCHED = 100_000, 50_000
@@ -130,8 +131,9 @@ def read_vectors(
     """
     judged = list(dict.fromkeys(query_id for split in data.qrels.values() for query_id in split))
     parts = []
-    for side, texts in (("query", [data.queries[key] for key in judged]), ("document", list(data.corpus.values()))):
-        options: dict[str, Any] = {"prompt": encoder.prompts.get(side), "task": side, "precision": precision}
+    sides: dict[Side, list[str]] = {"query": [data.queries[key] for key in judged], "document": [*data.corpus.values()]}
+    for side, texts in sides.items():
+        options: dict[str, Any] = {"prompt": side_prompt(encoder, side), "task": side, "precision": precision}
         cache.fill(encoder, texts, show_progress_bar=show_progress_bar, **options)
         parts.append(_read(cache, encoder, texts, options))
     own = {key for split in data.qrels.values() for key in own_documents(data.corpus, split)}

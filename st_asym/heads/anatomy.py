@@ -90,7 +90,7 @@ def without_heads(model: SentenceTransformer) -> SentenceTransformer:
     """The encoder of a model with heads, with its prompts and its similarity; the modules are shared."""
     return encoder_alone(
         model,
-        prompts={name: prompt for name, prompt in model.prompts.items() if prompt is not None},
+        prompts=prompts_of(model),
         default_prompt_name=model.default_prompt_name,
         similarity_fn_name=model.similarity_fn_name,
     )
@@ -116,8 +116,15 @@ def side_modules(model: SentenceTransformer, side: Side) -> list[nn.Module]:
 
 def side_prompt(model: SentenceTransformer, side: Side) -> str:
     """What ``encode_query`` or ``encode_document`` puts in front of a text."""
-    name = next((name for name in _PROMPT_NAMES[side] if name in model.prompts), model.default_prompt_name)
+    names = _PROMPT_NAMES.get(side, (side,))
+    name = next((name for name in names if name in model.prompts), model.default_prompt_name)
     return (model.prompts.get(name) or "") if name is not None else ""
+
+
+def prompts_of(model: SentenceTransformer) -> dict[str, str]:
+    """A model's prompts for another one, to which the library gives empty ones for the sides that have none."""
+    own = {name: prompt or "" for name, prompt in model.prompts.items()}
+    return {**own, "query": side_prompt(model, "query"), "document": side_prompt(model, "document")}
 
 
 @torch.no_grad()

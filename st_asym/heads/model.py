@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from typing_extensions import Unpack
 
-from st_asym.heads.anatomy import foreign_modules, model_file, taken_apart
+from st_asym.heads.anatomy import foreign_modules, model_file, prompts_of, taken_apart
 from st_asym.heads.projection import AsymmetricProjection, ProjectionOptions, require_tasks
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ def behind_encoder(encoder: SentenceTransformer, router: Router) -> SentenceTran
     model = SentenceTransformer(
         modules=[*encoder.children(), router, Normalize()],
         device=encoder.device,  # type: ignore[arg-type]  # annotated as str, handed to Module.to
-        prompts={name: prompt or "" for name, prompt in encoder.prompts.items()},
+        prompts=prompts_of(encoder),
         default_prompt_name=encoder.default_prompt_name,
         trust_remote_code=encoder.trust_remote_code,
         backend=encoder.get_backend(),

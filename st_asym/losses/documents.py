@@ -17,7 +17,7 @@ from torch import Tensor
 from st_asym.cache.cached_model import CachedSentenceTransformer
 from st_asym.cache.encoding import Precision, encoding, has_bfloat16
 from st_asym.data.collection import first_few
-from st_asym.heads.anatomy import encoder_modules, taken_apart
+from st_asym.heads.anatomy import encoder_modules, side_prompt, taken_apart
 from st_asym.losses.isotropy import unit
 
 Relevant = Mapping[str, Mapping[str, float] | Iterable[str]]
@@ -308,7 +308,7 @@ def _ids_and_reader(
 def _encoded(model: SentenceTransformer, texts: Texts, ids: Sequence[str], rows: Tensor | None) -> Tensor:
     """The encoder's vectors of documents, with the model's prompt for them."""
     wanted = [texts[key] for key in (ids if rows is None else [ids[row] for row in rows.tolist()])]
-    prompt = model.prompts.get("document") or None
+    prompt = side_prompt(model, "document")
     if isinstance(model, CachedSentenceTransformer):
         vectors: Tensor = model.preprocess(wanted, prompt=prompt, task="document")["sentence_embedding"]
         return vectors

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from st_asym.data.formats import DOCUMENT_NAMES, QUERY_NAMES
+from st_asym.heads.anatomy import side_prompt
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset
@@ -133,7 +134,7 @@ def column_prompts(model: SentenceTransformer, mapping: Mapping[str, Any]) -> di
     """
     if any(isinstance(route, Mapping) for route in mapping.values()):
         return {name: column_prompts(model, part) for name, part in mapping.items()}
-    return {column: prompt for column, route in mapping.items() if (prompt := model.prompts.get(route))}
+    return {column: prompt for column, route in mapping.items() if (prompt := side_prompt(model, route))}
 
 
 def encode_caveat(side: str = "document") -> str:

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from st_asym.losses.distributed import gathered
 from st_asym.losses.isotropy import scaled_std
-from st_asym.trainer.columns import check_router_mapping
+from st_asym.trainer.columns import check_router_mapping, column_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -198,7 +198,7 @@ def _check_arguments(trainer: SentenceTransformerTrainer) -> None:
     for dataset in (trainer.train_dataset, trainer.eval_dataset):
         if isinstance(mapping, dict) and mapping and dataset is not None:
             check_router_mapping(mapping, dataset)
-    prompts = [route for route in ("query", "document") if trainer.model.prompts.get(route)]
+    prompts = column_prompts(trainer.model, {"query": "query", "document": "document"})
     if prompts and not trainer.args.prompts:
         logger.warning(
             "The model puts a prompt before each %s when it encodes, and the trainer does not: pass "

@@ -15,7 +15,8 @@ from sentence_transformers.sentence_transformer.modules import BoW, Pooling
 from sentence_transformers.sparse_encoder.modules import SpladePooling
 from torch import nn
 
-from st_asym import asymmetric_model, freeze_encoder
+from st_asym import asymmetric_model, column_prompts, freeze_encoder
+from st_asym.heads.anatomy import without_heads
 
 MakeEncoder = Callable[..., SentenceTransformer]
 TEXTS = ["frozen encoder", "the head learns", "big red document", "a", "", "query query query vector answers text"]
@@ -70,6 +71,17 @@ def test_the_encoders_settings_are_kept(make_encoder: MakeEncoder) -> None:
     for encode in ("encode", "encode_query", "encode_document"):
         np.testing.assert_allclose(getattr(model, encode)(TEXTS), getattr(encoder, encode)(TEXTS), atol=1e-6)
     assert not np.allclose(model.encode_query(TEXTS), model.encode_document(TEXTS), atol=1e-3)
+
+
+def test_prompts_of_a_side_by_another_name_are_kept(make_encoder: MakeEncoder) -> None:
+    encoder = make_encoder(default_prompt_name="code", prompts={"code": "red "})
+    encoder.prompts = {"passage": "document ", "code": "red "}  # without the empty ones that the library adds
+    model = asymmetric_model(encoder)
+    for encode in ("encode", "encode_query", "encode_document"):
+        expected = getattr(encoder, encode)(TEXTS)
+        for other in (model, without_heads(encoder)):
+            np.testing.assert_allclose(getattr(other, encode)(TEXTS), expected, atol=1e-6)
+    assert column_prompts(encoder, {"a": "query", "b": "document"}) == {"a": "red ", "b": "document "}
 
 
 def test_a_bfloat16_encoder_gets_bfloat16_heads_and_a_warning(
