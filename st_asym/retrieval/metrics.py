@@ -49,7 +49,7 @@ class Judgments:
     def grades(self, positions: Any) -> NDArray[np.int64]:
         """The grades of what was found, 0 for what is not relevant, for positions of shape ``(n, k)``."""
         rows = np.arange(len(self.queries))[:, None]
-        found: NDArray[np.int64] = self._grades[rows, np.asarray(positions)].toarray()
+        found: NDArray[np.int64] = self._grades[rows, np.asarray(positions).copy()].toarray()
         return found
 
     def relevant(self, positions: Any) -> NDArray[np.bool_]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import pytrec_eval
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,6 +30,7 @@ def test_grades_of_what_was_found() -> None:
     judged = Judgments({"q": {"a": 2, "b": 0}, "r": {}}, {"a": 0, "b": 1, "c": 2})
     assert judged.grades([[2, 0], [0, 1]]).tolist() == [[0, 2], [0, 0]]
     assert judged.relevant([[0], [0]]).tolist() == [[True], [False]]
+    assert judged.relevant(torch.zeros(2, 3, dtype=torch.int64)[:, :1]).tolist() == [[True], [False]]
     assert judged.ndcg([[0, 1], [0, 1]]).tolist() == [1.0, 0.0]
     assert len(judged) == 2
     assert Judgments({}, {}).ndcg(np.zeros((0, 10), dtype=int)).shape == (0,)
