@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from scipy.stats import skew
+from scipy.stats import entropy, skew
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Router
 from torch import Tensor, nn
@@ -122,8 +122,7 @@ def effective_rank(variances: Tensor) -> float:
     entropy of the singular values of the centred vectors, divided by their sum.
     """
     values = variances.double().sqrt()
-    total = values.sum()
-    return 0.0 if total == 0 else math.exp(float(torch.special.entr(values / total).sum()))
+    return math.exp(entropy(values)) if values.any() else 0.0
 
 
 def sample(vectors: Tensor, most: int) -> Tensor:
