@@ -125,8 +125,7 @@ class Positions:
 
         def rows(ids: Iterable[tuple[str, str]]) -> Cells:
             found = [(queries[q], documents[d]) for q, d in dict.fromkeys(ids)]
-            query_rows, document_rows = torch.tensor(found, dtype=torch.int64).reshape(-1, 2).T
-            return query_rows, document_rows
+            return torch.tensor(found, dtype=torch.int64).reshape(-1, 2).T
 
         positives = rows((q, d) for q, judged in graded.items() for d, grade in judged.items() if grade > 0)
         itself = [(key, key) for key in own_documents(data.corpus, graded)]

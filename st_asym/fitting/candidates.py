@@ -154,8 +154,7 @@ def with_hard_negatives(vectors: Vectors, qrels: Qrels, ignored: dict[str, set[s
     known = [
         (row, vectors.document_rows[key]) for row, q in enumerate(qrels) for key in (*qrels[q], *ignored.get(q, ()))
     ]
-    rows, columns = torch.tensor(known).T
-    similarities, positions = nearest(queries, vectors.unit_stretches(), count, excluded=(rows, columns))
+    similarities, positions = nearest(queries, vectors.unit_stretches(), count, excluded=torch.tensor(known).T)
     found: Qrels = {}
     for query_id, values, places in zip(qrels, similarities.tolist(), positions.tolist(), strict=True):
         mined = [vectors.document_ids[place] for place, value in zip(places, values, strict=True) if value > -2]

@@ -241,8 +241,8 @@ class _Cut:
         self._judgments = Judgments(judged, places)
         queries = self._judgments.queries
         self._queries = vectors.of_queries(queries)
-        own = [(row, vectors.own[key]) for row, key in enumerate(queries) if vectors.own.get(key) in places]
-        self._own = torch.tensor([row for row, _ in own]).long(), torch.tensor([places[key] for _, key in own]).long()
+        own = [(row, places[vectors.own[key]]) for row, key in enumerate(queries) if vectors.own.get(key) in places]
+        self._own = torch.tensor(own, dtype=torch.int64).reshape(-1, 2).T
         untouched = Candidate("untouched", Settings()).heads(vectors.dimension, out_features, self._covariance)
         positions, self._epoch_0 = self._search(behind_vectors(untouched, normalise=not vectors.by_dot))
         known = set(part.seen)

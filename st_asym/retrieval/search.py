@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 # Of a matrix of similarities, by the rows of queries and the columns of documents.
-Cells = tuple[Tensor, Tensor]
+Cells = Tensor | tuple[Tensor, Tensor]
 
 # How many numbers a block of similarities may have: 16 MiB in float32.
 _BLOCK = 1 << 22
@@ -42,7 +42,7 @@ def nearest(
     """
     best = queries.new_empty(len(queries), 0)
     positions = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
-    rows, columns = excluded or torch.empty(2, 0, dtype=torch.int64, device="cpu")
+    rows, columns = torch.empty(2, 0, dtype=torch.int64, device="cpu") if excluded is None else excluded
     for first, part in [(0, documents)] if isinstance(documents, Tensor) else documents:
         here = (columns >= first) & (columns < first + len(part))
         own_rows, own_columns = rows[here], columns[here] - first

@@ -149,9 +149,8 @@ def _most_similar(
     ours, theirs = vectors if model.similarity_fn_name == "dot" else map(normalize, vectors)
     bar = trange(0, len(theirs), _AT_ONCE, desc="Computing similarity", disable=not options["show_progress_bar"])
     stretches = ((start, theirs[start : start + _AT_ONCE]) for start in bar)
-    rows, columns = torch.tensor(passed_over).T
     most = count if margin is None else _CANDIDATES * count
-    similarities, positions = nearest(ours, stretches, most, excluded=(rows, columns))
+    similarities, positions = nearest(ours, stretches, most, excluded=torch.tensor(passed_over).T)
     usable = similarities > -torch.inf
     if margin is not None:
         rows, columns = torch.tensor(relevant, device=ours.device).T
