@@ -201,9 +201,9 @@ class Inventory:
             self.values.append((place, value if plain else self.told(value)))
         except Exception as error:  # whatever its own reduction raises
             raise ValueError(
-                f"The encoder's {who} keeps a {fullname(value)} in {'.'.join(place)} ({error}), which cannot "
-                "be hashed: cached vectors could be taken for those of another encoder. Keep plain values or tensors "
-                "there, or, where no vector depends on it, call it something with 'cache'."
+                f"The encoder's {who} keeps a {fullname(value)} in {'.'.join(place)} ({error}). Whether it changes "
+                "cannot be seen, so that cached vectors could be taken for those of another encoder. Keep plain values "
+                "or tensors there, or, where no vector depends on it, call it something with 'cache'."
             ) from error
 
 
