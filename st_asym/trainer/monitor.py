@@ -104,6 +104,9 @@ class TrainingMonitor(TrainerCallback):
         """Keep the vectors of one column, but not those of ``encode`` or of a Cached loss's pass without gradients."""
         if torch.is_inference_mode_enabled() or (model.training and not torch.is_grad_enabled()):
             return
+        # AdaptiveLayerLoss runs the same batch again at lesser depth: what it puts in place of forward says so.
+        if getattr(getattr(next(model.children(), None), "forward", None), "layer_idx", None) is not None:
+            return
         task = kwargs.get("task") or args[0].get("task") or ("document" if self._queries else "query")
         columns = self._queries if task == "query" else self._documents
         vectors = output["sentence_embedding"].detach()

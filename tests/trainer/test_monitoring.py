@@ -21,7 +21,9 @@ from sentence_transformers import (
 )
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 from sentence_transformers.sentence_transformer.losses import (
+    AdaptiveLayerLoss,
     CachedMultipleNegativesRankingLoss,
+    Matryoshka2dLoss,
     MatryoshkaLoss,
     MultipleNegativesRankingLoss,
 )
@@ -134,7 +136,7 @@ def test_the_loss_is_not_changed(tiny_encoder: SentenceTransformer, tmp_path: Pa
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("kind", ["cached", "matryoshka"])
+@pytest.mark.parametrize("kind", ["cached", "matryoshka", "adaptive", "matryoshka2d"])
 def test_losses_that_run_the_model_several_times_give_the_same_figures(
     tiny_encoder: SentenceTransformer, tmp_path: Path, kind: str
 ) -> None:
@@ -142,8 +144,11 @@ def test_losses_that_run_the_model_several_times_give_the_same_figures(
     before = expected(model, triplets=True)
     if kind == "cached":
         loss: Any = CachedMultipleNegativesRankingLoss(model, mini_batch_size=3)
+    elif kind == "adaptive":
+        loss = AdaptiveLayerLoss(model, MultipleNegativesRankingLoss(model))
     else:
-        loss = MatryoshkaLoss(model, MultipleNegativesRankingLoss(model), [16, 8])
+        wrapper = Matryoshka2dLoss if kind == "matryoshka2d" else MatryoshkaLoss
+        loss = wrapper(model, MultipleNegativesRankingLoss(model), [16, 8])
     trainer = trainer_for(model, tmp_path, loss, TRIPLETS, per_device_train_batch_size=8)
     watch(trainer)
     trainer.train()
