@@ -70,13 +70,15 @@ class TrainingMonitor(TrainerCallback):
     - ``query_std``, ``document_std``: standard deviation over the batch, averaged over dimensions and scaled by the
       square root of the dimension: 1.0 for unit vectors that spread in all directions, 0 when all coincide.
 
-    Each is the mean over the batches since the last log, over all processes. A standard deviation that leaves
-    [0.5, 2], and is at least halved or doubled where it began outside, while the accuracy does not fall, is warned
-    about, once, as a collapse or a length explosion. Only a model that does not end in ``Normalize`` can explode.
+    Each is the mean over the batches since the last log that have it, over all processes. A standard deviation that
+    leaves [0.5, 2], and is at least halved or doubled where it began outside, while the accuracy does not fall, is
+    warned about, once, as a collapse or a length explosion. Only a model that does not end in ``Normalize`` can
+    explode.
 
-    The figures expect one query column. Of a loss that embeds queries alone, such as
-    :class:`st_asym.CorpusContrastiveLoss`, there is ``query_std`` and nothing else. They go into the log, not into what
-    ``evaluate`` returns, so that ``metric_for_best_model`` cannot name them.
+    The figures expect one query column. Of a batch that runs at several depths or dimensions they are those of the
+    greatest. Of a loss that embeds queries alone, such as :class:`st_asym.CorpusContrastiveLoss`, there is
+    ``query_std`` and nothing else. They go into the log, not into what ``evaluate`` returns, so that
+    ``metric_for_best_model`` cannot name them.
 
     Use :func:`watch`, which puts the callback where the integrations see its figures.
     """
@@ -85,7 +87,7 @@ class TrainingMonitor(TrainerCallback):
         self._handle: RemovableHandle | None = None
         self._queries: list[Tensor] = []
         self._documents: list[Tensor] = []
-        self._sums: dict[bool, Tensor] = {}  # in training or not: the number of batches and the sum of each figure
+        self._sums: dict[bool, Tensor] = {}  # in training or not: of each figure the number of batches and the sum
         self._first: dict[str, float] = {}
         self._warned: set[tuple[str, str]] = set()
 
@@ -121,9 +123,11 @@ class TrainingMonitor(TrainerCallback):
         if not queries or 0 < sum(map(len, documents)) < sum(map(len, queries)):
             return
         figures = _figures(torch.cat(queries).float(), torch.cat(documents).float() if documents else None)
-        self._sums[training] = torch.cat([figures.new_ones(1), figures]) + self._sums.get(training, 0.0)
-        if training and not self._first:
-            self._first = dict(zip(METRICS, figures.tolist(), strict=True))
+        here = torch.tensor([bool(documents) or name == "query_std" for name in METRICS], device=figures.device)
+        self._sums[training] = torch.stack([here.to(figures), figures.where(here, 0.0)]) + self._sums.get(training, 0.0)
+        if training and len(self._first) < len(METRICS):
+            found = zip(METRICS, figures.tolist(), here.tolist(), strict=True)
+            self._first = {name: figure for name, figure, is_here in found if is_here} | self._first
 
     def on_train_begin(self, *_args: Any, model: nn.Module | None = None, **_kwargs: Any) -> None:
         """Follow the trainer to the model that it trains, and forget the last run."""
@@ -152,7 +156,7 @@ class TrainingMonitor(TrainerCallback):
         if logs is None or prefix is None:
             return
         figures = self._means(training=prefix == "")
-        named = {f"{prefix}{name}": round(value, 4) for name, value in figures.items() if not math.isnan(value)}
+        named = {f"{prefix}{name}": round(value, 4) for name, value in figures.items()}
         logs.update(named)
         if state.log_history:
             state.log_history[-1].update(named)
@@ -160,21 +164,22 @@ class TrainingMonitor(TrainerCallback):
             self._warn(figures)
 
     def _means(self, *, training: bool) -> dict[str, float]:
-        """Means since the last call, over all processes."""
+        """Means since the last call over the batches that have the figure, of all processes."""
         own = self._sums.pop(training, None)
         sums = [part for part in gathered(None if own is None else own.cpu()) if part is not None]
         if not sums:
             return {}
-        count, *figures = torch.stack(sums).sum(dim=0)
-        return {name: float(figure / count) for name, figure in zip(METRICS, figures, strict=True)}
+        counts, figures = torch.stack(sums).sum(dim=0).tolist()
+        found = zip(METRICS, counts, figures, strict=True)
+        return {name: figure / count for name, count, figure in found if count}
 
     def _warn(self, figures: dict[str, float]) -> None:
         """Name a collapse or a length explosion, once for each side."""
-        first = self._first
-        if not figures or not first or figures["in_batch_accuracy"] < first["in_batch_accuracy"]:
+        accuracy = [of.get("in_batch_accuracy", math.nan) for of in (self._first, figures)]
+        if accuracy[1] < accuracy[0]:
             return
         for side in ("query", "document"):
-            before, now = first[f"{side}_std"], figures[f"{side}_std"]
+            before, now = (of.get(f"{side}_std", math.nan) for of in (self._first, figures))
             if now < LOWEST_STD and (before >= LOWEST_STD or now < before / 2):
                 trouble, advice = "Collapse", "Raise the isotropy weight, or lower the learning rate."
             elif now > HIGHEST_STD and (before <= HIGHEST_STD or now > before * 2):
@@ -184,7 +189,6 @@ class TrainingMonitor(TrainerCallback):
                 continue
             if (trouble, side) not in self._warned:
                 self._warned.add((trouble, side))
-                accuracy = first["in_batch_accuracy"], figures["in_batch_accuracy"]
                 logger.warning(
                     "%s of the %s vectors: their standard deviation went from %.2f to %.2f (about 1 is even, [%s, %s] "
                     "is safe)%s. %s",
@@ -222,9 +226,8 @@ def _figures(queries: Tensor, documents: Tensor | None) -> Tensor:
     """
     n = len(queries)
     if documents is None:
-        return torch.where(
-            torch.tensor([name == "query_std" for name in METRICS]), scaled_std(queries).cpu(), torch.nan
-        )
+        spread = scaled_std(queries)
+        return torch.stack([spread if name == "query_std" else spread * torch.nan for name in METRICS])
     similarities = cos_sim(queries, documents)
     positives = similarities.diagonal()
     best = similarities.argmax(dim=1)

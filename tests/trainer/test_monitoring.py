@@ -148,7 +148,7 @@ def test_losses_that_run_the_model_several_times_give_the_same_figures(
         loss = AdaptiveLayerLoss(model, MultipleNegativesRankingLoss(model))
     else:
         wrapper = Matryoshka2dLoss if kind == "matryoshka2d" else MatryoshkaLoss
-        loss = wrapper(model, MultipleNegativesRankingLoss(model), [16, 8])
+        loss = wrapper(model, MultipleNegativesRankingLoss(model), [16, 8], n_dims_per_step=-1)
     trainer = trainer_for(model, tmp_path, loss, TRIPLETS, per_device_train_batch_size=8)
     watch(trainer)
     trainer.train()
@@ -173,6 +173,45 @@ def test_of_queries_alone_the_spread_is_logged_and_a_collapse_named(
     monitor._warn({**dict.fromkeys(FIGURES, math.nan), "query_std": 0.1})
     assert "Collapse of the query vectors" in caplog.text
     assert "accuracy" not in caplog.text
+
+
+@pytest.mark.parametrize("first", ["queries", "pairs"])
+def test_a_batch_without_documents_hides_neither_the_others_nor_a_collapse(
+    caplog: pytest.LogCaptureFixture, first: str
+) -> None:
+    monitor = monitoring.TrainingMonitor()
+
+    def batch(documents: torch.Tensor | None) -> None:
+        columns = {"query": torch.eye(2), **({} if documents is None else {"document": documents})}
+        for task, vectors in columns.items():
+            monitor._collect(torch.nn.Linear(2, 2), ({"task": task},), {}, {"sentence_embedding": vectors})
+        monitor.on_step_end()
+
+    def log() -> dict[str, float]:
+        logs = {"loss": 1.0}
+        monitor.on_log(None, TrainerState(), None, logs=logs)  # type: ignore[arg-type]
+        return logs
+
+    for documents in [None, torch.eye(2)] if first == "queries" else [torch.eye(2), None]:
+        batch(documents)
+    assert log() == {
+        "loss": 1.0,
+        "in_batch_accuracy": 1.0,
+        "positive_similarity": 1.0,
+        "negative_similarity": 0.0,
+        "query_std": 1.0,
+        "document_std": 1.0,
+    }
+    batch(None)
+    assert log().keys() & FIGURES == {"query_std"}
+    batch(torch.eye(2) * 0.01)
+    log()
+    assert "Collapse of the document vectors" in caplog.text
+    batch(torch.full((2, 2), torch.inf))
+    batch(None)
+    exploded = log()
+    assert math.isnan(exploded["document_std"])
+    assert exploded["query_std"] == 1.0
 
 
 def test_accumulated_batches_are_averaged_not_joined(tiny_encoder: SentenceTransformer, tmp_path: Path) -> None:
