@@ -46,8 +46,9 @@ class CachedSentenceTransformer(SentenceTransformer):
     that a text is encoded twice only where two of them meet it in the same step. To let the first encode everything,
     call :meth:`st_asym.EmbeddingCache.fill` under ``with arguments.main_process_first():`` before training, with a
     ``ddp_timeout`` that is long enough. The training arguments need ``ddp_find_unused_parameters=False``, as the loss
-    runs the model once per column before it goes back; ``accelerator_config={"split_batches": True}`` deals each batch
-    out to the processes, which makes the run that of one process.
+    runs the model once per column before it goes back, and anything but False for a Cached... loss with heads that are
+    not shared, which runs one column last; ``accelerator_config={"split_batches": True}`` deals each batch out to the
+    processes, which makes the run that of one process.
 
     Args:
         model: A ``SentenceTransformer`` with a frozen encoder, as of :func:`st_asym.asymmetric_model` or

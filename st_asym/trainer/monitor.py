@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformerTrainer
+from sentence_transformers.base.losses import uses_gradient_cache
+from sentence_transformers.base.modules import Router
 from sentence_transformers.util import cos_sim
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -40,8 +42,8 @@ def watch(trainer: SentenceTransformerTrainer) -> TrainingMonitor:
 
     Raises:
         ValueError: A column of the training or evaluation data has no route (see
-            :func:`st_asym.check_router_mapping`), or several processes train without
-            ``ddp_find_unused_parameters=False``.
+            :func:`st_asym.check_router_mapping`), or several processes train with a ``ddp_find_unused_parameters``
+            that fails: any but False, or, for a Cached... loss with heads that are not shared, False.
 
     Example:
         >>> watch(trainer)  # doctest: +SKIP
@@ -212,11 +214,41 @@ def _check_arguments(trainer: SentenceTransformerTrainer) -> None:
             "prompts=st_asym.column_prompts(model, mapping) in the training arguments.",
             " and ".join(prompts),
         )
-    if trainer.args.world_size > 1 and trainer.args.ddp_find_unused_parameters is not False:
+    if trainer.args.world_size > 1:
+        _check_unused_parameters(trainer)
+
+
+def _check_unused_parameters(trainer: SentenceTransformerTrainer) -> None:
+    losses = list(trainer.loss.values()) if isinstance(trainer.loss, dict) else [trainer.loss]
+    # Cached... losses send gradients around once, after the last of their runs; the other losses after all columns.
+    cached = [any(uses_gradient_cache(part) for part in loss.modules()) for loss in losses]
+    at_the_last_run = any(cached) and _columns_train_different_parameters(trainer.model)
+    if at_the_last_run and not all(cached):
+        raise ValueError(
+            "Under several processes heads that are not shared train with Cached... losses alone or without any: those "
+            "fail with ddp_find_unused_parameters=False, and the other losses without it."
+        )
+    searched = trainer.args.ddp_find_unused_parameters is not False
+    if at_the_last_run and not searched:
+        raise ValueError(
+            "Under several processes a Cached... loss with heads that are not shared needs the training argument "
+            "ddp_find_unused_parameters=True, or None: its last run uses one head, and waits for the other's gradients."
+        )
+    if searched and not all(cached):
         raise ValueError(
             "Under several processes the training arguments need ddp_find_unused_parameters=False: the loss runs the "
             "model once per column, and searching for unused parameters after each run fails in the first step."
         )
+
+
+def _columns_train_different_parameters(model: nn.Module) -> bool:
+    trainable = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    for router in (module for module in model.modules() if isinstance(module, Router)):
+        routes = [trainable.intersection(route.parameters()) for route in router.sub_modules.values()]
+        outside = trainable.difference(*routes)
+        if len({frozenset(route | outside) for route in routes} - {frozenset()}) > 1:
+            return True
+    return False
 
 
 def _figures(queries: Tensor, documents: Tensor | None) -> Tensor:

@@ -63,6 +63,22 @@ def test_two_processes_train_as_one_and_encode_each_text_once(folder: Path) -> N
 
 
 @pytest.mark.slow
+def test_two_processes_train_as_one_with_a_loss_that_caches_gradients(folder: Path) -> None:
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT), str(folder)]
+    process = run(sys.executable, *command, "gradients")
+    assert process.returncode == 0, process.stderr[-3000:]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    train(folder, "gradients-one", torch.float64, "gradients")
+    torch.set_num_threads(threads)
+    one, two = load(folder / "gradients-one-0.pt"), load(folder / "gradients-two-0.pt")
+    assert torch.equal(two["weights"], load(folder / "gradients-two-1.pt")["weights"])
+    assert (two["weights"] - one["weights"]).abs().max() < 1e-6
+    assert one["losses"][-1] < one["losses"][0] - 0.1
+    assert two["losses"] == pytest.approx(one["losses"], abs=1e-6)
+
+
+@pytest.mark.slow
 def test_killed_and_resumed_is_the_uninterrupted_run(folder: Path) -> None:
     for step in ("10", "24"):
         assert run(sys.executable, str(SCRIPT), str(folder), "die", step).returncode == -signal.SIGKILL

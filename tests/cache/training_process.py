@@ -11,7 +11,10 @@ import torch.distributed
 from cache_helpers import tiny_bert
 from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.losses import (
+    CachedMultipleNegativesRankingLoss,
+    MultipleNegativesRankingLoss,
+)
 from transformers import TrainerCallback
 
 from st_asym import CachedSentenceTransformer, EmbeddingCache, IsotropyLoss, asymmetric_model, router_mapping, watch
@@ -39,7 +42,10 @@ def pairs(rows: int = STEPS * BATCH) -> Dataset:
 
 
 def train(folder: Path, name: str, dtype: torch.dtype, kind: Any, *, fill: bool = False, **options: Any) -> None:
-    """Train for 50 steps and save weights, losses, and how many texts this process encoded."""
+    """Train for 50 steps and save weights, losses, and how many texts this process encoded.
+
+    ``kind`` is that of the isotropy loss, or ``"gradients"`` for a loss that caches these.
+    """
     data, die = pairs(), options.pop("die", None)
     model = asymmetric_model(tiny_bert(folder / "bert").to(dtype))
     cached = CachedSentenceTransformer(model, EmbeddingCache(folder / f"cache-{name}"))
@@ -52,7 +58,7 @@ def train(folder: Path, name: str, dtype: torch.dtype, kind: Any, *, fill: bool 
         learning_rate=1e-2 if options else 1e-3,
         router_mapping=router_mapping(data),
         accelerator_config={"split_batches": True},
-        ddp_find_unused_parameters=False,
+        ddp_find_unused_parameters=kind == "gradients",
         use_cpu=True,
         report_to=[],
         logging_steps=1,
@@ -64,10 +70,12 @@ def train(folder: Path, name: str, dtype: torch.dtype, kind: Any, *, fill: bool 
         with arguments.main_process_first():
             for column in data.column_names:
                 cached.cache.fill(cached, data[column], task=column)
-    inner = MultipleNegativesRankingLoss(cached, gather_across_devices=True)
-    trainer = SentenceTransformerTrainer(
-        cached, arguments, train_dataset=data, loss=IsotropyLoss(cached, inner, weight=0.3, kind=kind)
-    )
+    if kind == "gradients":
+        loss: Any = CachedMultipleNegativesRankingLoss(cached, mini_batch_size=3, gather_across_devices=True)
+    else:
+        inner = MultipleNegativesRankingLoss(cached, gather_across_devices=True)
+        loss = IsotropyLoss(cached, inner, weight=0.3, kind=kind)
+    trainer = SentenceTransformerTrainer(cached, arguments, train_dataset=data, loss=loss)
     watch(trainer)
     if die is not None:
         trainer.add_callback(Die(die))
@@ -85,8 +93,11 @@ if __name__ == "__main__":
     if sys.argv[2] == "die":
         train(directory, "killed", torch.float32, "sigreg", save_strategy="steps", save_steps=7, die=int(sys.argv[3]))
     else:
-        train(directory, "two-64", torch.float64, "covariance")
-        train(directory, "two-32", torch.float32, "sigreg", fill=True)
+        if sys.argv[2] == "gradients":
+            train(directory, "gradients-two", torch.float64, "gradients")
+        else:
+            train(directory, "two-64", torch.float64, "covariance")
+            train(directory, "two-32", torch.float32, "sigreg", fill=True)
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
         # The threads of gloo now and then abort a process that ends in the ordinary way.

@@ -346,6 +346,45 @@ def test_arguments_that_fail_under_several_processes_are_refused(
     watch(trainer)
 
 
+@pytest.mark.parametrize(
+    ("kinds", "heads", "allowed"),
+    [
+        (["cached"], {}, [None, True]),
+        (["wrapped"], {}, [None, True]),
+        (["cached"], {"shared": True}, [None, True, False]),
+        (["cached"], {"document": False}, [None, True, False]),
+        (["cached", "plain"], {}, []),
+        (["cached", "plain"], {"shared": True}, [False]),
+        (["plain", "plain"], {}, [False]),
+    ],
+)
+def test_the_search_for_unused_parameters_fits_the_losses_and_heads(
+    tiny_encoder: SentenceTransformer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kinds: list[str],
+    heads: Any,
+    allowed: list[bool | None],
+) -> None:
+    model = asymmetric_model(tiny_encoder, **heads)
+    losses = {
+        "cached": CachedMultipleNegativesRankingLoss(model),
+        "wrapped": MatryoshkaLoss(model, CachedMultipleNegativesRankingLoss(model), [16, 8]),
+        "plain": MultipleNegativesRankingLoss(model),
+    }
+    loss: Any = {str(row): losses[kind] for row, kind in enumerate(kinds)} if len(kinds) > 1 else losses[kinds[0]]
+    data = DatasetDict(dict.fromkeys(loss, PAIRS)) if isinstance(loss, dict) else PAIRS
+    trainer = trainer_for(model, tmp_path, loss, data)
+    monkeypatch.setattr(SentenceTransformerTrainingArguments, "world_size", 2)
+    for searched in (None, True, False):
+        trainer.args.ddp_find_unused_parameters = searched
+        if searched in allowed:
+            watch(trainer)
+        else:
+            with pytest.raises(ValueError, match="ddp_find_unused_parameters"):
+                watch(trainer)
+
+
 def test_what_runs_between_the_steps_is_left_out(tiny_encoder: SentenceTransformer, tmp_path: Path) -> None:
     model = asymmetric_model(tiny_encoder)
     before = expected(model)
