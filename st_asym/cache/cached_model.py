@@ -116,9 +116,18 @@ class CachedSentenceTransformer(SentenceTransformer):
         return features
 
     def forward(self, input: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:  # noqa: A002 - the library's name
-        """Run the heads on looked-up vectors, or the whole model on other features."""
+        """Run the heads on looked-up vectors, or the whole model on other features.
+
+        Raises:
+            ValueError: A loss reads the layers of the encoder.
+        """
         if "input_ids" in input or "sentence_embedding" not in input:
             return super().forward(input, **kwargs)
+        if hasattr(self[0].forward, "layer_idx"):  # what AdaptiveLayerLoss puts there
+            raise ValueError(
+                "AdaptiveLayerLoss and Matryoshka2dLoss read the layers of the encoder, which does not run on cached "
+                "vectors: give the loss and the trainer the model itself."
+            )
         encoder = encoder_modules(self)
         for name, module in self.named_children():
             if name not in encoder:

@@ -11,7 +11,12 @@ from cache_helpers import tiny_bert
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
-from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.losses import (
+    AdaptiveLayerLoss,
+    Matryoshka2dLoss,
+    MatryoshkaLoss,
+    MultipleNegativesRankingLoss,
+)
 from sentence_transformers.sentence_transformer.modules import BoW
 
 from st_asym import (
@@ -421,3 +426,15 @@ def test_a_loss_that_replaces_forward_and_puts_it_back_trains_on_cached_vectors(
     assert not close(model.encode_query("a bad cab"), before)
     assert close(cached.encode_query(TEXTS), model.encode_query(TEXTS))
     save_heads(model, tmp_path / "heads")
+
+
+@pytest.mark.parametrize("kind", [AdaptiveLayerLoss, Matryoshka2dLoss])
+def test_a_loss_that_reads_layers_is_refused(
+    model: SentenceTransformer, cached: CachedSentenceTransformer, kind: Any
+) -> None:
+    options = {"matryoshka_dims": [32, 8]} if kind is Matryoshka2dLoss else {}
+    loss = kind(cached, MultipleNegativesRankingLoss(cached), **options)
+    columns = [{**cached.preprocess(TEXTS, task=task), "task": task} for task in ("query", "document")]
+    with pytest.raises(ValueError, match="give the loss and the trainer the model itself"):
+        loss(columns, None)
+    assert close(cached.encode_query(TEXTS), model.encode_query(TEXTS))
