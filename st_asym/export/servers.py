@@ -21,10 +21,10 @@ _ACTIVATIONS: dict[str, tuple[type[nn.Module], ...]] = {
 }
 _POOLING = ("cls", "mean", "lasttoken")
 _NAMES = ("Transformer", "Pooling", "Dense", "Normalize")
-_POOLING_KEYS = {
+_POOLING_KEYS = {  # in the order in which sentence-transformers joins what it reads by them
     "cls": "pooling_mode_cls_token",
-    "mean": "pooling_mode_mean_tokens",
     "max": "pooling_mode_max_tokens",
+    "mean": "pooling_mode_mean_tokens",
     "mean_sqrt_len_tokens": "pooling_mode_mean_sqrt_len_tokens",
     "weightedmean": "pooling_mode_weightedmean_tokens",
     "lasttoken": "pooling_mode_lasttoken",
@@ -68,8 +68,10 @@ def write_settings(folder: Path, modules: Iterable[nn.Module], *, hidden: bool =
 
 
 def _of_pooling(pooling: Pooling) -> dict[str, Any]:
-    """Its settings with one key for each mode."""
+    """Its settings with one key for each mode, or in the order of the modes where the keys have another."""
     modes = (pooling.pooling_mode,) if isinstance(pooling.pooling_mode, str) else pooling.pooling_mode
+    if modes != tuple(mode for mode in _POOLING_KEYS if mode in modes):
+        return pooling.get_config_dict()
     keys = {key: mode in modes for mode, key in _POOLING_KEYS.items()}
     size = pooling.embedding_dimension
     return {"word_embedding_dimension": size, **keys, "include_prompt": pooling.include_prompt}

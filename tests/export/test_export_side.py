@@ -206,7 +206,10 @@ def test_documents_have_their_prompt_under_other_names_too(
     assert not np.allclose(model.encode_document(TEXTS), model.encode(TEXTS), atol=1e-3)
 
 
-@pytest.mark.parametrize("mode", ["cls", "mean", "lasttoken", "max", "weightedmean", ["cls", "mean"]])
+@pytest.mark.parametrize(
+    "mode",
+    ["cls", "mean", "lasttoken", "max", "weightedmean", ["cls", "mean"], ["mean", "cls"], ["cls", "mean", "max"]],
+)
 def test_the_pooling_is_that_of_the_model_in_every_reader(tiny_bert: Path, tmp_path: Path, mode: Any) -> None:
     transformer = Transformer(str(tiny_bert), max_seq_length=32)
     encoder = SentenceTransformer(modules=[transformer, Pooling(16, mode)], device="cpu")
