@@ -13,7 +13,12 @@ from typing import Any, Literal
 
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.base.losses import uses_gradient_cache
+from sentence_transformers.sentence_transformer.losses import (
+    AdaptiveLayerLoss,
+    MatryoshkaLoss,
+    MultipleNegativesRankingLoss,
+)
 from sentence_transformers.util import all_gather_with_grad, get_world_size
 from torch import Tensor, nn
 
@@ -167,7 +172,8 @@ class IsotropyLoss(nn.Module):
     the wrapped loss has documents beyond those of the batch (a ``sample_documents`` method, as
     :class:`st_asym.CorpusContrastiveLoss` has), a sample of them, of as many rows, is one more column. Under
     several processes it is computed over the vectors of all of them, and equals what one process would compute for the
-    whole batch, gradients included; every process must then hold equally many rows.
+    whole batch, gradients included; every process must then hold equally many rows. Losses that weight another, such as
+    ``MatryoshkaLoss``, take no dict of parts, and cannot be combined with this one.
 
     Args:
         model: The model to train.
@@ -215,10 +221,16 @@ class IsotropyLoss(nn.Module):
         super().__init__()
         loss = MultipleNegativesRankingLoss(model) if loss is None else loss
         if not callable(getattr(loss, "compute_loss_from_embeddings", None)):
+            if isinstance(loss, MatryoshkaLoss | AdaptiveLayerLoss):
+                hint = " This one runs the model itself, and takes no loss of named parts: the two cannot be combined."
+            elif uses_gradient_cache(loss):
+                hint = " Instead of a Cached... loss take a large batch: it fits with a frozen encoder."
+            else:
+                hint = ""
             raise TypeError(
                 f"IsotropyLoss embeds each column once and hands the vectors on, but {type(loss).__name__} has no "
                 "compute_loss_from_embeddings(embeddings, labels). MultipleNegativesRankingLoss, CoSENTLoss and "
-                "MarginMSELoss have. Instead of a Cached... loss take a large batch: it fits with a frozen encoder."
+                f"MarginMSELoss have.{hint}"
             )
         if kind not in _CITATIONS:
             raise ValueError(f"kind must be one of {', '.join(map(repr, _CITATIONS))}, got {kind!r}.")

@@ -12,9 +12,11 @@ import torch.multiprocessing
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import (
     CachedMultipleNegativesRankingLoss,
+    ContrastiveTensionLoss,
     CosineSimilarityLoss,
     GlobalOrthogonalRegularizationLoss,
     MarginMSELoss,
+    MatryoshkaLoss,
     MultipleNegativesRankingLoss,
 )
 
@@ -89,6 +91,16 @@ def test_two_isotropy_terms_add_up(model: SentenceTransformer) -> None:
 def test_a_loss_that_needs_the_texts_is_refused(model: SentenceTransformer) -> None:
     with pytest.raises(TypeError, match="CachedMultipleNegativesRankingLoss has no compute_loss_from_embeddings"):
         IsotropyLoss(model, CachedMultipleNegativesRankingLoss(model))
+
+
+def test_the_advice_is_for_the_loss_that_is_refused(model: SentenceTransformer) -> None:
+    with pytest.raises(TypeError, match="take a large batch"):
+        IsotropyLoss(model, CachedMultipleNegativesRankingLoss(model))
+    for inner in (MultipleNegativesRankingLoss(model), CachedMultipleNegativesRankingLoss(model)):
+        with pytest.raises(TypeError, match=r"MarginMSELoss have\. This one runs the model .* cannot be combined\.$"):
+            IsotropyLoss(model, MatryoshkaLoss(model, inner, [16, 8]))
+    with pytest.raises(TypeError, match=r"MarginMSELoss have\.$"):
+        IsotropyLoss(model, ContrastiveTensionLoss(model))
 
 
 @pytest.mark.parametrize(
