@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import ast
-import json
 import numbers
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import lru_cache
 from itertools import chain
 from typing import Any, NamedTuple
@@ -41,6 +38,7 @@ from st_asym.data.formats import (
     qrels_columns,
     table_of,
 )
+from st_asym.data.lists import grades_beside, list_in_text, listed
 
 # What a line of a corpus may hold; anything else is more likely a misspelt pair.
 _CORPUS_FIELDS = frozenset({"_id", "id", "title", "text", "metadata", "url"})
@@ -193,17 +191,20 @@ def _pairs_in(
         fields = {name: row[name] for name in row if name == columns.document or _NEGATIVE.fullmatch(str(name))}
         if of_text:
             fields = _with_lists(fields, where, places)
-        query, grade = row[columns.query], row[columns.grade] if columns.grade else 1
-        grade = _YES_NO.get(folded(grade), grade)
-        title = row.get(columns.title) if columns.title else None
-        documents = _listed(fields.pop(columns.document))
+        query, title = row[columns.query], row.get(columns.title) if columns.title else None
+        own = fields.pop(columns.document)
+        documents = listed(own)
+        grades = grades_beside(row, own, columns.grade, where, alone=not fields)
+        if grades is None:
+            grades = [row[columns.grade] if columns.grade else 1] * len(documents)
         if not documents:
             places[_EMPTY].append(where)
-        for document in documents:
+        for document, grade in zip(documents, grades, strict=True):
+            grade = _YES_NO.get(folded(grade), grade)
             if isinstance(title, str) and isinstance(document, str) and document.strip():
                 document = Document(title, document).joined
             yield where, query, document, grade
-        negatives = chain.from_iterable(map(_listed, fields.values()))  # rows may have fewer than columns
+        negatives = chain.from_iterable(map(listed, fields.values()))  # rows may have fewer than columns
         yield from ((where, query, negative, 0) for negative in negatives if not is_missing(negative))
 
 
@@ -273,33 +274,14 @@ def _notes_on(places: _Places, source: str) -> list[str]:
     return [note for what in _COUNTED for note in noted(places[what], *what, source=source)]
 
 
-def _listed(value: Any) -> Sequence[Any]:
-    """The texts of a field that may hold one or a list of them, as FlagEmbedding's ``pos`` and ``neg``."""
-    if isinstance(value, str | numbers.Real) or not is_column(value):
-        return [value]
-    return as_list(value)  # data frames hold arrays where a file had lists
-
-
 def _with_lists(fields: Mapping[str, Any], where: str, places: _Places) -> dict[str, Any]:
     """Fields of text, with a list where one is written out."""
-    found = {name: _list_in_text(value) for name, value in fields.items()}
+    found = {name: list_in_text(value) for name, value in fields.items()}
     if any(isinstance(value, str) and _ARRAY_IN_TEXT.fullmatch(value) for value in found.values()):
         places[_UNCLEAR_LIST].append(where)
     if any(isinstance(value, list) for value in found.values()):
         places[_LIST].append(where)
     return found
-
-
-def _list_in_text(value: Any) -> Any:
-    """The list of texts that a field of a ``.csv`` was made of, as pandas and ``json`` write it; else the field."""
-    if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
-        for read in (json.loads, ast.literal_eval):
-            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-                found = read(value)
-                is_whole = read is json.loads or repr(found) == value
-                if is_whole and isinstance(found, list) and all(isinstance(text, str) for text in found):
-                    return found
-    return value
 
 
 # Documents and judgments

@@ -123,8 +123,9 @@ def as_retrieval_data(
       a list of dicts. The query is the column ``query``, ``question`` or ``anchor``; the document ``positive``,
       ``pos``, ``document``, ``passage``, ``answer``, ``response``, ``context`` or ``text``, one text or a list of them;
       ``negative``, ``negatives``, ``neg``, ``negative_1`` and so on are documents that are not relevant; ``grade``,
-      ``score``, ``relevance`` or ``label``, where there is one, is a whole number, above zero for relevant. A ``title``
-      beside ``text``, ``document``, ``passage`` or ``context`` is put before it, as in a corpus;
+      ``score``, ``relevance`` or ``label``, where there is one, is a whole number, above zero for relevant; beside a
+      list of documents it may be a list as long, also as ``labels``. A ``title`` beside ``text``, ``document``,
+      ``passage`` or ``context`` is put before it, as in a corpus;
     - a mapping of splits to such, as a ``DatasetDict``, with ``train`` and perhaps ``validation``;
     - a list of (query, document) or (query, document, grade) tuples;
     - ``(queries, corpus, qrels)``: id to text, id to text (or to a dict of ``title`` and ``text``), and query id to

@@ -8,8 +8,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from data_helpers import EXPECTED, PAIRS, Write, beir, by_text
+from datasets import Dataset
 
 from st_asym.data import as_retrieval_data, load_data
 
@@ -323,6 +325,37 @@ def test_the_columns_of_flag_embedding_are_read_from_any_file(write: Write) -> N
     assert data.notes == (
         "a.csv: 1 row with what looks like a list that cannot be read, taken as one text (a.csv, line 3).",
     )
+
+
+def test_lists_with_a_label_for_each_document_are_read(write: Write) -> None:
+    """As ``mine_hard_negatives(output_format="labeled-list")`` writes them."""
+    documents, expected = (
+        [["x", "y"], ["y", "it's, w", "x"]],
+        {"a": {"x": 1, "y": 0}, "b": {"y": 1, "it's, w": 0, "x": 0}},
+    )
+    columns: dict[str, list[Any]] = {"anchor": ["a", "b"], "positive": documents, "labels": [[1, 0], [1, 0, 0]]}
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    table = pd.DataFrame(columns).to_csv(index=False)
+    sources = [Dataset.from_dict(columns), pd.DataFrame(columns), rows, write("a.jsonl", lines), write("a.csv", table)]
+    for source in sources:
+        assert by_text(as_retrieval_data(source)) == expected
+    grades = [{**row, "score": row["labels"], "labels": ["pumps"]} for row in rows]
+    assert by_text(as_retrieval_data(grades)) == expected
+    scored = [{**row, "labels": ["pumps"] * 3, "scores": [0.9, 0.5, 0.4][: len(row["positive"])]} for row in rows]
+    for source in (scored, write("s.csv", pd.DataFrame(scored).to_csv(index=False))):
+        with pytest.raises(
+            ValueError, match=r"'scores' has a number for each .* which are relevant\. .*output_scores=Fa"
+        ):
+            as_retrieval_data(source)
+    # Of the other forms, columns say what is relevant.
+    tuples = [
+        {"anchor": "a", "positive": "x", "negative_1": "y", "scores": [0.9, 0.5]},
+        {"anchor": "b", "positive": "y"},
+    ]
+    assert by_text(as_retrieval_data(tuples)) == {"a": {"x": 1, "y": 0}, "b": {"y": 1}}
+    listed = [{"query": "a", "pos": ["x", "y"], "neg": ["z"], "scores": [0.9, 0.5]}]
+    assert by_text(as_retrieval_data(listed)) == {"a": {"x": 1, "y": 1, "z": 0}}
 
 
 @pytest.mark.parametrize(
