@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, product
 from typing import Any, NamedTuple
 
 from st_asym.data.collection import (
@@ -151,18 +151,19 @@ class _PairColumns(NamedTuple):
 
 def _pair_columns(names: Iterable[str], source: str) -> _PairColumns:
     """Tell columns by their names: ``QUERY_NAMES``, ``DOCUMENT_NAMES`` and ``GRADE_NAMES``."""
-    columns = {folded(name): name for name in names}
-    found = f"{source} has the columns {list(columns.values())}"
+    names = list(names)
+    columns = set(map(folded, names))
+    found = f"{source} has the columns {names}"
 
     def only(accepted: tuple[str, ...], what: str, *, required: bool = True) -> str:
-        named = [columns[name] for name in accepted if name in columns]
+        named = [name for one in accepted for name in names if folded(name) == one]
         if len(named) > 1:
             raise ValueError(f"{found}: {' and '.join(map(repr, named))} could each be the {what}. Keep one of them.")
         if required and not named:
             raise ValueError(f"{found}: none is the {what}. Name it one of {', '.join(accepted)}.")
         return named[0] if named else ""
 
-    if not columns.keys() & {*QUERY_NAMES, *DOCUMENT_NAMES}:
+    if not columns & {*QUERY_NAMES, *DOCUMENT_NAMES}:
         raise ValueError(
             f"{found}: none is the query, and none the document. Name the first one of {', '.join(QUERY_NAMES)}, the "
             f"second one of {', '.join(DOCUMENT_NAMES)}."
@@ -170,11 +171,11 @@ def _pair_columns(names: Iterable[str], source: str) -> _PairColumns:
             * (source.lower().endswith(".tsv") and len(columns) == 1)
         )
     grade = only(GRADE_NAMES, "grade", required=False) or only(_CLICK_NAMES, "grade", required=False)
-    shown = columns.get("shown", "")
+    shown = only(("shown",), "mark of what was shown", required=False)
     if shown and not grade:
         raise ValueError(f"{found}: {shown!r} says what was shown, and none what was clicked. Add clicked or clicks.")
     document = only(DOCUMENT_NAMES, "document")
-    title = columns.get("title", "title") if folded(document) in _TITLED_NAMES else ""
+    title = (only(("title",), "title", required=False) or "title") if folded(document) in _TITLED_NAMES else ""
     return _PairColumns(only(QUERY_NAMES, "query"), document, grade, title, shown)
 
 
@@ -209,13 +210,14 @@ def _pairs_in(
 
 
 def _check_names(where: str, row: Mapping[str, Any], first: set[str], columns: _PairColumns) -> None:
-    """Refuse a row without a column that it needs, and one with a grade where the first row has none."""
+    """Refuse a row without a column that it needs, and a grade or a second text that the first row has not."""
     missing = [name for name in (columns.query, columns.document, columns.grade) if name and name not in row]
     if missing:
         raise ValueError(f"{where}: no {' and no '.join(map(repr, missing))}, only {list(row)}.")
     if row.keys() <= first:
         return
-    if late := [name for name in row if name not in first and folded(name) in _IN_EVERY_ROW]:
+    known = {*_IN_EVERY_ROW, folded(columns.query), folded(columns.document)}
+    if late := [name for name in row if name not in first and folded(name) in known]:
         raise ValueError(f"{where}: {late[0]!r}, which the first row has not. Give it in every row, or in none.")
 
 
@@ -295,7 +297,11 @@ def text_columns(names: tuple[str, ...], letter: str = "d") -> tuple[str | None,
     texts = [known[one] for one in called if one in known]
     name = next((known[one] for one in ("_id", "id", *ids) if one in known), None)
     text = known.get("text", texts[0] if len(texts) == 1 or (texts and letter == "q") else None)
-    return name, known.get("title") if letter == "d" else None, text
+    chosen = (name, known.get("title") if letter == "d" else None, text)
+    for one, other in product(names, filter(None, chosen)):
+        if one != other and folded(one) == folded(other):
+            raise ValueError(f"Of the columns {list(names)}, {other!r} and {one!r} have one name. Keep one of them.")
+    return chosen
 
 
 def holds_documents(names: Iterable[str], *, wanted: bool = False) -> bool:
@@ -363,9 +369,16 @@ def read_qrels(rows: Iterable[Row], source: str, notes: list[str]) -> Qrels:
 
 
 def texts_by_id(source: Any, letter: str, name: str) -> Mapping[str, Any]:
-    """Queries (``"q"``) or documents (``"d"``) by id: a mapping as it is, a table, or texts, which are numbered."""
+    """Queries (``"q"``) or documents (``"d"``) by id: a mapping as it is, a table, alone or in a mapping, or texts.
+
+    Texts are numbered.
+    """
     if isinstance(source, str):
         raise TypeError(f"{name} is one text: give [text].")
+    if isinstance(source, Mapping) and not is_table(source) and source and all(map(is_table, source.values())):
+        if len(source) > 1:
+            raise ValueError(f"{name} has the splits {list(source)}: give one of them.")
+        (source,) = source.values()
     if not is_table(source):
         return source if isinstance(source, Mapping) else {f"{letter}{i}": one for i, one in enumerate(as_list(source))}
     columns, rows = table_of(source, name)

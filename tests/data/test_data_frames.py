@@ -228,6 +228,18 @@ def test_qrels_in_all_forms(qrels: Any) -> None:
         assert set(data.corpus) == set(CORPUS)
 
 
+def test_three_data_sets_of_the_hub_are_read() -> None:
+    """As BEIR's are there: ``load_dataset("BeIR/scifact", "queries")`` has one split of this name."""
+    queries = Dataset.from_dict({"_id": list(QUERIES), "text": list(QUERIES.values())})
+    corpus = Dataset.from_dict({"_id": list(CORPUS), "title": [""] * 3, "text": list(CORPUS.values())})
+    parts = DatasetDict(queries=queries), DatasetDict(corpus=corpus), DatasetDict(train=Dataset.from_dict(GRADES))
+    data = as_retrieval_data(parts)
+    assert by_text(data) == EXPECTED
+    assert set(data.corpus) == set(CORPUS)
+    with pytest.raises(ValueError, match=r"corpus has the splits \['a', 'b'\]: give one of them"):
+        as_retrieval_data((parts[0], DatasetDict(a=corpus, b=corpus), parts[2]))
+
+
 def test_qrels_that_are_none_are_named() -> None:
     with pytest.raises(ValueError, match=r"expected query-id, corpus-id, score, got \['a', 'x', 'high'\]"):
         as_retrieval_data((QUERIES, CORPUS, pd.DataFrame({**GRADES, "score": ["high", 1, 1]})))

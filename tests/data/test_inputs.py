@@ -175,6 +175,37 @@ def test_bad_input_is_counted_and_named(train: Any, message: str) -> None:
         as_retrieval_data(train)
 
 
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        (
+            {"query": ["a"], "document": ["b"], "Document": ["c"]},
+            "'document' and 'Document' could each be the document",
+        ),
+        ([{"query": "a", "query ": "c", "text": "b"}], "'query' and 'query ' could each be the query"),
+        ([{"query": "a", "text": "b", "Score": 1, "score": 0}], "could each be the grade"),
+        ({"query": ["a"], "text": ["b"], "Title": ["c"], "title": ["d"]}, "could each be the title"),
+        (
+            [{"query": "a", "text": "b"}, {"query": "c", "text": "d", "TEXT": "e"}],
+            "row 1: 'TEXT', which the first row has",
+        ),
+        ({"Text": ["a"], "text": ["b"]}, r"columns \['Text', 'text'\], 'Text' and 'text' have one name\. Keep one"),
+    ],
+)
+def test_names_that_differ_by_case_or_white_space_alone_are_refused(
+    write: Callable[[str, str | bytes], Path], train: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        as_retrieval_data(train)
+    if isinstance(train, list):
+        with pytest.raises(ValueError, match=message.replace("row 1", "line 2")):
+            as_retrieval_data(write("a.jsonl", "".join(json.dumps(row) + "\n" for row in train)))
+    else:
+        rows = "".join(",".join(row) + "\n" for row in zip(*train.values(), strict=True))
+        with pytest.raises(ValueError, match=message):
+            as_retrieval_data(write("a.csv", ",".join(train) + "\n" + rows))
+
+
 def test_a_query_that_does_not_exist_is_named_before_queries_are_held_out() -> None:
     texts = {"d": "x", "e": "y"}
     with pytest.raises(ValueError, match="The train split names 1 queries or documents that do not exist: query r"):
