@@ -15,8 +15,8 @@ def fit(
     train: Annotated[
         str | None,
         typer.Argument(
-            help="BEIR folder or zip, or a .jsonl, .csv or .tsv of pairs; a corpus, or nothing and --corpus, to train "
-            "without labels.",
+            help="BEIR folder or zip, or a .jsonl, .csv, .tsv or .parquet of pairs; a corpus, or nothing and --corpus, "
+            "to train without labels.",
             show_default=False,
         ),
     ] = None,

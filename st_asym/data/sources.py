@@ -11,6 +11,9 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, Union
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from st_asym.data.collection import RetrievalData, into_splits, merged, with_documents, with_test_queries_apart
 from st_asym.data.document import MOST_QUERIES, Document, ReadDocuments
 from st_asym.data.formats import (
@@ -53,8 +56,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_KINDS = (".jsonl", ".json", ".csv", ".tsv")
-_READABLE = "a .jsonl, .csv or .tsv file (or .gz of one), a BEIR folder or a zip of one"
+_KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+_READABLE = "a .jsonl, .csv or .tsv file (or .gz of one), a .parquet, a BEIR folder or a zip of one"
 # Zips that are no collections.
 _ZIPPED = (".xlsx", ".xlsm", ".ods", ".docx", ".npz")
 # What the third part of a judged collection is called in one JSON object or dict; the first is LlamaIndex's name.
@@ -89,9 +92,10 @@ def load_data(path: str | PathLike[str]) -> RetrievalData:
     Args:
         path: A folder or ``.zip`` in BEIR's layout (``corpus.jsonl``, ``queries.jsonl``, and of each split
             ``qrels/SPLIT.tsv``, ``.csv``, ``.jsonl``, or ``.txt`` in TREC's four columns), or a ``.jsonl``, ``.csv`` or
-            ``.tsv`` file of pairs, plain or as ``.gz``, with the columns that :func:`as_retrieval_data` accepts. The
-            last suffix decides, in any case. A ``.tsv`` has no quoting; a ``.jsonl`` may be one array of objects, or
-            LlamaIndex's object of ``queries``, ``corpus`` and ``relevant_docs``.
+            ``.tsv`` file of pairs, plain or as ``.gz``, or a ``.parquet``, with the columns that
+            :func:`as_retrieval_data` accepts. The last suffix decides, in any case. A ``.tsv`` has no quoting; a
+            ``.jsonl`` may be one array of objects, or LlamaIndex's object of ``queries``, ``corpus`` and
+            ``relevant_docs``.
 
     Returns:
         The collection. Pairs are split into train, dev and test by :func:`from_pairs`.
@@ -295,8 +299,11 @@ def _read_path(path: Path, *, documents: bool = False) -> RetrievalData | ReadDo
         raise FileNotFoundError(f"There is no file or folder {path}.")
     if kind not in _KINDS:
         raise ValueError(
-            f"{path.name} is not {_READABLE}. Pass other tables as data frames: pandas.read_excel, pandas.read_parquet."
+            f"{path.name} is not {_READABLE}. Save another table as .csv or .jsonl, or pass it as a data frame "
+            "(pandas.read_excel)."
         )
+    if kind == ".parquet":
+        return _read_rows(*table_of(_parquet_table(path), path.name), path.name, [], documents=documents)
     with open_lines(path) as lines:
         notes: list[str] = []
         of_text = not kind.startswith(".json")
@@ -307,6 +314,13 @@ def _read_path(path: Path, *, documents: bool = False) -> RetrievalData | ReadDo
         if not of_text and (triple := _triple_of(first[1])) is not None:
             return read_judged(*triple)
         return _read_rows(list(first[1]), chain([first], rows), path.name, notes, documents=documents, of_text=of_text)
+
+
+def _parquet_table(path: Path) -> pa.Table:
+    try:
+        return pq.ParquetFile(path).read()
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path.name} is not {_READABLE}, or it is damaged: {error}") from error
 
 
 def _read_beir(folder: Folder, *, documents: bool) -> RetrievalData | ReadDocuments:

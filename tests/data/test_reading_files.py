@@ -125,6 +125,28 @@ def test_a_spreadsheet_is_no_zip_of_a_collection(tmp_path: Path) -> None:
     assert load_data(archive.rename(tmp_path / "BOOK.ZIP")).qrels["train"] == JUDGED
     with pytest.raises(ValueError, match=r"book\.xlsx is not a \.jsonl, \.csv or \.tsv file"):
         load_data((tmp_path / "BOOK.ZIP").rename(tmp_path / "book.xlsx"))
+    with pytest.raises(ValueError, match=r"Save another table as \.csv or \.jsonl"):
+        load_data(tmp_path / "book.xlsx")
+
+
+def test_parquet_is_read_like_other_tables(tmp_path: Path) -> None:
+    pairs = pd.DataFrame(PAIRS, columns=["query", "positive"])
+    listed = pd.DataFrame({"query": ["a", "b"], "pos": [["x", "y"], ["z"]], "neg": [["z"], []]})
+    for path in (tmp_path / "part=1" / "pairs.parquet", tmp_path / "PAIRS.PARQUET"):
+        path.parent.mkdir(exist_ok=True)
+        pairs.to_parquet(path)
+        assert by_text(as_retrieval_data(path)) == EXPECTED
+    assert len(load_data(path).queries) == 2
+    listed.to_parquet(path)
+    assert by_text(as_retrieval_data(path)) == {"a": {"x": 1, "y": 1, "z": 0}, "b": {"z": 1}}
+    pd.DataFrame({"id": ["k"], "text": ["One more."], "n": [1]}).to_parquet(path)
+    assert as_retrieval_data(PAIRS, corpus=path).corpus["k"] == "One more."
+    pd.DataFrame({"query": ["a"], "text": [7]}).to_parquet(path)
+    with pytest.raises(ValueError, match=r"PARQUET: 1 row with something else than text: PAIRS\.PARQUET, row 0 \(7\)"):
+        as_retrieval_data(path)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"PAIRS\.PARQUET is not a \.jsonl.*, or it is damaged: "):
+        as_retrieval_data(path)
 
 
 # Folders
