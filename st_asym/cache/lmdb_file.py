@@ -135,12 +135,13 @@ class Environment:
 
     def _open(self) -> None:
         path = self.directory / DATA
-        exists = path.exists()
-        if not exists:
-            try:
+        try:
+            exists = path.exists()
+            if not exists:
                 self.directory.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise CacheError(f"{self.directory} cannot be made: {error}.") from error
+        except OSError as error:
+            why = "it is a file, and a cache is a folder" if isinstance(error, FileExistsError) else error
+            raise CacheError(f"{self.directory} cannot be made or looked into: {why}.") from error
         self.read_only = not os.access(self.directory, os.W_OK) or (exists and not os.access(path, os.W_OK))
         if self.read_only and not exists:
             raise CacheError(f"{self.directory} is empty and cannot be written to: there is nothing to read.")
@@ -175,7 +176,7 @@ class Environment:
         self._check_head(path)
 
     def _check_head(self, path: Path) -> None:
-        """Refuse a file whose first pages would send LMDB out of it, and mend one that was cut short."""
+        """Refuse a file whose first pages would send LMDB out of it, and one that was cut short."""
         needed, size = self.used_bytes(), path.stat().st_size
         self._needed = 0
         if self._handle.info()["map_size"] < needed <= size:
@@ -184,14 +185,11 @@ class Environment:
         if not sound or needed > self._handle.info()["map_size"]:
             self._close()
             raise self._damaged("its first pages make no sense")
-        self._fill_map()
-        self._needed = needed
-        if size >= needed:
-            return
-        if path.stat().st_size < needed:
+        if size < needed:  # any page may be missing, also one that leads to all others
             self._close()
             raise self._damaged("its file ends too early")
-        logger.warning("%s was cut short. What is lost will be encoded anew.", path)
+        self._fill_map()
+        self._needed = needed
 
     def _fill_map(self) -> None:
         """Let the file reach to the end of the map, as a hole that takes no space.

@@ -1,3 +1,4 @@
+import errno
 import gc
 import hashlib
 import multiprocessing
@@ -441,6 +442,35 @@ def test_a_file_cut_short_that_may_not_be_written_is_refused(tmp_path: Path, mon
     monkeypatch.setattr("os.access", lambda *_: False)
     with pytest.raises(CacheError, match="its file ends too early"):
         VectorStore(tmp_path)
+
+
+def test_a_file_cut_short_is_called_damaged_each_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = VectorStore(tmp_path)
+    put(store, range(300))
+    used = store.size()
+    del store
+    gc.collect()
+    os.truncate(tmp_path / "data.mdb", used - 1)
+    for _ in range(2):
+        with pytest.raises(CacheError, match=r"damaged \(its file ends too early\)\. Delete"):
+            VectorStore(tmp_path)
+    assert caplog.messages == []
+    assert (tmp_path / "data.mdb").stat().st_size == used - 1
+
+
+def test_a_place_that_cannot_be_a_cache_is_a_cache_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "clicks.csv").write_text("query,document")
+    with pytest.raises(
+        CacheError, match=r"clicks\.csv cannot be made or looked into: it is a file, and a cache is a folder"
+    ):
+        VectorStore(tmp_path / "clicks.csv")
+
+    def refuse(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    with pytest.raises(CacheError, match=r"cannot be made or looked into: .*Permission denied"):
+        VectorStore(tmp_path / "of another user")
 
 
 def test_flipped_bits_never_give_a_wrong_vector(tmp_path: Path) -> None:
