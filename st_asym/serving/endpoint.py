@@ -55,7 +55,8 @@ def app(
 
     Requests that arrive together are encoded together, in one thread, queries and documents in turn. In float32 a
     vector stays within 1e-6 of what ``encode_query`` or ``encode_document`` gives, whatever it was encoded with; in
-    half precision padding changes its last digits, as in any batch.
+    half precision padding changes its last digits, as in any batch. What still waits when its client has gone is not
+    encoded.
 
     Errors are in OpenAI's form. ``GET /health`` answers once the model is there, and ``GET /v1/models`` names both
     models. Keys, TLS and limits by client are for a proxy in front of it.
@@ -71,7 +72,8 @@ def app(
         The app, for ``uvicorn.run`` or any ASGI server, with one worker for one model in memory.
 
     Raises:
-        ValueError: The model's vectors are not finite, the sides' differ in length, or a limit is below 1.
+        ValueError: The model's vectors are not finite, the sides' differ in length, ``name`` is empty, or a limit is
+            below 1.
 
     Example:
         >>> import torch
@@ -91,6 +93,8 @@ def app(
             raise ValueError(f"{limit} must be a whole number of at least 1, got {value!r}.")
     if name is None:
         name = "model" if isinstance(model, SentenceTransformer) else public_name(model)
+    if not name.strip():
+        raise ValueError(f"name is {name!r}: say what clients call the model.")
     loaded = load_encoder(model)
     sizes = [side_vectors(loaded, side, ["size"]).shape[1] for side in ("query", "document")]
     if sizes[0] != sizes[1]:
@@ -101,7 +105,16 @@ def app(
 
     async def embeddings(request: Request) -> Response:
         asked = _asked_for(await _body(request, max_bytes), name, sizes[0], max_texts)
-        return _answer(asked, *await batches.encode(asked.side, asked.texts))
+        encoding = asyncio.ensure_future(batches.encode(asked.side, asked.texts))
+        gone = asyncio.ensure_future(_is_gone(request))
+        try:
+            await asyncio.wait((encoding, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not encoding.done():
+                raise ClientDisconnect
+            return _answer(asked, *encoding.result())
+        finally:
+            gone.cancel()
+            encoding.cancel()  # what waits to be encoded is dropped
 
     return Starlette(
         routes=[
@@ -142,6 +155,12 @@ async def _error(request: Request, error: Exception) -> Response:
 async def _gone(_: Request, _error: Exception) -> Response:
     """Nobody reads it: a client that closed its connection is no error of the server's."""
     return Response(status_code=400)
+
+
+async def _is_gone(request: Request) -> None:
+    """Wait until the client of a request whose body was read closes its connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _body(request: Request, max_bytes: int) -> bytes:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import asyncio
 import base64
 import copy
 import itertools
+import json
 import random
 import threading
 import time
@@ -192,6 +194,44 @@ def test_a_small_request_does_not_wait_for_all_of_a_large_one(
     assert any("red" in texts for texts in order[:3])
 
 
+def test_what_waits_when_its_client_has_gone_is_not_encoded(
+    model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[str] = []
+    started, go_on = threading.Event(), threading.Event()
+    encode = model.encode_query
+
+    def watched(texts: list[str], **options: Any) -> Any:
+        started.set()
+        go_on.wait(1)
+        encoded.extend(texts)
+        return encode(texts, **options)
+
+    served = app(model, name="clicks", max_batch=4)
+    monkeypatch.setattr(model, "encode_query", watched)
+    body = json.dumps({"model": "clicks-query", "input": ["document"] * 40}).encode()
+    scope = {"type": "http", "method": "POST", "path": "/v1/embeddings", "headers": [], "query_string": b""}
+
+    async def closed_while_it_is_encoded() -> None:
+        messages: list[dict[str, Any]] = [{"type": "http.request", "body": body}]
+
+        async def receive() -> dict[str, Any]:
+            if messages:
+                return messages.pop()
+            await asyncio.to_thread(started.wait, 10)
+            return {"type": "http.disconnect"}
+
+        async def send(_: Any) -> None:
+            pass
+
+        await served(scope, receive, send)
+
+    asyncio.run(closed_while_it_is_encoded())
+    go_on.set()
+    assert vectors(ask(TestClient(served), input="red")).shape == (1, 16)
+    assert encoded == ["document"] * 4 + ["red"]
+
+
 def test_documents_do_not_wait_for_all_queries(
     client: TestClient, model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,6 +296,9 @@ def test_no_bad_request_ends_it(client: TestClient, model: SentenceTransformer) 
 
 
 def test_a_model_that_cannot_be_served_is_refused(model: SentenceTransformer) -> None:
+    for name in ("", " "):
+        with pytest.raises(ValueError, match=f"name is '{name}': say what clients call the model"):
+            app(model, name=name)
     with pytest.raises(ValueError, match="max_batch must be a whole number of at least 1, got 0"):
         app(model, max_batch=0)
     broken = copy.deepcopy(model)
