@@ -57,6 +57,8 @@ def new_file(output: str | os.PathLike[str]) -> Iterator[Path]:
     Nothing is left of one that fails.
     """
     target = Path(output)
+    if target.is_dir() and not target.is_symlink():
+        raise IsADirectoryError(f"{target} is a folder: name a file.")
     beside = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.new")
     try:
         with _disk_errors(target):

@@ -179,8 +179,12 @@ class Comparison:
             if found == FORMAT:
                 comparison: Comparison = of_json(cls, content)
                 return comparison
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"There is no file {path}.") from error
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is not a comparison that Comparison.to_json wrote: {error}.") from error
+            raise ValueError(
+                f"{path} is not a comparison that Comparison.to_json wrote, or st-asym evaluate --json: {error}."
+            ) from error
         raise ValueError(
             f"{path} is of format {found}, this version of st_asym reads {FORMAT}: evaluate again, or read it with "
             f"the version that wrote it ({content.get('versions', {}).get('st_asym', 'unknown')})."

@@ -232,14 +232,14 @@ def _of_collection(name: str, data: RetrievalData, split: str) -> Benchmark:
         data = data.with_all_split()
     if split not in data.qrels:
         splits = ", ".join(sorted(data.qrels)) or "none"
-        raise ValueError(f"{name} has no split {split!r} to evaluate on; it has {splits}. Give split=..., or 'all'.")
+        raise ValueError(f"{name} has no split {split!r} to evaluate on; it has {splits}. Give one of them, or 'all'.")
     check_ids(data.queries, data.corpus, data.qrels[split], f"{name}, split {split!r},")
     data = replace(data, qrels={**data.qrels, split: whole_grades(data.qrels[split], f"the split {split!r} of {name}")})
     answered = data.relevant(split)
     judged = {query_id: documents for query_id, documents in data.qrels[split].items() if query_id in answered}
     if not judged:
         others = ", ".join(sorted(other for other in data.qrels if data.relevant(other)))
-        remedy = f" Queries of {others} have one: give split=..., or 'all'." if others else ""
+        remedy = f" Queries of {others} have one: give split {others}, or 'all'." if others else ""
         raise ValueError(f"{name}: no query of the split {split!r} has a relevant document.{remedy}")
     own = own_documents(data.corpus, judged)
     task = LocalRetrieval(name, replace(data, qrels={split: judged}), split, ignore_identical_ids=bool(own))

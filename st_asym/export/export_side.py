@@ -19,7 +19,7 @@ from sentence_transformers.util import pairwise_cos_sim
 from torch import nn
 
 from st_asym.cache import CachedSentenceTransformer
-from st_asym.data.files import new_folder
+from st_asym.data.files import check_place, new_folder
 from st_asym.export.onnx import MAX_DIFFERENCE, Array, check_onnx, graph_parts, write_onnx
 from st_asym.export.servers import TEI, VLLM, not_served, rename_modules, write_settings
 from st_asym.heads.anatomy import Side, evaluating, foreign_modules, side_modules, side_prompt
@@ -130,6 +130,7 @@ def export_side(
 
     Raises:
         FileExistsError: ``path`` holds something.
+        OSError: ``path`` cannot be written.
         ImportError: The extra ``onnx`` is not installed.
         ValueError: The side cannot be one dense model, or the export gives other vectors.
 
@@ -139,6 +140,7 @@ def export_side(
     """
     output = _free(Path(path).resolve())
     _check_arguments(side, format, int8, texts)
+    check_place(output)
     if isinstance(model, CachedSentenceTransformer):
         model = model.stock_model()
     elif not isinstance(model, SentenceTransformer):

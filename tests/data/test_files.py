@@ -31,6 +31,12 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> Non
     assert path.read_text() == "new ?"
 
 
+def test_a_folder_is_no_place_of_a_file(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match="is a folder: name a file"):
+        write_text(tmp_path, "text")
+    assert list(tmp_path.parent.glob(f".{tmp_path.name}*")) == []
+
+
 def test_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     (tmp_path / "card").symlink_to(tmp_path / "mine")

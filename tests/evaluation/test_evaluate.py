@@ -301,8 +301,12 @@ def test_the_table_in_three_forms(make_encoder: Make, tmp_path: Path, monkeypatc
 def test_a_file_that_is_no_comparison_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "comparison.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match=r"format 99.*9\.0" if "99" in content else "is not a comparison"):
+    with pytest.raises(
+        ValueError, match=r"format 99.*9\.0" if "99" in content else "is not a comparison .* evaluate --json"
+    ):
         Comparison.load(path)
+    with pytest.raises(FileNotFoundError, match=r"^There is no file .*nope\.json\.$"):
+        Comparison.load(tmp_path / "nope.json")
 
 
 def test_the_random_state_is_left_alone(make_encoder: Make) -> None:

@@ -175,13 +175,15 @@ def test_a_split_that_cannot_be_judged_is_refused(judged: dict[str, dict[str, in
 
 
 def test_a_missing_split_names_those_that_are_there() -> None:
-    with pytest.raises(ValueError, match="tiny has no split 'dev' to evaluate on; it has test, train"):
+    with pytest.raises(ValueError, match=r"tiny has no split 'dev' to evaluate on; it has test, train\. Give one of"):
         benchmarks({"tiny": collection()}, "dev")
 
 
 def test_an_empty_split_names_those_that_are_not() -> None:
     data = replace(collection(), qrels={"train": {"q0": {"d0": 1}}, "dev": {"q1": {"d0": 0}}, "test": {}})
-    with pytest.raises(ValueError, match=r"'test' has a relevant document\. Queries of train have one: give split"):
+    with pytest.raises(
+        ValueError, match=r"'test' has a relevant document\. Queries of train have one: give split train"
+    ):
         benchmarks({"tiny": data}, "test")
 
 

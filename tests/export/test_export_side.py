@@ -315,6 +315,12 @@ def test_a_folder_with_something_in_it_is_left_alone(tiny_encoder: SentenceTrans
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_a_place_that_cannot_be_written_is_named_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match=r"file/side cannot be written: Not a directory\. Nothing was done yet"):
+        export_side("no model is loaded", "query", tmp_path / "file" / "side")
+
+
 def test_nothing_is_left_of_an_export_that_gives_other_vectors(
     tiny_encoder: SentenceTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
