@@ -10,7 +10,9 @@ from st_asym.cli import options
 
 
 def diagnose(
-    model: Annotated[str, typer.Argument(help="A saved model with heads, or its Hub id.", show_default=False)],
+    model: Annotated[
+        str, typer.Argument(help="A saved model with heads, its Hub id, or the folder of a run.", show_default=False)
+    ],
     data: Annotated[str, typer.Argument(help="BEIR folder or zip, or a file of pairs.", show_default=False)],
     *,
     split: options.Split = None,
@@ -39,6 +41,7 @@ def diagnose(
             raise ValueError(f"{data} has no split {split!r}: choose one of {', '.join(sorted(collection.qrels))}.")
         qrels = collection.qrels[split]
         queries = {query_id: collection.queries[query_id] for query_id in qrels}
+        model = options.model_of(model)
         given = load_encoder(model, revision=revision, trust_remote_code=trust_remote_code, dtype=dtype)
         made = made_with_heads(model)
         found = diagnose(given, queries, collection.corpus, qrels, cache=cache, made=made)

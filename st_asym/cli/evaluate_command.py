@@ -49,10 +49,13 @@ def evaluate(
     watch: Annotated[
         bool, typer.Option("--watch", help="Of RUN_DIR, evaluate each new checkpoint until the run ends.")
     ] = False,
-    interval: Annotated[float, typer.Option(help="With --watch, seconds between looks at the folder.")] = 30.0,
+    interval: Annotated[
+        float | None, typer.Option(help="With --watch, seconds between looks at the folder; 30 if not given.")
+    ] = None,
     patience: Annotated[
-        float, typer.Option(help="With --watch, seconds without a new checkpoint after which to stop.")
-    ] = 3600.0,
+        float | None,
+        typer.Option(help="With --watch, seconds without a new checkpoint after which to stop; 3600 if not given."),
+    ] = None,
     split: options.Split = None,
     train: Annotated[
         str | None, typer.Option(help="What was trained on, to tell queries on known documents from others.")
@@ -93,6 +96,9 @@ def evaluate(
         from st_asym import evaluation
 
         options.check_files(html, json)
+        waits = {name: one for name, one in {"interval": interval, "patience": patience}.items() if one is not None}
+        if waits and not watch:
+            raise ValueError("--interval and --patience say how to watch a run: add --watch.")
         run, data = _run_and_data(run_or_data or [], on or [], models=bool(models), watch=watch)
         if decide and (len(models or []) != 2 or run is not None):
             raise ValueError("--decide is between two models on data: name both with --model, and no run beside them.")
@@ -104,7 +110,7 @@ def evaluate(
         else:
             asked |= {"models": named or None, "split": split}
             if watch:
-                asked |= {"interval": interval, "patience": patience, "tell": typer.echo}
+                asked |= {**waits, "tell": typer.echo}
             found = (evaluation.follow_run if watch else evaluation.evaluate_run)(run, data or None, **asked)
         found = replace(found, notes=(*chosen, *found.notes))
         if json is not None:

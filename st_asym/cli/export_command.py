@@ -11,7 +11,10 @@ from st_asym.cli import options
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="A model with or without heads, or its Hub id.", show_default=False)],
+    model: Annotated[
+        str,
+        typer.Argument(help="A model with or without heads, its Hub id, or the folder of a run.", show_default=False),
+    ],
     *,
     side: Annotated[Literal["query", "document"], typer.Option(help="Which side.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write, new or empty.")],
@@ -29,6 +32,6 @@ def export(
     with options.one_line_errors(debug=debug, quiet=quiet):
         from st_asym.export import export_side
 
-        given = options.loaded(model, revision, dtype, trust_remote_code=trust_remote_code)
+        given = options.loaded(options.model_of(model), revision, dtype, trust_remote_code=trust_remote_code)
         found = export_side(given, side, output, format=format, int8=int8)
     typer.echo(str(found))

@@ -33,6 +33,17 @@ Json = Annotated[Path | None, typer.Option(help="Write the result there, with al
 Cache = Annotated[Path | None, typer.Option(help="Folder of the encoder's vectors.")]
 
 
+def model_of(path: str) -> str:
+    """The path or Hub id of a model; of the folder of a run, its model's path, and why this one is said."""
+    if not any(Path(path).glob("checkpoint-*")):  # without the imports below, which take seconds
+        return path
+    from st_asym.evaluation.checkpoints import choose_model
+
+    chosen = choose_model(path)
+    typer.echo(f"{path}: {chosen.why}")
+    return str(chosen.path)
+
+
 def loaded(
     model: str, revision: str | None, dtype: DType | None, *, trust_remote_code: bool
 ) -> str | SentenceTransformer:

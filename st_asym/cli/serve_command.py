@@ -14,7 +14,10 @@ _SECONDS_TO_FINISH = 30
 
 
 def serve(
-    model: Annotated[str, typer.Argument(help="A model with or without heads, or its Hub id.", show_default=False)],
+    model: Annotated[
+        str,
+        typer.Argument(help="A model with or without heads, its Hub id, or the folder of a run.", show_default=False),
+    ],
     *,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8000,
@@ -40,7 +43,9 @@ def serve(
         from st_asym.heads.model import load_encoder
 
         name = public_name(model) if name is None else name
-        encoder = load_encoder(model, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code)
+        encoder = load_encoder(
+            options.model_of(model), revision=revision, dtype=dtype, trust_remote_code=trust_remote_code
+        )
         asgi = app(encoder, name=name, max_batch=max_batch)
         v6 = ":" in host
         try:

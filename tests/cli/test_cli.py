@@ -357,6 +357,18 @@ def test_the_model_of_a_run_is_evaluated(folder: Path, beir: Path) -> None:
     assert "run: checkpoint-3, the latest of 1." in result.stdout
 
 
+def test_the_model_of_a_run_is_diagnosed_and_exported(folder: Path, beir: Path) -> None:
+    (folder / "run").mkdir()
+    (folder / "model").rename(folder / "run" / "checkpoint-3")
+    state = {"global_step": 3, "max_steps": 3, "log_history": []}
+    (folder / "run" / "checkpoint-3" / "trainer_state.json").write_text(json.dumps(state))
+    places = [str(beir), "--cache", str(folder / "vectors")]
+    for command, options in (("diagnose", places), ("export", ["--side", "query", "-o", str(folder / "side")])):
+        result = CliRunner().invoke(app, [command, str(folder / "run"), *options, "--quiet"])
+        assert result.exit_code == 0, result.output
+        assert result.stdout.startswith(f"{folder / 'run'}: checkpoint-3, the latest of 1.")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -365,6 +377,11 @@ def test_the_model_of_a_run_is_evaluated(folder: Path, beir: Path) -> None:
         (["SciFact"], "without --model, this must be the folder of one run"),
         (["model", "encoder", "--on", "beir"], "without --model, this must be the folder of one run"),
         (["beir", "--model", "encoder", "--watch"], "--watch follows one run"),
+        (
+            ["beir", "--model", "encoder", "--patience", "3"],
+            "--interval and --patience say how to watch a run",
+        ),
+        (["model", "--interval", "3"], "--interval and --patience say how to watch a run: add --watch"),
         (["qrels", "--on", "beir"], "qrels holds no model to evaluate. It holds test.tsv."),
         (["model"], "It was not evaluated before: say what to evaluate it on"),
         (["beir", "--model", "run"], "run holds no model to evaluate. Not whole"),

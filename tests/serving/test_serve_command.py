@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,12 @@ def test_both_sides_are_served_under_the_name_of_the_folder(folder: Path, monkey
     assert result.stdout.startswith("clicks-query and clicks-document at http://127.0.0.1:")
     query, document = (np.array(answer.json()["data"][0]["embedding"]) for answer in answers)
     assert np.abs(query - document).max() > 0.01
+    run_folder = folder.parent / "run" / folder.name
+    shutil.copytree(folder, run_folder / "checkpoint-3")
+    (run_folder / "checkpoint-3" / "trainer_state.json").write_text("{}")
+    result = CliRunner().invoke(app, ["serve", str(run_folder), "--port", "0", "--quiet"])
+    assert result.stdout.splitlines()[0].endswith("clicks: checkpoint-3, the latest of 1. The run names no best one.")
+    assert [answer.status_code for answer in answers] == [200] * 4
 
 
 def test_a_port_that_is_taken_is_one_line(folder: Path) -> None:
