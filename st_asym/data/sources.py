@@ -299,8 +299,8 @@ def _read_path(path: Path, *, documents: bool = False) -> RetrievalData | ReadDo
         raise FileNotFoundError(f"There is no file or folder {path}.")
     if kind not in _KINDS:
         raise ValueError(
-            f"{path.name} is not {_READABLE}. Save another table as .csv or .jsonl, or pass it as a data frame "
-            "(pandas.read_excel)."
+            f"{path.name} is not {_READABLE}. Pass other tables as data frames: pandas.read_excel; or save them as "
+            ".csv or .jsonl."
         )
     if kind == ".parquet":
         return _read_rows(*table_of(_parquet_table(path), path.name), path.name, [], documents=documents)

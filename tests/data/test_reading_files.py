@@ -125,7 +125,7 @@ def test_a_spreadsheet_is_no_zip_of_a_collection(tmp_path: Path) -> None:
     assert load_data(archive.rename(tmp_path / "BOOK.ZIP")).qrels["train"] == JUDGED
     with pytest.raises(ValueError, match=r"book\.xlsx is not a \.jsonl, \.csv or \.tsv file"):
         load_data((tmp_path / "BOOK.ZIP").rename(tmp_path / "book.xlsx"))
-    with pytest.raises(ValueError, match=r"Save another table as \.csv or \.jsonl"):
+    with pytest.raises(ValueError, match=r"pandas\.read_excel; or save them as \.csv or \.jsonl"):
         load_data(tmp_path / "book.xlsx")
 
 
