@@ -93,11 +93,9 @@ if __name__ == "__main__":
     if sys.argv[2] == "die":
         train(directory, "killed", torch.float32, "sigreg", save_strategy="steps", save_steps=7, die=int(sys.argv[3]))
     else:
-        if sys.argv[2] == "gradients":
-            train(directory, "gradients-two", torch.float64, "gradients")
-        else:
-            train(directory, "two-64", torch.float64, "covariance")
-            train(directory, "two-32", torch.float32, "sigreg", fill=True)
+        train(directory, "two-64", torch.float64, "covariance")
+        train(directory, "two-32", torch.float32, "sigreg", fill=True)
+        train(directory, "two-gradients", torch.float64, "gradients")
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
         # The threads of gloo now and then abort a process that ends in the ordinary way.
