@@ -103,18 +103,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory, encoder: str) -> Path:
 
 
 @pytest.mark.slow
-def test_the_script_gives_the_vectors_of_the_encoder(finished: Path, encoder: str) -> None:
+@pytest.mark.usefixtures("local_ray")
+def test_the_script_gives_the_vectors_of_the_encoder_and_goes_on_where_it_was_interrupted(
+    finished: Path, tmp_path: Path, encoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert len(list((finished / "shards").iterdir())) == 5
     assert len(EmbeddingCache(finished / "cache")) == DISTINCT
     check(finished / "shards", encoder, TEXTS)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("local_ray")
-def test_an_interrupted_run_goes_on_with_what_the_shards_lack(
-    finished: Path, tmp_path: Path, encoder: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One shard was not reached, another was being written, and the corpus has grown since; it is JSONL now."""
+    # One shard was not reached, another was being written, and the corpus has grown since; it is JSONL now.
     monkeypatch.setattr(embed_with_ray, "RANGE_BYTES", 1000)
     folder = shutil.copytree(finished / "shards", tmp_path / "shards")
     lost, *rest = folder.glob("*.parquet")
