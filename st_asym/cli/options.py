@@ -35,7 +35,9 @@ Cache = Annotated[Path | None, typer.Option(help="Folder of the encoder's vector
 
 def model_of(path: str) -> str:
     """The path or Hub id of a model; of the folder of a run, its model's path, and why this one is said."""
-    if not any(Path(path).glob("checkpoint-*")):  # without the imports below, which take seconds
+    folder = Path(path)
+    # A model's own folder is that model; and without checkpoints the imports below, which take seconds, are not needed.
+    if (folder / "modules.json").is_file() or not any(folder.glob("checkpoint-*")):
         return path
     from st_asym.evaluation.checkpoints import choose_model
 

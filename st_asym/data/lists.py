@@ -35,16 +35,20 @@ def grades_beside(row: Mapping[str, Any], documents: Any, grade: str, where: str
     """A grade for each of a list of documents, out of a list of as many numbers in the column ``grade`` or ``labels``.
 
     So the library's ``mine_hard_negatives`` writes a positive and its negatives (``output_format="labeled-list"``).
-    With ``output_scores=True`` it writes ``scores``, which do not say what is relevant: an error where the list is
-    ``alone``, without negatives of its own.
+    With ``output_scores=True`` it writes ``scores``, which do not say what is relevant: an error. Both are read where
+    the list is ``alone``, without a column of negatives.
     """
     if isinstance(documents, str) or not is_column(documents):
         return None
     names = {folded(name): name for name in row}
-    count, graded_by, scores = len(as_list(documents)), grade or names.get("labels"), names.get("scores")
-    if graded_by is not None and (found := _numbers(row[graded_by], count)):
+    count, labels, scores = len(as_list(documents)), names.get("labels"), names.get("scores")
+    if grade or not alone:  # where negatives stand apart, labels are of something else
+        return _numbers(row[grade], count) if grade else None
+    if labels is not None and (found := _numbers(row[labels], count)):
         return found
-    if alone and not grade and count > 1 and scores is not None and _numbers(row[scores], count):
+    if labels is not None and count > 1 and _are_grades(row[labels]):
+        raise ValueError(f"{where}: {labels!r} is {row[labels]!r:.80}, and not a number for each of {count} documents.")
+    if count > 1 and scores is not None and _numbers(row[scores], count):
         raise ValueError(
             f"{where}: {scores!r} has a number for each of a list of documents, and nothing says which are relevant. "
             "Mine them with output_scores=False, which writes labels of 1 and 0; or, where all are relevant, leave "
@@ -57,3 +61,11 @@ def _numbers(value: Any, count: int) -> list[Any] | None:
     """A list of so many numbers, perhaps written out as text; else None."""
     found = listed(list_in_text(value, numbers.Real))
     return list(found) if len(found) == count and all(isinstance(one, numbers.Real) for one in found) else None
+
+
+def _are_grades(value: Any) -> bool:
+    """Whether a list has numbers, or there is none where other rows have one."""
+    if value is None:
+        return True
+    found = list_in_text(value, object)
+    return is_column(found) and any(folded(one).isdigit() for one in as_list(found))

@@ -213,6 +213,7 @@ def _held(task: AbsTaskRetrieval) -> str:
     """A digest of what a task holds, which is loaded: queries, documents and judgments."""
     if not task.data_loaded:
         task.load_data()
+    task.convert_v1_dataset_format_to_v2(num_proc=None)
     rows = json.dumps(
         task.dataset, sort_keys=True, default=lambda one: one.to_list() if isinstance(one, Dataset) else str(one)
     )
@@ -329,7 +330,7 @@ def training_documents(train: Train | Mapping[str, Train] | None, found: Sequenc
             known[id(source)] = _positives(source)
         positives[benchmark.name] = known[id(source)]
         if data is not None and _is_qrels(source):  # by text, so that copies under other ids are known too
-            of_all = [*by_name.values()].count(source) > 1
+            of_all = sum(one is source for one in by_name.values()) > 1
             positives[benchmark.name] = _texts_of(known[id(source)], benchmark.name, data, may_be_none=of_all)
     return positives
 

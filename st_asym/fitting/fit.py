@@ -314,7 +314,9 @@ def _check_encoder(model: SentenceTransformer, settings: Settings) -> None:
             f"The encoder compares by {similarity} distance, and heads by cosine, so that what they gain over the "
             "encoder cannot be judged. If cosine is how you search, set encoder.similarity_fn_name = 'cosine'."
         )
-    if model.truncate_dim is not None and settings.sides in ("query", "document"):
+    with model.truncate_embeddings(None):
+        width = model.get_embedding_dimension() or 0
+    if (model.truncate_dim or width) < width and settings.sides in ("query", "document"):
         raise ValueError(
             f"The encoder cuts its vectors to {model.truncate_dim} dimensions (truncate_dim), which the heads of both "
             f"sides do after it: leave sides={settings.sides!r} out, or load it without truncate_dim."
@@ -328,8 +330,9 @@ def check_callbacks(callbacks: Any, report_to: Any) -> None:
     for one in callbacks or ():
         if not (isinstance(one, TrainerCallback) or (isinstance(one, type) and issubclass(one, TrainerCallback))):
             raise TypeError(f"callbacks must be a list of TrainerCallback, got {one!r:.80} in it.")
+    listed = [report_to] if isinstance(report_to, str) else list(report_to or ())
     try:
-        for kind in get_reporting_integration_callbacks(report_to):  # type: ignore[no-untyped-call]
+        for kind in get_reporting_integration_callbacks(listed[0] if len(listed) == 1 else listed):  # type: ignore[no-untyped-call]
             kind()
     except (ValueError, RuntimeError) as error:  # there is none of the name, or its package is not installed
         raise ValueError(f"report_to={report_to!r}: {error}") from error

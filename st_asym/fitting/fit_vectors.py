@@ -82,7 +82,7 @@ class HeadsResult:
 
             model = load_encoder(encoder)
             described = describe_encoder(model)
-            if model.truncate_dim is not None:
+            if (model.truncate_dim or described["dimension"]) < described["dimension"]:
                 raise ValueError(
                     f"The encoder cuts its vectors to {model.truncate_dim} dimensions (truncate_dim), and heads are "
                     "put behind whole ones: fit on vectors that are not cut, and load it without truncate_dim."

@@ -23,6 +23,7 @@ from st_asym.data import RetrievalData
 from st_asym.data.document import TrainedQueries
 from st_asym.data.files import (
     CARD_FILE,
+    LOGS_FOLDER,
     PLOT_FILE,
     PROVENANCE_FILE,
     REPORT_FILE,
@@ -350,6 +351,7 @@ def _written(earlier: Path, new: Path, made: Provenance | None) -> tuple[set[str
     Where the earlier result has no provenance, files that are named as those of the new one count as its own.
     """
     own = {PROVENANCE_FILE, REPORT_FILE}
+    own |= {path.relative_to(earlier).as_posix() for path in (earlier / LOGS_FOLDER).rglob("events.out.tfevents.*")}
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # the folders of modules, which may be empty
         modules = read_json(earlier / "modules.json")
         own |= {str(module["path"]) for module in modules}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -367,6 +368,12 @@ def test_the_model_of_a_run_is_diagnosed_and_exported(folder: Path, beir: Path) 
         result = CliRunner().invoke(app, [command, str(folder / "run"), *options, "--quiet"])
         assert result.exit_code == 0, result.output
         assert result.stdout.startswith(f"{folder / 'run'}: checkpoint-3, the latest of 1.")
+    shutil.copytree(folder / "run" / "checkpoint-3", folder / "run", dirs_exist_ok=True)
+    (folder / "run" / "trainer_state.json").unlink()
+    os.utime(folder / "run" / "checkpoint-3" / "trainer_state.json")  # as a download may leave it
+    result = CliRunner().invoke(app, ["diagnose", str(folder / "run"), *places, "--quiet"])
+    assert result.exit_code == 0, result.output
+    assert "checkpoint-3" not in result.stdout, "the model in the folder is the one"
 
 
 @pytest.mark.parametrize(

@@ -370,7 +370,14 @@ def test_lists_with_a_label_for_each_document_are_read(write: Write) -> None:
             ValueError, match=r"'scores' has a number for each .* which are relevant\. .*output_scores=Fa"
         ):
             as_retrieval_data(source)
+    for wrong in ([1, 0], None, ["1", "0", "0"], [1, None, 0]):
+        rows[1]["labels"] = wrong
+        with pytest.raises(ValueError, match=r"row 1: 'labels' is .*, and not a number for each of 3 documents"):
+            as_retrieval_data(rows)
     # Of the other forms, columns say what is relevant.
+    topics = [{"query": "a", "pos": ["x"], "neg": ["y"], "labels": [0]}]
+    topics += [{"query": "b", "pos": ["y", "x"], "neg": ["z"], "labels": [2, 0]}]
+    assert by_text(as_retrieval_data(topics)) == {"a": {"x": 1, "y": 0}, "b": {"y": 1, "x": 1, "z": 0}}
     tuples = [
         {"anchor": "a", "positive": "x", "negative_1": "y", "scores": [0.9, 0.5]},
         {"anchor": "b", "positive": "y"},

@@ -152,6 +152,26 @@ def test_what_is_judged_anew_in_a_task_of_one_s_own_is_measured_anew(
     assert found[0] != found[1]
 
 
+def test_a_task_in_the_form_of_mteb_1_is_measured_anew_too(tiny_encoder: SentenceTransformer, tmp_path: Path) -> None:
+    class Old(TwoSplits):
+        grade = 1
+
+        def load_data(self, *_: Any, **__: Any) -> None:
+            data = collection()
+            self.corpus = dict.fromkeys(("dev", "test"), data.corpus)
+            self.queries = dict.fromkeys(("dev", "test"), data.queries)
+            judged = {query: {"d0": 1, "d1": self.grade} for query in data.queries}
+            self.relevant_docs = dict.fromkeys(("dev", "test"), judged)
+            self.data_loaded = True
+
+    found = []
+    for Old.grade in (1, 3):
+        own = [evaluate({"plain": tiny_encoder}, Old(), results=where, baselines=()) for where in (tmp_path, None)]
+        assert own[0].rows == own[1].rows
+        found.append(own[0].rows[0].average)
+    assert found[0] != found[1]
+
+
 def test_each_split_of_a_task_is_a_data_set(tiny_encoder: SentenceTransformer) -> None:
     data = collection()
     comparison = evaluate({"plain": tiny_encoder}, TwoSplits(), results=None, train=data, baselines=())

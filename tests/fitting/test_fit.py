@@ -180,7 +180,7 @@ def test_settings_of_numpy_and_of_the_environment_change_nothing(
     tmp_path: Path, quick: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder, data = rotated(60)
-    plain = quick(encoder, data, settings=SURE, expected_unseen=0.5, callbacks=None, report_to=None)
+    plain = quick(encoder, data, settings=SURE, expected_unseen=0.5, callbacks=None, report_to=["none"])
     assert plain.report.kept
     numbers = {"epochs": np.int64(12), "batch_size": np.int32(16), "learning_rate": np.float64(1e-2)}
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
@@ -192,6 +192,25 @@ def test_settings_of_numpy_and_of_the_environment_change_nothing(
     assert again.report.settings == plain.report.settings
     assert np.array_equal(both_sides(again.model, data), both_sides(plain.model, data))
     assert json.loads((tmp_path / "again" / REPORT_FILE).read_text())["expected_unseen"] == 0.5
+
+
+def test_a_truncation_that_cuts_nothing_is_none(quick: Callable[..., FitResult]) -> None:
+    encoder, data = rotated(20)
+    encoder.truncate_dim = DIMENSION
+    assert quick(encoder, data, settings=replace(SHORT, sides="query")).report.settings.sides == "query"
+
+
+def test_a_refit_replaces_the_log_of_the_earlier_model(
+    tmp_path: Path, quick: Callable[..., FitResult], caplog: pytest.LogCaptureFixture
+) -> None:
+    encoder, data = rotated(60)
+    logs = []
+    for epochs in (12, 13):
+        quick(encoder, data, settings=replace(SURE, epochs=epochs), report_to="tensorboard")
+        logs.append({path.name for path in (tmp_path / "model" / "runs").rglob("*tfevents*")})
+    assert len(logs[0]) == len(logs[1]) == 1
+    assert logs[0] != logs[1]
+    assert "Kept beside the new result" not in caplog.text
 
 
 def test_the_generators_of_the_caller_stay_as_they_are(won: Won) -> None:
