@@ -280,4 +280,11 @@ def open_cache(cache: EmbeddingCache | str | os.PathLike[str] | None) -> Embeddi
 
     if isinstance(cache, EmbeddingCache):
         return cache
-    return EmbeddingCache(cached_assets_path("st_asym", subfolder="vectors") if cache is None else cache)
+    try:
+        place = cached_assets_path("st_asym", subfolder="vectors") if cache is None else cache
+    except OSError as error:
+        raise CacheError(
+            f"The cache folder of huggingface_hub, where vectors are kept, cannot be written ({error}): name another "
+            "with cache=, on the command line --cache, or set HF_HOME."
+        ) from error
+    return EmbeddingCache(place)

@@ -181,9 +181,13 @@ def _measure(
 
 
 def require_mteb() -> None:
-    """Say what to install, where MTEB is not."""
+    """Say what to do where MTEB is not installed, or cannot make its folder, as it does when it is imported."""
     if importlib.util.find_spec("mteb") is None:
         raise ImportError("evaluate needs MTEB, which is not installed: pip install 'st_asym[eval]'.")
+    try:
+        importlib.import_module("mteb")
+    except OSError as error:
+        raise OSError(f"MTEB's folder cannot be made ({error}): set MTEB_CACHE to one that can be written.") from error
 
 
 @dataclass(frozen=True)

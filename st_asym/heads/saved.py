@@ -99,7 +99,7 @@ def attach_heads(
         path: Where :func:`save_heads` saved them.
 
     Returns:
-        A plain ``SentenceTransformer`` of stock modules.
+        A plain ``SentenceTransformer`` of stock modules, with the ``truncate_dim`` of the encoder.
 
     Raises:
         FileNotFoundError, NotADirectoryError: There is no such folder.
@@ -130,6 +130,7 @@ def attach_heads(
     model = behind_encoder(encoder, Router.load(str(found.path), local_files_only=True))
     model.prompts = {str(name): str(prompt or "") for name, prompt in made.model.get("prompts", {}).items()}
     model.default_prompt_name = made.model.get("default_prompt_name")
+    model.truncate_dim = encoder.truncate_dim
     remember(model, made)
     return model.eval()
 

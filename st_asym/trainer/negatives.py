@@ -94,9 +94,12 @@ def mine_negatives(
     rows = {query: row for row, query in enumerate(dict.fromkeys(query for query, _ in spelt))}
     places = {key: place for place, key in enumerate(texts)}
     relevant = [(rows[query], places[key]) for query, key in spelt]
+    spellings: dict[str, list[int]] = {}
+    for query, row in rows.items():
+        spellings.setdefault(text_key(query), []).append(row)
     others = [(one, one) for one in own_documents(data.corpus, judged)]
     others += [(one, document) for one in judged for document in (ignored or {}).get(one, ())]
-    passed_over = relevant + [
+    passed_over = [(row, places[key]) for query, key in spelt for row in spellings[text_key(query)]] + [
         (rows[data.queries[one]], places[text_key(data.corpus[document])])
         for one, document in others
         if data.queries[one] in rows and document in data.corpus

@@ -23,6 +23,7 @@ from sentence_transformers.sentence_transformer.modules import BoW
 
 from st_asym import CacheError, EmbeddingCache, asymmetric_model, encoder_fingerprint, record_keys
 from st_asym.cache import encoding as filling_module
+from st_asym.cache.embedding_cache import open_cache
 from st_asym.cache.encoding import batches
 
 TEXTS = ["a bad cab", "deaf", "", "a bad cab", " ", "x" * 100_000, "a", "é ü", "bad\ncab", "bad cab"]
@@ -484,3 +485,12 @@ def test_an_export_that_fails_leaves_what_was_there(
         cache.export_parquet(path, encoder)
     assert path.read_bytes() == before
     assert {one.name for one in tmp_path.iterdir()} == {"vectors", "vectors.parquet"}
+
+
+def test_the_usual_place_that_cannot_be_written_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> Path:
+        raise PermissionError(errno.EACCES, "Permission denied", "/nonexistent/hf/assets")
+
+    monkeypatch.setattr("huggingface_hub.cached_assets_path", refuse)
+    with pytest.raises(CacheError, match=r"Permission denied.*: name another with cache=, .* --cache, or set HF_HOME"):
+        open_cache(None)

@@ -18,6 +18,7 @@ from st_asym import Comparison, EmbeddingCache, asymmetric_model, evaluate, save
 from st_asym.cache import model_fingerprint
 from st_asym.data import RetrievalData, as_retrieval_data, load_data
 from st_asym.evaluation import mteb as running
+from st_asym.evaluation.evaluate import require_mteb
 
 Make = Callable[..., SentenceTransformer]
 
@@ -433,3 +434,12 @@ def test_of_the_file_that_is_judged_all_but_test_was_trained_on(make_encoder: Ma
     found = evaluate({"plain": make_encoder()}, file, results=None, train=file, split=split, baselines=())
     trained = {query for part in ("train", "dev") for query in load_data(file).qrels[part]}
     assert set(found.queries["pairs"]["seen"]) == trained & set(found.queries["pairs"]["ids"])
+
+
+def test_a_folder_of_mteb_that_cannot_be_made_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> None:
+        raise PermissionError(13, "Permission denied", f"/nonexistent/.cache/{name}")
+
+    monkeypatch.setattr("importlib.import_module", refuse)
+    with pytest.raises(OSError, match=r"MTEB's folder cannot be made .*/\.cache/mteb'\): set MTEB_CACHE"):
+        require_mteb()

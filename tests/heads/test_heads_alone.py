@@ -46,6 +46,15 @@ def test_attached_again_they_give_the_same_bits(tmp_path: Path, make_encoder: Ma
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 30_000
 
 
+def test_behind_an_encoder_that_is_truncated_they_are_truncated(
+    tmp_path: Path, tiny_encoder: SentenceTransformer
+) -> None:
+    save_heads(asymmetric_model(tiny_encoder), tmp_path / "heads")
+    whole = attach_heads(tiny_encoder, tmp_path / "heads").encode_query("red head")
+    tiny_encoder.truncate_dim = 8
+    assert np.array_equal(attach_heads(tiny_encoder, tmp_path / "heads").encode_query("red head"), whole[:8])
+
+
 def test_a_saved_model_hands_on_what_made_it(tmp_path: Path, tiny_encoder: SentenceTransformer) -> None:
     model = trained(tiny_encoder)
     model.save_pretrained(str(tmp_path / "model"))

@@ -99,6 +99,13 @@ def test_a_query_that_is_a_document_is_not_its_own_negative() -> None:
     assert mine_negatives(model, data)["negative_1"] == [corpus["d1"]]
 
 
+def test_what_is_relevant_to_a_query_in_another_spelling_is_no_negative(tiny_encoder: SentenceTransformer) -> None:
+    queries = {"a": "head red", "b": "Head  red"}
+    corpus = {"1": "big query", "2": "small text", "3": "frozen learns"}
+    data = RetrievalData(queries, corpus, {"train": {"a": {"1": 1}, "b": {"2": 1}}})
+    assert mine_negatives(tiny_encoder, data)["negative_1"] == ["frozen learns"] * 2
+
+
 def test_a_bounded_number_of_similarities_at_once_finds_the_same(
     tiny_encoder: SentenceTransformer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
