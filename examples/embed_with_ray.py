@@ -1,5 +1,6 @@
 """Embed a corpus with Ray Data, on this machine or on many, into Parquet shards of key and vector.
 
+    pip install -c constraints.txt ".[demo,ray]"
     python examples/embed_with_ray.py corpus.jsonl shards --workers 2 --cache vectors
     python examples/embed_with_ray.py corpus.parquet shards --address auto --workers 8 --gpus 1
 

@@ -8,6 +8,7 @@ Ranks a few sentences of documentation for a query.
 
 from __future__ import annotations
 
+import argparse
 import sys
 
 sys.modules["st_asym"] = None  # type: ignore[assignment]  # from here on, `import st_asym` fails
@@ -24,10 +25,13 @@ DOCUMENTS = [
 
 
 def main() -> None:
-    model = SentenceTransformer(sys.argv[1])
-    query = sys.argv[2] if len(sys.argv) > 2 else "load a csv file"
-    print(f"\nLoaded without st_asym. {query!r} finds:")
-    similarities = model.similarity(model.encode_query(query), model.encode_document(DOCUMENTS))[0]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="the folder of a saved model")
+    parser.add_argument("query", nargs="?", default="load a csv file", help="(default: %(default)s)")
+    options = parser.parse_args()
+    model = SentenceTransformer(options.model)
+    print(f"\nLoaded without st_asym. {options.query!r} finds:")
+    similarities = model.similarity(model.encode_query(options.query), model.encode_document(DOCUMENTS))[0]
     for place in similarities.argsort(descending=True)[:3].tolist():
         print(f"  {similarities[place]:.3f}  {DOCUMENTS[place]}")
 

@@ -40,6 +40,17 @@ class RetrievalData:
     notes: tuple[str, ...] = ()
     numbered: bool = field(default=False, compare=False)
 
+    def __repr__(self) -> str:
+        """Its numbers, and not its texts.
+
+        Example:
+            >>> RetrievalData({"q": "error E17"}, {"d": "Replace the filter."}, {"train": {"q": {"d": 1}}})
+            RetrievalData(1 query, 1 document; train: 1)
+        """
+        sizes = f"{counted(len(self.queries), 'query', 'queries')}, {counted(len(self.corpus), 'document')}"
+        splits = [f"{split}: {len(judged):,}" for split, judged in self.qrels.items()]
+        return f"RetrievalData({'; '.join(filter(None, [sizes, ', '.join(splits)]))})"
+
     def pairs(self, split: str) -> Dataset:
         """The relevant pairs of a split, as the contrastive losses take them: texts in columns query and document."""
         from datasets import Dataset  # only training needs it

@@ -178,7 +178,7 @@ def diagnose(
     by_relevance = judge(data, positions, first, now)
     made = made_with_heads(model) if made is None else made
     known = None if made is None else made.trained_queries
-    again = set() if known is None else known.among(data.queries)
+    again = None if known is None or known.query_digests is None else known.among(data.queries)
     return Diagnosis(
         query=sides["query"],
         document=sides["document"],

@@ -285,10 +285,13 @@ def findings(
     judged: Judged | None,
     *,
     normalised: bool,
-    trained: Collection[str] = (),
+    trained: Collection[str] | None,
 ) -> tuple[Finding, ...]:
-    """Say what is out of range, then what is worth knowing; ``trained`` are ids of queries that were trained on."""
-    found = [] if judged is None else [*_trained(judged, trained)]
+    """Say what is out of range, then what is worth knowing.
+
+    ``trained`` are ids of queries that were trained on, None where that is not known.
+    """
+    found = [] if judged is None else [*_trained(judged, trained or ())]
     found += _movement(sides)
     for side, own in sides.items():
         found += [*_collapse(side, own), *_lengths(side, own, normalised=normalised), *_hubs(side, own)]
@@ -299,7 +302,7 @@ def findings(
                 "their ten nearest. Raise the learning rate or the number of epochs."
             )
             found.append(Finding("unchanged ranking", None, True, text))
-        found += [] if judged is None else _relevance(judged)
+        found += [] if judged is None else _relevance(judged, trained)
     return tuple(sorted(found, key=lambda finding: not finding.trouble))
 
 
@@ -401,7 +404,7 @@ def _hubs(side: Side, own: SideOf) -> Iterator[Finding]:
         yield Finding("hubs", side, True, text)
 
 
-def _relevance(judged: Judged) -> Iterator[Finding]:
+def _relevance(judged: Judged, trained: Collection[str] | None) -> Iterator[Finding]:
     """Whether search is better or worse, and whether relevant documents stand out less."""
     mean = sum(judged.ndcg_before) / len(judged.ndcg_before)
     error = "" if judged.error is None else f" ± {judged.error:.3f}"
@@ -418,7 +421,11 @@ def _relevance(judged: Judged) -> Iterator[Finding]:
         )
         yield Finding("worse", None, True, text)
     elif judged.difference > noise:
-        text = f"Search is better with the heads: {figures}. It counts if these queries were not trained on."
+        text = f"Search is better with the heads: {figures}."
+        if trained is None:
+            text += " It counts if these queries were not trained on."
+        elif not trained:
+            text += " None of these queries was trained on."
         yield Finding("better", None, False, text)
     if judged.after.margin < judged.before.margin / 2 and judged.before.margin > 0:
         text = (

@@ -222,6 +222,10 @@ class FitReport:
                 "What was tried, each at its best, on held-out queries:",
                 *(f"  {one}" for one in self.candidates),
             ]
+            if len({one.cuts for one in self.candidates}) > 1:
+                lines.append(
+                    "  What has fewer cuts was clearly behind after these, or stopped: it was judged on fewer."
+                )
         if self.refitted:
             lines.append(
                 "The kept heads were then made of all training queries, those that had been held out included."
