@@ -20,7 +20,7 @@ from st_asym.cache.fingerprint import (
     was_fingerprint,
     way_of_its_own,
 )
-from st_asym.heads.anatomy import encoder_modules, taken_apart
+from st_asym.heads.anatomy import encoder_modules, layer_reader, taken_apart
 
 # Methods that run as SentenceTransformer has them, so that a model with others would get other vectors.
 _WAYS = ("encode_query", "encode_document", "_resolve_prompt", "_inference")
@@ -123,7 +123,7 @@ class CachedSentenceTransformer(SentenceTransformer):
         """
         if "input_ids" in input or "sentence_embedding" not in input:
             return super().forward(input, **kwargs)
-        if hasattr(self[0].forward, "layer_idx"):  # what AdaptiveLayerLoss puts there
+        if layer_reader(self) is not None:
             raise ValueError(
                 "AdaptiveLayerLoss and Matryoshka2dLoss read the layers of the encoder, which does not run on cached "
                 "vectors: give the loss and the trainer the model itself."

@@ -189,6 +189,12 @@ class Step:
             average=row.average[MAIN],
         )
 
+    def beside(self, other: Step) -> Step:
+        """Without the difference, where the other's is to another baseline: both stand in one column of a table."""
+        if self.baseline is None or other.baseline is None or list(self.baseline) == list(other.baseline):
+            return self
+        return replace(self, baseline=None, points=None, interval=None, p=None)
+
     def __str__(self) -> str:
         """A line."""
         if self.average is None:
@@ -214,11 +220,7 @@ def add_step(folder: Path, step: Step, newest: Mapping[str, Any]) -> None:
         and one.history == short_digest(log[: one.logged])
         and (not one.data or not step.data or one.data == step.data)
     ]
-    if step.baseline is not None:  # differences to another one cannot stand in one column with these
-        other = (one for one in kept if one.baseline is not None and [*one.baseline] != [*step.baseline])
-        alone = {one.step: replace(one, baseline=None, points=None, interval=None, p=None) for one in other}
-        kept = [alone.get(one.step, one) for one in kept]
-    steps = sorted([*kept, step], key=lambda one: one.step)
+    steps = sorted([*(one.beside(step) for one in kept), step], key=lambda one: one.step)
     content = {"format": FORMAT, "checkpoints": [asdict(one) for one in steps]}
     write_json(folder / "checkpoints.json", content, indent=1)
     write_text(folder / "checkpoints.md", _table_of(steps))

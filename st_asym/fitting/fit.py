@@ -177,7 +177,7 @@ def fit(
     """
     output = _free_place(Path(output_dir).resolve())
     settings, seed, unseen = checked_settings(collection, expected_unseen, trials, max_seconds, settings, seed)
-    check_callbacks(callbacks, report_to)
+    _check_callbacks(callbacks, report_to)
     deadline = time.monotonic() + (max_seconds or math.inf)
     report = FitReport(settings=settings, collection=collection, seed=seed)
     with report.timed("read"):
@@ -323,7 +323,7 @@ def _check_encoder(model: SentenceTransformer, settings: Settings) -> None:
         )
 
 
-def check_callbacks(callbacks: Any, report_to: Any) -> None:
+def _check_callbacks(callbacks: Any, report_to: Any) -> None:
     """Refuse what the trainer would refuse, after hours of work."""
     if not isinstance(callbacks or (), Sequence):
         raise TypeError(f"callbacks must be a list of TrainerCallback, got a {type(callbacks).__name__}.")

@@ -62,6 +62,15 @@ def foreign_modules(modules: Iterable[nn.Module]) -> list[str]:
     return [type(module).__name__ for module in modules if not type(module).__module__.startswith(_STOCK)]
 
 
+def layer_reader(model: nn.Module) -> Any:
+    """What ``AdaptiveLayerLoss`` puts in the place of the first module's ``forward`` while it runs; None otherwise.
+
+    Its ``layer_idx`` is the layer that is read, None for the last. It is the library's own, and private to it.
+    """
+    forward = getattr(next(model.children(), None), "forward", None)
+    return forward if hasattr(forward, "layer_idx") else None
+
+
 def encoder_modules(model: SentenceTransformer) -> OrderedDict[str, nn.Module]:
     """The modules before the heads, by name: all up to the first ``Router``, or all where there is none."""
     before, _ = taken_apart(model)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback
 
+from st_asym.heads.anatomy import layer_reader
 from st_asym.losses.distributed import gathered
 from st_asym.losses.isotropy import scaled_std
 from st_asym.trainer.columns import check_router_mapping, column_prompts
@@ -108,9 +109,8 @@ class TrainingMonitor(TrainerCallback):
         """Keep the vectors of one column, but not those of ``encode`` or of a Cached loss's pass without gradients."""
         if torch.is_inference_mode_enabled() or (model.training and not torch.is_grad_enabled()):
             return
-        # AdaptiveLayerLoss runs the same batch again at lesser depth: what it puts in place of forward says so.
-        if getattr(getattr(next(model.children(), None), "forward", None), "layer_idx", None) is not None:
-            return
+        if (reader := layer_reader(model)) is not None and reader.layer_idx is not None:
+            return  # the same batch again, at lesser depth
         task = kwargs.get("task") or args[0].get("task") or ("document" if self._queries else "query")
         columns = self._queries if task == "query" else self._documents
         vectors = output["sentence_embedding"].detach()

@@ -421,41 +421,37 @@ def test_the_record_of_another_key_is_damaged(tmp_path: Path) -> None:
     assert store.get([key(1), key(2)]).damaged == [0]
 
 
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.7, 0.99])
-def test_a_file_cut_short_is_mended_or_refused(tmp_path: Path, share: float) -> None:
-    store = VectorStore(tmp_path)
+def cut(directory: Path, share: float) -> int:
+    """A store of 300 vectors whose file ends after a share of what is used; how long it is then."""
+    store = VectorStore(directory)
     put(store, range(300))
-    used = store.size()
+    left = int(store.size() * share)
     del store
     gc.collect()
-    os.truncate(tmp_path / "data.mdb", int(used * share))
+    os.truncate(directory / "data.mdb", left)
+    return left
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.7, 0.99])
+def test_a_file_cut_short_is_mended_or_refused(tmp_path: Path, share: float) -> None:
+    cut(tmp_path, share)
     assert _survey(tmp_path) in ("mended", "refused")
 
 
 def test_a_file_cut_short_that_may_not_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = VectorStore(tmp_path)
-    put(store, range(300))
-    used = store.size()
-    del store
-    gc.collect()
-    os.truncate(tmp_path / "data.mdb", used // 2)
+    cut(tmp_path, 0.5)
     monkeypatch.setattr("os.access", lambda *_: False)
     with pytest.raises(CacheError, match="its file ends too early"):
         VectorStore(tmp_path)
 
 
 def test_a_file_cut_short_is_called_damaged_each_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    store = VectorStore(tmp_path)
-    put(store, range(300))
-    used = store.size()
-    del store
-    gc.collect()
-    os.truncate(tmp_path / "data.mdb", used - 1)
+    left = cut(tmp_path, 0.9999)
     for _ in range(2):
         with pytest.raises(CacheError, match=r"damaged \(its file ends too early\)\. Delete"):
             VectorStore(tmp_path)
     assert caplog.messages == []
-    assert (tmp_path / "data.mdb").stat().st_size == used - 1
+    assert (tmp_path / "data.mdb").stat().st_size == left
 
 
 def test_a_place_that_cannot_be_a_cache_is_a_cache_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,39 +134,36 @@ class TwoSplits(AbsTaskRetrieval):
         self.data_loaded = True
 
 
+class Graded(TwoSplits):
+    """A task of one's own, in which a grade may change."""
+
+    grade = 1
+
+    def load_data(self, *_: Any, **__: Any) -> None:
+        super().load_data()
+        self.dataset["default"]["test"]["relevant_docs"]["q0"] = {"d0": 1, "d1": self.grade}
+
+
+class GradedOld(Graded):
+    """The same in the form of MTEB 1."""
+
+    def load_data(self, *_: Any, **__: Any) -> None:
+        data = collection()
+        self.corpus = dict.fromkeys(("dev", "test"), data.corpus)
+        self.queries = dict.fromkeys(("dev", "test"), data.queries)
+        judged = {query: {"d0": 1, "d1": self.grade} for query in data.queries}
+        self.relevant_docs = dict.fromkeys(("dev", "test"), judged)
+        self.data_loaded = True
+
+
+@pytest.mark.parametrize("kind", [Graded, GradedOld])
 def test_what_is_judged_anew_in_a_task_of_one_s_own_is_measured_anew(
-    tiny_encoder: SentenceTransformer, tmp_path: Path
+    tiny_encoder: SentenceTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Graded]
 ) -> None:
-    class Mine(TwoSplits):
-        grade = 1
-
-        def load_data(self, *_: Any, **__: Any) -> None:
-            super().load_data()
-            self.dataset["default"]["test"]["relevant_docs"]["q0"] = {"d0": 1, "d1": self.grade}
-
     found = []
-    for Mine.grade in (1, 3):
-        own = [evaluate({"plain": tiny_encoder}, Mine(), results=where, baselines=()) for where in (tmp_path, None)]
-        assert own[0].rows == own[1].rows
-        found.append(own[0].rows[0].average)
-    assert found[0] != found[1]
-
-
-def test_a_task_in_the_form_of_mteb_1_is_measured_anew_too(tiny_encoder: SentenceTransformer, tmp_path: Path) -> None:
-    class Old(TwoSplits):
-        grade = 1
-
-        def load_data(self, *_: Any, **__: Any) -> None:
-            data = collection()
-            self.corpus = dict.fromkeys(("dev", "test"), data.corpus)
-            self.queries = dict.fromkeys(("dev", "test"), data.queries)
-            judged = {query: {"d0": 1, "d1": self.grade} for query in data.queries}
-            self.relevant_docs = dict.fromkeys(("dev", "test"), judged)
-            self.data_loaded = True
-
-    found = []
-    for Old.grade in (1, 3):
-        own = [evaluate({"plain": tiny_encoder}, Old(), results=where, baselines=()) for where in (tmp_path, None)]
+    for grade in (1, 3):
+        monkeypatch.setattr(kind, "grade", grade)
+        own = [evaluate({"plain": tiny_encoder}, kind(), results=where, baselines=()) for where in (tmp_path, None)]
         assert own[0].rows == own[1].rows
         found.append(own[0].rows[0].average)
     assert found[0] != found[1]
