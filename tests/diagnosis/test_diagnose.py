@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,6 +77,21 @@ def test_texts_without_a_vector_and_half_precision_do_not_hide_the_identity(
     assert troubles(unknown) == {("identity", None)}
     half = asymmetric_model(make_encoder().bfloat16(), activation="gelu")
     assert troubles(diagnose(half, QUERIES, DOCUMENTS, cache=cache)) == {("identity", None)}
+
+
+@pytest.mark.parametrize(
+    ("trained", "end"),
+    [
+        (None, ", 2 queries). It counts if these queries were not trained on."),
+        ((), ", 2 queries). None of these queries was trained on."),
+        (("q",), ", 2 queries)."),
+    ],
+)
+def test_a_gain_says_what_is_known_of_its_queries(trained: Any, end: str) -> None:
+    figures = findings.RelevanceFigures(*[0.5] * len(fields(findings.RelevanceFigures)))
+    judged = findings.Judged(figures, figures, ("a", "b"), (0.1, 0.2), (0.5, 0.6), 0.4, 0.01, (), ())
+    (found,) = findings._relevance(judged, trained)
+    assert found.text.endswith(end)
 
 
 def test_a_collapsed_model_is_named(tiny_encoder: SentenceTransformer, cache: EmbeddingCache) -> None:

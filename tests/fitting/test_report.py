@@ -37,6 +37,10 @@ def test_the_first_line_says_what_came_of_it() -> None:
     assert "both sides, epoch 7, dial 0.6 (kept)" in text
     assert "seen documents    0.500 -> 0.600 (+0.100 ± 0.010, 40 queries)" in text
     assert "both sides: +0.050 ± 0.010 (seen +0.050; 4 cut(s))" in text
+    assert "it was judged on fewer" not in text
+    fewer = report(evidence(0.1), evidence(0.05))
+    fewer.candidates[1] = replace(fewer.candidates[1], cuts=1)
+    assert "What has fewer cuts was clearly behind after these, or stopped: it was judged on fewer." in str(fewer)
 
 
 def test_a_gain_that_is_only_likely_is_called_so() -> None:

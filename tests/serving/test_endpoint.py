@@ -225,9 +225,10 @@ def test_what_waits_when_its_client_has_gone_is_not_encoded(
             pass
 
         await served(scope, receive, send)
+        go_on.set()
+        await asyncio.sleep(0.5)  # the server goes on
 
     asyncio.run(closed_while_it_is_encoded())
-    go_on.set()
     assert vectors(ask(TestClient(served), input="red")).shape == (1, 16)
     assert encoded == ["document"] * 4 + ["red"]
 
