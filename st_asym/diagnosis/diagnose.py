@@ -191,7 +191,14 @@ def diagnose(
             negative_before=first.negative_counts,
             negative_after=now.negative_counts,
         ),
-        findings=findings(sides, changes, by_relevance, normalised=heads.normalised, trained=again),
+        findings=findings(
+            sides,
+            changes,
+            by_relevance,
+            normalised=heads.normalised,
+            similarity=str(model.similarity_fn_name),
+            trained=again,
+        ),
         normalised=heads.normalised,
         seconds=time.perf_counter() - started,
     )

@@ -187,7 +187,8 @@ def _of_block(block: Tensor, pairs: Cells, start: int) -> Cells:
 def ranking(before: Similarities, after: Similarities, queries: Tensor, documents: Tensor) -> Ranking:
     """How far two searches differ, given the unit vectors before; ties in another order are no change."""
     # Of the documents found now, the cosines before: those that were further away than the tenth are new among the ten.
-    then = torch.einsum("nd,nkd->nk", queries, documents[after.top])
+    blocks = zip(torch.split(queries, 4096), torch.split(after.top, 4096), strict=True)
+    then = torch.cat([torch.einsum("nd,nkd->nk", block, documents[top]) for block, top in blocks])
     replaced = (then < before.top_values[:, -1:] - _TIE).sum(dim=1).double()
     hubs = [skewness(found.top, len(documents)) for found in (before, after)]
     return Ranking(
@@ -262,7 +263,7 @@ class Finding:
     """Something that a person should know: the figure, what it means, and what to do."""
 
     # "queries that were trained on", "identity", "idle side", "collapse", "length explosion", "length collapse",
-    # "hubs", "unchanged ranking", "worse", "margin", "better" or "no head".
+    # "hubs", "unchanged ranking", "worse", "margin", "better", "no head" or "not by cosine".
     kind: str
     side: Side | None  # None for both
     trouble: bool  # whether something is out of range; otherwise it is only worth knowing
@@ -285,24 +286,30 @@ def findings(
     judged: Judged | None,
     *,
     normalised: bool,
+    similarity: str,
     trained: Collection[str] | None,
 ) -> tuple[Finding, ...]:
     """Say what is out of range, then what is worth knowing.
 
-    ``trained`` are ids of queries that were trained on, None where that is not known.
+    ``similarity`` is what the model compares by, ``trained`` are ids of queries that were trained on, None where that
+    is not known.
     """
     found = [] if judged is None else [*_trained(judged, trained or ())]
+    if similarity != "cosine" and not normalised:
+        text = f"The model compares by {similarity}, and all figures here are by cosine."
+        found.append(Finding("not by cosine", None, False, text))
     found += _movement(sides)
     for side, own in sides.items():
         found += [*_collapse(side, own), *_lengths(side, own, normalised=normalised), *_hubs(side, own)]
-    if not any(finding.kind == "identity" for finding in found):
-        if max(ranking.changed, ranking.first_changed) < 0.01:
-            text = (
-                f"The heads moved, but search did not: {ranking.changed:.1%} of queries have another document among "
-                "their ten nearest. Raise the learning rate or the number of epochs."
-            )
-            found.append(Finding("unchanged ranking", None, True, text))
-        found += [] if judged is None else _relevance(judged, trained)
+    still = any(finding.kind == "identity" for finding in found)
+    if not still and max(ranking.changed, ranking.first_changed) < 0.01:
+        text = (
+            f"The heads moved, but search did not: {ranking.changed:.1%} of queries have another document among "
+            "their ten nearest. Raise the learning rate or the number of epochs."
+        )
+        found.append(Finding("unchanged ranking", None, True, text))
+    if judged is not None and not (still and not _kept_of(sides)):
+        found += _relevance(judged, trained, both=all(own.head.kind != "none" for own in sides.values()))
     return tuple(sorted(found, key=lambda finding: not finding.trouble))
 
 
@@ -334,8 +341,9 @@ def _movement(sides: Mapping[Side, SideOf]) -> Iterator[Finding]:
     if (largest := max(turns.values(), default=0.0)) < _IDENTITY:
         text = (
             f"The heads are still the identity: no vector turned by more than 1 - cos = {largest:.1e}, so the model is "
-            "the untouched encoder. If it was trained, check that the optimizer has the heads' parameters and that "
-            "router_mapping names the columns, then raise the learning rate or the number of epochs."
+            f"the untouched encoder{_kept_of(sides)}. If it was trained, check that the optimizer has the heads' "
+            "parameters and that router_mapping names the columns, then raise the learning rate or the number of "
+            "epochs."
         )
         yield Finding("identity", None, True, text)
     elif len(turns) == 2:
@@ -351,6 +359,12 @@ def _movement(sides: Mapping[Side, SideOf]) -> Iterator[Finding]:
             yield Finding("idle side", idle, True, text)
 
 
+def _kept_of(sides: Mapping[Side, SideOf]) -> str:
+    """Of a model whose vectors are shorter than its encoder's, which of their dimensions the heads begin with."""
+    kept = min(own.after.dimension for own in sides.values())
+    return f", cut to {kept} dimensions" if kept < max(own.before.dimension for own in sides.values()) else ""
+
+
 def _collapse(side: Side, own: SideOf) -> Iterator[Finding]:
     """Vectors that crowd together, or on few axes."""
     before, after = own.before, own.after
@@ -362,7 +376,7 @@ def _collapse(side: Side, own: SideOf) -> Iterator[Finding]:
             "and check that the loss has negatives."
         )
         yield Finding("collapse", side, True, text)
-    elif after.effective_rank < _RANK * before.effective_rank:
+    elif after.effective_rank < _RANK * min(before.effective_rank, after.dimension):
         text = (
             f"The {side} vectors have collapsed onto few axes: their effective rank went from "
             f"{before.effective_rank:.0f} to {after.effective_rank:.0f} of {after.dimension} dimensions. Raise the "
@@ -404,8 +418,8 @@ def _hubs(side: Side, own: SideOf) -> Iterator[Finding]:
         yield Finding("hubs", side, True, text)
 
 
-def _relevance(judged: Judged, trained: Collection[str] | None) -> Iterator[Finding]:
-    """Whether search is better or worse, and whether relevant documents stand out less."""
+def _relevance(judged: Judged, trained: Collection[str] | None, *, both: bool = True) -> Iterator[Finding]:
+    """Whether search is better or worse, and whether relevant documents stand out less; ``both`` sides have heads."""
     mean = sum(judged.ndcg_before) / len(judged.ndcg_before)
     error = "" if judged.error is None else f" ± {judged.error:.3f}"
     figures = (
@@ -414,10 +428,10 @@ def _relevance(judged: Judged, trained: Collection[str] | None) -> Iterator[Find
     )
     noise = math.inf if judged.error is None else _ERRORS * judged.error
     if judged.difference < -noise:
+        alone = ", or train the query side alone (document=False)" if both else ""
         text = (
             f"Search is worse with the heads: {figures}. Lower the learning rate or the number of epochs, raise the "
-            "isotropy weight, or train the query side alone (document=False); st_asym.fit keeps the encoder as it is "
-            "where heads do not help."
+            f"isotropy weight{alone}; st_asym.fit keeps the encoder as it is where heads do not help."
         )
         yield Finding("worse", None, True, text)
     elif judged.difference > noise:

@@ -37,7 +37,7 @@ _SPREAD = (
     ("effective_rank", "effective rank", 1, "d"),
     ("uniformity", "uniformity", 3, "-4"),
     ("hubness", "hubness (skew of N_10)", 2, "0"),
-    ("length", "length before Normalize", 3, ""),
+    ("length", "length before any Normalize", 3, ""),
 )
 _RELEVANCE = (
     ("alignment", "alignment of positives"),

@@ -112,6 +112,27 @@ def test_a_collapse_onto_few_axes_is_named(tiny_encoder: SentenceTransformer, ca
     assert diagnosis.document.after.effective_rank <= 2.01
 
 
+def test_heads_to_fewer_dimensions_are_a_cut_and_no_collapse(make_encoder: Callable[..., SentenceTransformer]) -> None:
+    model = asymmetric_model(make_encoder(), out_features=3)
+    diagnosis = diagnose(model, QUERIES, DOCUMENTS, QRELS)
+    kinds = {finding.kind for finding in diagnosis.findings}
+    assert "the model is the untouched encoder, cut to 3 dimensions." in diagnosis.findings[0].text
+    assert "collapse" not in kinds
+    assert diagnosis.judged is not None
+    assert (diagnosis.judged.difference < -2 * (diagnosis.judged.error or 0)) == ("worse" in kinds)
+
+
+def test_what_compares_by_dot_product_is_said_to_be_shown_by_cosine(
+    make_encoder: Callable[..., SentenceTransformer], cache: EmbeddingCache
+) -> None:
+    model = asymmetric_model(make_encoder("pooling"))
+    open_ended = SentenceTransformer(modules=list(model.children())[:-1], device="cpu", similarity_fn_name="dot")
+    assert "The model compares by dot, and all figures here are by cosine." in str(
+        diagnose(open_ended, QUERIES, DOCUMENTS, cache=cache)
+    )
+    assert "by dot" not in str(diagnose(model, QUERIES, DOCUMENTS, cache=cache))
+
+
 @pytest.mark.parametrize(("factor", "kind"), [(100.0, "length explosion"), (0.01, "length collapse")])
 def test_lengths_out_of_range_are_named(
     tiny_encoder: SentenceTransformer, cache: EmbeddingCache, factor: float, kind: str
