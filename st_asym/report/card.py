@@ -29,8 +29,6 @@ from st_asym.report.plots import candidate_forest
 from st_asym.report.tables import Report, cell, code, table
 from st_asym.trainer.columns import encode_caveat
 
-NOT_RECORDED = "not recorded"
-
 # The sections of a card in this order; written anew with each model.
 SECTIONS = ("Use", "Model", "Training", "Held-out queries", "Evaluation", "Limits", "License")
 TAG = "st-asym"
@@ -38,10 +36,10 @@ _TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", T
 _TRAINED_SINCE = "> The model was trained further since this card was written: it describes what it was before.\n\n"
 # As MTEB names them in its own results.
 _METRIC_TYPES = {metric: metric.replace("@", "_at_") for metric in METRICS}
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+# What the version of a task of MTEB says: the id and the revision of its data set on the Hub.
+_ON_HUB = re.compile(r" (?P<id>\S+/\S+)@(?P<revision>[0-9a-f]{40}) \[")
 # The line that loads the model, in which sentence-transformers names the repository when it uploads a loaded model.
 _LOADS = re.compile(r'(model = SentenceTransformer\(")([^"\n]*)(")')
-_LICENSE_HEADING = "License"
 _OF_LICENSE = ("license", "license_name", "license_link")
 # What was measured on the earlier model.
 _OF_SCORES = ("model-index", "model_name", "eval_results", "metrics")
@@ -141,7 +139,7 @@ class Card:
         """
         own = self.sections()
         for heading, text in earlier.sections().items():
-            if heading not in own or heading == _LICENSE_HEADING:
+            if heading not in own or heading == "License":
                 self.put(heading, text)
         said: dict[str, Any] = self.data.to_dict()  # type: ignore[no-untyped-call]
         before: dict[str, Any] = earlier.data.to_dict()  # type: ignore[no-untyped-call]
@@ -285,7 +283,7 @@ def _complete(
 def _fresh(model: SentenceTransformer, folder: Path) -> Card:
     """A card of a model, and of the report of ``fit`` beside it."""
     try:
-        return new_card(model, EncoderSource(recorded=False), tables.read_report(folder), NOT_RECORDED, folder)
+        return new_card(model, EncoderSource(recorded=False), tables.read_report(folder), "not recorded", folder)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, TemplateError) as error:
         raise ValueError(
             f"{folder / REPORT_FILE} is not a report that this version of st_asym can read ({type(error).__name__}: "
@@ -373,23 +371,30 @@ class Own:
 
     def results(self) -> Iterator[EvalResult]:
         """The scores for the metadata, one per data set with queries that nothing was trained on, and metric."""
+        kinds: list[str] = []
         for name, facts in self.comparison.data.items():
-            version = str(facts["version"])
-            for metric, kind in _METRIC_TYPES.items():
-                value = self.score(name, metric)
-                if value is None:
-                    continue
-                yield EvalResult(
+            hub = _ON_HUB.search(str(facts["version"]))
+            label = re.sub(r"[^\w.-]+", "-", name).strip("-") or "unknown"
+            kinds.append(hub["id"] if hub else label)
+            # What has one type and no configuration is one data set to the Hub.
+            config = f"{label}-{len(kinds)}" if kinds[-1] in kinds[:-1] else None
+            values = {metric: self.score(name, metric) for metric in METRICS}
+            yield from (
+                EvalResult(
                     task_type="information-retrieval",
                     task_name="Information Retrieval",
-                    dataset_type=re.sub(r"[^\w.-]+", "-", name).strip("-") or "unknown",
+                    dataset_type=kinds[-1],
                     dataset_name=name,
+                    dataset_config=config,
                     dataset_split=facts["split"],
-                    dataset_revision=version if _COMMIT.fullmatch(version) else None,
-                    metric_type=kind,
+                    dataset_revision=hub["revision"] if hub else None,
+                    metric_type=_METRIC_TYPES[metric],
                     metric_name=tables.TITLES[metric],
                     metric_value=round(value, 5),
                 )
+                for metric, value in values.items()
+                if value is not None
+            )
 
 
 class WrittenCardData(SentenceTransformerModelCardData):

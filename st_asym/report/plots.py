@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple
 
+from st_asym.data.collection import counted
 from st_asym.report.tables import HALVES, MOST, Report, how_far, is_kept
 from st_asym.retrieval.significance import Interval
 
@@ -313,7 +314,7 @@ def by_query(
         axes.set(title=_wrapped(title, 44, 2), xlabel=names[0], ylabel=names[1], xlim=(-0.08, 1.08), ylim=(-0.1, 1.1))
 
     up, down = sum(new > old for old, new in pairs), sum(new < old for old, new in pairs)
-    counts = f"{up:,} queries gained, {down:,} lost, {len(pairs) - up - down:,} stayed as they were."
+    counts = f"{counted(up, 'query', 'queries')} gained, {down:,} lost, {len(pairs) - up - down:,} stayed as they were."
     caption = f"{counts} Above the line a query gained; the larger a point, the more queries."
     return Plot(draw, f"Scatter plot of nDCG@10 by query, {labels[0]} against {labels[1]}: {counts}", caption)
 

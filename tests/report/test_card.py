@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from st_asym import Comparison, FitResult, Settings, asymmetric_model, encoder_fingerprint, evaluate, fit, write_card
 from st_asym.cli import app
 from st_asym.data import RetrievalData
-from st_asym.report.card import Card
+from st_asym.report.card import Card, Own
 
 
 @pytest.fixture(autouse=True)
@@ -182,6 +182,22 @@ def test_an_evaluation_is_put_in(
     comparison.to_json(tmp_path / "comparison.json")
     write_card(model, comparison=tmp_path / "comparison.json")
     assert (model / "README.md").read_text() == again
+
+
+def test_each_data_set_is_one_in_the_metadata_and_those_of_the_hub_are_named(
+    tmp_path: Path, fitted: Callable[..., FitResult], compared: Callable[..., Comparison]
+) -> None:
+    fitted()
+    found = compared({"words": tmp_path / "encoder", "heads": tmp_path / "model"})
+    on_hub = f"SciFact mteb/scifact@{'0a' * 20} ['test'] ['default']"
+    versions = {"week 1": "a digest", "week-1": "another", "SciFact": on_hub}
+    data = {name: {**found.data["toy"], "version": version} for name, version in versions.items()}
+    found = replace(found, data=data, queries=dict.fromkeys(data, found.queries["toy"]))
+    own = Own(found, found["heads"], 0, on_its_encoder=True)
+    index = eval_results_to_model_index("model", list(own.results()))
+    assert [one["dataset"]["name"] for one in index[0]["results"]] == list(versions)
+    scifact = index[0]["results"][-1]["dataset"]
+    assert (scifact["type"], scifact["revision"]) == ("mteb/scifact", "0a" * 20)
 
 
 def test_queries_that_were_trained_on_are_not_in_the_metadata(
