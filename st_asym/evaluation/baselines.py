@@ -75,7 +75,7 @@ class Bm25Search:
 
     def _similarities(self, queries: Any, _options: Mapping[str, Any]) -> Iterator[tuple[list[str], Tensor]]:
         """The ids of some queries at a time, and their similarities, shape ``(n, m)``."""
-        names, texts = list(queries["id"]), list(map(str, queries["text"]))
+        names, texts = list(queries["id"]), read_queries(queries)
         size = max(1, _BLOCK // max(1, len(self._ids)))
         for start in range(0, len(names), size):
             part = slice(start, start + size)
@@ -132,6 +132,20 @@ class FusedSearch(Bm25Search):
                 tops.append((cosines + weight * bm25).topk(min(TOP, len(self._ids)), dim=1).indices)
         judged = Judgments(qrels, places)
         return max(WEIGHTS, key=lambda weight: float(judged.ndcg(torch.cat(found[weight])).mean()))
+
+
+def read_queries(queries: Any) -> list[str]:
+    """What a model is given of queries, as MTEB joins it: the turns of a conversation, and an instruction."""
+
+    def joined(text: Any) -> str:
+        if not isinstance(text, list):
+            return str(text)
+        return "; ".join(turn if isinstance(turn, str) else f"{turn['role']}: {turn['content']}" for turn in text)
+
+    texts = [joined(text) for text in queries["text"]]
+    if "instruction" not in queries.column_names:
+        return texts
+    return [f"{text} {more or ''}".rstrip() for text, more in zip(texts, queries["instruction"], strict=True)]
 
 
 class _Vectors:

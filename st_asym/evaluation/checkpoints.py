@@ -13,7 +13,7 @@ from typing import Any
 from st_asym.data.collection import first_few
 from st_asym.data.files import EVALUATION_FOLDER, REPORT_FILE, read_json, write_json, write_text
 from st_asym.evaluation.comparison import MAIN, Comparison, short_digest
-from st_asym.retrieval.significance import Interval
+from st_asym.retrieval.significance import Interval, p_value
 
 STATE_FILE = "trainer_state.json"
 # What marks the folder of a Sentence Transformers model: without it the library makes up a model of its own.
@@ -201,9 +201,8 @@ class Step:
             return f"{self.name}: not evaluated. {self.problem}"
         if self.points is None or self.p is None or self.baseline is None:
             return f"{self.name}: nDCG@10 {self.average:.4f}."
-        return (
-            f"{self.name}: nDCG@10 {self.average:.4f}, {100 * self.points:+.2f} to {self.baseline[0]}, p {self.p:.3f}."
-        )
+        gain = f"{100 * self.points:+.2f} to {self.baseline[0]}, p {p_value(self.p)}"
+        return f"{self.name}: nDCG@10 {self.average:.4f}, {gain}."
 
 
 def add_step(folder: Path, step: Step, newest: Mapping[str, Any]) -> None:
@@ -253,7 +252,7 @@ def _table_of(steps: list[Step]) -> str:
                 (one.problem or "") if one.average is None else f"{one.average:.4f}",
                 "" if one.points is None else f"{100 * one.points:+.2f}",
                 "" if one.interval is None else Interval(0.0, *(100 * end for end in one.interval)).ends,
-                "" if one.p is None else f"{one.p:.3f}",
+                "" if one.p is None else p_value(one.p),
                 *(f"{one.scores[name]:.4f}" if name in one.scores else "" for name in several),
             ]
         )

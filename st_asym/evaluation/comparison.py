@@ -388,7 +388,10 @@ def next_steps(
 
 def _overall(verdict: Verdict, gain: Difference, bar: Bar, *, moved: bool) -> str:
     if not moved:
-        return "No query scores otherwise than before: the heads did not move. Raise the learning rate."
+        return (
+            "No query scores otherwise than before. If the heads did not move, raise the learning rate; if they did, "
+            "evaluate on more or harder queries."
+        )
     if verdict == "works":
         return ""
     if verdict == "fails":

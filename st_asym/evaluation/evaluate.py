@@ -24,6 +24,7 @@ from st_asym.evaluation.models import (
     answered_from,
     queries_as_documents,
     same_models,
+    shorter_vectors,
     systems_of,
     vectors_of,
 )
@@ -152,10 +153,15 @@ def evaluate(
             "correction": "Benjamini-Hochberg",
         },
         versions=installed(*_PACKAGES, *(["bm25s"] if len(rows) > len(systems) else [])),
-        notes=(*cautions, *(note for one in found for note in one.notes), *same_models(systems), *beside.notes),
+        notes=(*cautions, *_left_out(found), *same_models(systems), *shorter_vectors(systems), *beside.notes),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         cautions=cautions,
     )
+
+
+def _left_out(found: Sequence[Benchmark]) -> list[str]:
+    """What was left out of the data sets, each sentence with the name of its own where there are several."""
+    return [note if len(found) == 1 else f"{one.name}: {note}" for one in found for note in one.notes]
 
 
 def _measure(

@@ -143,6 +143,16 @@ def same_models(systems: Sequence[System]) -> list[str]:
     return notes
 
 
+def shorter_vectors(systems: Sequence[System]) -> list[str]:
+    """Say which models have vectors of fewer dimensions than the untouched encoder, which is given whole."""
+    first, *others = ((system.name, system.models[0].get_embedding_dimension()) for system in systems)
+    return [
+        f"{UNTOUCHED} has vectors of {first[1]} dimensions, {name} of {size}."
+        for name, size in others
+        if first[0] == UNTOUCHED and size != first[1]
+    ]
+
+
 def check_finite(vectors: Any, name: str, side: str) -> None:
     """Refuse to rank by vectors, shape ``(n, d)`` or a list of ``n``, that are NaN or infinite."""
     table = torch.stack(list(vectors)) if isinstance(vectors, list | tuple) and vectors else torch.as_tensor(vectors)

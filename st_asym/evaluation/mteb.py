@@ -182,19 +182,26 @@ class FrozenEncoder(SentenceTransformerEncoderWrapper):
     """MTEB's own wrapper, with the model's digest for its revision and no vector that is not finite."""
 
     def __init__(self, name: str, model: SentenceTransformer, digest: str) -> None:
-        with warnings.catch_warnings():
-            # How MTEB itself uses the library, and its own functions.
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.simplefilter("ignore", DeprecationWarning)
-            super().__init__(model)
+        log = logging.getLogger("mteb")
+        level = log.level
+        log.setLevel(logging.ERROR)
+        try:
+            with warnings.catch_warnings():
+                # How MTEB itself uses the library and its own functions, and prompts whose names it does not know,
+                # which the library finds by itself.
+                for kind in (FutureWarning, DeprecationWarning, UserWarning):
+                    warnings.simplefilter("ignore", kind)
+                super().__init__(model)
+        finally:
+            log.setLevel(level)
         self._name = name
         self.mteb_model_meta = self.mteb_model_meta.model_copy(update={"name": f"st_asym/{name}", "revision": digest})
 
     def encode(self, inputs: Any, *, prompt_type: PromptType | None = None, **kwargs: Any) -> Any:
         """Vectors of texts, shape ``(n, d)``."""
         task = kwargs["task_metadata"]
-        if task.dataset["path"] == task.name:  # a local collection: MTEB would take a prompt that is called like it
-            kwargs["task_metadata"] = task.model_copy(update={"name": f"{task.name} (local)"})
+        if task.dataset["path"] == task.name:  # a local collection, for which the library chooses a prompt itself
+            self.model_prompts = None
         vectors = super().encode(inputs, prompt_type=prompt_type, **kwargs)
         check_finite(vectors, self._name, prompt_type.value if prompt_type is not None else "text")
         return vectors

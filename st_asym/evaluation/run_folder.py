@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -148,6 +149,11 @@ def follow_run(
         if not seconds > 0:
             raise ValueError(f"{name} must be above 0 seconds, got {seconds}.")
     asked = Asked(tasks, split, train, models).now_or_before(Path(run_dir), "It is to be watched.")
+    own = re.compile(rf"checkpoint-\d+|{re.escape(Path(run_dir).resolve().name)}")
+    if taken := [name for name in asked.models or {} if own.fullmatch(name)]:
+        raise ValueError(
+            f"{taken[0]!r} is what the run calls a model of its own: give what it is compared with another name."
+        )
     cache = open_cache(cache)
     with _logged(Path(run_dir) / EVALUATION_FOLDER):
         for line in _watch(Path(run_dir), asked, cache, interval, patience):
@@ -219,12 +225,14 @@ class Asked:
         Paths are told from the run's folder on, so that what is uploaded with a model does not say whose machine it
         was on.
         """
-        tasks, models = self.tasks if isinstance(self.tasks, list) else [self.tasks], self.models or {}
+        tasks, models = self.tasks if isinstance(self.tasks, list | Mapping) else [self.tasks], self.models or {}
+        sources = list(tasks.values()) if isinstance(tasks, Mapping) else tasks
         train = [] if self.train is None else [self.train]
-        if not all(isinstance(one, str | os.PathLike) for one in (*tasks, *train, *models.values())):
+        if not all(isinstance(one, str | os.PathLike) for one in (*sources, *train, *models.values())):
             return None
+        lasting = [_lasting(one, run) for one in sources]
         return {
-            "tasks": [_lasting(one, run) for one in tasks],
+            "tasks": dict(zip(tasks, lasting, strict=True)) if isinstance(tasks, Mapping) else lasting,
             "split": self.split,
             "train": next((_lasting(one, run) for one in train), None),
             "models": {name: _lasting(one, run) for name, one in models.items()},
@@ -233,7 +241,11 @@ class Asked:
     @classmethod
     def of_json(cls, content: Mapping[str, Any], run: Path) -> Asked:
         """What :meth:`as_json` gave; an AttributeError, KeyError or TypeError for something else."""
-        tasks = [_found(one, run) for one in content["tasks"]]
+        tasks: Any = content["tasks"]
+        if isinstance(tasks, dict):
+            tasks = {name: _found(one, run) for name, one in tasks.items()}
+        else:
+            tasks = [_found(one, run) for one in tasks]
         train = None if content["train"] is None else _found(content["train"], run)
         return cls(tasks, str(content["split"]), train, {k: _found(one, run) for k, one in content["models"].items()})
 

@@ -96,12 +96,13 @@ def encoder_alone(
 
 
 def without_heads(model: SentenceTransformer) -> SentenceTransformer:
-    """The encoder of a model with heads, with its prompts and its similarity; the modules are shared."""
+    """The encoder of a model with heads, with its prompts, similarity and ``truncate_dim``; the modules are shared."""
     return encoder_alone(
         model,
         prompts=prompts_of(model),
         default_prompt_name=model.default_prompt_name,
         similarity_fn_name=model.similarity_fn_name,
+        truncate_dim=model.truncate_dim,
     )
 
 

@@ -166,6 +166,15 @@ def test_of_a_task_that_reranks_the_documents_given_are_found_alone() -> None:
     assert some == {"q": {"b": found["q"]["b"]}, "r": {}}
 
 
+def test_an_instruction_and_a_conversation_are_searched_as_the_model_reads_them() -> None:
+    search = Bm25Search(Bm25Index)
+    search.index(Dataset.from_dict({"id": ["a", "b"], "text": ["red head", "big text"]}))
+    asked = Dataset.from_dict({"id": ["q", "r"], "text": ["small", "red"], "instruction": ["big text", None]})
+    assert [set(own) for own in search.search(asked).values()] == [{"b"}, {"a"}]
+    turns = Dataset.from_dict({"id": ["q"], "text": [[{"role": "user", "content": "the head"}]]})
+    assert set(search.search(turns)["q"]) == {"a"}
+
+
 def test_what_cannot_be(make_encoder: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     models = {"plain": make_encoder()}
     with pytest.raises(ValueError, match="'bm25' or 'hybrid', got 'bm52'"):

@@ -72,6 +72,18 @@ def test_the_untouched_encoder_comes_first_where_the_first_model_has_heads(make_
     assert untouched == pytest.approx(ndcg_at_10(encoder, collection()), abs=1e-6)
 
 
+def test_the_untouched_encoder_is_cut_as_the_model_is(make_encoder: Make) -> None:
+    model = asymmetric_model(make_encoder())
+    model.truncate_dim = 6
+    cut = evaluate({"m": model}, {"tiny": collection()}, results=None, baselines=())
+    assert cut["m"].average == cut["untouched encoder"].average
+    narrow = asymmetric_model(make_encoder(), out_features=6)
+    found = evaluate({"m": narrow}, {"tiny": collection()}, results=None, baselines=())
+    assert any(
+        note.startswith("untouched encoder has vectors of ") and note.endswith(", m of 6.") for note in found.notes
+    )
+
+
 def test_the_same_model_twice_is_free_and_a_changed_one_is_evaluated(
     make_encoder: Make, results: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

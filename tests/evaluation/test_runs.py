@@ -405,6 +405,24 @@ def test_a_watch_ends_with_the_final_model_or_when_nothing_comes(
         follow_run(run, [beir], interval=0, baselines=())
 
 
+def test_what_a_watched_run_is_compared_with_is_not_called_like_a_model_of_it(
+    make_encoder: Make, tmp_path: Path, beir: str, vectors: Path
+) -> None:
+    save(with_heads(make_encoder(), 1), tmp_path / "run", 2)
+    for name in ("checkpoint-2", "run"):
+        with pytest.raises(ValueError, match=f"'{name}' is what the run calls a model of its own"):
+            follow_run(tmp_path / "run", [beir], models={name: make_encoder()}, cache=vectors)
+
+
+def test_data_sets_with_names_of_their_own_are_remembered(
+    make_encoder: Make, tmp_path: Path, beir: str, vectors: Path
+) -> None:
+    save(with_heads(make_encoder(), 1), tmp_path / "run", 2)
+    for asked in ({"mine": beir}, None):
+        found = evaluate_run(tmp_path / "run", asked, cache=vectors, baselines=())
+        assert list(found.data) == ["mine"]
+
+
 def test_bad_checkpoints_do_not_end_a_watch(
     make_encoder: Make, tmp_path: Path, beir: str, vectors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,6 +103,25 @@ def test_a_data_set_may_be_called_like_a_prompt(tiny_encoder: SentenceTransforme
     assert scores[0].rows[0].average == scores[1].rows[0].average
 
 
+def test_a_local_collection_is_encoded_as_the_library_does(
+    make_encoder: Make, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Not with the prompts for a type of task, which neither ``encode_query`` nor ``fit`` takes."""
+    encoder = make_encoder()
+    encoder.prompts = {"query": "red ", "passage": "big small "}
+    expected = evaluate({"m": encoder}, collection(), results=None, baselines=()).rows[0].average
+    assert not [one for one in (*caplog.messages, *(str(each.message) for each in recwarn)) if "passage" in one]
+    encoder.prompts |= {"Retrieval": "vector ", "Retrieval-query": "text "}
+    assert evaluate({"m": encoder}, collection(), results=None, baselines=()).rows[0].average == expected
+
+
+def test_what_is_left_out_is_said_of_its_data_set(tiny_encoder: SentenceTransformer) -> None:
+    data = collection()
+    bare = replace(data, qrels={"test": {**data.qrels["test"], "t0": {"d0": 0}}})
+    found = evaluate({"m": tiny_encoder}, {"whole": data, "bare": bare}, results=None, baselines=())
+    assert found.notes[0] == "bare: 1 query without a relevant document left out: t0."
+
+
 class TwoSplits(AbsTaskRetrieval):
     """A task as MTEB has them: titles apart, several splits."""
 
