@@ -36,7 +36,8 @@ def evaluate(
         typer.Option(
             "--model",
             "-m",
-            help="A model's path or Hub id, or the folder of a run, or NAME=PATH; repeatable. The first is the basis.",
+            help="A model's path or Hub id, or the folder of a run, or NAME=PATH; repeatable. The others "
+            "are compared with the first, or with its encoder where it has heads.",
         ),
     ] = None,
     on: Annotated[

@@ -182,8 +182,9 @@ class Comparison:
         except FileNotFoundError as error:
             raise FileNotFoundError(f"There is no file {path}.") from error
         except (AttributeError, KeyError, TypeError, ValueError) as error:
+            why = "it is no JSON" if isinstance(error, json.JSONDecodeError | UnicodeDecodeError) else error
             raise ValueError(
-                f"{path} is not a comparison that Comparison.to_json wrote, or st-asym evaluate --json: {error}."
+                f"{path} is not a comparison that Comparison.to_json wrote, or st-asym evaluate --json: {why}."
             ) from error
         raise ValueError(
             f"{path} is of format {found}, this version of st_asym reads {FORMAT}: evaluate again, or read it with "
@@ -242,7 +243,7 @@ def rows_of(
     baselines = {system.name for system in systems if not system.models}
     places = {data: {query: row for row, query in enumerate(own["ids"])} for data, own in queries.items()}
     groups = {
-        (data, name): [places[data][query] for query in ids]
+        (data, name): sorted(places[data][query] for query in ids)
         for data, part in parts.items()
         for name, ids in part.items()
         if ids

@@ -239,6 +239,10 @@ def test_queries_on_training_documents_are_told_from_others(make_encoder: Make) 
         assert groups["seen"].score == pytest.approx(np.mean([expected[q] for q in ("q0", "q1", "q4")]), abs=1e-6)
         assert comparison["heads"].groups["tiny"]["unseen"].difference is not None
         assert "tiny, unseen" in comparison.to_markdown()
+    everything = {f"t{number}": {document: 1} for number, document in enumerate(data.corpus)}
+    models = {"plain": encoder, "heads": with_heads(encoder, 1)}
+    row = evaluate(models, {"tiny": data}, train=everything, results=None, baselines=())["heads"]
+    assert row.groups["tiny"]["seen"].difference == row.differences["tiny"]  # of the same queries
 
 
 @pytest.mark.parametrize(
