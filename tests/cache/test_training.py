@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from cache_helpers import save_tiny_bert
+from processes import in_a_process
 from training_process import pairs, train
 
 from st_asym.evaluation.checkpoints import last_checkpoint
@@ -43,7 +44,7 @@ def test_two_processes_train_as_one_and_encode_each_text_once(folder: Path) -> N
 
     The third is with a loss that caches gradients.
     """
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT), str(folder), "two"]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT), str(folder)]
     process = run(sys.executable, *command)
     assert process.returncode == 0, process.stderr[-3000:]
     threads = torch.get_num_threads()
@@ -73,18 +74,16 @@ def test_two_processes_train_as_one_and_encode_each_text_once(folder: Path) -> N
 
 @pytest.mark.slow
 def test_killed_and_resumed_is_the_uninterrupted_run(folder: Path) -> None:
-    for step in ("10", "24"):
-        assert run(sys.executable, str(SCRIPT), str(folder), "die", step).returncode == -signal.SIGKILL
+    settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 7}
+    for step in (10, 24):
+        killed = in_a_process(train, folder, "killed", torch.float32, "sigreg", die=step, **settings)
+        assert killed == -signal.SIGKILL
     # As if the last had been in the middle of its next checkpoint, which the trainer's own search would take.
     (folder / "killed" / "checkpoint-28").mkdir()
     (folder / "killed" / "checkpoint-28" / "trainer_state.json").write_text('{"epoch": ')
     assert str(last_checkpoint(folder / "killed")).endswith("checkpoint-21")
-    process = run(sys.executable, str(SCRIPT), str(folder), "die", "0")
-    assert process.returncode == 0, process.stderr[-3000:]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    train(folder, "whole", torch.float32, "sigreg", save_strategy="steps", save_steps=7)
-    torch.set_num_threads(threads)
+    assert in_a_process(train, folder, "killed", torch.float32, "sigreg", **settings) == 0
+    assert in_a_process(train, folder, "whole", torch.float32, "sigreg", **settings) == 0
     whole, resumed = load(folder / "whole-0.pt"), load(folder / "killed-0.pt")
     assert torch.equal(whole["weights"], resumed["weights"])
     assert resumed["losses"] == whole["losses"]

@@ -1,4 +1,4 @@
-"""Training on cached vectors in a process of its own, or in one of two; see test_training.py."""
+"""Training on cached vectors, and as a script, in one of two processes; see test_training.py."""
 
 import os
 import signal
@@ -90,14 +90,11 @@ def train(folder: Path, name: str, dtype: torch.dtype, kind: Any, *, fill: bool 
 
 if __name__ == "__main__":
     directory = Path(sys.argv[1])
-    if sys.argv[2] == "die":
-        train(directory, "killed", torch.float32, "sigreg", save_strategy="steps", save_steps=7, die=int(sys.argv[3]))
-    else:
-        train(directory, "two-64", torch.float64, "covariance")
-        train(directory, "two-32", torch.float32, "sigreg", fill=True)
-        train(directory, "two-gradients", torch.float64, "gradients")
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
-        # The threads of gloo now and then abort a process that ends in the ordinary way.
-        sys.stdout.flush()
-        os._exit(0)
+    train(directory, "two-64", torch.float64, "covariance")
+    train(directory, "two-32", torch.float32, "sigreg", fill=True)
+    train(directory, "two-gradients", torch.float64, "gradients")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    # The threads of gloo now and then abort a process that ends in the ordinary way.
+    sys.stdout.flush()
+    os._exit(0)

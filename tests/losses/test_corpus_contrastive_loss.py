@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,10 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed
-import torch.multiprocessing
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import in_two_processes
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -689,15 +686,10 @@ FORMS: list[dict[str, Any]] = [
 ]
 
 
-def _one_of_two_processes(rank: int, port: int, folder: str) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+def _one_of_two_processes(rank: int, folder: Path) -> None:
     torch.manual_seed(rank)  # each process draws of its own: the first must win
     steps = [found for form in FORMS for found in _steps(form, rank=rank)]
-    torch.save((steps, _draw(4)), Path(folder) / f"{rank}.pt")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    torch.save((steps, _draw(4)), folder / f"{rank}.pt")
 
 
 def _steps(form: dict[str, Any], rank: int | None = None) -> Iterator[tuple[torch.Tensor, list[torch.Tensor]]]:
@@ -726,12 +718,8 @@ def _draw(count: int) -> torch.Tensor:
     return CorpusContrastiveLoss(vector_model(), corpus, {"q": ["d0"]}).sample_documents(count).detach()
 
 
-@pytest.mark.slow
 def test_two_processes_give_the_loss_and_gradient_of_one(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_one_of_two_processes, (port, str(tmp_path)), nprocs=2)
+    in_two_processes(_one_of_two_processes, tmp_path)
     torch.manual_seed(0)
     expected = [found for form in FORMS for found in _steps(form)]
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]

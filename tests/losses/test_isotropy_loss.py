@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed
-import torch.multiprocessing
+from processes import in_two_processes
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import (
     CachedMultipleNegativesRankingLoss,
@@ -158,14 +155,10 @@ def test_settings_and_citation(model: SentenceTransformer) -> None:
         assert paper in IsotropyLoss(model, kind=kind).citation
 
 
-def _one_of_two_processes(rank: int, port: int, folder: str) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+def _one_of_two_processes(rank: int, folder: Path) -> None:
     for kind in KINDS:
         torch.manual_seed(rank)  # each process draws directions of its own: those of the first must win
-        torch.save(_half_of_the_batch(rank, kind), Path(folder) / f"{kind}-{rank}.pt")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+        torch.save(_half_of_the_batch(rank, kind), folder / f"{kind}-{rank}.pt")
 
 
 def _half_of_the_batch(rank: int, kind: str) -> dict[str, torch.Tensor]:
@@ -186,12 +179,8 @@ def _head_and_columns() -> tuple[torch.nn.Linear, list[torch.Tensor]]:
     return head, [torch.randn(8, 6, generator=generator, dtype=torch.float64) for _ in range(2)]
 
 
-@pytest.mark.slow
 def test_two_processes_give_the_value_and_gradient_of_one(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_one_of_two_processes, (port, str(tmp_path)), nprocs=2)
+    in_two_processes(_one_of_two_processes, tmp_path)
     for kind in KINDS:
         torch.manual_seed(0)
         head, columns = _head_and_columns()

@@ -2,18 +2,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import pickle
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed
-import torch.multiprocessing
 from datasets import Dataset, DatasetDict
+from processes import in_two_processes
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -395,9 +392,7 @@ def test_what_runs_between_the_steps_is_left_out(tiny_encoder: SentenceTransform
     assert first_training_log(trainer)["in_batch_accuracy"] == pytest.approx(before["in_batch_accuracy"], abs=1e-4)
 
 
-def _log_of_one_of_two_processes(rank: int, port: int, folder: str) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+def _log_of_one_of_two_processes(rank: int, folder: Path) -> None:
     monitor = monitoring.TrainingMonitor()
     model = torch.nn.Linear(2, 2)
     for _ in range(rank + 1):  # one batch of right answers in the first process, two of wrong ones in the second
@@ -409,17 +404,11 @@ def _log_of_one_of_two_processes(rank: int, port: int, folder: str) -> None:
     monitor.on_log(None, TrainerState(), None, logs=logs)  # type: ignore[arg-type]
     empty = {"loss": 1.0}
     monitor.on_log(None, TrainerState(), None, logs=empty)  # type: ignore[arg-type]
-    (Path(folder) / f"{rank}.json").write_text(json.dumps([logs, empty]))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    (folder / f"{rank}.json").write_text(json.dumps([logs, empty]))
 
 
-@pytest.mark.slow
 def test_figures_are_means_over_the_batches_of_all_processes(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_log_of_one_of_two_processes, (port, str(tmp_path)), nprocs=2)
+    in_two_processes(_log_of_one_of_two_processes, tmp_path)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second
     assert first[1] == {"loss": 1.0}

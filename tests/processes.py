@@ -1,0 +1,50 @@
+"""Functions in processes of their own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+import torch.multiprocessing
+
+# A copy of this process need not import everything again.
+_START = "fork" if sys.platform == "linux" else "spawn"
+
+
+def in_a_process(function: Callable[..., None], *arguments: Any, **options: Any) -> int | None:
+    """Call it with one thread; the exit code: below 0 the signal that ended it."""
+    context: Any = multiprocessing.get_context(_START)
+    process = context.Process(target=_with_one_thread, args=(function, arguments, options))
+    process.start()
+    process.join(300)
+    code: int | None = process.exitcode
+    return code
+
+
+def _with_one_thread(function: Callable[..., None], arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    function(*arguments, **options)
+
+
+def in_two_processes(function: Callable[[int, Path], None], folder: Path) -> None:
+    """Call it in two processes of a group, as training on two devices has it, with the rank of each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.start_processes(_one_of_two, (function, port, folder), nprocs=2, start_method=_START)
+
+
+def _one_of_two(rank: int, function: Callable[[int, Path], None], port: int, folder: Path) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    function(rank, folder)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
