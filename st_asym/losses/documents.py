@@ -158,7 +158,7 @@ class Documents:
         # What shapes the vectors of documents.
         self._side: list[Tensor] = [tensor for route in routes for tensor in (*route.parameters(), *route.buffers())]
         self._device, self._precision, self._keep = model.device, precision, keep
-        self._outputs: tuple[Any, Tensor] | None = None
+        self._outputs: tuple[list[Tensor], Tensor] | None = None
         self.check_frozen()
         self.ids, self._read = _ids_and_reader(model, documents, keep)
         if not len(self.ids):
@@ -235,12 +235,14 @@ class Documents:
         return unit(output)
 
     def outputs(self) -> Tensor:
-        """All documents through the head, without gradient; computed again only when the head is another."""
-        version = [(id(tensor), tensor._version, tensor.dtype, tensor.device) for tensor in self._side]
-        if self._outputs is None or self._outputs[0] != version:
+        """All documents through the head, without gradient; computed again only when the head has other values.
+
+        Torch's own count of in-place changes leaves out those of fused optimizers and those made through ``.data``.
+        """
+        if self._outputs is None or not all(map(_same, self._side, self._outputs[0])):
             with torch.no_grad():
                 parts = [self.project(part) for part in torch.split(self.take(None), _AT_ONCE)]
-            self._outputs = version, torch.cat(parts)
+            self._outputs = [tensor.detach().clone() for tensor in self._side], torch.cat(parts)
         return self._outputs[1]
 
     def _check_finite(self, vectors: Tensor, positions: Sequence[int]) -> None:
@@ -249,6 +251,11 @@ class Documents:
         if bad:
             first = self.ids[positions[bad[0]]]
             raise ValueError(f"{len(bad)} vectors of the corpus are not finite: document {first!r} is the first.")
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are alike in dtype, device, shape and values."""
+    return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)
 
 
 def _grades(query: str, documents: Mapping[str, float] | Iterable[str]) -> dict[str, float]:

@@ -337,6 +337,29 @@ def test_a_document_side_that_does_not_train_is_computed_once() -> None:
         assert other.compute_loss_from_embeddings([rows[0]], rows[1])["contrastive"] != before
 
 
+@pytest.mark.parametrize("way", ["fused", "data", "vector"])
+def test_an_evaluation_is_of_the_head_as_it_is_now_whatever_has_changed_it(way: str) -> None:
+    model = vector_model()
+    loss = CorpusContrastiveLoss(model, (ids(9), normal(9, DIMENSION, seed=1)), {"a": ["d3"]})
+    heads = [p for p in model.parameters() if p.requires_grad]
+
+    def evaluated(loss: Any) -> torch.Tensor:
+        with torch.no_grad():
+            return loss.compute_loss_from_embeddings([normal(1, DIMENSION, seed=2)], torch.tensor([0]))["contrastive"]
+
+    before = evaluated(loss)
+    if way == "fused":
+        loss.sample_documents(9).sum().backward()
+        torch.optim.AdamW(heads, lr=0.1, fused=True).step()
+    elif way == "data":
+        for parameter in heads:
+            parameter.data.mul_(torch.arange(parameter.shape[-1]))
+    else:
+        torch.nn.utils.vector_to_parameters(normal(sum(map(torch.numel, heads)), seed=3), heads)
+    fresh = CorpusContrastiveLoss(model, (ids(9), normal(9, DIMENSION, seed=1)), {"a": ["d3"]})
+    assert evaluated(loss) == evaluated(fresh) != before
+
+
 # Documents that are neither relevant nor not.
 
 
