@@ -16,6 +16,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.losses import uses_gradient_cache
 from sentence_transformers.sentence_transformer.losses import (
     AdaptiveLayerLoss,
+    EmbedDistillLoss,
     MatryoshkaLoss,
     MultipleNegativesRankingLoss,
 )
@@ -187,7 +188,8 @@ class IsotropyLoss(nn.Module):
 
     Raises:
         TypeError: ``loss`` cannot be computed from embeddings.
-        ValueError: Unknown ``kind``, a negative or non-finite ``weight``, no slices, or fewer than two knots.
+        ValueError: Unknown ``kind``, a negative or non-finite ``weight``, no slices, or fewer than two knots. In
+            training: teacher's vectors that do not fit the columns.
 
     Inputs:
         +---------------------------+----------------------------+
@@ -258,7 +260,8 @@ class IsotropyLoss(nn.Module):
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> dict[str, Tensor]:
         """:meth:`forward` from vectors: of each column a tensor of shape ``(batch, dimension)``."""
-        value = self.loss.compute_loss_from_embeddings(embeddings, labels)
+        targets = _teachers(labels, len(embeddings)) if isinstance(self.loss, EmbedDistillLoss) else labels
+        value = self.loss.compute_loss_from_embeddings(embeddings, targets)
         name = "contrastive" if isinstance(self.loss, MultipleNegativesRankingLoss) else type(self.loss).__name__
         parts = dict(value) if isinstance(value, dict) else {name: value}
         term = self.weight * self._isotropy(embeddings)
@@ -292,3 +295,14 @@ class IsotropyLoss(nn.Module):
                 measure = covariance if self.kind == "covariance" else uniformity
                 terms = [measure(column) for column in embeddings]
         return torch.stack(terms).mean()
+
+
+def _teachers(labels: Tensor | None, columns: int) -> list[Tensor]:
+    """The teacher's vectors of each column, as ``EmbedDistillLoss`` makes them of labels in its ``forward``."""
+    shape = () if labels is None else tuple(labels.shape)
+    if labels is None or len(shape) not in (2, 3) or (len(shape) == 3 and shape[1] != columns):
+        raise ValueError(
+            "MSELoss and EmbedDistillLoss need the teacher's vectors as labels, of shape (batch, dimension) for all "
+            f"columns or (batch, {columns}, dimension) for each of the {columns}; the labels have the shape {shape}."
+        )
+    return [labels.detach()] * columns if len(shape) == 2 else list(labels.detach().unbind(1))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from processes import in_two_processes
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer import losses
 from sentence_transformers.sentence_transformer.losses import (
     CachedMultipleNegativesRankingLoss,
     ContrastiveTensionLoss,
@@ -75,6 +76,60 @@ def test_a_loss_that_is_not_contrastive_goes_by_its_own_name(model: SentenceTran
     torch.testing.assert_close(parts["CosineSimilarityLoss"], CosineSimilarityLoss(model)(columns, labels))
     parts = IsotropyLoss(model, MarginMSELoss(model))(features(model, QUERIES, DOCUMENTS, DOCUMENTS[::-1]), labels)
     assert set(parts) == {"MarginMSELoss", "isotropy"}
+
+
+CLASSES, SCORES = torch.tensor([0, 0, 1, 1]), torch.tensor([1.0, 0.0, 0.5, 0.2])
+TEACHER = torch.randn(4, 3, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "labels"),
+    [
+        ("AnglELoss", 2, SCORES),
+        ("BatchAllTripletLoss", 1, CLASSES),
+        ("BatchHardSoftMarginTripletLoss", 1, CLASSES),
+        ("BatchHardTripletLoss", 1, CLASSES),
+        ("BatchSemiHardTripletLoss", 1, CLASSES),
+        ("CoSENTLoss", 2, SCORES),
+        ("ContrastiveLoss", 2, CLASSES),
+        ("CosineSimilarityLoss", 2, SCORES),
+        ("DistillKLDivLoss", 3, TEACHER[:, 0, :2]),
+        ("EmbedDistillLoss", 2, TEACHER[:, 0]),
+        ("EmbedDistillLoss", 3, TEACHER),
+        ("GlobalOrthogonalRegularizationLoss", 2, None),
+        ("MSELoss", 1, TEACHER[:, 0]),
+        ("MSELoss", 3, TEACHER),
+        ("MarginMSELoss", 3, SCORES),
+        ("MultipleNegativesRankingLoss", 3, None),
+        ("MultipleNegativesSymmetricRankingLoss", 2, None),
+        ("OnlineContrastiveLoss", 2, CLASSES),
+        ("TripletLoss", 3, None),
+    ],
+)
+def test_without_weight_each_loss_of_the_library_is_as_it_is_alone(
+    model: SentenceTransformer, name: str, columns: int, labels: torch.Tensor | None
+) -> None:
+    settings = {"distance_metric": "cosine"} if name == "EmbedDistillLoss" else {}
+    alone = getattr(losses, name)(model, **settings)
+    batch = features(model, *[QUERIES, DOCUMENTS, DOCUMENTS[::-1]][:columns])
+    value = alone(batch, labels)
+    parts = IsotropyLoss(model, alone, weight=0.0)(batch, labels)
+    assert sum(parts.values()) == (sum(value.values()) if isinstance(value, dict) else value)
+
+
+def test_no_loss_of_the_library_that_is_computed_from_embeddings_is_left_untried() -> None:
+    (mark,) = test_without_weight_each_loss_of_the_library_is_as_it_is_alone.pytestmark
+    there = {name for name, kind in vars(losses).items() if hasattr(kind, "compute_loss_from_embeddings")}
+    assert there == {name for name, _, _ in mark.args[1]}
+
+
+@pytest.mark.parametrize("labels", [None, SCORES, TEACHER])
+def test_teachers_that_do_not_fit_the_columns_are_refused(
+    model: SentenceTransformer, labels: torch.Tensor | None
+) -> None:
+    loss = IsotropyLoss(model, losses.MSELoss(model))
+    with pytest.raises(ValueError, match=r"labels, of shape \(batch, dimension\) for all columns or \(batch, 2, dim"):
+        loss(features(model, QUERIES, DOCUMENTS), labels)
 
 
 def test_two_isotropy_terms_add_up(model: SentenceTransformer) -> None:
