@@ -43,8 +43,9 @@ def watch(trainer: SentenceTransformerTrainer) -> TrainingMonitor:
 
     Raises:
         ValueError: A column of the training or evaluation data has no route (see
-            :func:`st_asym.check_router_mapping`), or several processes train with a ``ddp_find_unused_parameters``
-            that fails: any but False, or, for a Cached... loss with heads that are not shared, False.
+            :func:`st_asym.check_router_mapping`), or there is no mapping to tell the mini-batches of a Cached... loss
+            by, or several processes train with a ``ddp_find_unused_parameters`` that fails: any but False, or, for a
+            Cached... loss with heads that are not shared, False.
 
     Example:
         >>> watch(trainer)  # doctest: +SKIP
@@ -207,6 +208,12 @@ def _check_arguments(trainer: SentenceTransformerTrainer) -> None:
     for dataset in (trainer.train_dataset, trainer.eval_dataset):
         if isinstance(mapping, dict) and mapping and dataset is not None:
             check_router_mapping(mapping, dataset)
+    if not mapping and any(_cached(trainer)):
+        raise ValueError(
+            "A Cached... loss shows the model one mini-batch at a time, and without a router_mapping those of queries "
+            "are not told from those of documents: pass router_mapping=st_asym.router_mapping(dataset) in the training "
+            "arguments."
+        )
     prompts = column_prompts(trainer.model, {"query": "query", "document": "document"})
     if prompts and not trainer.args.prompts:
         logger.warning(
@@ -218,10 +225,15 @@ def _check_arguments(trainer: SentenceTransformerTrainer) -> None:
         _check_unused_parameters(trainer)
 
 
-def _check_unused_parameters(trainer: SentenceTransformerTrainer) -> None:
+def _cached(trainer: SentenceTransformerTrainer) -> list[bool]:
+    """Of each loss, whether it is a Cached... loss or has one in it."""
     losses = list(trainer.loss.values()) if isinstance(trainer.loss, dict) else [trainer.loss]
+    return [any(uses_gradient_cache(part) for part in loss.modules()) for loss in losses]
+
+
+def _check_unused_parameters(trainer: SentenceTransformerTrainer) -> None:
     # Cached... losses send gradients around once, after the last of their runs; the other losses after all columns.
-    cached = [any(uses_gradient_cache(part) for part in loss.modules()) for loss in losses]
+    cached = _cached(trainer)
     at_the_last_run = any(cached) and _columns_train_different_parameters(trainer.model)
     if at_the_last_run and not all(cached):
         raise ValueError(

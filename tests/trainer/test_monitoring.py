@@ -321,6 +321,21 @@ def test_mappings_are_checked_at_once(tiny_encoder: SentenceTransformer, tmp_pat
         watch(trainer)
 
 
+def test_mini_batches_of_queries_and_documents_that_no_mapping_tells_apart_are_refused(
+    tiny_encoder: SentenceTransformer, tmp_path: Path
+) -> None:
+    losses = {
+        "one": MultipleNegativesRankingLoss(tiny_encoder),
+        "two": CachedMultipleNegativesRankingLoss(tiny_encoder),
+    }
+    data = DatasetDict(dict.fromkeys(losses, PAIRS))
+    watch(trainer_for(tiny_encoder, tmp_path, losses["one"], router_mapping={}))
+    for loss, of_it in ((losses, data), (MatryoshkaLoss(tiny_encoder, losses["two"], [16, 8]), PAIRS)):
+        watch(trainer_for(tiny_encoder, tmp_path, loss, of_it))
+        with pytest.raises(ValueError, match=r"pass router_mapping=st_asym\.router_mapping\(dataset\)"):
+            watch(trainer_for(tiny_encoder, tmp_path, loss, of_it, router_mapping={}))
+
+
 def test_prompts_that_training_would_leave_out_are_pointed_out(
     make_encoder: Callable[..., SentenceTransformer], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
