@@ -81,7 +81,8 @@ class CorpusContrastiveLoss(nn.Module):
     its logarithm is, on average, a little too low. The ``hard_negatives`` most similar negatives that were found so far
     for each query are counted exactly, as they dominate the sum and a sample rarely meets them. They are renewed from
     each sample and, as in ANCE (Xiong et al. 2020, https://arxiv.org/abs/2007.00808), every ``refresh_steps`` steps
-    from a scan of the next ``max_documents`` documents. A resumed run finds them anew.
+    from a scan of the next ``max_documents`` documents. A resumed run finds them anew. In evaluation, where there is no
+    gradient, the sample is always the same.
 
     Under several processes each has its own queries, of any number, and the mean of their losses and gradients is what
     one process gives for the whole batch. Samples and hard negatives are shared.
@@ -226,8 +227,8 @@ class CorpusContrastiveLoss(nn.Module):
             count: How many for each process; fewer where the corpus has fewer.
 
         Returns:
-            Unit vectors of shape ``(count, dimension)``, with gradient, drawn anew from torch's generator. Together,
-            the processes hold what one would draw for all.
+            Unit vectors of shape ``(count, dimension)``, with gradient, drawn anew from torch's generator; where
+            gradients are off, always the same. Together, the processes hold what one would draw for all.
         """
         count = min(count, len(self._corpus) // get_world_size())
         drawn, _ = one_of_each(len(self._corpus), count * get_world_size())

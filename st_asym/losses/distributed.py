@@ -48,13 +48,21 @@ def of_the_first(own: T) -> T:
     return shared[0]
 
 
+def random_source() -> torch.Generator | None:
+    """Where random draws come from: where there is a gradient, from torch's generator, which each checkpoint has.
+
+    An evaluation leaves that as it is, and draws the same every time, so that its loss can be compared.
+    """
+    return None if torch.is_grad_enabled() else torch.Generator(torch.get_default_device()).manual_seed(0)
+
+
 def one_of_each(size: int, count: int) -> tuple[Tensor, Tensor]:
     """A place of each of ``count`` equal stretches of ``size`` places, drawn anew, and the lengths of the stretches.
 
     The places ascend, and are the same on every process; there are ``size`` of them where ``count`` is more. They come
-    from torch's CPU generator, whose state the trainer saves with each checkpoint.
+    from :func:`random_source`.
     """
     count = min(count, size)
     bounds = torch.arange(count + 1) * size // max(count, 1)
-    draws = of_the_first(torch.rand(count, dtype=torch.float64))
+    draws = of_the_first(torch.rand(count, dtype=torch.float64, generator=random_source()))
     return bounds[:-1] + (draws * bounds.diff()).long(), bounds.diff()

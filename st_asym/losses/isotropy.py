@@ -23,7 +23,7 @@ from sentence_transformers.sentence_transformer.losses import (
 from sentence_transformers.util import all_gather_with_grad, get_world_size
 from torch import Tensor, nn
 
-from st_asym.losses.distributed import of_the_first
+from st_asym.losses.distributed import of_the_first, random_source
 
 IsotropyKind = Literal["covariance", "sigreg", "uniformity"]
 
@@ -183,7 +183,8 @@ class IsotropyLoss(nn.Module):
         weight: Factor of the isotropy term.
         kind: ``"covariance"``, ``"sigreg"`` or ``"uniformity"``: the function of that name in this module,
             which gives its formula, floor and source.
-        slices: Random directions that ``sigreg`` projects on, drawn anew for every batch from torch's generator.
+        slices: Random directions that ``sigreg`` projects on, drawn anew for every batch from torch's generator; in
+            evaluation they are always the same.
         knots: Points of the integral of ``sigreg``.
 
     Raises:
@@ -288,8 +289,8 @@ class IsotropyLoss(nn.Module):
             embeddings = [all_gather_with_grad(column) for column in embeddings]
         with torch.autocast(embeddings[0].device.type, enabled=False):
             if self.kind == "sigreg":
-                # By torch's CPU generator, whose state the trainer saves with each checkpoint.
-                directions = of_the_first(torch.randn(embeddings[0].shape[1], self.slices)).to(embeddings[0].device)
+                drawn = torch.randn(embeddings[0].shape[1], self.slices, generator=random_source())
+                directions = of_the_first(drawn).to(embeddings[0].device)
                 terms = [sigreg(column, directions, knots=self.knots) for column in embeddings]
             else:
                 measure = covariance if self.kind == "covariance" else uniformity

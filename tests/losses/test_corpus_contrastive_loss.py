@@ -582,11 +582,11 @@ def test_the_sample_estimates_the_sum_over_negatives_without_bias(
     with torch.no_grad():
         sides = embed(model, queries[:2], "query"), embed(model, corpus[:2], "document")
         positives = torch.cosine_similarity(*sides).tolist()
-        for label in range(2):
-            estimates = [negatives(loss, label) for _ in range(300)]
-            exact = negatives(full, label)
-            assert np.std(estimates) > 0
-            assert abs(np.mean(estimates) - exact) < 4 * np.std(estimates) / math.sqrt(300)
+    for label in range(2):
+        estimates = [negatives(loss, label) for _ in range(300)]
+        exact = negatives(full, label)
+        assert np.std(estimates) > 0
+        assert abs(np.mean(estimates) - exact) < 4 * np.std(estimates) / math.sqrt(300)
 
 
 @pytest.mark.parametrize(("labelled", "drawn"), [(1, 3), (58, 8), (30, 1)])
@@ -653,6 +653,21 @@ def test_evaluation_changes_nothing_that_training_has_found() -> None:
     with torch.no_grad():
         step(loss, normal(1, DIMENSION, seed=2))
     assert (hard_negatives(loss) == -1).all()
+
+
+@pytest.mark.parametrize("kind", ["sigreg", "uniformity"])
+def test_evaluations_draw_the_same_and_leave_the_draws_of_training_as_they_are(kind: Any) -> None:
+    model = vector_model()
+    inner = sampled_loss(model, normal(90, DIMENSION, seed=1), {"q": ["d1"]}, sampled_documents=5)
+    loss = IsotropyLoss(model, inner, kind=kind)
+    given = [normal(3, DIMENSION, seed=2)], torch.tensor([0, 0, 0])
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        evaluated = [loss.compute_loss_from_embeddings(*given) for _ in range(2)]
+    assert evaluated[0] == evaluated[1]
+    assert torch.equal(torch.get_rng_state(), before)
+    trained = [loss.compute_loss_from_embeddings(*given) for _ in range(2)]
+    assert all(trained[0][part] != trained[1][part] for part in ("contrastive", "isotropy"))
 
 
 def test_a_large_corpus_is_read_where_it_is_and_never_as_a_whole(tmp_path: Path) -> None:
