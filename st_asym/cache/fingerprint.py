@@ -65,7 +65,7 @@ def encoder_fingerprint(model: SentenceTransformer) -> str:
     Reading the weights takes about a second per gigabyte, so the result is remembered for each model. Every call looks
     for a change, by torch's own count of in-place changes and by four values of each tensor; now and then, using at
     most a hundredth of the time, all weights are read again. A change of some values behind torch's back, through
-    ``.data`` or numpy, may therefore be noticed late.
+    ``.data``, numpy or a fused optimizer that reaches few rows of an embedding, may therefore be noticed late.
 
     Args:
         model: A ``SentenceTransformer``, with or without heads.

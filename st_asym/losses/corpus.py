@@ -96,7 +96,8 @@ class CorpusContrastiveLoss(nn.Module):
         relevant: Query id to document id to grade, or to the ids of its relevant documents. Documents with a grade of
             zero or less were judged not relevant: they count in full for that query.
         ignored: Query id to the ids of documents that may be relevant, such as judgments that were held out: they are
-            no negatives of that query.
+            no negatives of that query. The loss reads no texts to find them: :func:`st_asym.data.copies` names the
+            copies of relevant documents, and a query that is itself a document needs its own id here.
         unlabelled_weight: What a document that is relevant to no query counts as a negative, from 0 to 1: 1 where the
             corpus is closed and every document was there to be asked for, 0 to leave such documents out.
         negatives: ``"corpus"``; ``"batch"`` for the documents that are relevant to the queries of the batch, each once,
