@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tempfile
 import time
@@ -151,6 +152,17 @@ def test_the_option_of_the_table_mends_it(called: Any, options: Any, model: Sent
     of_query, of_document = called("red head", "small text", **options)
     np.testing.assert_allclose(of_query, model.encode_query("red head"), atol=1e-5)
     np.testing.assert_allclose(of_document, model.encode_document("small text"), atol=1e-5)
+
+
+@pytest.mark.parametrize("title", ["LangChain", "Haystack"])
+def test_the_options_of_the_page_keep_the_prompts_of_the_model(title: str, model: SentenceTransformer) -> None:
+    model.prompts = {"query": "big ", "document": "small "}
+    options = [ast.literal_eval(found) for found in re.findall(r"{.*?}", CODE[title])]
+    assert len(options) == 2
+    for one in options:
+        right = model.encode_query if one.get("task") == "query" else model.encode_document
+        np.testing.assert_allclose(model.encode("red head", **one), right("red head"), atol=1e-5)
+        assert str(one) in PAGE.partition("Stores take vectors")[0].replace('"', "'")
 
 
 def test_llama_index_drops_the_prompts_of_the_model(model: SentenceTransformer) -> None:
