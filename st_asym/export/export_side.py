@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import logging
 from collections.abc import Sequence
@@ -147,6 +148,7 @@ def export_side(
         model = load_encoder(model)
     modules, prompt = side_modules(model, side), side_prompt(model, side)
     _check_modules(model, modules)
+    modules[0] = _of_one_side(modules[0], side)
     texts = list(TEXTS if texts is None else texts)
     unread = {} if format == "onnx" else not_served(modules, prompt=prompt)
     with evaluating(model):
@@ -160,7 +162,7 @@ def export_side(
                 _write(part, new, side, hidden=VLLM in unread)
                 options: dict[str, Any] = {"device": model.device, "model_kwargs": {"dtype": model.dtype}}
                 # Not kept: its files are mapped, and Windows puts no folder in its place while one is.
-                vectors = side_vectors(SentenceTransformer(str(new), local_files_only=True, **options), side, texts)
+                vectors = side_vectors(SentenceTransformer(str(new), local_files_only=True, **options), None, texts)
                 tolerance = max(1e-5, torch.finfo(model.dtype or torch.float32).eps)  # a step of half precision
             found = _agreement(vectors, expected, tolerance, int8=int8)
             gc.collect()
@@ -200,6 +202,19 @@ def _check_modules(model: SentenceTransformer, modules: Sequence[nn.Module]) -> 
         )
 
 
+def _of_one_side(encoder: Any, side: Side) -> Any:
+    """An encoder that cuts every text off where this one cuts those of a side off; the weights are shared."""
+    names = ("query_length", "document_length")
+    if all(getattr(encoder, name, None) is None for name in names):
+        return encoder
+    alone = copy.copy(encoder)
+    alone.processor = copy.deepcopy(encoder.processor)  # whose tokenizer holds max_seq_length
+    if (length := getattr(encoder, f"{side}_length")) is not None:
+        alone.max_seq_length = length
+    alone.query_length = alone.document_length = None
+    return alone
+
+
 def _side_model(model: SentenceTransformer, modules: list[nn.Module], side: Side, prompt: str) -> SentenceTransformer:
     return SentenceTransformer(
         modules=modules,
@@ -220,13 +235,13 @@ def _write(part: SentenceTransformer, folder: Path, side: Side, *, hidden: bool)
         card.write(f"\n## The {side} side\n\nThis model encodes {side} texts alone. Exported with st_asym.\n")
 
 
-def side_vectors(model: SentenceTransformer, side: Side, texts: Sequence[str], *, batch_size: int = 32) -> Array:
-    """What the model's ``encode_query`` or ``encode_document`` gives, float32."""
-    encode = model.encode_query if side == "query" else model.encode_document
-    tensor = encode(list(texts), batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False)
+def side_vectors(model: SentenceTransformer, side: Side | None, texts: Sequence[str], *, batch_size: int = 32) -> Array:
+    """What the model's ``encode_query`` or ``encode_document`` gives, or plain ``encode`` for no side, float32."""
+    encodes: dict[Any, Any] = {"query": model.encode_query, "document": model.encode_document, None: model.encode}
+    tensor = encodes[side](list(texts), batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False)
     vectors: Array = tensor.float().cpu().numpy()
     if not np.isfinite(vectors).all():
-        raise ValueError(f"The model's {side} vectors are not finite: training diverged. Train again.")
+        raise ValueError(f"The model's {side or 'exported'} vectors are not finite: training diverged. Train again.")
     return vectors
 
 
@@ -248,8 +263,9 @@ def _agreement(vectors: Array, expected: Array, tolerance: float, *, int8: bool)
     if not int8 and not found.difference <= tolerance:
         raise ValueError(
             f"The export gives other vectors than the model: they differ by up to {found.difference:.1e}, and "
-            f"{tolerance:.1e} is allowed. Nothing was written. Something in the encoder depends on more than its saved "
-            "settings: save and load the model first, and export that."
+            f"{tolerance:.1e} is allowed. Nothing was written. Either the encoder tells queries and documents apart by "
+            "itself (query_expansion, a chat template that reads task), which an export cannot: use st-asym serve. Or "
+            "something in it depends on more than its saved settings: save and load the model first, and export that."
         )
     return found
 

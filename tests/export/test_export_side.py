@@ -175,6 +175,24 @@ def test_the_prompt_of_the_side_is_the_default(
     np.testing.assert_allclose(exported.encode(TEXTS), model.encode_document(TEXTS), atol=1e-5)
 
 
+def test_plain_encode_of_an_export_is_its_side_also_where_the_encoder_tells_the_sides_apart(
+    tiny_encoder: SentenceTransformer, tmp_path: Path
+) -> None:
+    tiny_encoder[0].query_length, tiny_encoder[0].document_length = 5, 20
+    model = trained(asymmetric_model(tiny_encoder))
+    for side, length in (("query", 5), ("document", 20)):
+        export_side(model, side, tmp_path / side, texts=TEXTS)
+        exported = SentenceTransformer(str(tmp_path / side), device="cpu")
+        np.testing.assert_allclose(exported.encode(TEXTS), vectors(model, side), atol=1e-5)
+        assert exported.max_seq_length == vllm(tmp_path / side).max_length == length
+    assert (model[0].query_length, model[0].document_length, model.max_seq_length) == (5, 20, 32)
+    model[0].query_length = None
+    model[0].query_expansion = {"strategy": "fixed", "length": 8}
+    with pytest.raises(ValueError, match=r"by itself \(query_expansion, .* use st-asym serve"):
+        export_side(model, "query", tmp_path / "expanded", texts=TEXTS)
+    export_side(model, "document", tmp_path / "expanded", texts=TEXTS)
+
+
 def test_a_pooling_that_leaves_the_prompt_out_is_kept_and_no_server_does_it(tiny_bert: Path, tmp_path: Path) -> None:
     modules = [Transformer(str(tiny_bert), max_seq_length=32), Pooling(16, "mean", include_prompt=False)]
     encoder = SentenceTransformer(modules=modules, device="cpu", prompts={"query": "big red "})
