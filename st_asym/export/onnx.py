@@ -19,7 +19,7 @@ from sentence_transformers.util import disable_logging
 from torch import Tensor, nn
 
 from st_asym.data.files import read_json, write_json
-from st_asym.export.servers import write_settings
+from st_asym.export.servers import own_tokens, write_settings
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -72,6 +72,8 @@ def graph_parts(model: SentenceTransformer, prompt: str) -> tuple[Transformer, A
             f"format='onnx' needs an encoder that begins with a Transformer and its fast tokenizer, not with a "
             f"{type(first).__name__}."
         )
+    if reason := own_tokens(first):
+        raise ValueError(f"format='onnx' cannot run this model: {reason}. Serve it with st-asym serve.")
     if model.dtype != torch.float32:
         raise ValueError(f"format='onnx' needs a model in float32, not in {model.dtype}: load it so (int8 is smaller).")
     if prompt and any(isinstance(module, Pooling) and not module.include_prompt for module in rest):

@@ -103,10 +103,21 @@ def _max_seq_length(transformer: Any) -> int | None:
 
 def not_served(modules: Sequence[nn.Module], *, prompt: str) -> dict[str, str]:
     """Which servers cannot run a model of one side with this prompt, and the first reason why."""
-    reasons = {server: _reason(modules, known, prompt) for server, known in _ACTIVATIONS.items()}
+    tokens = own_tokens(modules[0])
+    reasons = {server: tokens or _reason(modules, known, prompt) for server, known in _ACTIVATIONS.items()}
     if _max_seq_length(modules[0]) is None:
         reasons[TEI] = reasons[TEI] or "it needs a max_seq_length, and the model has none: set one"
     return {server: reason for server, reason in reasons.items() if reason}
+
+
+def own_tokens(encoder: Any) -> str | None:
+    """Why an encoder makes other tokens of a text than its tokenizer alone, all that servers and graphs have of it."""
+    if "message" in (getattr(encoder, "modality_config", None) or ()):
+        return "its encoder puts each text into a chat template, and only sentence-transformers does that"
+    options = getattr(encoder, "processing_kwargs", None) or {}
+    if options.get("text") or options.get("common"):
+        return "its encoder has processing_kwargs, which only sentence-transformers reads"
+    return None
 
 
 def _reason(modules: Sequence[Any], activations: tuple[type[nn.Module], ...], prompt: str) -> str | None:

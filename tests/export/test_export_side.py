@@ -212,6 +212,30 @@ def test_the_residual_of_a_dense_is_known_to_no_server(tiny_bert: Path, tmp_path
     assert all("residual" in reason for reason in found.not_served.values())
 
 
+def test_an_encoder_that_makes_tokens_of_its_own_is_for_no_server_and_no_graph(
+    tiny_encoder: SentenceTransformer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, plain = trained(asymmetric_model(tiny_encoder, bias=False)), tiny_encoder[0].modality_config
+
+    def check(name: str, reason: str) -> None:
+        model.save_pretrained(str(tmp_path / name))
+        with caplog.at_level(logging.WARNING, "st_asym"):
+            found = export_side(tmp_path / name, "query", tmp_path / f"{name}-query", texts=TEXTS).not_served
+        assert set(found) == {"Text Embeddings Inference", "vLLM"}
+        assert all(reason in why for why in found.values())
+        assert "onnx" not in caplog.text
+        pytest.importorskip("onnxruntime")
+        with pytest.raises(ValueError, match=f"{reason}.* Serve it with st-asym serve"):
+            export_side(tmp_path / name, "query", tmp_path / "graph", format="onnx", texts=TEXTS)
+
+    model[0].processing_kwargs = {"text": {"max_length": 6}}
+    check("processing", "processing_kwargs")
+    model[0].processing_kwargs = {}
+    model[0].tokenizer.chat_template = "{% for m in messages %}big {{ m['content'] }} red{% endfor %}"
+    model[0].modality_config = {**plain, "message": {**plain["text"], "format": "flat"}}
+    check("chat", "chat template")
+
+
 @pytest.mark.parametrize("name", ["passage", "corpus"])
 def test_documents_have_their_prompt_under_other_names_too(
     make_encoder: Callable[..., SentenceTransformer], tmp_path: Path, name: str
