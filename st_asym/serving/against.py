@@ -43,8 +43,8 @@ class ServedSide:
         model: The name that the server was asked for.
         cosine: Lowest cosine of a vector of the server and the model's; NaN where they differ in length.
         mistakes: What is wrong and what to do, by ``"other head"``, ``"no head"``, ``"no prompt"``, ``"other prompt"``,
-            ``"length of texts"``, ``"other encoder"``, ``"other weights"`` or ``"not normalised"``; empty if all is
-            right.
+            ``"length of texts"``, ``"some texts"``, ``"other encoder"``, ``"other weights"`` or ``"not normalised"``;
+            empty if all is right.
     """
 
     side: Side
@@ -174,13 +174,8 @@ def _mistake(
             known.append(wrong)
     head, prompt, vectors = min(known, key=lambda one: float(np.median(_distances(served, one[-1]))))
     best = _distances(served, vectors)
-    lengths, far = np.array([len(text) for text in texts]), best > _NEARLY
-    if not far.any():
-        return _named(model, side, head, prompt)
-    if np.median(best) <= _NEARLY and lengths[~far].max() < lengths[far].min():
-        long = "Short texts have the right vectors, long ones have not: the server cuts them off elsewhere. "
-        limit = f"Let it read {model.max_seq_length} tokens, as the model does."
-        return {**_named(model, side, head, prompt), "length of texts": long + limit}
+    if np.median(best) <= _NEARLY:
+        return {**_named(model, side, head, prompt), **_of_some(model, best, texts)}
     if served.shape[1] != vectors.shape[1]:
         return {"other encoder": f"Vectors have {served.shape[1]} numbers, and the model's {right.shape[1]}. {_SERVE}"}
     # Of the same encoder, a text stays more like itself than like the others, whatever is put in front of it.
@@ -195,6 +190,21 @@ def _mistake(
     if own or side_prompt(model, _OTHER[side]):
         return {"other prompt": f"{text}something else than {own!r} is in front of texts."}
     return {"other weights": f"{text}something is in front of texts."}
+
+
+def _of_some(model: SentenceTransformer, distances: Vectors, texts: Sequence[str]) -> dict[str, str]:
+    """The mistake of a server that gives some texts other vectors than most: the long ones, or any."""
+    lengths, far = np.array([len(text) for text in texts]), distances > _NEARLY
+    if not far.any():
+        return {}
+    if lengths[~far].max() < lengths[far].min():
+        long = "Short texts have the right vectors, long ones have not: the server cuts them off elsewhere. "
+        return {"length of texts": f"{long}Let it read {model.max_seq_length} tokens, as the model does."}
+    return {
+        "some texts": f"{far.sum()} of {len(texts)} texts have other vectors (lowest cosine {1 - distances.max():.3f}),"
+        f" the first is {texts[int(far.argmax())][:60]!r}. Ask for it alone: right then, the server mixes up the texts "
+        "of a request; else it changes or cuts off such texts, or has weights in 8 bits."
+    }
 
 
 def _named(model: SentenceTransformer, side: Side, head: str, prompt: str) -> dict[str, str]:

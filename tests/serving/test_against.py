@@ -170,6 +170,18 @@ def test_other_heads_are_not_called_a_mistake_that_they_are_not(
     assert "leaves out the head" not in str(compared)
 
 
+def test_one_wrong_vector_among_right_ones_is_named(model: SentenceTransformer) -> None:
+    def third_again(name: str, texts: list[str]) -> Any:
+        return rightly(model)(name, [*texts[:4], texts[2], *texts[5:]])
+
+    with server(openai(third_again, NAMES)) as url:
+        compared = compare_with_server(model, url, texts=WORDS)
+    for found in compared.sides.values():
+        ((name, text),) = found.mistakes.items()
+        assert name == "some texts"
+        assert text.startswith("1 of 12 texts have other vectors") and f"the first is {WORDS[4]!r}" in text
+
+
 def test_what_to_do_is_said(model: SentenceTransformer) -> None:
     with server(openai(encoded(model, "document", PROMPTS["document"]), ["only"])) as url:
         compared = compare_with_server(model, url, texts=WORDS)
