@@ -43,8 +43,8 @@ class ServedSide:
         model: The name that the server was asked for.
         cosine: Lowest cosine of a vector of the server and the model's; NaN where they differ in length.
         mistakes: What is wrong and what to do, by ``"other head"``, ``"no head"``, ``"no prompt"``, ``"other prompt"``,
-            ``"length of texts"``, ``"some texts"``, ``"other encoder"``, ``"other weights"`` or ``"not normalised"``;
-            empty if all is right.
+            ``"length of texts"``, ``"some texts"``, ``"other encoder"``, ``"other weights"``, ``"normalised"`` or
+            ``"not normalised"``; empty if all is right.
     """
 
     side: Side
@@ -153,14 +153,27 @@ def _compared(
         limit = f"The model cuts texts off at {model.max_seq_length} tokens: let the server or the client do so too."
         mistakes["length of texts"] = refused + limit
     known = right.any(axis=1)  # a text that the model has no vector for has no length
-    lengths = np.linalg.norm(served[known], axis=1) / np.linalg.norm(right[known], axis=1)
-    if (np.abs(lengths - 1) > _LENGTH).any() and "other encoder" not in mistakes:
-        mistakes["not normalised"] = (
-            f"The server's vectors are {lengths.min():.3g} to {lengths.max():.3g} times as long as the model's. Let "
-            "the server normalise, or the client, or let the index compare by cosine and not by inner product."
-        )
+    if "other encoder" not in mistakes:
+        mistakes |= _of_lengths(np.linalg.norm(served[known], axis=1), np.linalg.norm(right[known], axis=1))
     cosine = float(1 - distances.max()) if served.shape == right.shape else float("nan")
     return ServedSide(side, name, cosine, mistakes)
+
+
+def _of_lengths(served: Vectors, right: Vectors) -> dict[str, str]:
+    """The mistake of a server whose vectors have these lengths where the model's have those."""
+    ratio = served / right
+    if (np.abs(ratio - 1) <= _LENGTH).all():
+        return {}
+    longer = f"The server's vectors are {ratio.min():.3g} to {ratio.max():.3g} times as long as the model's"
+    if (np.abs(served - 1) <= _LENGTH).all():
+        return {
+            "normalised": f"{longer}: the server normalises, and the model does not. That changes nothing where the "
+            "index compares by cosine; for inner products, turn it off in the server."
+        }
+    return {
+        "not normalised": f"{longer}. Let the server normalise, or the client, or let the index compare by cosine and "
+        "not by inner product."
+    }
 
 
 def _mistake(

@@ -200,6 +200,15 @@ def test_a_side_without_a_head_and_the_head_that_is_left_out(tiny_encoder: Sente
     assert found(model, lambda _, texts: model.encode_document(texts)) == {"query": ["no head"], "document": []}
 
 
+def test_a_server_that_normalises_what_the_model_does_not(make_encoder: Callable[..., SentenceTransformer]) -> None:
+    model = make_encoder("pooling")
+    with server(openai(lambda _, texts: model.encode(texts, normalize_embeddings=True), ["only"])) as url:
+        compared = compare_with_server(model, url, texts=WORDS, sides=["query"])
+    ((name, text),) = compared.sides["query"].mistakes.items()
+    assert name == "normalised"
+    assert "turn it off in the server" in text and "Let the server normalise" not in text
+
+
 def test_embed_of_text_embeddings_inference(model: SentenceTransformer) -> None:
     asked: list[Any] = []
 
