@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from os import PathLike
 from typing import Any
@@ -45,18 +45,21 @@ class ServedSide:
         mistakes: What is wrong and what to do, by ``"other head"``, ``"no head"``, ``"no prompt"``, ``"other prompt"``,
             ``"length of texts"``, ``"some texts"``, ``"other encoder"``, ``"other weights"``, ``"normalised"`` or
             ``"not normalised"``; empty if all is right.
+        uncompared: What was not compared: texts longer than those that were asked for; empty if the model cuts off
+            earlier, or the caller chose the texts.
     """
 
     side: Side
     model: str
     cosine: float
     mistakes: dict[str, str]
+    uncompared: str = ""
 
     def __str__(self) -> str:
         """In one line for each mistake."""
         if self.mistakes:
             return "\n".join(f"{self.side} ({self.model}): {name}. {text}" for name, text in self.mistakes.items())
-        return f"{self.side} ({self.model}): right, lowest cosine {self.cosine:.6f}"
+        return f"{self.side} ({self.model}): right, lowest cosine {self.cosine:.6f}{self.uncompared}"
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def compare_with_server(
     query_model: str | None = None,
     document_model: str | None = None,
     api_key: str | None = None,
-    texts: Sequence[str] = TEXTS,
+    texts: Sequence[str] | None = None,
 ) -> ServerComparison:
     """Ask a running server for vectors of a few texts and say whether they are those of a model.
 
@@ -107,7 +110,8 @@ def compare_with_server(
             ends in ``query``, or ``NAME-query`` where it lists none.
         document_model: The same for documents.
         api_key: What the server asks its clients for, sent as a bearer token, as OpenAI's do; kept nowhere.
-        texts: What to ask for.
+        texts: What to ask for; a dozen texts of up to some 600 tokens if None. Where the model reads longer ones, give
+            one: a server that cuts off between looks right without.
 
     Raises:
         OSError: The model cannot be read, or the server cannot be reached.
@@ -126,9 +130,25 @@ def compare_with_server(
     wanted = {"query": query_model, "document": document_model}
     listed = server.model_names() if any(wanted[side] is None for side in sides) else []
     names = {side: wanted[side] or _name_of_side(listed, side, f"{name}-{side}") for side in sides}
-    served = {side: _served(server, texts, names[side]) for side in sides}
+    served = {side: _served(server, TEXTS if texts is None else texts, names[side]) for side in sides}
     loaded = load_encoder(model)
-    return ServerComparison(url, {side: _compared(loaded, side, names[side], *served[side]) for side in sides})
+    found = {side: _compared(loaded, side, names[side], *served[side]) for side in sides}
+    if texts is None:
+        found = {side: replace(one, uncompared=_uncompared(loaded, side)) for side, one in found.items()}
+    return ServerComparison(url, found)
+
+
+def _limit(model: SentenceTransformer, side: Side) -> int | None:
+    """After how many tokens the model cuts texts of a side off."""
+    return getattr(next(model.children()), f"{side}_length", None) or model.max_seq_length
+
+
+def _uncompared(model: SentenceTransformer, side: Side) -> str:
+    """What ``TEXTS`` cannot show: where the server cuts longer texts off, if the model reads more of them."""
+    longest = max(TEXTS, key=len)
+    found = [model.preprocess([text], task=side).get("input_ids") for text in (longest, longest * 2)]
+    tokens, more = (0 if ids is None else ids.shape[-1] for ids in found)
+    return f"; texts of more than {tokens} tokens, which the model reads, were not compared" if more > tokens else ""
 
 
 def _served(server: _Server, texts: Sequence[str], name: str) -> tuple[Vectors, list[str], str]:
@@ -150,7 +170,7 @@ def _compared(
     distances = _distances(served, right)
     mistakes = _mistake(model, side, served, right, texts) if distances.max() > _SAME else {}
     if refused:
-        limit = f"The model cuts texts off at {model.max_seq_length} tokens: let the server or the client do so too."
+        limit = f"The model cuts texts off at {_limit(model, side)} tokens: let the server or the client do so too."
         mistakes["length of texts"] = refused + limit
     known = right.any(axis=1)  # a text that the model has no vector for has no length
     if "other encoder" not in mistakes:
@@ -188,7 +208,7 @@ def _mistake(
     head, prompt, vectors = min(known, key=lambda one: float(np.median(_distances(served, one[-1]))))
     best = _distances(served, vectors)
     if np.median(best) <= _NEARLY:
-        return {**_named(model, side, head, prompt), **_of_some(model, best, texts)}
+        return {**_named(model, side, head, prompt), **_of_some(_limit(model, side), best, texts)}
     if served.shape[1] != vectors.shape[1]:
         return {"other encoder": f"Vectors have {served.shape[1]} numbers, and the model's {right.shape[1]}. {_SERVE}"}
     # Of the same encoder, a text stays more like itself than like the others, whatever is put in front of it.
@@ -205,14 +225,14 @@ def _mistake(
     return {"other weights": f"{text}something is in front of texts."}
 
 
-def _of_some(model: SentenceTransformer, distances: Vectors, texts: Sequence[str]) -> dict[str, str]:
+def _of_some(limit: int | None, distances: Vectors, texts: Sequence[str]) -> dict[str, str]:
     """The mistake of a server that gives some texts other vectors than most: the long ones, or any."""
     lengths, far = np.array([len(text) for text in texts]), distances > _NEARLY
     if not far.any():
         return {}
     if lengths[~far].max() < lengths[far].min():
         long = "Short texts have the right vectors, long ones have not: the server cuts them off elsewhere. "
-        return {"length of texts": f"{long}Let it read {model.max_seq_length} tokens, as the model does."}
+        return {"length of texts": f"{long}Let it read {limit} tokens, as the model does."}
     return {
         "some texts": f"{far.sum()} of {len(texts)} texts have other vectors (lowest cosine {1 - distances.max():.3f}),"
         f" the first is {texts[int(far.argmax())][:60]!r}. Ask for it alone: right then, the server mixes up the texts "

@@ -170,6 +170,15 @@ def test_other_heads_are_not_called_a_mistake_that_they_are_not(
     assert "leaves out the head" not in str(compared)
 
 
+def test_what_the_texts_are_too_short_to_show_is_said(model: SentenceTransformer) -> None:
+    endless = encoder_of({"fox": np.ones(DIMENSION), "filter": np.eye(DIMENSION)[0]})
+    for one, count in ((endless, 2), (model, 0)):
+        with server(openai(rightly(one), NAMES)) as url:
+            compared = compare_with_server(one, url)
+        assert compared.right
+        assert len(re.findall(r"texts of more than 5\d\d tokens, .* were not compared", str(compared))) == count
+
+
 def test_one_wrong_vector_among_right_ones_is_named(model: SentenceTransformer) -> None:
     def third_again(name: str, texts: list[str]) -> Any:
         return rightly(model)(name, [*texts[:4], texts[2], *texts[5:]])
