@@ -38,6 +38,28 @@ _MOST_SMALL = 1 << 24
 # Keys under which a text is opened as a file or folder, with those that only tell where something came from.
 _PATHS = re.compile(r".*(?:_file|_path|_dir|_folder)|file_name|subfolder|pretrained_model_name_or_path")
 _ORIGINS = frozenset({"_name_or_path", "name_or_path", "special_tokens_map_file"})
+_REFUSED = {
+    "attribute_map": "gives entries other names (attribute_map), which may hide anything. Remove the entry.",
+    "auto_map": "names code of its own (auto_map). Where transformers has the class itself, remove the entry.",
+    "transformers_weights": "names its weights (transformers_weights), which may be any file. Save the model again.",
+}
+# What the Transformer module reads of its own configuration; older versions of the library wrote the second line.
+_TRANSFORMER_FILE = re.compile(r"sentence_[\w-]+_config\.json", re.IGNORECASE)
+_ARGUMENTS = ("model_kwargs", "processor_kwargs", "config_kwargs", "model_args", "tokenizer_args", "config_args")
+_TRANSFORMER = frozenset(
+    {"document_length", "modality_config", "module_output_name", "processing_kwargs", "query_expansion"}
+    | {"query_length", "transformer_task", "unpad_inputs"}
+    | {"do_lower_case", "max_seq_length", *_ARGUMENTS}
+)
+# A task that is none of these takes its class from the configuration.
+_TASKS = ("any-to-any", "feature-extraction", "fill-mask", "sequence-classification", "text-generation")
+_METHODS = re.compile(r"forward|get_\w+_features")
+# Of the arguments of transformers those that neither name a file nor let anything run, with a number or a name.
+_HARMLESS = frozenset(
+    {"add_pooling_layer", "attn_implementation", "dtype", "low_cpu_mem_usage", "max_pixels", "min_pixels"}
+    | {"model_max_length", "padding_side", "torch_dtype", "truncation_side", "use_cache", "use_fast"}
+    | {"use_safetensors"}
+)
 # Of the library's modules those whose files are data alone.
 _MODULES = frozenset(
     {"BoW", "CNN", "Dense", "Dropout", "LSTM", "LayerNorm", "Normalize", "Pooling", "Router", "StaticEmbedding"}
@@ -99,13 +121,54 @@ def check_configurations(folder: Folder) -> None:
             continue
         with folder.noting():
             configuration = folder.json(name, object)
-            for _, key, value in parts(configuration) if name != PROVENANCE_FILE else ():
-                if key == "auto_map" and value:
-                    what = "names code of its own (auto_map). Where transformers has the class itself, "
-                    folder.add(name, what + "remove the entry.")
-                elif isinstance(value, str) and key not in _ORIGINS and _PATHS.fullmatch(key) and _leads_away(value):
-                    what = f"{shown(key)} leads out of the folder, to {shown(value)!r}. Name a file in it."
-                    folder.add(name, what)
+            entries = configuration if isinstance(configuration, dict) else {}
+            if ".index" in path.name or "weight_map" in entries:
+                _check_shards(folder, name, entries)
+            if _TRANSFORMER_FILE.fullmatch(path.name):
+                _check_transformer(folder, name, entries)
+            if name != PROVENANCE_FILE:
+                _check_entries(folder, name, configuration)
+
+
+def _check_entries(folder: Folder, name: str, configuration: Any) -> None:
+    """Refuse entries that name code, or files elsewhere, however deep they lie, of any module and architecture."""
+    for _, key, value in parts(configuration):
+        if key in _REFUSED and value:
+            folder.add(name, _REFUSED[key])
+        elif isinstance(value, str) and key not in _ORIGINS and _PATHS.fullmatch(key) and _leads_away(value):
+            what = f"{shown(key)} leads out of the folder, to {shown(value)!r}. Name a file in it."
+            folder.add(name, what)
+
+
+def _check_transformer(folder: Folder, name: str, configuration: Mapping[str, Any]) -> None:
+    """Refuse in the configuration of a ``Transformer`` what is not its own, and arguments that are not harmless."""
+    wrong = sorted(set(configuration) - _TRANSFORMER)
+    for key in _ARGUMENTS:
+        arguments = configuration.get(key, {})
+        if not isinstance(arguments, dict):
+            wrong.append(key)
+            continue
+        wrong += [f"{key}.{one}" for one, value in arguments.items() if one not in _HARMLESS or not _is_plain(value)]
+    if configuration.get("transformer_task", "feature-extraction") not in _TASKS:
+        wrong.append("transformer_task")
+    if not _are_modalities(configuration.get("modality_config", {})):
+        wrong.append("modality_config")
+    for key in wrong:
+        what = f"has {shown(key)}, by which loading may read other files or run code. Remove the entry."
+        folder.add(name, what)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a number, None, or a name such as that of a type."""
+    return re.fullmatch(r"\w+", value) is not None if isinstance(value, str) else not isinstance(value, dict | list)
+
+
+def _are_modalities(value: Any) -> bool:
+    """Whether each names a method by which a model encodes, and none of its others."""
+    if not isinstance(value, dict):
+        return False
+    methods = [one.get("method") if isinstance(one, dict) else None for one in value.values()]
+    return all(isinstance(method, str) and _METHODS.fullmatch(method) for method in methods)
 
 
 @dataclass
@@ -208,18 +271,14 @@ def _encoder(folder: Folder, kind: str, path: str) -> int | None:
     if kind == "StaticEmbedding":
         shapes = [shape for name in own for _, shape in folder.weights(name).tensors.values()]
         return shapes[0][1] if len(shapes) == 1 and len(shapes[0]) == 2 else None
-    with folder.noting():
-        _check_shards(folder, path)
     configuration = folder.json(join(path, "config.json"))
     size = configuration.get("hidden_size", configuration.get("d_model"))
     return size if type(size) is int else None
 
 
-def _check_shards(folder: Folder, path: str) -> None:
-    index = join(path, "model.safetensors.index.json")
-    if index not in folder.sizes:
-        return
-    shards = folder.json(index).get("weight_map")
+def _check_shards(folder: Folder, index: str, configuration: Mapping[str, Any]) -> None:
+    """Refuse an index of weights that names anything else than safetensors beside it."""
+    path, shards = index.rpartition("/")[0], configuration.get("weight_map")
     if not isinstance(shards, dict):
         raise FindingError(index, "has no weight_map. Save or download the model again.")
     for shard in sorted({str(shard) for shard in shards.values()}):

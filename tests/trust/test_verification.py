@@ -376,6 +376,52 @@ def test_a_slice_of_the_fuzzing(tmp_path: Path, cases: range) -> None:
     assert [row for row in rows if row["outcome"] not in FINE] == []
 
 
+@pytest.mark.parametrize(
+    ("name", "entries", "message"),
+    [
+        ("config.json", {"transformers_weights": "w.safetensors.index.json"}, "names its weights"),
+        ("config.json", {"attribute_map": {"transformers_weights": "x"}, "x": "a/b"}, "gives entries other names"),
+        ("more.json", {"weight_map": {"a": "notes.txt"}}, "names 'notes.txt', which is no safetensors file"),
+        ("model.safetensors.index.x.json", {"weight_map": {"a": "runs/a.bin"}}, "names 'runs/a.bin', which is no"),
+        ("sentence_bert_config.json", {"model_kwargs": {"weights_only": False}}, r"has model_kwargs\.weights_only"),
+        ("sentence_bert_config.json", {"model_args": {"variant": "x"}}, r"has model_args\.variant"),
+        ("sentence_bert_config.json", {"model_kwargs": {"dtype": "a/b"}}, r"has model_kwargs\.dtype"),
+        ("sentence_bert_config.json", {"config_args": {"_configuration_file": "NOTES.md"}}, "has config_args"),
+        ("sentence_bert_config.json", {"processor_kwargs": []}, "has processor_kwargs"),
+        ("sentence_bert_config.json", {"tokenizer_name_or_path": "other"}, "has tokenizer_name_or_path"),
+        ("sentence_bert_config.json", {"transformer_task": ["retrieval"]}, "has transformer_task"),
+        (
+            "sentence_bert_config.json",
+            {"modality_config": {"text": {"method": "save_pretrained"}}},
+            "has modality_conf",
+        ),
+        ("sentence_xlm-roberta_config.json", {"cache_dir": "other"}, "has cache_dir"),
+    ],
+)
+def test_loading_is_not_led_to_files_that_are_not_checked(
+    bare: Path, name: str, entries: dict[str, Any], message: str
+) -> None:
+    path = bare / name
+    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **entries}))
+    with pytest.raises(VerificationError, match=message):
+        verify(bare)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"model_kwargs": {"dtype": "float16", "attn_implementation": "sdpa", "add_pooling_layer": False}},
+        {"model_args": {"torch_dtype": "auto"}, "tokenizer_args": {"model_max_length": 8}, "config_args": {}},
+        {"max_seq_length": None, "do_lower_case": True, "processing_kwargs": {"text": {"max_length": 6}}},
+    ],
+    ids=str,
+)
+def test_settings_that_lead_nowhere_pass(bare: Path, entries: dict[str, Any]) -> None:
+    edit(bare / "sentence_bert_config.json", lambda settings: settings.update(entries))
+    verify(bare)
+    SentenceTransformer(str(bare), device="cpu").encode_query("red head")
+
+
 def test_a_type_that_cannot_be_checked_is_not_called_damaged(bare: Path) -> None:
     path = bare / QUERY / "model.safetensors"
     tensors(path, **{"linear.bias": load_file(path)["linear.bias"].to(torch.float8_e4m3fn)})
