@@ -36,14 +36,17 @@ _MOST_LARGE = 1 << 28
 _MOST_SMALL = 1 << 24
 
 # Keys under which a text is opened as a file or folder, with those that only tell where something came from.
-_PATHS = re.compile(r".*(?:_file|_path|_dir|_folder)|file_name|subfolder|pretrained_model_name_or_path")
+_PATHS = re.compile(r".*(?:_files?|_path|_dir|_folder)|file_name|subfolder")
 _ORIGINS = frozenset({"_name_or_path", "name_or_path", "special_tokens_map_file"})
+# Keys under which a text with a slash is code on the Hub.
+_KERNELS = re.compile(r".*_implementation(?:_internal)?")
 _REFUSED = {
+    "allow_all_kernels": "runs code of anybody from the Hub (allow_all_kernels). Remove the entry.",
     "attribute_map": "gives entries other names (attribute_map), which may hide anything. Remove the entry.",
     "auto_map": "names code of its own (auto_map). Where transformers has the class itself, remove the entry.",
     "transformers_weights": "names its weights (transformers_weights), which may be any file. Save the model again.",
 }
-# What the Transformer module reads of its own configuration; older versions of the library wrote the second line.
+# What the Transformer module reads of its own configuration; the last line is what older versions wrote.
 _TRANSFORMER_FILE = re.compile(r"sentence_[\w-]+_config\.json", re.IGNORECASE)
 _ARGUMENTS = ("model_kwargs", "processor_kwargs", "config_kwargs", "model_args", "tokenizer_args", "config_args")
 _TRANSFORMER = frozenset(
@@ -135,8 +138,12 @@ def _check_entries(folder: Folder, name: str, configuration: Any) -> None:
     for _, key, value in parts(configuration):
         if key in _REFUSED and value:
             folder.add(name, _REFUSED[key])
-        elif isinstance(value, str) and key not in _ORIGINS and _PATHS.fullmatch(key) and _leads_away(value):
-            what = f"{shown(key)} leads out of the folder, to {shown(value)!r}. Name a file in it."
+        elif _KERNELS.fullmatch(key) and any(isinstance(one, str) and "/" in one for _, _, one in parts(value)):
+            folder.add(name, f"{shown(key)} is code on the Hub, {shown(value)}. Name one of transformers, as sdpa.")
+        elif not isinstance(value, str) or key in _ORIGINS or not _PATHS.fullmatch(key):
+            continue
+        elif _leads_away(value) or is_document(value):
+            what = f"{shown(key)} leads out of the model's own files, to {shown(value)!r}. Name one beside it."
             folder.add(name, what)
 
 

@@ -75,11 +75,12 @@ def verify(path: str | os.PathLike[str]) -> Verification:
 
     Nothing is run, unpickled or loaded as a model: configurations are parsed, weights read a megabyte at a time, links
     not followed. In order means: stock classes of sentence-transformers alone, one behind the other in dimensions that
-    fit; all weights as safetensors, whole and finite; no pickles, no code, nothing that leads out of the folder; cosine
-    where there are heads. Where the folder says what it was made of (``st_asym.json``, which :func:`st_asym.fit` and
-    :func:`st_asym.save_provenance` write), all files are those that were saved: the encoder that the heads were trained
-    on, and each head on its own side. Without it, another encoder of the same dimension, exchanged weights and changed
-    values cannot be told; ``notes`` says so. It is no signature: it tells accidents, and not who made a model.
+    fit; all weights as safetensors, whole and finite; no pickles, no code, nothing that leads out of the folder, and no
+    settings by which loading would read other files or run code; cosine where there are heads. Where the folder says
+    what it was made of (``st_asym.json``, which :func:`st_asym.fit` and :func:`st_asym.save_provenance` write), all
+    files are those that were saved: the encoder that the heads were trained on, and each head on its own side. Without
+    it, another encoder of the same dimension, exchanged weights and changed values cannot be told; ``notes`` says so.
+    It is no signature: it tells accidents, and not who made a model.
 
     Args:
         path: The folder.
@@ -102,10 +103,10 @@ def verify(path: str | os.PathLike[str]) -> Verification:
             with folder.noting():
                 folder.weights(name)
     provenance = read_provenance(folder)
-    if provenance is None:
-        heads_alone = ROUTER_FILE in folder.sizes and "modules.json" not in folder.sizes
-    else:
-        heads_alone = provenance.kind == "heads"
+    has_modules = "modules.json" in folder.sizes
+    heads_alone = provenance.kind == "heads" if provenance else ROUTER_FILE in folder.sizes and not has_modules
+    if heads_alone and has_modules:
+        folder.add("modules.json", f"makes a model of what {PROVENANCE_FILE} calls heads alone. Remove it.")
     saved = read_saved(folder, heads_alone=heads_alone)
     if not heads_alone:
         with folder.noting():

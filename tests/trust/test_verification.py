@@ -381,6 +381,11 @@ def test_a_slice_of_the_fuzzing(tmp_path: Path, cases: range) -> None:
     [
         ("config.json", {"transformers_weights": "w.safetensors.index.json"}, "names its weights"),
         ("config.json", {"attribute_map": {"transformers_weights": "x"}, "x": "a/b"}, "gives entries other names"),
+        ("config.json", {"text_config": {"attn_implementation": {"": "any/kernel"}}}, "attn_implementation is code on"),
+        ("config.json", {"_experts_implementation": "any/kernel@v1"}, "_experts_implementation is code on the Hub"),
+        ("generation_config.json", {"allow_all_kernels": True}, "runs code of anybody"),
+        ("tokenizer_config.json", {"fast_tokenizer_files": ["a", "../x/tokenizer.4.json"]}, "tokenizer_files leads"),
+        ("tokenizer_config.json", {"fast_tokenizer_files": ["tokenizer.4.json.md"]}, "leads out of the model's own"),
         ("more.json", {"weight_map": {"a": "notes.txt"}}, "names 'notes.txt', which is no safetensors file"),
         ("model.safetensors.index.x.json", {"weight_map": {"a": "runs/a.bin"}}, "names 'runs/a.bin', which is no"),
         ("sentence_bert_config.json", {"model_kwargs": {"weights_only": False}}, r"has model_kwargs\.weights_only"),
@@ -405,6 +410,13 @@ def test_loading_is_not_led_to_files_that_are_not_checked(
     path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **entries}))
     with pytest.raises(VerificationError, match=message):
         verify(bare)
+
+
+def test_heads_alone_have_no_modules(tmp_path: Path, tiny_encoder: SentenceTransformer) -> None:
+    heads = save_heads(trained(tiny_encoder), tmp_path / "heads")
+    (heads / "modules.json").write_text('[{"name": "0", "path": "", "type": "other.Module"}]')
+    with pytest.raises(VerificationError, match=r"modules\.json: makes a model of what st_asym\.json calls heads"):
+        verify(heads)
 
 
 @pytest.mark.parametrize(
