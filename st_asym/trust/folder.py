@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from st_asym.data.files import EVALUATION_FOLDER, LOGS_FOLDER
 
 _CHUNK = 1 << 20
-_MOST_JSON = 2 << 20
+MOST_JSON = 2 << 20
 _MOST_FILES = 10_000
 _MOST_FINDINGS = 50
 _MOST_LEVELS = 8
@@ -140,8 +140,8 @@ class Folder:
     def json(self, name: str, kind: type = dict) -> Any:
         """Parse a small JSON file of this kind; a ``FindingError`` where it is missing or anything else."""
         with self.open(name) as file:
-            content = file.read(_MOST_JSON)
-        if len(content) == _MOST_JSON:
+            content = file.read(MOST_JSON)
+        if len(content) == MOST_JSON:
             size = self.sizes[name]
             raise FindingError(name, f"is {size:,} bytes long, and that is longer than any configuration.")
         try:
@@ -267,8 +267,8 @@ def _header(path: Path, file: BinaryIO) -> tuple[dict[str, tuple[str, tuple[int,
     length = int.from_bytes(first, "little")
     if len(first) < 8 or length > os.fstat(file.fileno()).st_size - 8:
         raise ValueError("it ends within its header")
-    if length > _MOST_JSON:
-        raise ValueError(f"its header would be {length:,} bytes long, more than {_MOST_JSON:,}")
+    if length > MOST_JSON:
+        raise ValueError(f"its header would be {length:,} bytes long, more than {MOST_JSON:,}")
     try:
         library: Any = safe_open(path, "numpy")
     except (MemoryError, OSError) as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import re
@@ -34,8 +35,8 @@ from st_asym.data.files import (
     write_json,
 )
 from st_asym.data.sources import training_data
-from st_asym.trust.folder import FindingError, Folder, VerificationError
-from st_asym.trust.modules import check_files, is_document, read_saved
+from st_asym.trust.folder import MOST_JSON, FindingError, Folder, VerificationError, parsed, shown
+from st_asym.trust.modules import check_configurations, check_files, is_document, read_saved
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -151,7 +152,8 @@ def save_provenance(
     Raises:
         FileNotFoundError: Nothing is saved there.
         TypeError: Data of another kind.
-        ValueError: The model begins with a ``Router``.
+        ValueError: The model begins with a ``Router``; or :func:`st_asym.verify` could not read what would be written,
+            as it is too long, too deeply nested or no JSON. Nothing was written.
 
     Example:
         >>> model.save_pretrained("errors-model")  # doctest: +SKIP
@@ -165,7 +167,6 @@ def save_provenance(
         raise FileNotFoundError(f"{path} holds no saved model: call model.save_pretrained({str(path)!r}) first.")
     options = read_json(path / SETTINGS_FILE)
     options["requirements"] = {**(options.get("requirements") or {}), **_REQUIREMENTS}
-    write_json(path / SETTINGS_FILE, options)
     parts = {} if data is None else data if isinstance(data, Mapping) else {"train": data}
     read = [found for part in parts.values() if (found := training_data(part)) is not None]
     trained = TrainedQueries.of(read) if read else None
@@ -178,6 +179,7 @@ def save_provenance(
     made = write_provenance(
         path,
         kind="model",
+        options=options,
         encoder=describe_encoder(model),
         data={public_name(name): data_digests(part) for name, part in parts.items()},
         trained={} if trained is None else trained.as_dict(),
@@ -244,13 +246,15 @@ def _file_of(model: Any, name: str) -> Path | None:
     return None
 
 
-def write_provenance(path: Path, *, kind: str, **facts: Any) -> Provenance:
-    """Digest the files of a folder and write everything that is known of them."""
+def write_provenance(path: Path, *, kind: str, options: Mapping[str, Any] | None = None, **facts: Any) -> Provenance:
+    """Digest the files of a folder and write everything that is known of them, and ``options`` as the model's own."""
     folder = Folder(path)
+    folder.sizes.pop(PROVENANCE_FILE, None)
     check_files(folder)
+    check_configurations(folder)
     files: dict[str, str] = {}
     documents: dict[str, str] = {}
-    for name in sorted(folder.sizes.keys() - {PROVENANCE_FILE}):
+    for name in sorted(folder.sizes):
         with folder.noting():
             (documents if is_document(name) else files)[name] = folder.digest(name)
     saved = read_saved(folder, heads_alone=kind == "heads")
@@ -265,8 +269,29 @@ def write_provenance(path: Path, *, kind: str, **facts: Any) -> Provenance:
         versions=installed(),
         **facts,
     )
+    _check_readable(made)
+    if options is not None:
+        write_json(path / SETTINGS_FILE, options)
+        files[SETTINGS_FILE] = _sha256(path / SETTINGS_FILE)
     write_json(path / PROVENANCE_FILE, made.as_dict())
     return made
+
+
+def _check_readable(made: Provenance) -> None:
+    """Refuse to write what :func:`read_provenance` would refuse to read, and say which part of it that is."""
+    lengths: dict[str, int] = {}
+    for name, part in vars(made).items():
+        try:
+            text = json.dumps({name: part}, indent=2, allow_nan=False)
+            parsed(text.encode())
+        except (RecursionError, ValueError) as error:
+            why = "it is nested too deeply" if isinstance(error, RecursionError) else shown(str(error))
+            raise ValueError(f"{name} cannot be kept in {PROVENANCE_FILE}: {why}. Nothing was written.") from error
+        lengths[name] = len(text)
+    if sum(lengths.values()) >= MOST_JSON:
+        name = max(lengths, key=lengths.__getitem__)
+        what = f"{name} takes {lengths[name]:,} bytes of {PROVENANCE_FILE}, which may have {MOST_JSON:,} in all. "
+        raise ValueError(what + "Nothing was written: pass less.")
 
 
 def read_provenance(folder: Folder) -> Provenance | None:

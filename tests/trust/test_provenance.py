@@ -207,6 +207,26 @@ def test_what_would_not_pass_is_named_in_a_warning(
     assert "would not pass st_asym.verify: training_args.bin: is the trainer's" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"seed": 10**37}, "seed cannot be kept in st_asym.json: it has a number of 38 digits"),
+        ({"settings": {"log": ["a line"] * 200_000}}, "settings takes .* bytes of st_asym.json, which may have"),
+        ({"settings": {"a": json.loads("[" * 70 + "0" + "]" * 70)}}, "settings cannot be kept .* nested too deeply"),
+        ({"settings": {1: 0, "1": 0}}, "settings cannot be kept .* a key twice"),
+    ],
+)
+def test_what_could_not_be_read_again_is_not_written(
+    model: SentenceTransformer, tmp_path: Path, facts: dict[str, Any], message: str
+) -> None:
+    settings = tmp_path / "model" / "config_sentence_transformers.json"
+    before = settings.read_text()
+    with pytest.raises(ValueError, match=message):
+        save_provenance(tmp_path / "model", model, **facts)
+    assert settings.read_text() == before
+    assert not (tmp_path / "model" / "st_asym.json").exists()
+
+
 def test_it_needs_a_saved_model(model: SentenceTransformer, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="save_pretrained"):
         save_provenance(tmp_path, model)
