@@ -105,8 +105,8 @@ def folds(
 
     About half of the queries stay together with all that they share documents with, and are unseen in their fold; the
     others are dealt over the folds. If too few are unseen, a fold withholds documents from training as
-    :func:`hold_out` does; it has the queries that it has, so that costs more. The arguments are those of
-    :func:`hold_out`.
+    :func:`hold_out` does; it has the queries that it has, so that costs more. Where queries of one text are most of the
+    data, there may be nothing left for some folds: these are left out. The arguments are those of :func:`hold_out`.
     """
     graph = _QueryGraph(qrels, queries, corpus)
     if not 2 <= k <= len(graph.units):
@@ -127,7 +127,7 @@ def folds(
     for block in sorted(together, key=lambda block: -int(graph.sizes[block].sum())) + apart:
         fold_of[block] = filled.argmin()
         filled[filled.argmin()] += graph.sizes[block].sum()
-    return [_cut(graph, fold_of == fold, _withhold(graph, fold_of == fold)) for fold in range(k)]
+    return [_cut(graph, fold_of == fold, _withhold(graph, fold_of == fold)) for fold in np.unique(fold_of)]
 
 
 def expected_unseen(

@@ -95,6 +95,12 @@ def test_folds_hold_each_query_out_once(qrels: Qrels, k: int, seed: int) -> None
         check(cut, qrels)
 
 
+def test_a_fold_that_nothing_is_left_for_is_left_out() -> None:
+    qrels = {f"q{i}": {"a": 1} for i in range(30)} | {f"r{i}": {"b": 1} for i in range(6)}
+    texts = {query_id: "login" if qrels[query_id] == {"a": 1} else query_id for query_id in qrels}
+    assert sorted(len(cut.dev) for cut in folds(qrels, 5, queries=texts)) == [6, 30]
+
+
 @given(collections(), st.integers(0, 3))
 def test_queries_with_the_same_text_stay_on_one_side(qrels: Qrels, seed: int) -> None:
     texts = {query_id: f" What  is {int(query_id[1:]) % 7}?" for query_id in qrels}
