@@ -259,12 +259,14 @@ def bm25_sentence(
     if not judged or not bm25_is_installed() or len(data.corpus) > SEARCHED:
         return ""
     index, places = Bm25Index(list(data.corpus.values())), {key: row for row, key in enumerate(data.corpus)}
+    # By the whole split, as for the encoder: a part may lack the query that is relevant to itself.
+    own = {key for split in data.qrels.values() for key in own_documents(places, split)}
     scores: dict[str, list[Any]] = {"BM25": [], "the untouched encoder": [], "the kept heads": []}
     # Of the last cuts, there may have been no time to judge, and a choice may not have been rehearsed on all of them.
     for part, one in zip(parts, judged, strict=False):
         if choice is not None and choice not in one.scores:
             continue
-        own, found = set(own_documents(places, part.dev)), []
+        found: list[Any] = []
         for start in range(0, len(one.queries), _BLOCK):
             block = one.queries[start : start + _BLOCK]
             similarities = torch.from_numpy(index.similarities([data.queries[query] for query in block]))

@@ -42,6 +42,18 @@ def test_heads_are_compared_where_they_were_rehearsed() -> None:
     assert "0.667 on the held-out queries, the untouched encoder 0.500, the kept heads 0.900" in found
 
 
+def test_numbers_that_queries_and_documents_share_leave_no_document_out() -> None:
+    """That one query is relevant to its own number says so of all, whichever of them a cut holds out."""
+    queries = {"0": "red", "1": "blue whale frog", "2": "whale"}
+    corpus = {"0": "red fox", "1": "blue whale", "2": "green frog"}
+    qrels = {"0": {"0": 1}, "1": {"2": 1}, "2": {"1": 1}}
+    part = HeldOut({"0": qrels.pop("0")}, qrels, (), (), {}, ())
+    data = RetrievalData(queries, corpus, {"train": {**part.train, **part.dev}})
+    one = Rehearsal(tuple(part.dev), np.zeros(2, dtype=bool), np.full(2, 0.5), {})
+    # The first of the two finds document 1, its own number, before its answer.
+    assert bm25_sentence(data, [part], [one], None).startswith("BM25 alone has an nDCG@10 of 0.815")
+
+
 def test_nothing_is_said_without_bm25s(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("st_asym.fitting.report.bm25_is_installed", lambda: False)
     assert bm25_sentence(DATA, [PART], judged(0.1, 0.1), None) == ""
