@@ -161,10 +161,8 @@ class FitReport:
         self.held_out = [*_told_of_dev(given), *_told_of_cuts(cut)]
         if given and cut:
             self.held_out += _told_of_both(self, like_train)
-        if self.expected_unseen and not any(part.unseen for part in (given if self.by_dev else judged)):
-            self.held_out.append(
-                "No query on unseen documents could be held out: what heads do to new documents was not measured."
-            )
+        documents = len(found.vectors.document_ids)
+        self.held_out += _told_of_what_was_not_judged(self, given if self.by_dev else judged, documents)
         if len(judged) < len(parts):
             self.held_out.append(f"There was no time for {len(parts) - len(judged)} of {len(parts)} cuts.")
         self.refitted = self.kept and bool(cut)
@@ -311,6 +309,14 @@ def _told_of_both(report: FitReport, like_train: bool) -> Iterator[str]:
         yield "The dev queries are like the training queries: all count alike."
     elif report.kept:
         yield "The dev queries may be unlike the training queries, but bear out by themselves what all say together."
+
+
+def _told_of_what_was_not_judged(report: FitReport, judged: Sequence[HeldOut], documents: int) -> Iterator[str]:
+    """What the cuts that decided leave open, of so many documents, in words."""
+    if report.expected_unseen and not any(part.unseen for part in judged):
+        yield "No query on unseen documents could be held out: what heads do to new documents was not measured."
+    if documents > SEARCHED:
+        yield f"Judged among {SEARCHED:,} of {documents:,} documents: scores over all of them are lower."
 
 
 def _told_of_cuts(cut: Sequence[HeldOut]) -> Iterator[str]:

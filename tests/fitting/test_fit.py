@@ -392,6 +392,7 @@ def test_a_corpus_larger_than_memory_is_judged_on_a_part_that_has_all_relevant_d
     few = replace(data, qrels={"train": dict(list(data.qrels["train"].items())[:30])})
     monkeypatch.setattr(vectors, "_IN_MEMORY", 50)
     monkeypatch.setattr(vectors, "SEARCHED", 50)
+    monkeypatch.setattr("st_asym.fitting.report.SEARCHED", 50)
     monkeypatch.setattr(vectors, "_PORTION", 7)
     parts: list[list[str]] = []
     searched = vectors.Vectors.searched
@@ -406,7 +407,9 @@ def test_a_corpus_larger_than_memory_is_judged_on_a_part_that_has_all_relevant_d
         return rows
 
     monkeypatch.setattr(vectors.Vectors, "searched", spy)
-    assert quick(encoder, few, settings=replace(SURE, sides="both")).report.counts["train"] == 30
+    found = quick(encoder, few, settings=replace(SURE, sides="both")).report
+    assert found.counts["train"] == 30
+    assert found.held_out[-1] == "Judged among 50 of 80 documents: scores over all of them are lower."
     assert parts
     assert all(len(part) == len(set(part)) == 50 for part in parts)
 
