@@ -315,6 +315,11 @@ def _told_of_what_was_not_judged(report: FitReport, judged: Sequence[HeldOut], d
     """What the cuts that decided leave open, of so many documents, in words."""
     if report.expected_unseen and not any(part.unseen for part in judged):
         yield "No query on unseen documents could be held out: what heads do to new documents was not measured."
+    if report.expected_unseen != 1 and not any(part.seen for part in judged):
+        yield (
+            "No query on seen documents could be held out: what heads do to documents that training knows was not "
+            "measured."
+        )
     if documents > SEARCHED:
         yield f"Judged among {SEARCHED:,} of {documents:,} documents: scores over all of them are lower."
 
