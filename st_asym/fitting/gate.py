@@ -19,7 +19,7 @@ _CHANCE = 0.025
 # many standard errors.
 _LIKELY, _SOUND = 0.25, 5.0
 # What a choice with such a p-value needs besides: so many judged queries, an effective sample of so many, so many
-# changed scores, and for trained heads at most this dial.
+# changed scores, by groups of queries, and for trained heads at most this dial.
 _FEWEST_LIKELY, _FEWEST_COUNTED, _FEWEST_CHANGED, _FURTHEST = 40, 30, 6, 0.7
 # The largest p-value on dev queries alone of a choice that was picked on training queries too, and the fewest dev
 # queries that can have it: with n of them the smallest p-value is 0.5 to the power of n.
@@ -268,7 +268,7 @@ def _decide(
     likely = [
         entry
         for entry in to_the_end
-        if sound and chances[entry.choice] <= _LIKELY and _is_careful(entry, rehearsals, expected_unseen)
+        if sound and chances[entry.choice] <= _LIKELY and _is_careful(entry, rehearsals, expected_unseen, groups)
     ]
     best = max(beyond_chance or likely or to_the_end or eligible, key=lambda entry: entry.rank, default=None)
     return Decision(
@@ -279,17 +279,22 @@ def _decide(
     )
 
 
-def _is_careful(entry: Evidence, rehearsals: Sequence[Rehearsal], expected_unseen: float) -> bool:
-    """Whether a choice that is likely to gain changes little, and was judged on enough queries that tell."""
-    choice, counts = entry.choice, (entry.seen.queries, entry.unseen.queries)
-    if sum(counts) < _FEWEST_LIKELY or (choice.epoch and choice.dial > _FURTHEST):
+def _is_careful(
+    entry: Evidence, rehearsals: Sequence[Rehearsal], expected_unseen: float, groups: Mapping[str, int] | None
+) -> bool:
+    """Whether a choice that is likely to gain changes little, and was judged on enough groups of queries that tell."""
+    choice, parts = entry.choice, [part for part in rehearsals if entry.choice in part.scores]
+    numbers = _group_numbers(parts, groups)
+    sizes = np.bincount(numbers)
+    if len(sizes) < _FEWEST_LIKELY or (choice.epoch and choice.dial > _FURTHEST):
         return False
-    shares = _shares(*counts, expected_unseen)
+    seen, counts = np.concatenate([part.seen for part in parts]), 1.0 / sizes[numbers]
+    halves = float(counts[seen].sum()), float(counts[~seen].sum())
+    shares = _shares(*halves, expected_unseen)
     # As many equal queries would leave as much to chance (Kish 1965, "Survey Sampling").
-    counted = 1 / sum(share**2 / count for share, count in zip(shares, counts, strict=True) if count)
-    parts = [part for part in rehearsals if choice in part.scores]
-    changed = sum(int(np.count_nonzero(part.scores[choice] != part.untouched)) for part in parts)
-    return counted >= _FEWEST_COUNTED and changed >= _FEWEST_CHANGED
+    counted = 1 / sum(share**2 / count for share, count in zip(shares, halves, strict=True) if count)
+    changed = np.concatenate([part.scores[choice] != part.untouched for part in parts])
+    return counted >= _FEWEST_COUNTED and len(np.unique(numbers[changed])) >= _FEWEST_CHANGED
 
 
 def best_of_each(evidence: Iterable[Evidence]) -> dict[str, Evidence]:
@@ -329,7 +334,7 @@ def _evidence(choice: Choice, rehearsals: Sequence[Rehearsal], expected_unseen: 
     return Evidence(choice, *gains, gain, error, worth)
 
 
-def _shares(seen: int, unseen: int, expected_unseen: float) -> tuple[float, float]:
+def _shares(seen: float, unseen: float, expected_unseen: float) -> tuple[float, float]:
     """What so many seen and so many unseen queries count."""
     if not unseen:
         return 1.0, 0.0

@@ -352,6 +352,24 @@ def test_labels_are_sound_by_groups() -> None:
     assert are_sound([part], {f"q{i}": i for i in range(60)})
 
 
+def test_a_likely_gain_on_a_few_groups_is_not_enough() -> None:
+    b = Choice("b")
+    parts = [
+        replace(part, queries=tuple(f"{place}{q}" for q in part.queries)) for place, part in enumerate(likely_gain(b))
+    ]
+    names = [query for part in parts for query in part.queries]
+    for count, kept in ((50, True), (45, True), (39, False)):
+        groups = {query: min(row, count - 1) for row, query in enumerate(names)}
+        found = decide(parts, 0.0, sound=True, groups=groups)
+        assert 0.025 < found.chance <= 0.25
+        assert (found.chosen is not None) is kept
+    gains = np.where(np.arange(60) < 15, np.tile([0.1, 0.2, 0.3], 20), 0.0)
+    part = rehearsal(np.full(60, 0.5), {b: 0.5 + gains})
+    alike = {query: min(row // 3, 5) if row < 15 else row for row, query in enumerate(part.queries)}
+    assert decide([part], 0.0, sound=True).chosen
+    assert not decide([part], 0.0, sound=True, groups=alike).chosen, "five groups change"
+
+
 def test_choices_that_were_never_judged_together_are_not_behind_each_other() -> None:
     parts = [rehearsal(np.zeros(5), {CHOICES[0]: np.ones(5)}), rehearsal(np.zeros(5), {CHOICES[1]: np.ones(5)})]
     assert behind(CHOICES[0], CHOICES[1], parts, 0.0) == (0.0, 0.0)
