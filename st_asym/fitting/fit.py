@@ -308,15 +308,16 @@ def _free_place(output: Path) -> Path:
 
 def _check_encoder(model: SentenceTransformer, settings: Settings) -> None:
     """Refuse an encoder whose own ranking is not by cosine or dot product, or that settings do not suit."""
-    similarity, normalises = model.similarity_fn_name, isinstance(list(model.children())[-1], Normalize)
+    with model.truncate_embeddings(None):
+        width = model.get_embedding_dimension() or 0
+    cuts = (model.truncate_dim or width) < width
+    similarity, normalises = model.similarity_fn_name, isinstance(list(model.children())[-1], Normalize) and not cuts
     if similarity == "manhattan" or (similarity == "euclidean" and not normalises):
         raise ValueError(
             f"The encoder compares by {similarity} distance, and heads by cosine, so that what they gain over the "
             "encoder cannot be judged. If cosine is how you search, set encoder.similarity_fn_name = 'cosine'."
         )
-    with model.truncate_embeddings(None):
-        width = model.get_embedding_dimension() or 0
-    if (model.truncate_dim or width) < width and settings.sides in ("query", "document"):
+    if cuts and settings.sides in ("query", "document"):
         raise ValueError(
             f"The encoder cuts its vectors to {model.truncate_dim} dimensions (truncate_dim), which the heads of both "
             f"sides do after it: leave sides={settings.sides!r} out, or load it without truncate_dim."

@@ -18,6 +18,7 @@ import pytest
 import torch
 from fitting_helpers import DIMENSION, ONE, QUICK, both_sides, encoder_of, rotated
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Normalize
 from transformers import TrainerCallback, set_seed
 
 from st_asym import EmbeddingCache, FitResult, Settings, fit, verify
@@ -669,6 +670,17 @@ def test_an_encoder_that_heads_cannot_be_compared_with_is_refused_before_anythin
     encoder.similarity_fn_name, encoder.truncate_dim = similarity, truncate_dim
     with pytest.raises(ValueError, match=message):
         quick(encoder, data, settings=Settings(sides=sides))
+
+
+def test_euclidean_distance_is_that_of_cosine_where_nothing_is_cut_off_unit_vectors(
+    quick: Callable[..., FitResult],
+) -> None:
+    encoder, data = rotated(20)
+    unit = SentenceTransformer(modules=[*encoder, Normalize()], device="cpu", similarity_fn_name="euclidean")
+    assert quick(unit, data, settings=SHORT).report.evidence
+    unit.truncate_dim = DIMENSION // 2
+    with pytest.raises(ValueError, match="compares by euclidean distance"):
+        quick(unit, data, settings=SHORT)
 
 
 @pytest.mark.parametrize(("seed", "error"), [(-1, ValueError), (2**32, ValueError), (1.5, TypeError)])
