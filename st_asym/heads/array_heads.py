@@ -164,7 +164,7 @@ class Heads:
                 ``(dimension,)`` for one.
 
         Returns:
-            Unit vectors of the same dtype, shape ``(n, d)`` or ``(d,)``.
+            Unit vectors of the same dtype (float32 of bfloat16 tensors), shape ``(n, d)`` or ``(d,)``.
 
         Raises:
             TypeError: They are no floating point numbers.
@@ -226,14 +226,7 @@ class Heads:
         return Path(path)
 
     def _applied(self, vectors: Any, layers: Sequence[Layer]) -> Array:
-        if hasattr(vectors, "detach"):  # a tensor, which numpy does not take while it needs a gradient
-            vectors = vectors.detach().cpu()
-        try:
-            given = np.asarray(vectors)
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"Vectors must be one array of float16, float32 or float64: {error}.") from error
-        if given.dtype not in (np.float16, np.float32, np.float64):
-            raise TypeError(f"Vectors must be float16, float32 or float64, not {given.dtype}.")
+        given = _as_array(vectors)
         if given.ndim not in (1, 2) or given.shape[-1] != self.dimension:
             raise ValueError(
                 f"These heads take vectors of {self.dimension} dimensions, shape (n, {self.dimension}) or "
@@ -243,20 +236,35 @@ class Heads:
         found = np.empty((len(rows), len(layers[-1].weight) if layers else self.dimension), given.dtype)
         for start in range(0, len(rows), _ROWS):
             part = rows[start : start + _ROWS].astype(np.float64, order="C")  # sums have the order of memory
-            lengths = _lengths(part, start, "Vector")
+            lengths = _lengths(part, start, "Vector", 0.0 if self.normalises else _SHORTEST)
             if self.normalises:
                 part /= lengths
             for layer in layers:
                 part = layer(part)
-            found[start : start + len(part)] = part / _lengths(part, start, "What the heads make of vector")
+            found[start : start + len(part)] = part / _lengths(part, start, "What the heads make of vector", _SHORTEST)
         return found.reshape(*given.shape[:-1], found.shape[1])
 
 
-def _lengths(part: Floats, start: int, what: str) -> Floats:
-    """The lengths of rows, shape ``(n, 1)``, of which none is zero."""
+def _as_array(vectors: Any) -> Array:
+    """Floating point numbers as numpy has them."""
+    if hasattr(vectors, "detach"):  # a tensor, which numpy does not take while it needs a gradient
+        vectors = vectors.detach().cpu()
+        if str(vectors.dtype) == "torch.bfloat16":  # which numpy has not
+            vectors = vectors.float()
+    try:
+        given = np.asarray(vectors)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"Vectors must be one array of float16, float32 or float64: {error}.") from error
+    if given.dtype.newbyteorder("=") not in (np.float16, np.float32, np.float64):
+        raise TypeError(f"Vectors must be float16, float32 or float64, not {given.dtype}.")
+    return given
+
+
+def _lengths(part: Floats, start: int, what: str, shortest: float) -> Floats:
+    """The lengths of rows, shape ``(n, 1)``, of which each is above the shortest."""
     with np.errstate(over="ignore", invalid="ignore"):
         lengths: Floats = np.linalg.norm(part, axis=1, keepdims=True)
-    bad = np.flatnonzero(~(np.isfinite(lengths) & (lengths > _SHORTEST)))
+    bad = np.flatnonzero(~(np.isfinite(lengths) & (lengths > shortest)))
     if len(bad):
         kind = "is zero, so that it has no direction" if np.isfinite(lengths[bad[0]]) else "is not finite"
         raise ValueError(f"{what} {start + int(bad[0]):,} {kind}.")

@@ -150,6 +150,16 @@ def test_what_is_no_vector_is_refused(x: Any, kind: type[Exception], message: st
         heads.query(x)
 
 
+def test_what_fit_vectors_takes_is_taken() -> None:
+    heads, x = Heads(DIMENSION, random_layers(DIMENSION), normalises=True), vectors()
+    assert np.array_equal(heads.query(x.astype(">f4")), heads.query(x))
+    half = torch.from_numpy(x).bfloat16().requires_grad_()
+    assert np.array_equal(heads.query(half), heads.query(half.detach().float().numpy()))
+    np.testing.assert_allclose(heads.query(x * np.float32(1e-14)), heads.query(x), atol=1e-6)
+    with pytest.raises(ValueError, match="Vector 0 is zero"):
+        heads.query(0 * x)
+
+
 def test_a_row_far_on_is_named_and_no_rows_are_no_error() -> None:
     heads = Heads(DIMENSION, random_layers(DIMENSION), random_layers(DIMENSION))
     x = vectors(3000)
