@@ -77,14 +77,15 @@ def undisturbed() -> Iterator[None]:
     """The caller's random generators as they were, no progress bars of data sets, and no full garbage collections.
 
     The trainer reseeds all generators, and collects garbage after each run among all objects of all modules that were
-    ever imported. Those that were there before are left out of that.
+    ever imported. Those that were there before are left out of that. Training needs gradients, which the caller may
+    have switched off.
     """
     hidden, frozen = datasets.are_progress_bars_disabled(), gc.get_freeze_count()
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - it is the caller's
     datasets.disable_progress_bars()
     gc.freeze()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), torch.inference_mode(mode=False), torch.enable_grad():
             yield
     finally:
         random.setstate(python)

@@ -105,6 +105,18 @@ def test_what_cannot_be_learnt_leaves_the_vectors_alone(pairs: Any, tmp_path: Pa
         result.save(tmp_path / "heads")
 
 
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_a_caller_may_have_switched_gradients_off(pairs: Any, tmp_path: Path, off: Any) -> None:
+    encoder, data = rotated(20)
+    expected = quick(*pairs).heads.query(pairs[0])
+    with off():
+        found = quick(*pairs)
+        options: Any = {"settings": ONE, "cache": tmp_path / "cache", "show_progress_bar": False}
+        assert fit(encoder, data, output_dir=tmp_path / "model", **options).report.log
+        assert not torch.is_grad_enabled()
+    assert np.array_equal(found.heads.query(pairs[0]), expected)
+
+
 def npy(array: Any, folder: Path) -> Path:
     np.save(folder / "vectors.npy", array)
     return folder / "vectors.npy"
