@@ -41,11 +41,12 @@ class Settings:
 
     Attributes:
         sides: Which sides get a head: ``"both"``, ``"query"`` (documents stay as they are, and so does an existing
-            index), ``"document"``, or ``"shared"``, one head for both. ``fit`` tries the first two.
+            index), ``"document"``, or ``"shared"``, one head for both. ``fit`` tries ``"both"`` and ``"query"``.
         init: How heads start: ``"identity"``, ``"pairs"`` (within-pair whitening, see
-            :func:`st_asym.fitting.closed_form.pair_whitening`) or ``"random"``. ``fit`` takes the second.
+            :func:`st_asym.fitting.closed_form.pair_whitening`) or ``"random"``. ``fit`` takes ``"pairs"``.
         contrastive: ``"corpus"`` for :class:`st_asym.CorpusContrastiveLoss` against the corpus, ``"in-batch"`` for its
-            form against the documents of the batch, ``"both"`` for the mean of both losses. ``fit`` takes the last.
+            form against the documents of the batch, ``"both"`` for the mean of both losses. ``fit`` takes ``"both"``,
+            and tries ``"corpus"`` too where the corpus is closed.
         unlabelled_weight: What a document that no training query asks for counts as a negative, with ``"corpus"`` and
             ``"both"``. ``fit`` tries 1, where the corpus is closed, and 0.1.
         whitening: The strength s of the start ``"pairs"``; the others have none. ``fit`` tries several.
