@@ -36,7 +36,8 @@ class Vectors:
         document_ids: Ids of the documents.
         documents: Shape ``(m, d)``, the same, or a ``numpy.memmap`` where there are many texts.
         no_negatives: Query id to documents that are neither relevant to it nor not: copies of relevant ones, and the
-            query itself where queries are documents.
+            query itself where queries are documents. This is where equal documents are treated: see
+            :func:`st_asym.data.document.copies`; :func:`st_asym.fit_vectors` goes by equal vectors.
         own: Query id to document id, of queries that are documents themselves, which are no results of their own.
         seed: Of what is drawn.
         by_dot: Whether the encoder, as it is, compares by the inner product of vectors of any length, not by cosine.
