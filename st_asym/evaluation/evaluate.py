@@ -28,6 +28,7 @@ from st_asym.evaluation.models import (
     systems_of,
     vectors_of,
 )
+from st_asym.fitting.fit import undisturbed
 from st_asym.retrieval.significance import CONFIDENCE, RESAMPLES, Difference
 from st_asym.trust.provenance import installed
 
@@ -105,7 +106,7 @@ def evaluate(
     require_mteb()
     from st_asym.evaluation.baselines import Baselines
     from st_asym.evaluation.compressed import check_forms
-    from st_asym.evaluation.mteb import compressed_scores, scores_by_query, undisturbed
+    from st_asym.evaluation.mteb import compressed_scores, scores_by_query
     from st_asym.evaluation.tasks import benchmarks, seen_queries, trained_queries, training_documents
 
     bar = Bar(at_least, significance)

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import logging
-import random
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import datasets
 import mteb
-import numpy as np
-import torch
 from mteb.models import SearchEncoderWrapper, SentenceTransformerEncoderWrapper
 from mteb.types import PromptType
 from sentence_transformers import SentenceTransformer
@@ -124,22 +119,6 @@ def compressed_scores(measured: Sequence[Measurement]) -> dict[str, dict[str, di
     for means in (means for forms in found.values() for means in forms.values()):
         means["average"] = mean([*means.values()])
     return found
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Keep the random state, which MTEB seeds anew for each task, and the progress bars of its data sets quiet."""
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002 - what MTEB seeds
-    shown = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-        if shown:
-            datasets.enable_progress_bars()
 
 
 def run(benchmark: Benchmark, name: str, model: SentenceTransformer, digest: str, form: Form) -> list[TaskScores]:

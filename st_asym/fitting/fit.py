@@ -76,9 +76,9 @@ class FitResult:
 def undisturbed() -> Iterator[None]:
     """The caller's random generators as they were, no progress bars of data sets, and no full garbage collections.
 
-    The trainer reseeds all generators, and collects garbage after each run among all objects of all modules that were
-    ever imported. Those that were there before are left out of that. Training needs gradients, which the caller may
-    have switched off.
+    The trainer and MTEB reseed all generators, and the trainer collects garbage after each run among all objects of all
+    modules that were ever imported. Those that were there before are left out of that. Training needs gradients, which
+    the caller may have switched off.
     """
     hidden, frozen = datasets.are_progress_bars_disabled(), gc.get_freeze_count()
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - it is the caller's
