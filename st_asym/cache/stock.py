@@ -25,6 +25,12 @@ _IN_WEIGHTS = frozenset(
     {"in_features", "out_features", "num_embeddings", "embedding_dim", "normalized_shape", "vocab_size"}
     | {"p", "inplace", "bias", "sparse", "scale_grad_by_freq"}
 )
+# What a tokenizer's model in Rust is told beside its vocabulary, and how many tokens of that are looked at at once.
+_MODEL_SETTINGS = (
+    *("unk_token", "continuing_subword_prefix", "max_input_chars_per_word", "end_of_word_suffix", "fuse_unk"),
+    *("byte_fallback", "ignore_merges", "dropout", "alpha", "nbest_size"),
+)
+_TOKENS = 8
 _SCALARS = (bool, int, float, str, torch.dtype, types.FunctionType, types.MethodType)
 # Items of a list or mapping, from which on it is not compared in every step.
 _LARGE = 1000
@@ -56,8 +62,11 @@ def network_settings(config: PretrainedConfig) -> dict[str, Any]:
 def tokenizer_settings(tokenizer: Any) -> Any:
     """What a tokenizer does with texts."""
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        # A bare `tokenizers.Tokenizer` truncates as it is set up; others are plain objects.
-        return json.loads(tokenizer.to_str()) if hasattr(tokenizer, "to_str") else tokenizer
+        if not hasattr(tokenizer, "to_str"):
+            return tokenizer  # a plain object
+        # A bare `tokenizers.Tokenizer` truncates and pads as it is set up. Recorded only where it is True, as below.
+        rare = {"encode_special_tokens": True} if tokenizer.encode_special_tokens else {}
+        return {**json.loads(tokenizer.to_str()), **rare}
     backend = getattr(tokenizer, "backend_tokenizer", None)
     state: dict[str, Any]
     if backend is not None:
@@ -65,7 +74,12 @@ def tokenizer_settings(tokenizer: Any) -> Any:
         state = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("truncation", "padding")}
     else:
         state = {k: v for k, v in tokenizer.init_kwargs.items() if not k.endswith(("_file", "name_or_path"))}
+        # Words that were added are cut out of texts first, also where the vocabulary has them. Most encoders have none
+        # but the special ones, which are among the options.
+        special = set(map(str, state.values()))
+        added = sorted(repr(one) for one in tokenizer.added_tokens_decoder.values() if one.content not in special)
         state = {"class": fullname(tokenizer), "vocabulary": tokenizer.get_vocab(), "options": state}
+        state |= {"added": added} if added else {}
     # Recorded only where it is True, which is rare.
     splits = ["split_special_tokens"] if getattr(tokenizer, "split_special_tokens", False) else []
     return [state, [getattr(tokenizer, name, None) for name in _TOKENIZER_SETTINGS] + splits]
@@ -78,8 +92,11 @@ def quick_tokenizer(tokenizer: Any) -> list[Any]:
         return []
     parts = [getattr(backend, name) for name in ("normalizer", "pre_tokenizer", "post_processor")]
     states = [part is not None and hash(part.__getstate__()) for part in parts]
-    truncation = backend.truncation if backend is tokenizer else None
-    return [backend.get_vocab_size(with_added_tokens=True), truncation, *states]
+    bare = [backend.truncation, backend.padding, backend.encode_special_tokens] if backend is tokenizer else []
+    model, size = backend.model, backend.get_vocab_size(with_added_tokens=True)
+    settings = [getattr(model, name, None) for name in _MODEL_SETTINGS]
+    tokens = [backend.id_to_token(size * part // _TOKENS) for part in range(_TOKENS)]
+    return [size, tokens, backend.get_added_tokens_decoder(), settings, states, bare]
 
 
 def watched(modules: Sequence[nn.Module]) -> list[tuple[Mapping[str, Any], int | None, dict[str, Any]]]:

@@ -22,12 +22,15 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Module, Normalize
 from sentence_transformers.sentence_transformer.modules import BoW, StaticEmbedding
 from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
 from tokenizers.normalizers import Replace
 from torch import nn
+from transformers import PhobertTokenizer
 
 from st_asym import CachedSentenceTransformer, EmbeddingCache, asymmetric_model, encoder_fingerprint, record_keys
 from st_asym.cache.encoding import listens_to_task
 from st_asym.cache.fingerprint import without_configuration
+from st_asym.cache.stock import tokenizer_settings
 from st_asym.heads.anatomy import encoder_modules, without_heads
 
 WORDS = ["a", "bad", "cab", "deaf"]
@@ -445,12 +448,21 @@ def test_an_adapter_that_comes_later(bert: Path, tmp_path: Path) -> None:
 # The library's own modules, changed by hand.
 
 
+def reversed_vocabulary(backend: Tokenizer) -> None:
+    ids = backend.get_vocab(with_added_tokens=False)
+    backend.model = WordPiece({word: len(ids) - 1 - number for word, number in ids.items()}, unk_token="[UNK]")  # noqa: S106
+
+
 OF_STOCK: dict[str, Change] = {
     "layer norm": lambda m: setattr(m[0].model.encoder.layer[0].output.LayerNorm, "eps", 1.0),
     "attention": lambda m: setattr(m[0].model.encoder.layer[0].attention.self, "scaling", 9.0),
     "pooling": lambda m: setattr(m[1], "pooling_mode", "cls"),
     "forward": lambda m: setattr(m[2], "forward", lambda features: features),
     "tokens": lambda m: m.tokenizer.add_tokens(["bad"]) and m[0].model.resize_token_embeddings(len(m.tokenizer)),
+    "words of the vocabulary": lambda m: m.tokenizer.add_tokens(["a"]),
+    "special words of the vocabulary": lambda m: m.tokenizer.add_tokens(["a"], special_tokens=True),
+    "another vocabulary": lambda m: reversed_vocabulary(m.tokenizer.backend_tokenizer),
+    "longest word": lambda m: setattr(m.tokenizer.backend_tokenizer.model, "max_input_chars_per_word", 2),
     "normalizer": lambda m: setattr(
         m.tokenizer.backend_tokenizer, "normalizer", __import__("tokenizers").normalizers.Replace("a", "b")
     ),
@@ -486,6 +498,33 @@ def test_a_method_that_is_replaced_for_all_of_a_class(
     forward = Normalize.forward
     encoder = tiny_bert(bert).requires_grad_(False).eval()
     check(encoder, tmp_path, lambda _: monkeypatch.setattr(Normalize, "forward", flipped))
+
+
+OF_BARE: dict[str, Change] = {
+    "words of the vocabulary": lambda bare: bare.add_tokens(["a"]),
+    "another vocabulary": reversed_vocabulary,
+    "padding": lambda bare: bare.enable_padding(pad_id=7, length=20),
+    "special tokens as text": lambda bare: setattr(bare, "encode_special_tokens", True),
+}
+
+
+@pytest.mark.parametrize("change", OF_BARE.values(), ids=OF_BARE)
+def test_a_bare_tokenizer(bert: Path, tmp_path: Path, change: Change) -> None:
+    bare = Tokenizer.from_file(str(bert / "tokenizer.json"))
+    bare.add_special_tokens(["bad"])
+    static = SentenceTransformer(modules=[StaticEmbedding(bare, embedding_dim=8)], device="cpu").requires_grad_(False)
+    static[0].embedding = nn.EmbeddingBag(100, 8).requires_grad_(False)
+    check(static, tmp_path, lambda m: change(m[0].tokenizer))
+
+
+def test_words_added_to_a_tokenizer_in_python(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("a@@ 1\nb 1\nb@@ 1\nd 1\n")
+    (tmp_path / "bpe.codes").write_text("a b 1\n")
+    tokenizer = PhobertTokenizer(str(tmp_path / "vocab.txt"), str(tmp_path / "bpe.codes"))
+    before, cut = tokenizer_settings(tokenizer), tokenizer.tokenize("abd")
+    tokenizer.add_tokens(["b"])
+    assert tokenizer.tokenize("abd") != cut
+    assert tokenizer_settings(tokenizer) != before
 
 
 def test_tokenizers_that_are_not_of_transformers(bert: Path, tmp_path: Path) -> None:
