@@ -1,10 +1,11 @@
-"""Files and folders that are whole or not there: written beside their place, then put there."""
+"""Files and folders that are whole or not there: written beside their place, then put there; and lines of files."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import filecmp
+import gzip
 import json
 import math
 import os
@@ -13,9 +14,11 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+import zipfile
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors import SafetensorError
 
@@ -35,6 +38,9 @@ _TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
 # What a disk answers, whoever asks it to write.
 _DISK = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO")} - {None}
 _PATIENCE = 0.01
+_GZIP = b"\x1f\x8b"
+
+Folder = Path | zipfile.Path
 
 
 def write_text(path: str | os.PathLike[str], text: str, *, errors: str = "strict") -> Path:
@@ -251,3 +257,59 @@ def _beside(output: Path) -> Iterator[Path]:
         yield beside
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+# Lines of files
+
+
+def kind_of(name: str) -> str:
+    """What a file is by its name: the last suffix in lower case, ``.gz`` aside."""
+    return Path(name.lower().removesuffix(".gz")).suffix
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a system keeps it to itself: ``._train.tsv`` and ``__MACOSX`` of macOS, ``.ipynb_checkpoints``."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+@contextlib.contextmanager
+def open_lines(file: Folder) -> Iterator[Iterator[str]]:
+    """The lines of a UTF-8 file, of one inside a zip, or of a ``.gz``; line ends stay as they are."""
+    binary: IO[bytes]
+    with file.open("rb") as binary:
+        named, packed = file.name.lower().endswith(".gz"), binary.read(2) == _GZIP
+        binary.seek(0)
+        if packed and not named:
+            raise ValueError(f"{file.name} is packed by gzip: its name must end in .gz.")
+        yield _decoded(gzip.GzipFile(fileobj=binary) if named else binary, file.name)
+
+
+def _decoded(lines: Iterable[bytes], file: str) -> Iterator[str]:
+    number = 0
+    try:
+        for number, line in enumerate(lines, start=1):
+            # Some editors write a byte order mark, which would become part of the first name.
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            if "\0" in text:
+                raise ValueError(
+                    f"{file}, line {number}: a NUL, as UTF-16 and files that are no text have. Save it as UTF-8 text."
+                )
+            if number == 1 and "\r" in text.rstrip("\r\n") and '"' not in text:
+                raise ValueError(carriage_return_alone(file, number))
+            yield text
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{file}, line {number}: not UTF-8 (byte 0x{error.object[error.start]:02x} at position {error.start}). "
+            "Save the file as UTF-8."
+        ) from error
+    except gzip.BadGzipFile as error:
+        raise ValueError(
+            f"{file} is not packed by gzip ({error}): it is damaged, or its name must not end in .gz."
+        ) from error
+    except (EOFError, zlib.error) as error:
+        raise ValueError(f"{file}, after line {number}: a damaged gzip file ({error}).") from error
+
+
+def carriage_return_alone(file: str, number: int) -> str:
+    """What is wrong with a line that holds several."""
+    return f"{file}, line {number}: lines end in a carriage return alone. Save it with other line ends."

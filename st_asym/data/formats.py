@@ -10,19 +10,16 @@ Data frames are known by what they can do: neither pandas nor Polars is imported
 from __future__ import annotations
 
 import csv
-import gzip
 import json
 import re
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from st_asym.data.collection import first_few, noted
+from st_asym.data.files import Folder, carriage_return_alone, is_hidden, kind_of, open_lines
 
 Row = tuple[str, Mapping[str, Any]]
 
@@ -45,9 +42,6 @@ QRELS_NAMES = (
 )
 _QRELS_KINDS = (".tsv", ".csv", ".txt", ".trec", ".qrels", ".jsonl", ".json")
 
-Folder = Path | zipfile.Path
-
-_GZIP = b"\x1f\x8b"
 # The csv module refuses longer fields, by default from 131,072 characters on.
 _LONGEST_FIELD = 2**31 - 1
 # What Excel writes before the header, to say what separates the fields.
@@ -72,59 +66,7 @@ def qrels_columns(names: tuple[Any, ...]) -> list[Any]:
     return [own[0] for own in found] if all(len(own) == 1 for own in found) else []
 
 
-# Files
-
-
-def kind_of(name: str) -> str:
-    """What a file is by its name: the last suffix in lower case, ``.gz`` aside."""
-    return Path(name.lower().removesuffix(".gz")).suffix
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a system keeps it to itself: ``._train.tsv`` and ``__MACOSX`` of macOS, ``.ipynb_checkpoints``."""
-    return name.startswith(".") or name == "__MACOSX"
-
-
-@contextmanager
-def open_lines(file: Folder) -> Iterator[Iterator[str]]:
-    """The lines of a UTF-8 file, of one inside a zip, or of a ``.gz``; line ends stay as they are."""
-    binary: IO[bytes]
-    with file.open("rb") as binary:
-        named, packed = file.name.lower().endswith(".gz"), binary.read(2) == _GZIP
-        binary.seek(0)
-        if packed and not named:
-            raise ValueError(f"{file.name} is packed by gzip: its name must end in .gz.")
-        yield _decoded(gzip.GzipFile(fileobj=binary) if named else binary, file.name)
-
-
-def _decoded(lines: Iterable[bytes], file: str) -> Iterator[str]:
-    number = 0
-    try:
-        for number, line in enumerate(lines, start=1):
-            # Some editors write a byte order mark, which would become part of the first name.
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            if "\0" in text:
-                raise ValueError(
-                    f"{file}, line {number}: a NUL, as UTF-16 and files that are no text have. Save it as UTF-8 text."
-                )
-            if number == 1 and "\r" in text.rstrip("\r\n") and '"' not in text:
-                raise ValueError(_carriage_return_alone(file, number))
-            yield text
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{file}, line {number}: not UTF-8 (byte 0x{error.object[error.start]:02x} at position {error.start}). "
-            "Save the file as UTF-8."
-        ) from error
-    except gzip.BadGzipFile as error:
-        raise ValueError(
-            f"{file} is not packed by gzip ({error}): it is damaged, or its name must not end in .gz."
-        ) from error
-    except (EOFError, zlib.error) as error:
-        raise ValueError(f"{file}, after line {number}: a damaged gzip file ({error}).") from error
-
-
-def _carriage_return_alone(file: str, number: int) -> str:
-    return f"{file}, line {number}: lines end in a carriage return alone. Save it with other line ends."
+# Rows of files
 
 
 def json_rows(lines: Iterable[str], file: str, *names: str) -> Iterator[Row]:
@@ -153,7 +95,7 @@ def _json_values(lines: Iterable[str], file: str, wanted: str) -> Iterator[tuple
                 yield from _json_document("".join([line, *(rest for _, rest in numbered)]), number, file, wanted)
                 return
             if "\r" in line.strip():  # white space in JSON, so that this is one line of several objects
-                raise ValueError(_carriage_return_alone(file, number)) from error
+                raise ValueError(carriage_return_alone(file, number)) from error
             raise ValueError(f"{file}, line {number}: not a JSON object{wanted} ({error!r}).") from error
         yield from ((number, one) for one in (value if _is_array_of_objects(value) else [value]))
 
@@ -266,7 +208,7 @@ def _comma_separated(lines: Iterable[str], file: str) -> Iterator[tuple[int, lis
             number = before + reader.line_num + 1
     except csv.Error as error:
         if "new-line character" in str(error):
-            raise ValueError(_carriage_return_alone(file, number)) from error
+            raise ValueError(carriage_return_alone(file, number)) from error
         raise ValueError(
             f"{file}, line {number}: {error}. Fields with separators, quotes or line ends must be in double quotes."
         ) from error
@@ -342,6 +284,37 @@ def _qrels_files(folder: Folder) -> tuple[dict[str, Folder], list[str]]:
         missing = f"There is no file in {folder} that holds judgments: qrels/SPLIT.tsv, of each split."
         raise FileNotFoundError(" ".join([missing, *notes]))
     return files, notes
+
+
+def beir_rows(file: Folder, *strings: str) -> Iterator[Row]:
+    """The rows of a corpus or of queries, whose fields of these names must be strings, as ids in qrels are."""
+    with open_lines(file) as lines:
+        for where, row in json_rows(lines, file.name, "_id", "text"):
+            values = tuple(row[name] for name in strings)
+            if not all(isinstance(value, str) for value in values):
+                raise ValueError(f"{where}: a field of {strings} is not a string: {values!s:.200}.")
+            yield where, row
+
+
+def qrels_rows(file: Folder) -> Iterator[Row]:
+    """The rows of a file of qrels: JSON, or a table whose header may be missing."""
+    place = f"qrels/{file.name}"
+    with open_lines(file) as lines:
+        if kind_of(place).startswith(".json"):
+            yield from json_rows(lines, place)
+            return
+        header: list[str] | None = None
+        for number, row in records_of(lines, place):
+            if header is None:
+                header = row if qrels_columns(tuple(row)) else []
+                if header or folded(row[-1]) in QRELS_NAMES[2]:
+                    continue
+            # TREC's form judges nothing in its second column.
+            trec = len(row) == 4 and row[1] in ("0", "Q0", "q0") and not header
+            names = header or ([QRELS_COLUMNS[0], "", *QRELS_COLUMNS[1:]] if trec else QRELS_COLUMNS)
+            if len(row) < len(names) or (len(row) > len(names) and not header):
+                raise ValueError(f"{place}, line {number}: expected {', '.join(QRELS_COLUMNS)}, got {row}.")
+            yield f"{place}, line {number}", dict(zip(names, row, strict=False))
 
 
 # What has columns in memory

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import chain
 from os import PathLike, fspath
@@ -16,23 +16,19 @@ import pyarrow.parquet as pq
 
 from st_asym.data.collection import RetrievalData, into_splits, merged, with_documents, with_test_queries_apart
 from st_asym.data.document import MOST_QUERIES, Document, ReadDocuments
+from st_asym.data.files import Folder, kind_of, open_lines
 from st_asym.data.formats import (
     DOCUMENT_NAMES,
-    QRELS_COLUMNS,
-    QRELS_NAMES,
     QUERY_NAMES,
-    Folder,
     Row,
     as_list,
     beir_files,
+    beir_rows,
     folded,
     is_column,
     is_table,
     json_rows,
-    kind_of,
-    open_lines,
-    qrels_columns,
-    records_of,
+    qrels_rows,
     table_of,
     table_rows,
 )
@@ -326,47 +322,16 @@ def _parquet_table(path: Path) -> pa.Table:
 def _read_beir(folder: Folder, *, documents: bool) -> RetrievalData | ReadDocuments:
     """The collection in BEIR's layout, or its documents alone."""
     files = beir_files(folder, documents=documents)
-    found = read_documents(_beir_rows(files.corpus, "_id"), files.corpus.name)
+    found = read_documents(beir_rows(files.corpus, "_id"), files.corpus.name)
     if files.queries is None:
         return found
-    asked = read_documents(_beir_rows(files.queries, "_id", "text"), files.queries.name)
+    asked = read_documents(beir_rows(files.queries, "_id", "text"), files.queries.name)
     queries, corpus = {key: query.text for key, query in asked.by_id.items()}, found.joined
     notes = [*found.notes, *asked.notes, *files.notes]
-    qrels = {split: read_qrels(_qrels_rows(file), f"qrels/{file.name}", notes) for split, file in files.qrels.items()}
+    qrels = {split: read_qrels(qrels_rows(file), f"qrels/{file.name}", notes) for split, file in files.qrels.items()}
     for split, judged in qrels.items():
         check_ids(queries, corpus, judged, f"qrels/{files.qrels[split].name}")
     return RetrievalData(queries, corpus, qrels, notes=tuple(notes))
-
-
-def _beir_rows(file: Folder, *strings: str) -> Iterator[Row]:
-    """The rows of a corpus or of queries, whose fields of these names must be strings, as ids in qrels are."""
-    with open_lines(file) as lines:
-        for where, row in json_rows(lines, file.name, "_id", "text"):
-            values = tuple(row[name] for name in strings)
-            if not all(isinstance(value, str) for value in values):
-                raise ValueError(f"{where}: a field of {strings} is not a string: {values!s:.200}.")
-            yield where, row
-
-
-def _qrels_rows(file: Folder) -> Iterator[Row]:
-    """The rows of a file of qrels: JSON, or a table whose header may be missing."""
-    place = f"qrels/{file.name}"
-    with open_lines(file) as lines:
-        if kind_of(place).startswith(".json"):
-            yield from json_rows(lines, place)
-            return
-        header: list[str] | None = None
-        for number, row in records_of(lines, place):
-            if header is None:
-                header = row if qrels_columns(tuple(row)) else []
-                if header or folded(row[-1]) in QRELS_NAMES[2]:
-                    continue
-            # TREC's form judges nothing in its second column.
-            trec = len(row) == 4 and row[1] in ("0", "Q0", "q0") and not header
-            names = header or ([QRELS_COLUMNS[0], "", *QRELS_COLUMNS[1:]] if trec else QRELS_COLUMNS)
-            if len(row) < len(names) or (len(row) > len(names) and not header):
-                raise ValueError(f"{place}, line {number}: expected {', '.join(QRELS_COLUMNS)}, got {row}.")
-            yield f"{place}, line {number}", dict(zip(names, row, strict=False))
 
 
 def _read_rows(
