@@ -44,6 +44,7 @@ from st_asym.data.rows import (
     read_documents,
     read_qrels,
     read_splits,
+    text_columns,
     texts_by_id,
 )
 
@@ -365,24 +366,27 @@ def _read_list(items: list[Any], name: str, *, documents: bool) -> RetrievalData
     if not items:
         raise ValueError(f"{name} is empty.")
     if _is_row(items[0]):
-        rows = items if isinstance(items[0], Mapping) else [item._asdict() for item in items]
+        rows = [item._asdict() if hasattr(item, "_asdict") else item for item in items]
         return _read_rows(*table_of(rows, name), name, [], documents=documents)
     if isinstance(items[0], str):
         if all(isinstance(text, str) and kind_of(text[-20:]) in _KINDS and Path(text).is_file() for text in items):
             raise TypeError(f"{name} is a list of paths, {items!s:.80}: give the path of one file.")
         return documents_of({f"d{number}": text for number, text in enumerate(items)}, numbered=True)
-    if documents and not isinstance(items[0], list | tuple):
+    if documents:
         raise TypeError(
-            f"{name}, row 0: expected a text, or a dict with text and perhaps title, got a {type(items[0]).__name__}."
+            f"{name}, row 0: expected a text, or a dict with text and perhaps title, got a {type(items[0]).__name__}. "
+            "Give documents that have ids as {id: text}."
         )
     return pairs_of_tuples(items, name)
 
 
 def _is_row(item: Any) -> bool:
     """Whether this is a row with names: a dict, or a named tuple whose names say what is what."""
-    names = set(map(folded, getattr(item, "_fields", ())))
-    named = bool(names.intersection(QUERY_NAMES) and names.intersection(DOCUMENT_NAMES))
-    return isinstance(item, Mapping) or named
+    names = getattr(item, "_fields", ())
+    columns = [text_columns(names, letter) for letter in "dq"]  # ids or titles, beside documents or queries
+    known = set(map(folded, names))
+    are_pairs = known.intersection(QUERY_NAMES) and known.intersection(DOCUMENT_NAMES)
+    return isinstance(item, Mapping) or bool(are_pairs) or any(text and (key or title) for key, title, text in columns)
 
 
 # Queries, corpus and qrels

@@ -175,6 +175,18 @@ def test_named_tuples_are_read_by_their_names() -> None:
     assert by_text(as_retrieval_data([plain(q, d) for q, d in PAIRS])) == EXPECTED
 
 
+def test_documents_that_come_with_ids_are_no_pairs() -> None:
+    bare, titled = namedtuple("GenericDoc", "doc_id text"), namedtuple("TitleDoc", "doc_id title text")
+    assert as_retrieval_data(PAIRS, corpus=[bare("D1", "New one.")]).corpus["D1"] == "New one."
+    assert as_retrieval_data(PAIRS, corpus=[titled("D1", "New", "one.")]).corpus["D1"] == "New one."
+    for documents in ([bare("D1", "one"), bare("D2", "two")], [namedtuple("Query", "query_id text")("q", "one")]):
+        with pytest.raises(ValueError, match=r"none is the (query|document)"):
+            as_retrieval_data(documents)
+    for arguments in ({"train": PAIRS, "corpus": [("D1", "one"), ("D2", "two")]}, {"corpus": [("D1", "one")]}):
+        with pytest.raises(TypeError, match=r"got a tuple. Give documents that have ids as \{id: text\}"):
+            as_retrieval_data(**arguments)
+
+
 # Three of something
 
 
