@@ -307,7 +307,8 @@ def _decoded(lines: Iterable[bytes], file: str) -> Iterator[str]:
             f"{file} is not packed by gzip ({error}): it is damaged, or its name must not end in .gz."
         ) from error
     except (EOFError, zlib.error) as error:
-        raise ValueError(f"{file}, after line {number}: a damaged gzip file ({error}).") from error
+        packed = "gzip" if file.lower().endswith(".gz") else "zip"
+        raise ValueError(f"{file}, after line {number}: a damaged {packed} file ({error}).") from error
 
 
 def carriage_return_alone(file: str, number: int) -> str:

@@ -290,8 +290,7 @@ def _read_path(path: Path, *, documents: bool = False) -> RetrievalData | ReadDo
     if path.is_dir():
         return _read_beir(path, documents=documents)
     if path.is_file() and kind not in _ZIPPED and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as opened:
-            return _read_beir(zipfile.Path(opened), documents=documents)
+        return _read_zip(path, documents=documents)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file or folder {path}.")
     if kind not in _KINDS:
@@ -311,6 +310,17 @@ def _read_path(path: Path, *, documents: bool = False) -> RetrievalData | ReadDo
         if not of_text and (triple := _triple_of(first[1])) is not None:
             return read_judged(*triple)
         return _read_rows(list(first[1]), chain([first], rows), path.name, notes, documents=documents, of_text=of_text)
+
+
+def _read_zip(path: Path, *, documents: bool) -> RetrievalData | ReadDocuments:
+    try:
+        with zipfile.ZipFile(path) as opened:
+            return _read_beir(zipfile.Path(opened), documents=documents)
+    except (zipfile.BadZipFile, RuntimeError) as error:  # the second where it is encrypted, or packed in another way
+        raise ValueError(
+            f"{path.name} is damaged, encrypted or packed in a way that Python does not read ({error}): give the "
+            "unpacked folder."
+        ) from error
 
 
 def _parquet_table(path: Path) -> pa.Table:

@@ -4,6 +4,7 @@ import gzip
 import json
 import logging
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -264,6 +265,21 @@ def test_a_damaged_gzip_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl.gz").write_bytes(raw[: len(raw) // 2])
     with pytest.raises(ValueError, match=r"a\.jsonl\.gz, after line \d+: a damaged gzip file"):
         as_retrieval_data(tmp_path / "a.jsonl.gz")
+
+
+def test_a_damaged_or_encrypted_zip_is_named(tmp_path: Path) -> None:
+    path, text = tmp_path / "a.zip", b"part " * 3
+    with zipfile.ZipFile(path, "w") as packed:
+        packed.writestr("corpus.jsonl", b'{"_id": "d", "text": "%s"}\n' % text)
+    raw = path.read_bytes()
+    encrypted = raw.replace(b"PK\x03\x04\x14\0\0", b"PK\x03\x04\x14\0\1").replace(
+        b"PK\x01\x02\x14\x03\x14\0\0", b"PK\x01\x02\x14\x03\x14\0\1"
+    )
+    for content, reason in ((raw.replace(text, text.upper()), "Bad CRC-32"), (encrypted, "is encrypted")):
+        assert content != raw
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"a\.zip is damaged, encrypted or .* \(.*{reason}.*\): give"):
+            as_retrieval_data(path)
 
 
 @pytest.mark.parametrize("train", [7, [("a", "b", "c", "d")], [("a", "b"), "c"], [{"query": "a", "text": "b"}, 3]])
