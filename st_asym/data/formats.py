@@ -389,10 +389,8 @@ def _table(source: Any) -> tuple[list[Any] | None, Callable[[], Iterable[Any]]] 
         )
     if hasattr(source, "iter_rows"):  # Polars
         return list(source.columns), lambda: source.iter_rows(named=True)
-    if hasattr(source, "column_names") and not hasattr(source, "to_pylist"):  # a data set, perhaps one that streams
-        form = getattr(source, "format", None)
-        plain = not isinstance(form, Mapping) or form.get("type") in (None, "custom")
-        return source.column_names, lambda: source if plain else source.with_format(None)
+    if hasattr(source, "column_names") and not hasattr(source, "to_pylist"):
+        return _data_set(source)
     names = getattr(getattr(source, "dtype", None), "names", None)
     if isinstance(names, tuple):  # a structured array of NumPy
         return _rows_of(names, source.tolist)
@@ -401,6 +399,33 @@ def _table(source: Any) -> tuple[list[Any] | None, Callable[[], Iterable[Any]]] 
         batches = source.to_batches() if hasattr(source, "to_batches") else alone
         return source.schema.names, lambda: (row for batch in batches for row in batch.to_pylist())
     return None
+
+
+def _data_set(source: Any) -> tuple[list[Any] | None, Callable[[], Iterable[Any]]]:
+    """Of a data set, perhaps one that streams, what it shows of itself."""
+    form = getattr(source, "format", None)
+    form = form if isinstance(form, Mapping) else {}
+    if form.get("type") == "custom":  # a function that makes the rows
+        return source.column_names, lambda: source
+    all_shown = form.get("output_all_columns", True) or source.column_names is None
+    names = source.column_names if all_shown else [one for one in source.column_names if one in form["columns"]]
+    features = getattr(source, "features", None) or {}
+    texts = names and [name for name in names if not _is_decoded(features.get(name))]
+
+    def rows() -> Any:
+        plain = source if form.get("type") is None else source.with_format(None)
+        return plain if texts == source.column_names else plain.select_columns(texts)
+
+    return names, rows
+
+
+def _is_decoded(feature: Any) -> bool:
+    """Whether a column of a data set is, or holds, what each row reads with another package, or from another file."""
+    if isinstance(feature, Mapping):
+        return any(map(_is_decoded, feature.values()))
+    return getattr(feature, "decode", False) is True or (
+        hasattr(feature, "feature") and _is_decoded(feature.feature)  # of a list
+    )
 
 
 def _has_columns(source: Mapping[Any, Any]) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from datasets import Dataset, DatasetDict, IterableDataset
+from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, Value
 from sentence_transformers import SentenceTransformer
 
 from st_asym import diagnose, evaluate
@@ -185,6 +185,23 @@ def test_documents_that_come_with_ids_are_no_pairs() -> None:
     for arguments in ({"train": PAIRS, "corpus": [("D1", "one"), ("D2", "two")]}, {"corpus": [("D1", "one")]}):
         with pytest.raises(TypeError, match=r"got a tuple. Give documents that have ids as \{id: text\}"):
             as_retrieval_data(**arguments)
+
+
+@pytest.mark.parametrize("kind", [Image(), [Image()], {"in": Image()}])
+@pytest.mark.parametrize("streams", [False, True])
+def test_pictures_beside_the_texts_are_not_read(kind: Any, streams: bool) -> None:
+    gone = "/nowhere.png" if isinstance(kind, Image) else ["/nowhere.png"] if isinstance(kind, list) else {"in": "/n"}
+    columns = {"query": [q for q, _ in PAIRS], "positive": [d for _, d in PAIRS]}
+    features = Features({name: Value("string") for name in columns} | {"page": kind})
+    rows = Dataset.from_dict({**columns, "page": [gone] * len(PAIRS)}, features=features)
+    assert by_text(as_retrieval_data(rows.to_iterable_dataset() if streams else rows)) == EXPECTED
+
+
+@pytest.mark.parametrize("kind", [None, "torch"])
+def test_columns_that_a_data_set_does_not_show_are_not_there(kind: str | None) -> None:
+    rows = Dataset.from_list([{"text": "x", "query": query, "positive": document} for query, document in PAIRS])
+    assert by_text(as_retrieval_data(rows.with_format(kind, columns=["query", "positive"]))) == EXPECTED
+    assert rows.column_names == ["text", "query", "positive"]
 
 
 # Three of something
