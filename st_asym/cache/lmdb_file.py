@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import logging
 import os
 import shutil
@@ -21,6 +22,8 @@ DATA, LOCK = "data.mdb", "lock.mdb"
 
 _FIRST_MAP = 1 << 24
 _READERS = 1024
+# How long LMDB makes the lock file for so many readers.
+_LOCK_BYTES = 64 * _READERS + 128
 # Bytes of a file that may stay mapped, and what Linux maps for a record: around its own page, and the one above it.
 _MOST_MAPPED = 8 << 20
 _MAPPED_PER_RECORD = 2 << 16
@@ -154,6 +157,7 @@ class Environment:
         open_here = [one for one in list(_ENVIRONMENTS.values()) if one.files and one.files[0] == data is not None]
         if open_here:
             raise self._open_under(" or ".join(sorted({str(one.directory) for one in open_here})))
+        self._reserve_lock()
         try:
             self._handle = lmdb.open(
                 str(self.directory),
@@ -174,6 +178,25 @@ class Environment:
         # Processes that were killed while reading would keep old pages from being used again.
         self._handle.reader_check()
         self._check_head(path)
+
+    def _reserve_lock(self) -> None:
+        """Give a new lock file its space.
+
+        LMDB makes it as a hole and writes through its map: on a full disk, that is the end of the process.
+        """
+        lock = self.directory / LOCK
+        if self.read_only or not hasattr(os, "posix_fallocate"):
+            return
+        try:
+            if not lock.exists() or not lock.stat().st_blocks:  # closing one that is in use would end its locks
+                with lock.open("ab") as file:
+                    os.posix_fallocate(file.fileno(), 0, lock.stat().st_size or _LOCK_BYTES)
+        except OSError as error:  # whatever else is wrong, LMDB says when it opens it
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise CacheError(f"{self._could_not_be_opened()}: the disk is full.") from error
+
+    def _could_not_be_opened(self) -> str:
+        return f"The vector cache in {self.directory} could not be opened"
 
     def _check_head(self, path: Path) -> None:
         """Refuse a file whose first pages would send LMDB out of it, and one that was cut short."""
@@ -231,7 +254,7 @@ class Environment:
         path = self.directory / DATA
         if isinstance(error, lmdb.MemoryError):
             return self._no_address_space(path.stat().st_size if path.exists() else 0, error)
-        begin = f"The vector cache in {self.directory} could not be opened"
+        begin = self._could_not_be_opened()
         if isinstance(error, lmdb.InvalidError | lmdb.VersionMismatchError) and self._opens_without_lock():
             return CacheError(
                 f"{begin}: {error}. It was opened by another version of LMDB. If no program uses it any more, delete "
@@ -259,7 +282,7 @@ class Environment:
 
     def _open_under(self, others: str) -> CacheError:
         return CacheError(
-            f"The vector cache in {self.directory} could not be opened: this process has its {DATA} open under another "
+            f"{self._could_not_be_opened()}: this process has its {DATA} open under another "
             f"path, {others}. Use one path for one cache."
         )
 

@@ -355,6 +355,15 @@ def test_says_that_the_disk_is_full_and_keeps_what_it_has(tmp_path: Path) -> Non
         store = VectorStore(disk)
         store.remove(GROUP)
         put(store, range(100))
+        (disk / "rest").write_bytes(bytes(shutil.disk_usage(disk).free))
+        # A lock file of LMDB's is a hole, and writing into it would be the end of the process.
+        (disk / "begun").mkdir()
+        (disk / "begun" / "lock.mdb").touch()
+        os.truncate(disk / "begun" / "lock.mdb", 65664)
+        for name in ("new", "begun"):
+            ran = python(f"from st_asym.cache.store import VectorStore; VectorStore({str(disk / name)!r})")
+            assert "CacheError" in ran.stderr
+            assert "could not be opened: the disk is full." in ran.stderr
         del store
         reopened(tmp_path / "other")
     finally:
