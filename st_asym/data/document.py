@@ -37,6 +37,8 @@ class Document(NamedTuple):
     @classmethod
     def of(cls, value: Any) -> Document | None:
         """A text, or what has a ``text`` and perhaps a ``title``; None where they are no strings."""
+        if isinstance(value, cls):
+            return value
         if isinstance(value, str):
             return cls("", value)
         if isinstance(value, Mapping) and "text" in value:

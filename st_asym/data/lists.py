@@ -1,15 +1,60 @@
-"""Lists in the fields of rows: of documents, perhaps written out as text, and of a grade for each of them."""
+"""What is in the fields of rows: which column is what, and lists, perhaps written out as text."""
 
 from __future__ import annotations
 
 import ast
 import json
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
-from st_asym.data.formats import as_list, folded, is_column
+from st_asym.data.formats import DOCUMENT_NAMES, GRADE_NAMES, QUERY_NAMES, as_list, folded, is_column
+
+# What stands in logs for a grade.
+CLICK_NAMES = ("clicked", "click", "clicks")
+# Documents that may have their title in a column beside; what is beside an answer is the title of its question.
+_TITLED_NAMES = ("document", "passage", "context", "text")
+
+
+class PairColumns(NamedTuple):
+    """Which column is what."""
+
+    query: str
+    document: str
+    grade: str  # empty where there is none, as are those below
+    title: str
+    shown: str
+
+
+def pair_columns(names: Iterable[str], source: str) -> PairColumns:
+    """Tell columns by their names: ``QUERY_NAMES``, ``DOCUMENT_NAMES`` and ``GRADE_NAMES``."""
+    names = list(names)
+    columns = set(map(folded, names))
+    found = f"{source} has the columns {names}"
+
+    def only(accepted: tuple[str, ...], what: str, *, required: bool = True) -> str:
+        named = [name for one in accepted for name in names if folded(name) == one]
+        if len(named) > 1:
+            raise ValueError(f"{found}: {' and '.join(map(repr, named))} could each be the {what}. Keep one of them.")
+        if required and not named:
+            raise ValueError(f"{found}: none is the {what}. Name it one of {', '.join(accepted)}.")
+        return named[0] if named else ""
+
+    if not columns & {*QUERY_NAMES, *DOCUMENT_NAMES}:
+        raise ValueError(
+            f"{found}: none is the query, and none the document. Name the first one of {', '.join(QUERY_NAMES)}, the "
+            f"second one of {', '.join(DOCUMENT_NAMES)}."
+            + " Fields of a .tsv are separated by tabs alone."
+            * (source.lower().endswith(".tsv") and len(columns) == 1)
+        )
+    grade = only(GRADE_NAMES, "grade", required=False) or only(CLICK_NAMES, "grade", required=False)
+    shown = only(("shown",), "mark of what was shown", required=False)
+    if shown and not grade:
+        raise ValueError(f"{found}: {shown!r} says what was shown, and none what was clicked. Add clicked or clicks.")
+    document = only(DOCUMENT_NAMES, "document")
+    title = (only(("title",), "title", required=False) or "title") if folded(document) in _TITLED_NAMES else ""
+    return PairColumns(only(QUERY_NAMES, "query"), document, grade, title, shown)
 
 
 def listed(value: Any) -> Sequence[Any]:

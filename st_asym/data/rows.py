@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain, product
-from typing import Any, NamedTuple
+from typing import Any
 
 from st_asym.data.collection import (
     Qrels,
@@ -38,15 +38,13 @@ from st_asym.data.formats import (
     qrels_columns,
     table_of,
 )
-from st_asym.data.lists import grades_beside, list_in_text, listed
+from st_asym.data.lists import CLICK_NAMES, PairColumns, grades_beside, list_in_text, listed, pair_columns
 
 # What a line of a corpus may hold; anything else is more likely a misspelt pair.
 _CORPUS_FIELDS = frozenset({"_id", "id", "title", "text", "metadata", "url"})
 # What the text is called where rows are known to be documents.
 _TEXT_NAMES = (*DOCUMENT_NAMES, "contents", "content", "body", "page_content")
 
-# Documents that may have their title in a column beside; what is beside an answer is the title of its question.
-_TITLED_NAMES = ("document", "passage", "context", "text")
 # negative, negatives, neg, negative_1, hard_negatives, negative_passages, hard_negative_ctxs, ...
 _NEGATIVE = re.compile(r"(hard_)?neg(ative)?s?(_?\d+|_passages|_ctxs)?", re.IGNORECASE)
 # As NumPy writes it, without commas, so that it cannot be read.
@@ -54,9 +52,8 @@ _ARRAY_IN_TEXT = re.compile(r"""\[['"].*['"]\]""", re.DOTALL)
 
 _QRELS = "qrels map query id to document id to grade, or are a table with the columns query-id, corpus-id and score"
 
-# What stands in logs for a grade.
-_CLICK_NAMES = ("clicked", "click", "clicks")
-_IN_EVERY_ROW = {*GRADE_NAMES, *_CLICK_NAMES, "shown"}
+# What a row that has it has in every row of its file.
+_IN_EVERY_ROW = {*GRADE_NAMES, *CLICK_NAMES, "shown"}
 _YES_NO, _NO = {"true": 1, "false": 0}, ("0", "0.0", "false")
 
 # What is left out or read in a way that may surprise.
@@ -65,9 +62,10 @@ _CONFLICT = ("pair", "given again with another grade; the highest counts")
 _LIST = ("row", "with a list written as text, read as a list")
 _UNCLEAR_LIST = ("row", "with what looks like a list that cannot be read, taken as one text")
 _NOT_SHOWN = ("pair", "neither shown nor clicked left out")
+_TITLED = ("negative", "taken as the document with a title that has its text")
 _NOT_TEXT = ("row", "with something else than text")
 _NOT_WHOLE = ("grade", "not a whole number")
-_COUNTED = (_EMPTY, _NOT_SHOWN, _CONFLICT, _LIST, _UNCLEAR_LIST)
+_COUNTED = (_EMPTY, _NOT_SHOWN, _CONFLICT, _TITLED, _LIST, _UNCLEAR_LIST)
 _GRADES = (
     " Grades are 0 for not relevant, 1 or more for relevant; negatives are given as a list, (query, positive, "
     "[negative]), or in a column negative."
@@ -115,11 +113,13 @@ def pairs_of_rows(
     ``shown`` is 0.
     """
     names = list(names)
-    columns = _pair_columns(names, source)
+    columns = pair_columns(names, source)
     if any(folded(name) == "split" for name in names):
         notes.append(f"{source}: the column split is not read. Give the rows of each split apart, as train and dev.")
     places: _Places = defaultdict(list)
-    pairs = _pairs_in(rows, names, columns, places, of_text=of_text)
+    pairs: Iterable[_Pair] = _pairs_in(rows, names, columns, places, of_text=of_text)
+    if columns.title and any(_NEGATIVE.fullmatch(str(name)) for name in names):
+        pairs = _with_titles(pairs, places)
     return _collection(pairs, source, places, notes, clicks=folded(columns.grade) == "clicks")
 
 
@@ -139,48 +139,8 @@ def pairs_of_tuples(rows: Iterable[Any], source: str) -> RetrievalData:
     return _collection(pairs(), source, defaultdict(list), [])
 
 
-class _PairColumns(NamedTuple):
-    """Which column is what."""
-
-    query: str
-    document: str
-    grade: str  # empty where there is none, as are those below
-    title: str
-    shown: str
-
-
-def _pair_columns(names: Iterable[str], source: str) -> _PairColumns:
-    """Tell columns by their names: ``QUERY_NAMES``, ``DOCUMENT_NAMES`` and ``GRADE_NAMES``."""
-    names = list(names)
-    columns = set(map(folded, names))
-    found = f"{source} has the columns {names}"
-
-    def only(accepted: tuple[str, ...], what: str, *, required: bool = True) -> str:
-        named = [name for one in accepted for name in names if folded(name) == one]
-        if len(named) > 1:
-            raise ValueError(f"{found}: {' and '.join(map(repr, named))} could each be the {what}. Keep one of them.")
-        if required and not named:
-            raise ValueError(f"{found}: none is the {what}. Name it one of {', '.join(accepted)}.")
-        return named[0] if named else ""
-
-    if not columns & {*QUERY_NAMES, *DOCUMENT_NAMES}:
-        raise ValueError(
-            f"{found}: none is the query, and none the document. Name the first one of {', '.join(QUERY_NAMES)}, the "
-            f"second one of {', '.join(DOCUMENT_NAMES)}."
-            + " Fields of a .tsv are separated by tabs alone."
-            * (source.lower().endswith(".tsv") and len(columns) == 1)
-        )
-    grade = only(GRADE_NAMES, "grade", required=False) or only(_CLICK_NAMES, "grade", required=False)
-    shown = only(("shown",), "mark of what was shown", required=False)
-    if shown and not grade:
-        raise ValueError(f"{found}: {shown!r} says what was shown, and none what was clicked. Add clicked or clicks.")
-    document = only(DOCUMENT_NAMES, "document")
-    title = (only(("title",), "title", required=False) or "title") if folded(document) in _TITLED_NAMES else ""
-    return _PairColumns(only(QUERY_NAMES, "query"), document, grade, title, shown)
-
-
 def _pairs_in(
-    rows: Iterable[Row], names: Iterable[str], columns: _PairColumns, places: _Places, *, of_text: bool
+    rows: Iterable[Row], names: Iterable[str], columns: PairColumns, places: _Places, *, of_text: bool
 ) -> Iterator[_Pair]:
     """The query of each row with each of its documents, and with each that is not relevant."""
     first = set(names)
@@ -201,15 +161,39 @@ def _pairs_in(
         if not documents:
             places[_EMPTY].append(where)
         for document, grade in zip(documents, grades, strict=True):
-            grade = _YES_NO.get(folded(grade), grade)
-            if isinstance(title, str) and isinstance(document, str) and document.strip():
-                document = Document(title, document).joined
-            yield where, query, document, grade
+            yield where, query, _titled(title, document), _YES_NO.get(folded(grade), grade)
         negatives = chain.from_iterable(map(listed, fields.values()))  # rows may have fewer than columns
-        yield from ((where, query, negative, 0) for negative in negatives if not is_missing(negative))
+        for negative in (one for one in negatives if not is_missing(one)):
+            marked = columns.title and isinstance(negative, str)  # as one that may have a title elsewhere
+            yield where, query, Document("", negative) if marked else negative, 0
 
 
-def _check_names(where: str, row: Mapping[str, Any], first: set[str], columns: _PairColumns) -> None:
+def _titled(title: Any, document: Any) -> Any:
+    """A document with its title, where both are texts."""
+    if not isinstance(title, str) or not isinstance(document, str) or not document.strip():
+        return document
+    return Document(title, document) if title else document.strip()
+
+
+def _with_titles(pairs: Iterable[_Pair], places: _Places) -> Iterator[_Pair]:
+    """The pairs of rows, in which a negative without a title is the one document that has its text and a title."""
+    pairs = list(pairs)
+    known: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for _, _, document, _ in pairs:
+        if isinstance(document, str):  # one of its own
+            known[text_key(document)][""] = document
+        elif isinstance(document, Document) and document.title:
+            known[text_key(document.text)].setdefault(text_key(document.joined), document.joined)
+    for where, query, document, grade in pairs:
+        if isinstance(document, Document) and not document.title:
+            titled = known.get(text_key(document.text), {})
+            found = len(titled) == 1 and "" not in titled
+            document = next(iter(titled.values())) if found else document.text
+            places[_TITLED] += [where] * found
+        yield where, query, document, grade
+
+
+def _check_names(where: str, row: Mapping[str, Any], first: set[str], columns: PairColumns) -> None:
     """Refuse a row without a column that it needs, and a grade or a second text that the first row has not."""
     missing = [name for name in (columns.query, columns.document, columns.grade) if name and name not in row]
     if missing:
@@ -235,7 +219,7 @@ def _collection(
     qrels: Qrels = {}
     respelt: dict[str, str] = {}  # text to its first place
     for where, query, document, grade in pairs:
-        if isinstance(document, Mapping) and (found := Document.of(document)) is not None:
+        if isinstance(document, Mapping | Document) and (found := Document.of(document)) is not None:
             document = found.joined
         if (fault := _fault_of(query, document, grade)) is not None:
             places[fault[0]].append(where + fault[1])

@@ -126,7 +126,8 @@ def as_retrieval_data(
       ``negative``, ``negatives``, ``neg``, ``negative_1`` and so on are documents that are not relevant; ``grade``,
       ``score``, ``relevance`` or ``label``, where there is one, is a whole number, above zero for relevant; beside a
       list of documents it may be a list as long, also as ``labels``. A ``title`` beside ``text``, ``document``,
-      ``passage`` or ``context`` is put before it, as in a corpus;
+      ``passage`` or ``context`` is put before it, as in a corpus, and a negative with the text of one such document is
+      that document;
     - a mapping of splits to such, as a ``DatasetDict``, with ``train`` and perhaps ``validation``;
     - a list of (query, document) or (query, document, grade) tuples;
     - ``(queries, corpus, qrels)``: id to text, id to text (or to a dict of ``title`` and ``text``), and query id to

@@ -244,3 +244,23 @@ def test_copies_are_no_negatives_of_a_diagnosis(tiny_encoder: SentenceTransforme
     assert found.judged.after.positive == pytest.approx(one.after.positive)
     assert found.judged.after.hard_margin <= one.after.hard_margin + 1e-6
     assert sum(found.histograms.negative_after) == 10 * 20 - 10 - 10
+
+
+def test_a_negative_is_the_document_that_has_its_text_and_a_title() -> None:
+    rows = [
+        {"query": "pump", "title": "Pump", "document": "Restart it.", "negatives": ["replace  it.", "Restart it."]},
+        {"query": "filter", "title": "Filter", "document": "Replace it.", "negatives": ["Other.", "Twice.", "Bare."]},
+        {"query": "a", "title": "One", "document": "Twice.", "negatives": []},
+        {"query": "b", "title": "Two", "document": "Twice.", "negatives": []},
+        {"query": "c", "title": "Three", "document": "Bare.", "negatives": []},
+        {"query": "d", "title": "", "document": "Bare.", "negatives": []},
+    ]
+    data = as_retrieval_data(rows)
+    judged = {
+        data.queries[query]: {data.corpus[document]: grade for document, grade in own.items()}
+        for query, own in data.qrels["train"].items()
+    }
+    assert judged["pump"] == {"Pump Restart it.": 1, "Filter Replace it.": 0}
+    assert judged["filter"] == {"Filter Replace it.": 1, "Other.": 0, "Twice.": 0, "Bare.": 0}
+    assert judged["d"] == {"Bare.": 1}
+    assert "2 negatives taken as the document with a title that has its text" in " ".join(data.notes)
