@@ -6,6 +6,7 @@ import hashlib
 import numbers
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from typing import TYPE_CHECKING, Literal
 
 from st_asym.data.document import ReadDocuments, relevant_of, text_key
@@ -200,7 +201,7 @@ def whole_number(value: object) -> int:
     """A grade out of an integer, or a float or text that stands for one; anything else is a ``ValueError``."""
     if type(value) is int:  # the same, and by far the most frequent
         return value
-    if isinstance(value, str | numbers.Real) and float(value).is_integer():
+    if isinstance(value, str | numbers.Real | Decimal) and float(value).is_integer():
         return int(float(value))
     raise ValueError(f"{value!r} is not a whole number")
 

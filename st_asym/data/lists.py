@@ -7,6 +7,7 @@ import json
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from st_asym.data.formats import DOCUMENT_NAMES, GRADE_NAMES, QUERY_NAMES, as_list, folded, is_column
@@ -105,7 +106,9 @@ def grades_beside(row: Mapping[str, Any], documents: Any, grade: str, where: str
 def _numbers(value: Any, count: int) -> list[Any] | None:
     """A list of so many numbers, perhaps written out as text; else None."""
     found = listed(list_in_text(value, numbers.Real))
-    return list(found) if len(found) == count and all(isinstance(one, numbers.Real) for one in found) else None
+    return (
+        list(found) if len(found) == count and all(isinstance(one, numbers.Real | Decimal) for one in found) else None
+    )
 
 
 def _are_grades(value: Any) -> bool:

@@ -410,6 +410,8 @@ def read_splits(qrels: Any, notes: list[str]) -> dict[str, Qrels]:
 
 
 def _graded(query_id: Any, documents: Any) -> dict[str, int]:
+    if hasattr(documents, "to_dict") and not any(isinstance(one, str) for one in documents):
+        documents = documents.to_dict()  # a series of pandas whose index is the ids
     if isinstance(documents, Mapping):
         return dict(documents)
     if isinstance(documents, set | frozenset):

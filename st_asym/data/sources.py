@@ -57,8 +57,8 @@ _KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _READABLE = "a .jsonl, .csv or .tsv file (or .gz of one), a .parquet, a BEIR folder or a zip of one"
 # Zips that are no collections.
 _ZIPPED = (".xlsx", ".xlsm", ".ods", ".docx", ".npz")
-# What the third part of a judged collection is called in one JSON object or dict; the first is LlamaIndex's name.
-_JUDGED = ("relevant_docs", "qrels")
+# What the third part of a judged collection is called in one JSON object or dict: by LlamaIndex, and by MTEB at last.
+_JUDGED = ("relevant_docs", "qrels", "default")
 
 
 class Frame(Protocol):
@@ -131,7 +131,8 @@ def as_retrieval_data(
     - a mapping of splits to such, as a ``DatasetDict``, with ``train`` and perhaps ``validation``;
     - a list of (query, document) or (query, document, grade) tuples;
     - ``(queries, corpus, qrels)``: id to text, id to text (or to a dict of ``title`` and ``text``), and query id to
-      document id to grade, or to a list of ids, or split to that. Each of the three may be a table;
+      document id to grade, or to a list of ids, or split to that. Each of the three may be a table. They may come as
+      a dict of these names, of which MTEB calls the last ``default``;
     - a :class:`RetrievalData`;
     - documents alone: a mapping of id to text, or to a dict of ``title`` and ``text``; a list of texts; a
       ``corpus.jsonl``, alone or in its folder; a table with ``text`` and perhaps ``title``. Then the queries are made

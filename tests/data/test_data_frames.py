@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections import namedtuple
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,7 @@ GRADES = {"query-id": ["a", "b", "a"], "corpus-id": ["x", "y", "z"], "score": [1
         {"train": {"a": ["x", "z"], "b": {"y": 1}}},
         {"train": {"a": ["x", "z"], "b": ["y"]}},
         {"train": {"a": {"x", "z"}, "b": {"y"}}},
+        {"a": pd.Series({"x": 1, "z": 1}), "b": pd.Series({"y": Decimal(1)})},
         pd.DataFrame(GRADES),
         GRADES,
         DatasetDict({"train": Dataset.from_dict(GRADES)}),
@@ -243,6 +245,7 @@ GRADES = {"query-id": ["a", "b", "a"], "corpus-id": ["x", "y", "z"], "score": [1
         "split, mixed",
         "split of lists",
         "split of sets",
+        "series of grades",
         "frame",
         "columns",
         "splits of the Hub",
@@ -265,8 +268,20 @@ def test_three_data_sets_of_the_hub_are_read() -> None:
     data = as_retrieval_data(parts)
     assert by_text(data) == EXPECTED
     assert set(data.corpus) == set(CORPUS)
+    for name in ("default", "qrels"):  # the first is MTEB's
+        assert by_text(as_retrieval_data({"queries": parts[0], "corpus": parts[1], name: parts[2]})) == EXPECTED
+        assert by_text(as_retrieval_data({"queries": queries, "corpus": corpus, name: parts[2]["train"]})) == EXPECTED
     with pytest.raises(ValueError, match=r"corpus has the splits \['a', 'b'\]: give one of them"):
         as_retrieval_data((parts[0], DatasetDict(a=corpus, b=corpus), parts[2]))
+
+
+def test_decimal_grades_are_numbers() -> None:
+    """As a column of Arrow or of a database gives them."""
+    rows = [("a", "x", "1.00"), ("a", "y", "0"), ("b", "y", "2")]
+    data = as_retrieval_data([(query, document, Decimal(grade)) for query, document, grade in rows])
+    assert data.qrels == {"train": {"q0": {"d0": 1, "d1": 0}, "q1": {"d1": 2}}}
+    with pytest.raises(ValueError, match="1 grade not a whole number"):
+        as_retrieval_data([("a", "x", Decimal("1.5")), ("b", "y", Decimal(1))])
 
 
 def test_qrels_that_are_none_are_named() -> None:
