@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modality import infer_modality
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -59,6 +60,7 @@ class Request:
                     f"There is no option {unknown[0]!r}: beside prompt, task and precision this encoder takes "
                     f"{', '.join(known)}, and EmbeddingCache.fill takes {', '.join(_FILL)}."
                 )
+        _check_modalities(self.model, self.texts)
         return record_keys(
             fingerprint or encoder_fingerprint(self.model),
             self.texts if rows is None else [self.texts[row] for row in rows],
@@ -67,6 +69,17 @@ class Request:
             precision=self.precision,
             **self.options,
         )
+
+
+def _check_modalities(model: SentenceTransformer, texts: Sequence[str]) -> None:
+    """Refuse a string that the encoder reads as the picture, sound or film that it names: what is there may change."""
+    known = model.modalities
+    for row, text in enumerate(texts if len(known) > 1 else ()):
+        if isinstance(text, str) and (kind := infer_modality(text, supported_modalities=known)) != "text":
+            raise ValueError(
+                f"Row {row}, {text!r:.80}, is read by this encoder as the {kind} that it names, and the cache holds "
+                "vectors of texts alone: encode it with the model itself."
+            )
 
 
 def check_how(batch_tokens: Any, devices: Any) -> None:

@@ -173,6 +173,19 @@ def test_names_the_row_that_the_encoder_cannot_encode(cache: EmbeddingCache, enc
     assert cache.embed(words, ["\ud800 a", "a"]).tolist() == words.encode(["\ud800 a", "a"]).tolist()
 
 
+def test_refuses_a_string_that_is_encoded_as_a_picture(
+    cache: EmbeddingCache, encoder: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it names may change, and with it the vector."""
+    picture = "https://example.org/a.png"
+    assert cache.fill(encoder, [picture]) == 1  # a text, for an encoder of texts
+    monkeypatch.setattr(SentenceTransformer, "modalities", ["text", "image"])
+    for ask in (cache.fill, cache.get, cache.embed):
+        with pytest.raises(ValueError, match=r"Row 1, 'https.*', is read by this encoder as the image that it names"):
+            ask(encoder, ["a", picture])
+    assert cache.fill(encoder, ["a picture: https://example.org/a.png", "a.png"]) == 2
+
+
 def test_float16_keeps_three_digits(tmp_path: Path, encoder: SentenceTransformer) -> None:
     cache = EmbeddingCache(tmp_path, dtype="float16")
     found = cache.embed(encoder, TEXTS)
