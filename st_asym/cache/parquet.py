@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 from st_asym.cache.store import GROUP_BYTES, KEY_BYTES, PORTION, Floats, VectorStore
 from st_asym.data.files import new_file
 
+_LISTS = ("list", "large_list", "fixed_size_list", "list_view", "large_list_view")
+
 
 def write_parquet(store: VectorStore, group: bytes, facts: dict[str, Any], path: str | os.PathLike[str]) -> int:
     """Write a group with these ``facts`` of :meth:`VectorStore.groups`, and say how many vectors it has."""
@@ -99,7 +101,7 @@ def _check_columns(path: Path, schema: Any) -> None:
             "EmbeddingCache.export_parquet, or have the keys of st_asym.record_keys."
         )
     kind = schema.field("vector").type
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    is_list = any(getattr(pa.types, f"is_{name}")(kind) for name in _LISTS)
     if not is_list or not pa.types.is_floating(kind.value_type):
         raise ValueError(f"{path} has a column 'vector' of type {kind}: it must be a list of floats.")
 

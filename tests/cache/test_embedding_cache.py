@@ -289,6 +289,17 @@ def test_imports_shards_that_were_embedded_elsewhere(
     assert close(cache.get(encoder, TEXTS), encoder.encode(TEXTS))
 
 
+@pytest.mark.parametrize("kind", [pa.large_list, pa.list_view, pa.large_list_view])
+def test_imports_lists_of_any_kind(
+    tmp_path: Path, cache: EmbeddingCache, encoder: SentenceTransformer, kind: Any
+) -> None:
+    keys = record_keys(encoder_fingerprint(encoder), TEXTS)
+    vectors = pa.array(encoder.encode(TEXTS).tolist(), kind(pa.float32()))
+    pq.write_table(pa.table({"key": keys, "vector": vectors}), tmp_path / "vectors.parquet")
+    assert cache.import_parquet(tmp_path / "vectors.parquet") == len(TEXTS)
+    assert close(cache.get(encoder, TEXTS), encoder.encode(TEXTS))
+
+
 def test_refuses_parquet_that_it_cannot_use(
     tmp_path: Path, cache: EmbeddingCache, encoder: SentenceTransformer
 ) -> None:
