@@ -57,10 +57,11 @@ def encoder_fingerprint(model: SentenceTransformer) -> str:
     (see :func:`encoder_modules`), ``max_seq_length`` among them. Of modules that are not the library's, nor torch's or
     those of transformers, it covers code and attributes too: which adapter is active and how it is scaled, a factor
     that ``forward`` multiplies by, and what its code names in your own files: values, functions, classes and objects.
-    What was replaced in the library's modules by hand is covered, in one of them or in all of a class. Attributes that
-    change when the encoder runs, and those with ``cache`` in their names, are left out. It does not cover prompts, the
-    heads, hooks, the environment, the device, and how attention is computed. It is the same in every process, and after
-    saving and loading.
+    What was replaced in the library's modules by hand is covered, in one of them or in all of a class. Attributes with
+    ``cache`` in their names are left out, and those that change when the encoder runs, once it has run in this process.
+    It does not cover prompts, the heads, hooks, the environment, the device, and how attention is computed. It is the
+    same in every process, and after saving and loading; for a module that counts its own calls, say, from the first run
+    of the encoder on.
 
     Reading the weights takes about a second per gigabyte, so the result is remembered for each model. Every call looks
     for a change, by torch's own count of in-place changes and by four values of each tensor; now and then, using at
