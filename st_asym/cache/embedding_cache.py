@@ -173,7 +173,13 @@ class EmbeddingCache:
         vectors, rows = self._look_up(keys)
         if rows:
             self._encode(asked, {keys[row]: row for row in reversed(rows)})
-            vectors, rows = self._look_up(asked.keys())
+            again = asked.keys()
+            vectors, rows = self._look_up(again)
+            if rows and again != keys:
+                raise ValueError(
+                    "The encoder's weights or settings changed while it ran, as those of an nn.Embedding with max_norm "
+                    "do, so its vectors cannot be kept: encode with the model itself, or take out what changes them."
+                )
         if rows:
             raise CacheError(
                 f"{self.store.directory} lost the vector of {asked.texts[rows[0]]!r:.80} right after it was written: "

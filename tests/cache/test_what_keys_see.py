@@ -527,6 +527,13 @@ def test_words_added_to_a_tokenizer_in_python(tmp_path: Path) -> None:
     assert tokenizer_settings(tokenizer) != before
 
 
+def test_weights_that_change_as_they_run_are_named(bert: Path, tmp_path: Path) -> None:
+    encoder = tiny_bert(bert)
+    encoder[0].model.embeddings.word_embeddings.max_norm = 0.01
+    with pytest.raises(ValueError, match="weights or settings changed while it ran, as those of an"):
+        EmbeddingCache(tmp_path).embed(encoder, TEXTS)
+
+
 def test_tokenizers_that_are_not_of_transformers(bert: Path, tmp_path: Path) -> None:
     bare = Tokenizer.from_file(str(bert / "tokenizer.json"))
     static = SentenceTransformer(modules=[StaticEmbedding(bare, embedding_dim=8)], device="cpu").requires_grad_(False)
