@@ -162,7 +162,8 @@ def evaluate(
 
 def _left_out(found: Sequence[Benchmark]) -> list[str]:
     """What was left out of the data sets, each sentence with the name of its own where there are several."""
-    return [note if len(found) == 1 else f"{one.name}: {note}" for one in found for note in one.notes]
+    named = len(found) > 1
+    return [f"{note.removesuffix('.')} ({one.name})." if named else note for one in found for note in one.notes]
 
 
 def _measure(

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 _BATCH = 32
 # Vectors that are looked up cost nothing to batch.
 _CACHED_BATCH = 1024
+# Raised where texts or prompts reach models in another way: scores that were kept before are not those.
+_WAY = "2"
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def kept_or_measured(
     written when a model has been through a data set, in one step, so that an interrupted evaluation goes on with the
     next one. A file that is damaged, or of another format or version, counts as missing.
     """
-    key = {"name": benchmark.name, "data": benchmark.version, "mteb": version("mteb"), **known}
+    key = {"name": benchmark.name, "data": benchmark.version, "mteb": version("mteb"), "way": _WAY, **known}
     path, found = None, list[TaskScores]()
     if folder is not None:
         file = f"{key['model'][:12]}-{key['form']}-{short_digest(key)}.json"

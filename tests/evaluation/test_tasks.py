@@ -119,7 +119,7 @@ def test_what_is_left_out_is_said_of_its_data_set(tiny_encoder: SentenceTransfor
     data = collection()
     bare = replace(data, qrels={"test": {**data.qrels["test"], "t0": {"d0": 0}}})
     found = evaluate({"m": tiny_encoder}, {"whole": data, "bare": bare}, results=None, baselines=())
-    assert found.notes[0] == "bare: 1 query without a relevant document left out: t0."
+    assert found.notes[0] == "1 query without a relevant document left out: t0 (bare)."
 
 
 class TwoSplits(AbsTaskRetrieval):
