@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch.multiprocessing
 
 # A copy of this process need not import everything again.
 _START = "fork" if sys.platform == "linux" else "spawn"
+_SECONDS = 300
 
 
 def in_a_process(function: Callable[..., None], *arguments: Any, **options: Any) -> int | None:
@@ -23,7 +25,10 @@ def in_a_process(function: Callable[..., None], *arguments: Any, **options: Any)
     context: Any = multiprocessing.get_context(_START)
     process = context.Process(target=_with_one_thread, args=(function, arguments, options))
     process.start()
-    process.join(300)
+    process.join(_SECONDS)
+    if process.is_alive():
+        process.kill()
+        process.join()
     code: int | None = process.exitcode
     return code
 
@@ -38,7 +43,16 @@ def in_two_processes(function: Callable[[int, Path], None], folder: Path) -> Non
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.start_processes(_one_of_two, (function, port, folder), nprocs=2, start_method=_START)
+    context: Any = torch.multiprocessing.start_processes(
+        _one_of_two, (function, port, folder), nprocs=2, join=False, start_method=_START
+    )
+    deadline = time.monotonic() + _SECONDS
+    try:
+        while not context.join(deadline - time.monotonic()):
+            assert time.monotonic() < deadline, f"The processes did not end within {_SECONDS} seconds."
+    finally:
+        for process in context.processes:
+            process.kill()
 
 
 def _one_of_two(rank: int, function: Callable[[int, Path], None], port: int, folder: Path) -> None:

@@ -114,6 +114,8 @@ class EmbeddingCache:
             replaced = self.store.replaced
             encoded += self._encode(asked, missing, **how)
             if self.store.replaced == replaced:
+                if asked.keys(rows=[0]) != keys[:1]:
+                    self._check_kept(asked.keys())
                 return encoded
             keys = asked.keys()  # what was committed before is lost
         raise self.store.cleared_error()
@@ -175,11 +177,8 @@ class EmbeddingCache:
             self._encode(asked, {keys[row]: row for row in reversed(rows)})
             again = asked.keys()
             vectors, rows = self._look_up(again)
-            if rows and again != keys:
-                raise ValueError(
-                    "The encoder's weights or settings changed while it ran, as those of an nn.Embedding with max_norm "
-                    "do, so its vectors cannot be kept: encode with the model itself, or take out what changes them."
-                )
+            if again != keys:
+                self._check_kept(again)
         if rows:
             raise CacheError(
                 f"{self.store.directory} lost the vector of {asked.texts[rows[0]]!r:.80} right after it was written: "
@@ -266,6 +265,14 @@ class EmbeddingCache:
                 "loader: call EmbeddingCache.fill(model, texts) before training, or use dataloader_num_workers=0."
             )
         return encode_into(self.store, asked, missing, **how)
+
+    def _check_kept(self, keys: Sequence[bytes]) -> None:
+        """Refuse an encoder whose keys, asked for after it ran, are not those that its vectors were written under."""
+        if any(self._look_up(keys[start : start + PORTION])[1] for start in range(0, len(keys), PORTION)):
+            raise ValueError(
+                "The encoder's weights or settings changed while it ran, as those of an nn.Embedding with max_norm do, "
+                "so its vectors cannot be kept: encode with the model itself, or take out what changes them."
+            )
 
     def _look_up(self, keys: Sequence[bytes]) -> tuple[Floats, list[int]]:
         """Vectors (n, d), or (0, 0) where there are none; and the rows that are missing, which are undefined there."""

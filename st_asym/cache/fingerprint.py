@@ -30,6 +30,7 @@ from st_asym.cache.foreign import (
 )
 from st_asym.cache.stock import (
     deviations,
+    has_few_added_tokens,
     module_settings,
     network_settings,
     quick_tokenizer,
@@ -65,8 +66,9 @@ def encoder_fingerprint(model: SentenceTransformer) -> str:
 
     Reading the weights takes about a second per gigabyte, so the result is remembered for each model. Every call looks
     for a change, by torch's own count of in-place changes and by four values of each tensor; now and then, using at
-    most a hundredth of the time, all weights are read again. A change of some values behind torch's back, through
-    ``.data``, numpy or a fused optimizer that reaches few rows of an embedding, may therefore be noticed late.
+    most a hundredth of the time, everything is read again. A change of some values behind torch's back, through
+    ``.data``, numpy or a fused optimizer that reaches few rows of an embedding, may therefore be noticed late, and so
+    may one of merges, of a few words in the model of a tokenizer, or of hundreds that were added to it.
 
     Args:
         model: A ``SentenceTransformer``, with or without heads.
@@ -300,6 +302,7 @@ class _Remembered:
         self.watched, self.parts = watched(self.all), foreign_parts(modules)
         inventory = Inventory(self.parts, _quickly)
         self.values, self.tensors = inventory.values, _registered(self.all) + inventory.tensors
+        self.few_added = [has_few_added_tokens(getattr(module, "tokenizer", None)) for module in modules]
         self.probes = _probes(self.tensors)
         self.seen = list(self._looks(model))
         self.read_at = time.monotonic()
@@ -323,7 +326,8 @@ class _Remembered:
         yield list(map(id, _registered(self.all)))
         # Where each lies and how often it was written to; tensors made in inference mode are not counted.
         yield [(one.data_ptr(), -1 if one.is_inference() else one._version) for one in self.tensors]
-        yield [modules, tokenizers, list(map(quick_tokenizer, tokenizers))]
+        looks = zip(tokenizers, self.few_added, strict=False)
+        yield [modules, tokenizers, [quick_tokenizer(one, few_added=few) for one, few in looks]]
         yield Inventory(self.parts, _quickly).values
         arrays, others = self.probes
         joined = [torch.cat(group).view(torch.uint8).cpu().numpy() for group in others]  # one read for each dtype

@@ -31,6 +31,8 @@ _MODEL_SETTINGS = (
     *("byte_fallback", "ignore_merges", "dropout", "alpha", "nbest_size"),
 )
 _TOKENS = 8
+# Each added token takes half a microsecond of every look at them.
+_MOST_ADDED = 256
 _SCALARS = (bool, int, float, str, torch.dtype, types.FunctionType, types.MethodType)
 # Items of a list or mapping, from which on it is not compared in every step.
 _LARGE = 1000
@@ -76,7 +78,8 @@ def tokenizer_settings(tokenizer: Any) -> Any:
         state = {k: v for k, v in tokenizer.init_kwargs.items() if not k.endswith(("_file", "name_or_path"))}
         # Words that were added are cut out of texts first, also where the vocabulary has them. Most encoders have none
         # but the special ones, which are among the options.
-        special = set(map(str, state.values()))
+        options = [one for value in state.values() for one in (value if isinstance(value, list | tuple) else [value])]
+        special = set(map(str, options))
         added = sorted(repr(one) for one in tokenizer.added_tokens_decoder.values() if one.content not in special)
         state = {"class": fullname(tokenizer), "vocabulary": tokenizer.get_vocab(), "options": state}
         state |= {"added": added} if added else {}
@@ -85,7 +88,13 @@ def tokenizer_settings(tokenizer: Any) -> Any:
     return [state, [getattr(tokenizer, name, None) for name in _TOKENIZER_SETTINGS] + splits]
 
 
-def quick_tokenizer(tokenizer: Any) -> list[Any]:
+def has_few_added_tokens(tokenizer: Any) -> bool:
+    """Whether the words that were added to a tokenizer in Rust can be looked at in every step."""
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    return not hasattr(backend, "to_str") or len(backend.get_added_tokens_decoder()) <= _MOST_ADDED
+
+
+def quick_tokenizer(tokenizer: Any, *, few_added: bool = True) -> list[Any]:
     """What a tokenizer in Rust does, without taking it apart; what is set in Python is in its attributes."""
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if not hasattr(backend, "to_str"):
@@ -96,7 +105,7 @@ def quick_tokenizer(tokenizer: Any) -> list[Any]:
     model, size = backend.model, backend.get_vocab_size(with_added_tokens=True)
     settings = [getattr(model, name, None) for name in _MODEL_SETTINGS]
     tokens = [backend.id_to_token(size * part // _TOKENS) for part in range(_TOKENS)]
-    return [size, tokens, backend.get_added_tokens_decoder(), settings, states, bare]
+    return [size, tokens, backend.get_added_tokens_decoder() if few_added else None, settings, states, bare]
 
 
 def watched(modules: Sequence[nn.Module]) -> list[tuple[Mapping[str, Any], int | None, dict[str, Any]]]:

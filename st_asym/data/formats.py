@@ -416,7 +416,7 @@ def _data_set(source: Any) -> tuple[list[Any] | None, Callable[[], Iterable[Any]
         plain = source if form.get("type") is None else source.with_format(None)
         return plain if texts == source.column_names else plain.select_columns(texts)
 
-    return names, rows
+    return texts, rows
 
 
 def _is_decoded(feature: Any) -> bool:

@@ -6,6 +6,7 @@ import numbers
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from itertools import chain, product
 from typing import Any
@@ -54,7 +55,7 @@ _QRELS = "qrels map query id to document id to grade, or are a table with the co
 
 # What a row that has it has in every row of its file.
 _IN_EVERY_ROW = {*GRADE_NAMES, *CLICK_NAMES, "shown"}
-_YES_NO, _NO = {"true": 1, "false": 0}, ("0", "0.0", "false")
+_YES_NO = {"true": 1, "false": 0}
 
 # What is left out or read in a way that may surprise.
 _EMPTY = ("pair", "with an empty text left out")
@@ -146,7 +147,7 @@ def _pairs_in(
     first = set(names)
     for where, row in rows:
         _check_names(where, row, first, columns)
-        if columns.shown and all(folded(row.get(name)) in _NO for name in (columns.shown, columns.grade)):
+        if columns.shown and all(_is_no(row.get(name)) for name in (columns.shown, columns.grade)):
             places[_NOT_SHOWN].append(where)
             continue
         fields = {name: row[name] for name in row if name == columns.document or _NEGATIVE.fullmatch(str(name))}
@@ -166,6 +167,13 @@ def _pairs_in(
         for negative in (one for one in negatives if not is_missing(one)):
             marked = columns.title and isinstance(negative, str)  # as one that may have a title elsewhere
             yield where, query, Document("", negative) if marked else negative, 0
+
+
+def _is_no(value: Any) -> bool:
+    """Whether what a row says of being shown or clicked is 0 or false, in whatever spelling."""
+    with suppress(TypeError, ValueError):
+        return whole_number(_YES_NO.get(folded(value), value)) == 0
+    return False
 
 
 def _titled(title: Any, document: Any) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import lzma
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import chain
@@ -318,7 +320,9 @@ def _read_zip(path: Path, *, documents: bool) -> RetrievalData | ReadDocuments:
     try:
         with zipfile.ZipFile(path) as opened:
             return _read_beir(zipfile.Path(opened), documents=documents)
-    except (zipfile.BadZipFile, RuntimeError) as error:  # the second where it is encrypted, or packed in another way
+    except (zipfile.BadZipFile, RuntimeError, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
+        if getattr(error, "errno", None) is not None:  # of the system, and not of bz2
+            raise
         raise ValueError(
             f"{path.name} is damaged, encrypted or packed in a way that Python does not read ({error}): give the "
             "unpacked folder."

@@ -35,7 +35,7 @@ from st_asym.diagnosis.findings import (
     ranking,
 )
 from st_asym.diagnosis.geometry import HeadModules, Spread
-from st_asym.heads.anatomy import Side, side_prompt
+from st_asym.heads.anatomy import Side, gives_unit_vectors, side_prompt
 from st_asym.losses.isotropy import unit
 from st_asym.trust.provenance import Provenance, installed, made_with_heads
 
@@ -196,12 +196,18 @@ def diagnose(
             changes,
             by_relevance,
             normalised=heads.normalised,
-            similarity=str(model.similarity_fn_name),
+            similarity=_similarity(model),
             trained=again,
         ),
         normalised=heads.normalised,
         seconds=time.perf_counter() - started,
     )
+
+
+def _similarity(model: SentenceTransformer) -> str:
+    """What a model ranks by: of unit vectors dot product and Euclidean distance are the cosine."""
+    name = str(model.similarity_fn_name)
+    return "cosine" if name in ("dot", "euclidean") and gives_unit_vectors(model) else name
 
 
 def _read(

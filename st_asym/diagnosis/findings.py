@@ -41,6 +41,11 @@ _STRONG_HUBS = 1.4
 _ERRORS = 2.0
 # Fewer queries say little.
 _FEW = 20
+# What to do where search is worse, with heads on both sides, on one, and before they are trained.
+_LESS = "Lower the learning rate or the number of epochs, raise the isotropy weight"
+_FIT = "; st_asym.fit keeps the encoder as it is where heads do not help."
+_ADVICE = f"{_LESS}, or train the query side alone (document=False){_FIT}"
+_UNTRAINED = "That is what the cut costs: train the heads, or keep more dimensions."
 
 
 @dataclass(frozen=True)
@@ -291,11 +296,10 @@ def findings(
 ) -> tuple[Finding, ...]:
     """Say what is out of range, then what is worth knowing.
 
-    ``similarity`` is what the model compares by, ``trained`` are ids of queries that were trained on, None where that
-    is not known.
+    ``similarity`` is what the model compares by, ``trained`` the ids of queries that were trained on, None if unknown.
     """
     found = [] if judged is None else [*_trained(judged, trained or ())]
-    if similarity != "cosine" and not normalised:
+    if similarity != "cosine":
         text = f"The model compares by {similarity}, and all figures here are by cosine."
         found.append(Finding("not by cosine", None, False, text))
     found += _movement(sides)
@@ -309,7 +313,8 @@ def findings(
         )
         found.append(Finding("unchanged ranking", None, True, text))
     if judged is not None and not (still and not _kept_of(sides)):
-        found += _relevance(judged, trained, both=all(own.head.kind != "none" for own in sides.values()))
+        one = any(own.head.kind == "none" for own in sides.values())
+        found += _relevance(judged, trained, _UNTRAINED if still else _LESS + _FIT if one else _ADVICE)
     return tuple(sorted(found, key=lambda finding: not finding.trouble))
 
 
@@ -418,8 +423,8 @@ def _hubs(side: Side, own: SideOf) -> Iterator[Finding]:
         yield Finding("hubs", side, True, text)
 
 
-def _relevance(judged: Judged, trained: Collection[str] | None, *, both: bool = True) -> Iterator[Finding]:
-    """Whether search is better or worse, and whether relevant documents stand out less; ``both`` sides have heads."""
+def _relevance(judged: Judged, trained: Collection[str] | None, advice: str = _ADVICE) -> Iterator[Finding]:
+    """Whether search is better, or worse with ``advice``, and whether relevant documents stand out less."""
     mean = sum(judged.ndcg_before) / len(judged.ndcg_before)
     error = "" if judged.error is None else f" ± {judged.error:.3f}"
     figures = (
@@ -428,12 +433,7 @@ def _relevance(judged: Judged, trained: Collection[str] | None, *, both: bool = 
     )
     noise = math.inf if judged.error is None else _ERRORS * judged.error
     if judged.difference < -noise:
-        alone = ", or train the query side alone (document=False)" if both else ""
-        text = (
-            f"Search is worse with the heads: {figures}. Lower the learning rate or the number of epochs, raise the "
-            f"isotropy weight{alone}; st_asym.fit keeps the encoder as it is where heads do not help."
-        )
-        yield Finding("worse", None, True, text)
+        yield Finding("worse", None, True, f"Search is worse with the heads: {figures}. {advice}")
     elif judged.difference > noise:
         text = f"Search is better with the heads: {figures}."
         if trained is None:

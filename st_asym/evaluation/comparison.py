@@ -107,7 +107,8 @@ class Comparison:
 
     Attributes:
         rows: One per system, the first being what the others are compared with.
-        data: Data set to its split, version, and numbers of documents and queries.
+        data: Data set to its split, its subset of a task that has several, version, and numbers of documents and
+            queries.
         queries: Data set to ``"ids"``, ``"seen"`` (ids, None where training data were not given), ``"trained on"`` (ids
             that a model was trained on) and ``"scores"``: system to metric to one list of scores per model, in the
             order of the ids.

@@ -22,9 +22,9 @@ from st_asym.evaluation.models import (
     Models,
     System,
     answered_from,
+    other_widths,
     queries_as_documents,
     same_models,
-    shorter_vectors,
     systems_of,
     vectors_of,
 )
@@ -138,6 +138,7 @@ def evaluate(
         data={
             data: {
                 "split": scores.split,
+                **({} if scores.subset == "default" else {"subset": scores.subset}),
                 "queries": len(scores.queries),
                 "documents": scores.documents,
                 "version": versions[scores.benchmark],
@@ -154,7 +155,7 @@ def evaluate(
             "correction": "Benjamini-Hochberg",
         },
         versions=installed(*_PACKAGES, *(["bm25s"] if len(rows) > len(systems) else [])),
-        notes=(*cautions, *_left_out(found), *same_models(systems), *shorter_vectors(systems), *beside.notes),
+        notes=(*cautions, *_left_out(found), *same_models(systems), *other_widths(systems), *beside.notes),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         cautions=cautions,
     )

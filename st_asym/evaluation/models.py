@@ -143,8 +143,8 @@ def same_models(systems: Sequence[System]) -> list[str]:
     return notes
 
 
-def shorter_vectors(systems: Sequence[System]) -> list[str]:
-    """Say which models have vectors of fewer dimensions than the untouched encoder, which is given whole."""
+def other_widths(systems: Sequence[System]) -> list[str]:
+    """Say which models have vectors of other dimensions than the untouched encoder, which truncate_dim alone cuts."""
     first, *others = ((system.name, system.models[0].get_embedding_dimension()) for system in systems)
     return [
         f"{UNTOUCHED} has vectors of {first[1]} dimensions, {name} of {size}."

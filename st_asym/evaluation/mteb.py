@@ -41,6 +41,7 @@ class TaskScores:
     benchmark: str  # the name of the task
     data: str  # that of the data set, which is the task's where it has only one
     split: str
+    subset: str
     documents: int  # how many were searched
     queries: tuple[str, ...]  # their ids
     by_query: dict[str, tuple[float, ...]]  # each of METRICS for each query, in the order of queries
@@ -203,6 +204,7 @@ def _scores(benchmark: Benchmark, split: str, measured: Mapping[str, Any], *, se
         benchmark=benchmark.name,
         data=f"{benchmark.name} ({subset}, {split})" if several else benchmark.name,
         split=split,
+        subset=subset,
         documents=len(part["corpus"]),
         queries=tuple(queries),
         by_query={metric: tuple(float(by_query[query_id][metric]) for query_id in queries) for metric in METRICS},

@@ -87,9 +87,8 @@ def evaluate_run(
         >>> print(comparison)  # doctest: +SKIP
     """
     chosen = choose_model(run_dir)
-    if chosen.name in (models or {}):
-        raise ValueError(f"{chosen.name!r} is the model of the run itself: give the other one another name.")
-    asked = Asked(tasks, split, train, models).now_or_before(Path(run_dir), chosen.why)
+    own = re.escape(chosen.name)
+    asked = Asked(tasks, split, train, models).now_or_before(Path(run_dir), chosen.why, own)
     folder = Path(run_dir) / EVALUATION_FOLDER
     with _logged(folder):
         logger.info("%s", chosen.why)
@@ -148,12 +147,8 @@ def follow_run(
     for name, seconds in (("interval", interval), ("patience", patience)):
         if not seconds > 0:
             raise ValueError(f"{name} must be above 0 seconds, got {seconds}.")
-    asked = Asked(tasks, split, train, models).now_or_before(Path(run_dir), "It is to be watched.")
-    own = re.compile(rf"checkpoint-\d+|{re.escape(Path(run_dir).resolve().name)}")
-    if taken := [name for name in asked.models or {} if own.fullmatch(name)]:
-        raise ValueError(
-            f"{taken[0]!r} is what the run calls a model of its own: give what it is compared with another name."
-        )
+    own = rf"checkpoint-\d+|{re.escape(Path(run_dir).resolve().name)}"
+    asked = Asked(tasks, split, train, models).now_or_before(Path(run_dir), "It is to be watched.", own)
     cache = open_cache(cache)
     with _logged(Path(run_dir) / EVALUATION_FOLDER):
         for line in _watch(Path(run_dir), asked, cache, interval, patience):
@@ -187,10 +182,10 @@ class Asked:
     train: Any = None
     models: Mapping[str, Any] | None = None
 
-    def now_or_before(self, run: Path, found: str) -> Asked:
+    def now_or_before(self, run: Path, found: str, own: str) -> Asked:
         """What is asked for now, or was before: looked at before anything else is done, and remembered where it can be.
 
-        The error, where it is neither, says what is ``found`` in the folder.
+        The error, where it is neither, says what is ``found`` in the folder; the run calls its ``own`` models so.
         """
         file = run / EVALUATION_FOLDER / "asked.json"
         if self.tasks is not None:
@@ -207,6 +202,8 @@ class Asked:
                     "to evaluate it on (on the command line with --on)."
                 ) from None
             asked = replace(before, **{name: own for name, own in vars(self).items() if own is not None})
+        if taken := [name for name in asked.models or {} if re.fullmatch(own, name)]:
+            raise ValueError(f"{taken[0]!r} is the model of the run itself: give the other one another name.")
         content = asked.as_json(run)
         if content is None:
             file.unlink(missing_ok=True)

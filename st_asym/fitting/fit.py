@@ -19,7 +19,6 @@ import datasets
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Normalize
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
@@ -41,7 +40,7 @@ from st_asym.fitting.report import FitReport, bm25_sentence
 from st_asym.fitting.settings import Settings
 from st_asym.fitting.tuning import check_optuna, tune
 from st_asym.fitting.vectors import Vectors, read_vectors
-from st_asym.heads.anatomy import EncoderSource, public_name
+from st_asym.heads.anatomy import EncoderSource, gives_unit_vectors, public_name
 from st_asym.heads.model import fresh_heads, load_encoder, saved_size
 from st_asym.heads.saved import rescued_heads
 from st_asym.trust.provenance import keep_what_is_not_ours, save_provenance
@@ -77,15 +76,14 @@ def undisturbed() -> Iterator[None]:
     """The caller's random generators as they were, no progress bars of data sets, and no full garbage collections.
 
     The trainer and MTEB reseed all generators, and the trainer collects garbage after each run among all objects of all
-    modules that were ever imported. Those that were there before are left out of that. Training needs gradients, which
-    the caller may have switched off.
+    modules that were ever imported. Those that were there before are left out of that.
     """
     hidden, frozen = datasets.are_progress_bars_disabled(), gc.get_freeze_count()
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - it is the caller's
     datasets.disable_progress_bars()
     gc.freeze()
     try:
-        with torch.random.fork_rng(), torch.inference_mode(mode=False), torch.enable_grad():
+        with torch.random.fork_rng():
             yield
     finally:
         random.setstate(python)
@@ -97,6 +95,8 @@ def undisturbed() -> Iterator[None]:
 
 
 @undisturbed()
+@torch.inference_mode(mode=False)  # whatever the caller has switched off
+@torch.enable_grad()
 def fit(
     encoder: SentenceTransformer | str | os.PathLike[str],
     train: Pairs | Corpus | None = None,
@@ -309,16 +309,15 @@ def _free_place(output: Path) -> Path:
 
 def _check_encoder(model: SentenceTransformer, settings: Settings) -> None:
     """Refuse an encoder whose own ranking is not by cosine or dot product, or that settings do not suit."""
-    with model.truncate_embeddings(None):
-        width = model.get_embedding_dimension() or 0
-    cuts = (model.truncate_dim or width) < width
-    similarity, normalises = model.similarity_fn_name, isinstance(list(model.children())[-1], Normalize) and not cuts
-    if similarity == "manhattan" or (similarity == "euclidean" and not normalises):
+    similarity = model.similarity_fn_name
+    if similarity == "manhattan" or (similarity == "euclidean" and not gives_unit_vectors(model)):
         raise ValueError(
             f"The encoder compares by {similarity} distance, and heads by cosine, so that what they gain over the "
             "encoder cannot be judged. If cosine is how you search, set encoder.similarity_fn_name = 'cosine'."
         )
-    if cuts and settings.sides in ("query", "document"):
+    with model.truncate_embeddings(None):
+        width = model.get_embedding_dimension() or 0
+    if (model.truncate_dim or width) < width and settings.sides in ("query", "document"):
         raise ValueError(
             f"The encoder cuts its vectors to {model.truncate_dim} dimensions (truncate_dim), which the heads of both "
             f"sides do after it: leave sides={settings.sides!r} out, or load it without truncate_dim."

@@ -103,6 +103,8 @@ class HeadsResult:
 
 
 @undisturbed()
+@torch.inference_mode(mode=False)
+@torch.enable_grad()
 def fit_vectors(
     queries: Source,
     documents: Source,

@@ -313,13 +313,14 @@ def _told_of_both(report: FitReport, like_train: bool) -> Iterator[str]:
 
 def _told_of_what_was_not_judged(report: FitReport, judged: Sequence[HeldOut], documents: int) -> Iterator[str]:
     """What the cuts that decided leave open, of so many documents, in words."""
-    if report.expected_unseen and not any(part.unseen for part in judged):
-        yield "No query on unseen documents could be held out: what heads do to new documents was not measured."
-    if report.expected_unseen != 1 and not any(part.seen for part in judged):
-        yield (
-            "No query on seen documents could be held out: what heads do to documents that training knows was not "
-            "measured."
-        )
+    kinds = {"unseen": ("new documents", 0), "seen": ("documents that training knows", 1)}
+    for kind, (known, without) in kinds.items():
+        if report.expected_unseen == without or any(getattr(part, kind) for part in judged):
+            continue
+        if report.by_dev:
+            yield f"No dev query is on {kind} documents: what heads do to {known} did not count."
+        else:
+            yield f"No query on {kind} documents could be held out: what heads do to {known} was not measured."
     if documents > SEARCHED:
         yield f"Judged among {SEARCHED:,} of {documents:,} documents: scores over all of them are lower."
 

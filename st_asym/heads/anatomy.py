@@ -106,6 +106,13 @@ def without_heads(model: SentenceTransformer) -> SentenceTransformer:
     )
 
 
+def gives_unit_vectors(model: SentenceTransformer) -> bool:
+    """Whether a model's vectors have length 1: it ends in ``Normalize``, and ``truncate_dim`` cuts nothing off."""
+    with model.truncate_embeddings(None):
+        width = model.get_embedding_dimension() or 0
+    return isinstance(list(model.children())[-1], Normalize) and (model.truncate_dim or width) >= width
+
+
 def side_modules(model: SentenceTransformer, side: Side) -> list[nn.Module]:
     """The modules that texts of a side go through, in order.
 

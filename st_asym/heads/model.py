@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from typing_extensions import Unpack
 
-from st_asym.heads.anatomy import foreign_modules, model_file, prompts_of, taken_apart
+from st_asym.heads.anatomy import foreign_modules, gives_unit_vectors, model_file, prompts_of, taken_apart
 from st_asym.heads.projection import AsymmetricProjection, ProjectionOptions, require_tasks
 
 logger = logging.getLogger(__name__)
@@ -296,7 +296,7 @@ def _warn_about_encoder(encoder: SentenceTransformer, *, keeps_documents: bool) 
             "trust_remote_code=True, wherever it is loaded.",
             ", ".join(foreign),
         )
-    if encoder.similarity_fn_name != "cosine" and not isinstance(list(encoder.children())[-1], Normalize):
+    if encoder.similarity_fn_name != "cosine" and not gives_unit_vectors(encoder):
         logger.warning(
             "The encoder compares vectors of any length by %s; the model with heads compares directions, by cosine, "
             "and ranks differently even before training.%s",

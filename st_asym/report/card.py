@@ -377,7 +377,8 @@ class Own:
             label = re.sub(r"[^\w.-]+", "-", name).strip("-") or "unknown"
             kinds.append(hub["id"] if hub else label)
             # What has one type and no configuration is one data set to the Hub.
-            config = f"{label}-{len(kinds)}" if kinds[-1] in kinds[:-1] else None
+            another = f"{label}-{len(kinds)}" if kinds[-1] in kinds[:-1] else None
+            config = facts.get("subset") if hub else another
             values = {metric: self.score(name, metric) for metric in METRICS}
             yield from (
                 EvalResult(

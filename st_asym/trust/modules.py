@@ -38,6 +38,8 @@ _MOST_SMALL = 1 << 24
 # Keys under which a text is opened as a file or folder, with those that only tell where something came from.
 _PATHS = re.compile(r".*(?:_files?|_path|_dir|_folder)|file_name|subfolder")
 _ORIGINS = frozenset({"_name_or_path", "name_or_path", "special_tokens_map_file"})
+# What transformers reads to find weights that lie in several files.
+_INDEX = re.compile(r".*\.(?:safetensors|bin)\.index.*\.json")
 # Keys under which a text with a slash is code on the Hub.
 _KERNELS = re.compile(r".*_implementation(?:_internal)?")
 _REFUSED = {
@@ -125,7 +127,7 @@ def check_configurations(folder: Folder) -> None:
         with folder.noting():
             configuration = folder.json(name, object)
             entries = configuration if isinstance(configuration, dict) else {}
-            if ".index" in path.name or "weight_map" in entries:
+            if _INDEX.fullmatch(path.name) or "weight_map" in entries:
                 _check_shards(folder, name, entries)
             if _TRANSFORMER_FILE.fullmatch(path.name):
                 _check_transformer(folder, name, entries)

@@ -284,7 +284,7 @@ def _check_readable(made: Provenance) -> None:
         try:
             text = json.dumps({name: part}, indent=2, allow_nan=False)
             parsed(text.encode())
-        except (RecursionError, ValueError) as error:
+        except (RecursionError, TypeError, ValueError) as error:
             why = "it is nested too deeply" if isinstance(error, RecursionError) else shown(str(error))
             raise ValueError(f"{name} cannot be kept in {PROVENANCE_FILE}: {why}. Nothing was written.") from error
         lengths[name] = len(text)

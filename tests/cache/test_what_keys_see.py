@@ -30,7 +30,7 @@ from transformers import PhobertTokenizer
 from st_asym import CachedSentenceTransformer, EmbeddingCache, asymmetric_model, encoder_fingerprint, record_keys
 from st_asym.cache.encoding import listens_to_task
 from st_asym.cache.fingerprint import without_configuration
-from st_asym.cache.stock import tokenizer_settings
+from st_asym.cache.stock import has_few_added_tokens, quick_tokenizer, tokenizer_settings
 from st_asym.heads.anatomy import encoder_modules, without_heads
 
 WORDS = ["a", "bad", "cab", "deaf"]
@@ -525,13 +525,26 @@ def test_words_added_to_a_tokenizer_in_python(tmp_path: Path) -> None:
     tokenizer.add_tokens(["b"])
     assert tokenizer.tokenize("abd") != cut
     assert tokenizer_settings(tokenizer) != before
+    files = str(tmp_path / "vocab.txt"), str(tmp_path / "bpe.codes")
+    special = PhobertTokenizer(*files, additional_special_tokens=["<x>", "<y>"])
+    assert "added" not in tokenizer_settings(special)[0]  # they are among its options
+
+
+def test_hundreds_of_added_words_are_left_out_of_the_look_in_each_step(bert: Path) -> None:
+    tokenizer = tiny_bert(bert).tokenizer
+    assert has_few_added_tokens(tokenizer)
+    tokenizer.add_tokens([f"word{number}" for number in range(300)])
+    assert not has_few_added_tokens(tokenizer)
+    assert quick_tokenizer(tokenizer, few_added=False) == quick_tokenizer(tokenizer, few_added=False)
+    assert quick_tokenizer(tokenizer) != quick_tokenizer(tokenizer, few_added=False)
 
 
 def test_weights_that_change_as_they_run_are_named(bert: Path, tmp_path: Path) -> None:
-    encoder = tiny_bert(bert)
-    encoder[0].model.embeddings.word_embeddings.max_norm = 0.01
-    with pytest.raises(ValueError, match="weights or settings changed while it ran, as those of an"):
-        EmbeddingCache(tmp_path).embed(encoder, TEXTS)
+    for way in ("embed", "fill"):
+        encoder = tiny_bert(bert)
+        encoder[0].model.embeddings.word_embeddings.max_norm = 0.01
+        with pytest.raises(ValueError, match="weights or settings changed while it ran, as those of an"):
+            getattr(EmbeddingCache(tmp_path / way), way)(encoder, TEXTS)
 
 
 def test_tokenizers_that_are_not_of_transformers(bert: Path, tmp_path: Path) -> None:

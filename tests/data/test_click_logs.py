@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +25,12 @@ def grades(data: RetrievalData) -> dict[tuple[str, str], int]:
 def written(path: Path, text: str) -> RetrievalData:
     (path / "log.csv").write_text(text, encoding="utf-8")
     return as_retrieval_data(path / "log.csv")
+
+
+def test_what_was_not_shown_may_be_a_number_of_any_kind() -> None:
+    yes, no = Decimal("1.00"), Decimal("0.00")
+    rows = {"query": ["q", "q", "q"], "document": ["a", "b", "c"], "shown": [yes, no, yes], "clicked": [yes, no, no]}
+    assert grades(as_retrieval_data(pd.DataFrame(rows))) == {("q", "a"): 1, ("q", "c"): 0}
 
 
 def test_what_was_shown_and_not_clicked_is_judged_not_relevant(tmp_path: Path) -> None:

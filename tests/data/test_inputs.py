@@ -267,6 +267,18 @@ def test_a_damaged_gzip_file_is_named(tmp_path: Path) -> None:
         as_retrieval_data(tmp_path / "a.jsonl.gz")
 
 
+@pytest.mark.parametrize("packing", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_that_cannot_be_unpacked_is_named(tmp_path: Path, packing: int) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", packing) as archive:
+        for name in ("corpus.jsonl", "queries.jsonl", "qrels/train.tsv"):
+            archive.writestr(name, '{"_id": "a", "text": "b"}\n' * 500)
+    raw = bytearray((tmp_path / "a.zip").read_bytes())
+    raw[50:60] = b"\xff" * 10  # in what was packed first
+    (tmp_path / "a.zip").write_bytes(raw)
+    with pytest.raises(ValueError, match=r"a\.zip is damaged, encrypted or|a damaged zip file"):
+        as_retrieval_data(tmp_path / "a.zip")
+
+
 def test_a_damaged_or_encrypted_zip_is_named(tmp_path: Path) -> None:
     path, text = tmp_path / "a.zip", b"part " * 3
     with zipfile.ZipFile(path, "w") as packed:

@@ -120,6 +120,7 @@ def test_heads_to_fewer_dimensions_are_a_cut_and_no_collapse(make_encoder: Calla
     assert "collapse" not in kinds
     assert diagnosis.judged is not None
     assert (diagnosis.judged.difference < -2 * (diagnosis.judged.error or 0)) == ("worse" in kinds)
+    assert "Lower the learning rate" not in str(diagnosis)
 
 
 def test_what_compares_by_dot_product_is_said_to_be_shown_by_cosine(
@@ -131,6 +132,10 @@ def test_what_compares_by_dot_product_is_said_to_be_shown_by_cosine(
         diagnose(open_ended, QUERIES, DOCUMENTS, cache=cache)
     )
     assert "by dot" not in str(diagnose(model, QUERIES, DOCUMENTS, cache=cache))
+    model.similarity_fn_name = "dot"  # of unit vectors it is the cosine, until they are cut
+    assert "by dot" not in str(diagnose(model, QUERIES, DOCUMENTS, cache=cache))
+    model.truncate_dim = 6
+    assert "by dot" in str(diagnose(model, QUERIES, DOCUMENTS, cache=cache))
 
 
 @pytest.mark.parametrize(("factor", "kind"), [(100.0, "length explosion"), (0.01, "length collapse")])

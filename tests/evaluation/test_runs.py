@@ -410,8 +410,15 @@ def test_what_a_watched_run_is_compared_with_is_not_called_like_a_model_of_it(
 ) -> None:
     save(with_heads(make_encoder(), 1), tmp_path / "run", 2)
     for name in ("checkpoint-2", "run"):
-        with pytest.raises(ValueError, match=f"'{name}' is what the run calls a model of its own"):
+        with pytest.raises(ValueError, match=f"'{name}' is the model of the run itself"):
             follow_run(tmp_path / "run", [beir], models={name: make_encoder()}, cache=vectors)
+        assert not (tmp_path / "run" / "evaluation" / "asked.json").exists()
+    make_encoder().save(str(tmp_path / "other"))
+    options: Any = {"cache": vectors, "baselines": ()}
+    evaluate_run(tmp_path / "run", [beir], models={"checkpoint-4": str(tmp_path / "other")}, **options)
+    save(with_heads(make_encoder(), 2), tmp_path / "run", 4)
+    with pytest.raises(ValueError, match="'checkpoint-4' is the model of the run itself"):
+        evaluate_run(tmp_path / "run", **options)
 
 
 def test_data_sets_with_names_of_their_own_are_remembered(

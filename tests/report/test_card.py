@@ -190,14 +190,15 @@ def test_each_data_set_is_one_in_the_metadata_and_those_of_the_hub_are_named(
     fitted()
     found = compared({"words": tmp_path / "encoder", "heads": tmp_path / "model"})
     on_hub = f"SciFact mteb/scifact@{'0a' * 20} ['test'] ['default']"
-    versions = {"week 1": "a digest", "week-1": "another", "SciFact": on_hub}
+    versions = {"week 1": "a digest", "week-1": "another", "SciFact (de, test)": on_hub, "SciFact (fr, test)": on_hub}
     data = {name: {**found.data["toy"], "version": version} for name, version in versions.items()}
+    data["SciFact (de, test)"]["subset"], data["SciFact (fr, test)"]["subset"] = "de", "fr"
     found = replace(found, data=data, queries=dict.fromkeys(data, found.queries["toy"]))
     own = Own(found, found["heads"], 0, on_its_encoder=True)
     index = eval_results_to_model_index("model", list(own.results()))
     assert [one["dataset"]["name"] for one in index[0]["results"]] == list(versions)
     scifact = index[0]["results"][-1]["dataset"]
-    assert (scifact["type"], scifact["revision"]) == ("mteb/scifact", "0a" * 20)
+    assert (scifact["type"], scifact["config"], scifact["revision"]) == ("mteb/scifact", "fr", "0a" * 20)
 
 
 def test_queries_that_were_trained_on_are_not_in_the_metadata(

@@ -214,6 +214,7 @@ def test_what_would_not_pass_is_named_in_a_warning(
         ({"settings": {"log": ["a line"] * 200_000}}, "settings takes .* bytes of st_asym.json, which may have"),
         ({"settings": {"a": json.loads("[" * 70 + "0" + "]" * 70)}}, "settings cannot be kept .* nested too deeply"),
         ({"settings": {1: 0, "1": 0}}, "settings cannot be kept .* a key twice"),
+        ({"settings": {"rate": Path("a")}}, "settings cannot be kept .* not JSON serializable"),
     ],
 )
 def test_what_could_not_be_read_again_is_not_written(
