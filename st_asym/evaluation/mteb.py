@@ -41,12 +41,12 @@ class TaskScores:
     benchmark: str  # the name of the task
     data: str  # that of the data set, which is the task's where it has only one
     split: str
-    subset: str
     documents: int  # how many were searched
     queries: tuple[str, ...]  # their ids
     by_query: dict[str, tuple[float, ...]]  # each of METRICS for each query, in the order of queries
     relevant: dict[str, dict[str, str]]  # query id to the ids of its relevant documents, each with a digest of its text
     bm25_weight: float | None = None  # how much BM25 counted beside the cosine, where it was added
+    subset: str = "default"  # of a task that has several
 
 
 class Measurement(NamedTuple):
@@ -204,11 +204,11 @@ def _scores(benchmark: Benchmark, split: str, measured: Mapping[str, Any], *, se
         benchmark=benchmark.name,
         data=f"{benchmark.name} ({subset}, {split})" if several else benchmark.name,
         split=split,
-        subset=subset,
         documents=len(part["corpus"]),
         queries=tuple(queries),
         by_query={metric: tuple(float(by_query[query_id][metric]) for query_id in queries) for metric in METRICS},
         relevant=_relevant(part["corpus"], part["relevant_docs"]),
+        subset=subset,
     )
 
 
