@@ -73,30 +73,38 @@ class FitResult:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """The caller's random generators as they were, no progress bars of data sets, and no full garbage collections.
-
-    The trainer and MTEB reseed all generators, and the trainer collects garbage after each run among all objects of all
-    modules that were ever imported. Those that were there before are left out of that.
-    """
-    hidden, frozen = datasets.are_progress_bars_disabled(), gc.get_freeze_count()
+    """The caller's random generators as they were, which the trainer and MTEB reseed, and no bars of data sets."""
+    hidden = datasets.are_progress_bars_disabled()
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - it is the caller's
     datasets.disable_progress_bars()
-    gc.freeze()
     try:
         with torch.random.fork_rng():
             yield
     finally:
         random.setstate(python)
         np.random.set_state(legacy)  # noqa: NPY002
-        if not frozen:
-            gc.unfreeze()
         if not hidden:
             datasets.enable_progress_bars()
 
 
-@undisturbed()
-@torch.inference_mode(mode=False)  # whatever the caller has switched off
-@torch.enable_grad()
+@contextlib.contextmanager
+def ready_to_train() -> Iterator[None]:
+    """The caller :func:`undisturbed`, gradients, and no full garbage collections.
+
+    The trainer collects garbage after each run among all objects of all modules that were ever imported. Those that
+    were there before are left out of that.
+    """
+    frozen = gc.get_freeze_count()
+    gc.freeze()
+    try:
+        with undisturbed(), torch.inference_mode(mode=False), torch.enable_grad():
+            yield
+    finally:
+        if not frozen:
+            gc.unfreeze()
+
+
+@ready_to_train()
 def fit(
     encoder: SentenceTransformer | str | os.PathLike[str],
     train: Pairs | Corpus | None = None,

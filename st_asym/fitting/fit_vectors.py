@@ -22,7 +22,7 @@ from st_asym.data import RetrievalData
 from st_asym.data.collection import counted, noted, own_documents, whole_number
 from st_asym.data.document import copies_by_query
 from st_asym.data.formats import as_list
-from st_asym.fitting.fit import Collection, checked_settings, rehearsed, undisturbed
+from st_asym.fitting.fit import Collection, checked_settings, ready_to_train, rehearsed
 from st_asym.fitting.loop import train_on_vectors
 from st_asym.fitting.report import FitReport
 from st_asym.fitting.settings import Settings
@@ -102,9 +102,7 @@ class HeadsResult:
         return heads.save(path)
 
 
-@undisturbed()
-@torch.inference_mode(mode=False)
-@torch.enable_grad()
+@ready_to_train()
 def fit_vectors(
     queries: Source,
     documents: Source,

@@ -19,6 +19,7 @@ import pytest
 from cache_helpers import python
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import in_a_process
 
 from st_asym.cache.lmdb_file import CacheError
 from st_asym.cache.store import _FORMAT_KEY, GROUP_BYTES, Floats, VectorStore, _pack_json
@@ -337,6 +338,11 @@ def test_makes_room_under_its_limit(tmp_path: Path) -> None:
     assert len(store) == 0
 
 
+def full(directory: Path) -> None:
+    with pytest.raises(CacheError, match=r"could not be opened: the disk is full\."):
+        VectorStore(directory)
+
+
 def test_says_that_the_disk_is_full_and_keeps_what_it_has(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -361,9 +367,7 @@ def test_says_that_the_disk_is_full_and_keeps_what_it_has(tmp_path: Path) -> Non
         (disk / "begun" / "lock.mdb").touch()
         os.truncate(disk / "begun" / "lock.mdb", 65664)
         for name in ("new", "begun"):
-            ran = python(f"from st_asym.cache.store import VectorStore; VectorStore({str(disk / name)!r})")
-            assert "CacheError" in ran.stderr
-            assert "could not be opened: the disk is full." in ran.stderr
+            assert in_a_process(full, disk / name) == 0
         del store
         reopened(tmp_path / "other")
     finally:
