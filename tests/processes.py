@@ -15,14 +15,13 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 
-# A copy of this process need not import everything again.
-_START = "fork" if sys.platform == "linux" else "spawn"
 _SECONDS = 300
 
 
 def in_a_process(function: Callable[..., None], *arguments: Any, **options: Any) -> int | None:
     """Call it with one thread; the exit code: below 0 the signal that ended it."""
-    context: Any = multiprocessing.get_context(_START)
+    # A copy of this process need not import everything again.
+    context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     process = context.Process(target=_with_one_thread, args=(function, arguments, options))
     process.start()
     process.join(_SECONDS)
@@ -43,9 +42,8 @@ def in_two_processes(function: Callable[[int, Path], None], folder: Path) -> Non
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context: Any = torch.multiprocessing.start_processes(
-        _one_of_two, (function, port, folder), nprocs=2, join=False, start_method=_START
-    )
+    # Not copies of this process, in which what torch's parallel training starts may wait forever.
+    context: Any = torch.multiprocessing.spawn(_one_of_two, (function, port, folder), nprocs=2, join=False)
     deadline = time.monotonic() + _SECONDS
     try:
         while not context.join(deadline - time.monotonic()):

@@ -756,6 +756,7 @@ def _draw(count: int) -> torch.Tensor:
     return CorpusContrastiveLoss(vector_model(), corpus, {"q": ["d0"]}).sample_documents(count).detach()
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_loss_and_gradient_of_one(tmp_path: Path) -> None:
     in_two_processes(_one_of_two_processes, tmp_path)
     torch.manual_seed(0)

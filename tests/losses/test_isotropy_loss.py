@@ -234,6 +234,7 @@ def _head_and_columns() -> tuple[torch.nn.Linear, list[torch.Tensor]]:
     return head, [torch.randn(8, 6, generator=generator, dtype=torch.float64) for _ in range(2)]
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_value_and_gradient_of_one(tmp_path: Path) -> None:
     in_two_processes(_one_of_two_processes, tmp_path)
     for kind in KINDS:

@@ -422,6 +422,7 @@ def _log_of_one_of_two_processes(rank: int, folder: Path) -> None:
     (folder / f"{rank}.json").write_text(json.dumps([logs, empty]))
 
 
+@pytest.mark.slow
 def test_figures_are_means_over_the_batches_of_all_processes(tmp_path: Path) -> None:
     in_two_processes(_log_of_one_of_two_processes, tmp_path)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
