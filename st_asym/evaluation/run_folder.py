@@ -201,7 +201,7 @@ class Asked:
                     f"{run}: {found} It was not evaluated before{', but on data in memory' if was else ''}: say what "
                     "to evaluate it on (on the command line with --on)."
                 ) from None
-            asked = replace(before, **{name: own for name, own in vars(self).items() if own is not None})
+            asked = replace(before, **{name: one for name, one in vars(self).items() if one is not None})
         if taken := [name for name in asked.models or {} if re.fullmatch(own, name)]:
             raise ValueError(f"{taken[0]!r} is the model of the run itself: give the other one another name.")
         content = asked.as_json(run)

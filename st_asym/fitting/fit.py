@@ -40,7 +40,7 @@ from st_asym.fitting.report import FitReport, bm25_sentence
 from st_asym.fitting.settings import Settings
 from st_asym.fitting.tuning import check_optuna, tune
 from st_asym.fitting.vectors import Vectors, read_vectors
-from st_asym.heads.anatomy import EncoderSource, gives_unit_vectors, public_name
+from st_asym.heads.anatomy import EncoderSource, gives_unit_vectors, is_cut, public_name
 from st_asym.heads.model import fresh_heads, load_encoder, saved_size
 from st_asym.heads.saved import rescued_heads
 from st_asym.trust.provenance import keep_what_is_not_ours, save_provenance
@@ -323,9 +323,7 @@ def _check_encoder(model: SentenceTransformer, settings: Settings) -> None:
             f"The encoder compares by {similarity} distance, and heads by cosine, so that what they gain over the "
             "encoder cannot be judged. If cosine is how you search, set encoder.similarity_fn_name = 'cosine'."
         )
-    with model.truncate_embeddings(None):
-        width = model.get_embedding_dimension() or 0
-    if (model.truncate_dim or width) < width and settings.sides in ("query", "document"):
+    if settings.sides in ("query", "document") and is_cut(model):
         raise ValueError(
             f"The encoder cuts its vectors to {model.truncate_dim} dimensions (truncate_dim), which the heads of both "
             f"sides do after it: leave sides={settings.sides!r} out, or load it without truncate_dim."

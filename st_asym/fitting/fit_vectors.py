@@ -27,6 +27,7 @@ from st_asym.fitting.loop import train_on_vectors
 from st_asym.fitting.report import FitReport
 from st_asym.fitting.settings import Settings
 from st_asym.fitting.vectors import Vectors
+from st_asym.heads.anatomy import is_cut
 from st_asym.heads.array_heads import Heads
 from st_asym.heads.model import load_encoder
 
@@ -82,7 +83,7 @@ class HeadsResult:
 
             model = load_encoder(encoder)
             described = describe_encoder(model)
-            if (model.truncate_dim or described["dimension"]) < described["dimension"]:
+            if is_cut(model):
                 raise ValueError(
                     f"The encoder cuts its vectors to {model.truncate_dim} dimensions (truncate_dim), and heads are "
                     "put behind whole ones: fit on vectors that are not cut, and load it without truncate_dim."

@@ -106,11 +106,21 @@ def without_heads(model: SentenceTransformer) -> SentenceTransformer:
     )
 
 
-def gives_unit_vectors(model: SentenceTransformer) -> bool:
-    """Whether a model's vectors have length 1: it ends in ``Normalize``, and ``truncate_dim`` cuts nothing off."""
+def whole_width(model: SentenceTransformer) -> int | None:
+    """How many dimensions a model's vectors have before ``truncate_dim`` cuts them; None where it does not say."""
     with model.truncate_embeddings(None):
-        width = model.get_embedding_dimension() or 0
-    return isinstance(list(model.children())[-1], Normalize) and (model.truncate_dim or width) >= width
+        return model.get_embedding_dimension()
+
+
+def is_cut(model: SentenceTransformer) -> bool:
+    """Whether ``truncate_dim`` cuts something off a model's vectors."""
+    width = whole_width(model) or 0
+    return (model.truncate_dim or width) < width
+
+
+def gives_unit_vectors(model: SentenceTransformer) -> bool:
+    """Whether a model's vectors have length 1: it ends in ``Normalize``, and nothing is cut off behind that."""
+    return isinstance(list(model.children())[-1], Normalize) and not is_cut(model)
 
 
 def side_modules(model: SentenceTransformer, side: Side) -> list[nn.Module]:

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from typing_extensions import Unpack
 
-from st_asym.heads.anatomy import foreign_modules, gives_unit_vectors, model_file, prompts_of, taken_apart
+from st_asym.heads.anatomy import foreign_modules, gives_unit_vectors, model_file, prompts_of, taken_apart, whole_width
 from st_asym.heads.projection import AsymmetricProjection, ProjectionOptions, require_tasks
 
 logger = logging.getLogger(__name__)
@@ -82,8 +82,7 @@ def fresh_heads(encoder: SentenceTransformer, projection: ProjectionOptions) -> 
             "The encoder already has a Router, so its queries and documents take different ways before the heads. Pass "
             "the encoder inside it; to train existing heads further, use st_asym.freeze_encoder(model)."
         )
-    with encoder.truncate_embeddings(None):
-        in_features = encoder.get_embedding_dimension()
+    in_features = whole_width(encoder)
     if in_features is None:
         raise ValueError(
             f"The encoder does not say how many dimensions its vectors have: none of its modules "
