@@ -411,7 +411,9 @@ def test_what_a_watched_run_is_compared_with_is_not_called_like_a_model_of_it(
     save(with_heads(make_encoder(), 1), tmp_path / "run", 2)
     for name in ("checkpoint-2", "run"):
         with pytest.raises(ValueError, match=f"'{name}' is the model of the run itself"):
-            follow_run(tmp_path / "run", [beir], models={name: make_encoder()}, cache=vectors)
+            follow_run(
+                tmp_path / "run", [beir], models={name: make_encoder()}, cache=vectors, interval=0.1, patience=0.1
+            )
         assert not (tmp_path / "run" / "evaluation" / "asked.json").exists()
     make_encoder().save(str(tmp_path / "other"))
     options: Any = {"cache": vectors, "baselines": ()}
